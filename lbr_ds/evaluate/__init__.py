@@ -1,0 +1,33 @@
+"""A folder, a run, a checkpoint or a model's name -> retrieval scores. The only door for mteb.
+
+    evaluate("runs/demo", data=Path("data/icd10cm"), output=Path("runs/demo/eval/stage2.json"))
+    evaluate("sentence-transformers/all-MiniLM-L6-v2", tasks=["NFCorpus"])
+
+Our own held-out split is judged by mteb's own retrieval task, so its numbers and those of the
+official tasks come from one ruler. This room never imports `train`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from lbr_ds.locate import cache_folder
+
+# mteb 2.26 makes its result cache when it is imported; keep it out of the user's home.
+os.environ.setdefault("MTEB_CACHE", str(cache_folder() / "mteb"))
+
+from lbr_ds.evaluate.models import PackedModel, load_model
+from lbr_ds.evaluate.run import evaluate, judge, top_passages
+from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks, split_names
+
+__all__ = [
+    "HeldOutTask",
+    "PackedModel",
+    "evaluate",
+    "held_out_task",
+    "judge",
+    "load_model",
+    "official_tasks",
+    "split_names",
+    "top_passages",
+]

@@ -1,0 +1,138 @@
+"""MODEL (a folder, a run, a checkpoint, a name) -> an encoder that mteb can use."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import mteb
+from mteb.models import ModelMeta, MTEBModels, SentenceTransformerEncoderWrapper
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ScoringFunction
+
+from lbr_ds.errors import ConfigError, EnvironmentProblem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CARD = "lbr.json"  # what a checkpoint's `model/` folder says about pooling, attention, lengths
+_STEP = re.compile(r"step-(\d+)")
+
+
+class PackedModel(AbsEncoder):
+    """A checkpoint's `model/` folder behind mteb's interface: the trainer's own forward code."""
+
+    def __init__(self, folder: Path, batch_tokens: int = 8192) -> None:
+        from lbr_ds.model.encoder import PackedEncoder
+
+        self.model = PackedEncoder(folder)
+        self.batch_tokens = batch_tokens
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={
+                "name": f"lbr-ds/{folder.resolve().name}",
+                "similarity_fn_name": ScoringFunction.COSINE,
+            }
+        )
+
+    def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
+        """Batches of {"text": [...]} -> (N, D) float32, unit length."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        progress = bool(kwargs.get("show_progress_bar", False))
+        return self.model.encode(texts, batch_tokens=self.batch_tokens, progress=progress)
+
+
+def load_model(
+    model: str, *, batch_tokens: int = 8192, trust_remote_code: bool = False
+) -> MTEBModels:
+    """The encoder that `model` stands for.
+
+    - a folder with `modules.json`, or a plain Hugging Face folder: sentence-transformers;
+    - a run, one of its stages, or a checkpoint: our packed encoder (see `find_card`);
+    - anything else: a name of mteb's registry, or one that sentence-transformers can fetch.
+    Raises ConfigError for a folder that holds no model and for a model that would run code of its
+    own without `trust_remote_code`; EnvironmentProblem when it cannot be loaded.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "modules.json").exists():
+            card = find_card(folder)
+            if card is not None:
+                return cast("MTEBModels", PackedModel(card, batch_tokens))
+            if not (folder / "config.json").exists():
+                raise ConfigError(
+                    f"{model}: holds no model (no modules.json, {CARD} or config.json, no "
+                    "checkpoint); give a run, a checkpoint or an exported folder"
+                )
+        return _sentence_transformer(str(folder), trust_remote_code)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
+    return _by_name(model, trust_remote_code)
+
+
+def find_card(folder: Path) -> Path | None:
+    """The folder to load for a run, a stage or a checkpoint; None when there is none.
+
+    In a run: the newest checkpoint of stage 2, else of stage 1, else the prepared backbone.
+    """
+    for place in (folder, folder / "model"):
+        if (place / CARD).exists():
+            return place
+    for stage in (folder, folder / "stage2", folder / "stage1"):
+        steps = [(_STEP.fullmatch(p.name), p) for p in (stage / "checkpoints").glob("step-*")]
+        whole = [(int(m[1]), p / "model") for m, p in steps if m and (p / "model" / CARD).exists()]
+        if whole:
+            return max(whole)[1]
+    backbone = folder / "backbone"
+    return backbone if (backbone / CARD).exists() else None
+
+
+def _sentence_transformer(name: str, trust_remote_code: bool) -> SentenceTransformerEncoderWrapper:
+    """A folder or a hub name by way of sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the hub, safetensors and remote configs each raise their own
+        raise _cannot_load(name, error) from error
+    return SentenceTransformerEncoderWrapper(model)
+
+
+def _by_name(name: str, trust_remote_code: bool) -> MTEBModels:
+    """mteb's own loader where its registry knows the name: it has the model's prompts."""
+    try:
+        meta = mteb.get_model_meta(name)
+    except KeyError:
+        return _sentence_transformer(name, trust_remote_code)
+    if _runs_own_code(meta) and not trust_remote_code:
+        raise ConfigError(
+            f"{name} runs code from its own repository; allow it with trust_remote_code "
+            "if you trust its authors"
+        )
+    try:
+        return meta.load_model()
+    except Exception as error:  # each loader of the registry raises its own kinds
+        raise _cannot_load(name, error) from error
+
+
+def _runs_own_code(meta: ModelMeta) -> bool:
+    """Whether mteb's loader for this model turns trust_remote_code on, by argument or in source."""
+    if meta.loader_kwargs.get("trust_remote_code"):
+        return True
+    if meta.loader in (None, SentenceTransformerEncoderWrapper):
+        return False
+    try:
+        source = inspect.getsource(inspect.unwrap(getattr(meta.loader, "func", meta.loader)))
+    except (OSError, TypeError):
+        return True
+    return re.search(r"trust_remote_code\W+True", source) is not None
+
+
+def _cannot_load(name: str, error: Exception) -> EnvironmentProblem:
+    """One line: the name, the first line of the reason, the cure."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return EnvironmentProblem(
+        f"cannot load model {name!r}: {reason} (give a folder, a run, or a name; "
+        "a name needs the network or a local copy)"
+    )

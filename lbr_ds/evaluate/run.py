@@ -1,0 +1,229 @@
+"""MODEL and DATA or task names -> a dict of scores, and OUT.json.
+
+1. Load the model; build the held-out task and look up the official ones.
+2. Per task: load its texts, let `mteb.evaluate` encode, search and score, let go of the texts.
+3. Keep each held-out query's ndcg@10 and, when asked, its top passages, from that same search.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import mteb
+import numpy as np
+import torch
+from mteb.abstasks.abstask import AbsTask
+from mteb.models import MTEBModels
+
+import lbr_ds
+from lbr_ds.errors import ConfigError, EnvironmentProblem
+from lbr_ds.evaluate.models import load_model
+from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks
+
+METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
+CHATTY = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingface_hub", "httpx")
+
+
+def evaluate(
+    model: str,
+    *,
+    data: Path | None = None,
+    tasks: Sequence[str] = (),
+    output: Path | None = None,
+    batch_size: int = 64,
+    batch_tokens: int = 8192,
+    max_queries: int | None = None,
+    examples: int = 0,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Scores of `model` on DATA's eval split and on official tasks; written to `output` too.
+
+    model: see `load_model`. batch_size: texts a batch for sentence-transformers; batch_tokens:
+    tokens a batch for our own encoder. max_queries: a sample of the held-out queries, drawn by
+    seed (the corpus stays whole). examples: so many queries with their top 3 passages, drawn by
+    seed, so the same ones for every model.
+    Returns {"model", "data", "seconds", "tasks": {name: {"recall_at_10", "ndcg_at_10",
+    "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}}, "environment"},
+    and "examples" when asked. A task that is no retrieval has "main_score" and "metric" instead.
+    Raises ConfigError, DataError or EnvironmentProblem with one line.
+    """
+    if data is None and not tasks:
+        raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
+    started = time.perf_counter()
+    chosen: list[AbsTask] = list(official_tasks(tasks))
+    if data is not None:
+        chosen.insert(0, held_out_task(data, max_queries=max_queries, seed=seed))
+    with quiet():
+        encoder = load_model(model, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
+        scores = {task.metadata.name: judge(encoder, task, batch_size) for task in chosen}
+    held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
+    result: dict[str, Any] = {
+        "model": model,
+        "data": None if data is None else str(data),
+        "seconds": round(time.perf_counter() - started, 2),
+        "tasks": scores,
+        "per_query": {task.metadata.name: task.per_query for task in held_out},
+        "environment": _environment(),
+    }
+    if examples and held_out:
+        ids = held_out[0].judged.sample(examples, seed)
+        result["examples"] = [_example(held_out[0], i, 3) for i in ids]
+    if output is not None:
+        _write(result, output)
+    return result
+
+
+def top_passages(
+    model: str,
+    data: Path,
+    queries: int | Sequence[str] = 5,
+    k: int = 3,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[dict[str, Any]]:
+    """What `model` finds for held-out queries: a number of them, drawn by seed, or given ids.
+
+    Returns [{"id", "query", "answers": [text], "first_right": rank or None, "passages":
+    [{"text", "score", "right"}]}]; rank 1 is the top, None is beyond 100.
+    `evaluate(..., examples=n)` gives the same without encoding the corpus a second time.
+    """
+    if isinstance(queries, int):
+        task = held_out_task(data, max_queries=queries, seed=seed)
+    else:
+        task = held_out_task(data, query_ids=queries)
+    with quiet():
+        judge(load_model(model), task, batch_size)
+    return [_example(task, query_id, k) for query_id in task.judged.queries]
+
+
+def judge(encoder: MTEBModels, task: AbsTask, batch_size: int = 64) -> dict[str, Any]:
+    """One task's scores by mteb, with no result cache; averaged over splits and languages.
+
+    Raises EnvironmentProblem when the task's texts cannot be fetched.
+    """
+    _fetch(task)
+    show = sys.stderr.isatty()
+    outcome = mteb.evaluate(
+        encoder,
+        task,
+        cache=None,
+        co2_tracker=False,
+        show_progress_bar=show,
+        encode_kwargs={"batch_size": batch_size, "show_progress_bar": show},
+    )
+    rows = [row for split in outcome.task_results[0].scores.values() for row in split]
+    metrics = [m for m in METRICS if all(m in row for row in rows)]
+    scores: dict[str, Any] = {m: round(float(np.mean([r[m] for r in rows])), 5) for m in metrics}
+    if not metrics:
+        scores["main_score"] = round(float(np.mean([r["main_score"] for r in rows])), 5)
+        scores["metric"] = task.metadata.main_score
+    scores |= _sizes(task)
+    if not isinstance(task, HeldOutTask):
+        task.unload_data()
+    return scores
+
+
+def _fetch(task: AbsTask) -> None:
+    """Load the texts here, so that a missing network is told apart from a fault in scoring."""
+    for part in getattr(task.metadata, "tasks", [task]):  # an aggregate is made of tasks
+        try:
+            part.load_data()
+        except Exception as error:  # datasets, huggingface_hub and httpx each raise their own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise EnvironmentProblem(
+                f"cannot fetch the texts of task {part.metadata.name}: {reason} "
+                "(the network, or a local copy in the Hugging Face cache, is needed)"
+            ) from error
+
+
+def _sizes(task: AbsTask) -> dict[str, int | None]:
+    """Number of queries and documents: counted for our own task, else as mteb's tables say."""
+    if isinstance(task, HeldOutTask):
+        judged = task.judged
+        return {"queries": len(judged.queries), "documents": len(judged.documents)}
+    tables: dict[str, Any] = dict(task.metadata.descriptive_stats or {})
+    splits = [tables[name] for name in task.eval_splits if name in tables]
+
+    def total(key: str) -> int | None:
+        counts = [split[key] for split in splits if key in split]
+        return sum(counts) if counts else None
+
+    return {"queries": total("num_queries"), "documents": total("num_documents")}
+
+
+def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:
+    """One query with its right answers and the k passages that were found."""
+    judged, right = task.judged, task.judged.relevant[query_id]
+    found = sorted(task.rankings[query_id].items(), key=lambda item: -item[1])
+    first = next((rank for rank, (i, _) in enumerate(found, 1) if i in right), None)
+    passages = [
+        {"text": judged.documents[i], "score": round(score, 4), "right": i in right}
+        for i, score in found[:k]
+    ]
+    return {
+        "id": query_id,
+        "query": judged.queries[query_id],
+        "answers": [judged.documents[i] for i in right],
+        "first_right": first,
+        "passages": passages,
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Only errors from libraries that otherwise tell each step, and no bars for small things."""
+    from transformers.utils import logging as transformers_logging
+
+    levels = {name: logging.getLogger(name).level for name in CHATTY}
+    bars = transformers_logging.is_progress_bar_enabled()
+    map_bars = not datasets.are_progress_bars_disabled()
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        if map_bars:
+            datasets.enable_progress_bars()
+
+
+def _environment() -> dict[str, Any]:
+    """What the numbers were made with."""
+    names = ("torch", "transformers", "sentence-transformers", "mteb")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "lbr-ds": lbr_ds.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _write(result: dict[str, Any], output: Path) -> None:
+    """Whole or not at all: written beside and renamed."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f".{output.name}.{os.getpid()}")
+    part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(output)

@@ -1,0 +1,121 @@
+"""The held-out task against a computation by hand; names of official tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.evaluate import held_out_task, judge, official_tasks, split_names
+from lbr_ds.records import Record
+from lbr_ds.shards import Manifest, write_split
+
+
+def scores_by_hand(encoder: Any, records: list[Record]) -> dict[str, float]:
+    """Recall@10, ndcg@10 and mrr@10, from their definitions."""
+    corpus = sorted({t for r in records for t in (*r.positives, *r.negatives)})
+    vectors = np.stack([encoder.vector(text) for text in corpus])
+    recalls, gains, ranks = [], [], []
+    for record in records:
+        right = set(record.positives)
+        if record.group == "it":
+            right = {"one use", "another use"}
+        order = np.argsort(-vectors @ encoder.vector(record.instruction + record.query))
+        hits = np.array([corpus[i] in right for i in order[:10]], float)
+        discount = 1 / np.log2(np.arange(2, 12))
+        recalls.append(hits.sum() / len(right))
+        gains.append((hits * discount).sum() / discount[: len(right)].sum())
+        ranks.append(1 / (hits.argmax() + 1) if hits.any() else 0.0)
+    means = [float(np.mean(values)) for values in (recalls, gains, ranks)]
+    return dict(zip(("recall_at_10", "ndcg_at_10", "mrr_at_10"), means, strict=True))
+
+
+def test_scores_equal_the_definitions(encoder: Any, data: Path, records: list[Record]) -> None:
+    task = held_out_task(data)
+    scores = judge(encoder, task)
+    assert scores["queries"] == 40
+    assert scores["documents"] == len({t for r in records for t in (*r.positives, *r.negatives)})
+    expected = scores_by_hand(encoder, records)
+    assert 0 < expected["ndcg_at_10"] < 1
+    assert scores == pytest.approx(expected | {k: scores[k] for k in ("queries", "documents")},
+                                   abs=2e-5)  # fmt: skip
+    assert np.mean(list(task.per_query.values())) == pytest.approx(expected["ndcg_at_10"], abs=2e-5)
+    assert "Find: question 0" in encoder.calls
+
+
+def test_texts_that_repeat_are_one_document(data: Path) -> None:
+    judged = held_out_task(data).judged
+    assert len(set(judged.documents.values())) == len(judged.documents)
+    assert judged.relevant["use0"] == judged.relevant["use1"]
+    assert len(judged.relevant["use0"]) == 2
+    assert len(judged.relevant["q1"]) == 1
+
+
+def test_one_id_in_two_corpora_stays_two_queries(data: Path, records: list[Record]) -> None:
+    records.append(Record(id="q1", source="other", query="else", positives=["something else"]))
+    judged = held_out_task(data).judged
+    assert judged.queries["q1"] == "question 1"
+    assert judged.queries["q1#2"] == "else"
+
+
+def test_a_sample_of_queries_keeps_the_corpus(data: Path) -> None:
+    whole, some = held_out_task(data), held_out_task(data, max_queries=7, seed=1)
+    assert len(some.judged.queries) == 7
+    assert some.judged.documents == whole.judged.documents
+    assert list(some.judged.queries) == whole.judged.sample(7, 1) != whole.judged.sample(7, 2)
+
+
+def test_real_shards(tmp_path: Path, records: list[Record]) -> None:
+    files = write_split(tmp_path, "eval", records, seed=0, records_per_shard=16)
+    Manifest(tmp_path, {"eval": files}, [], 0, "", "test").save()
+    judged = held_out_task(tmp_path).judged
+    assert set(judged.queries) == {record.id for record in records}
+
+
+def test_wrong_data_is_one_line(data: Path, records: list[Record]) -> None:
+    with pytest.raises(DataError, match="lbr-ds prepare"):
+        held_out_task(data / "missing")
+    with pytest.raises(ConfigError, match="no eval record has the id 'nobody'"):
+        held_out_task(data, query_ids=["q1", "nobody"])
+    records.clear()
+    with pytest.raises(DataError, match="no query"):
+        held_out_task(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "member"),
+    [
+        ("ChemTEB", "ChemNQRetrieval"),
+        ("MTEB(Medical, v1)", "NFCorpus"),
+        ("CoIR", "CosQA"),
+        ("RTEB(fin, beta)", "FinQARetrieval"),
+        ("NFCorpus", "NFCorpus"),
+    ],
+)
+def test_names_resolve_without_a_network(name: str, member: str) -> None:
+    assert member in [task.metadata.name for task in official_tasks([name])]
+
+
+def test_a_task_named_twice_comes_once() -> None:
+    names = [task.metadata.name for task in official_tasks(["CoIR", "CosQA", "CoIR"])]
+    assert len(names) == len(set(names)) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("NFCorpsu", "NFCorpus"), ("chemteb", "ChemTEB"), ("FinQA", "FinQARetrieval")],
+)
+def test_unknown_names_get_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown task '{name}'; nearest: .*\b{near}\b"):
+        official_tasks([name])
+
+
+def test_commas_inside_a_benchmarks_name() -> None:
+    assert split_names("CoIR, MTEB(Medical, v1),NFCorpus,") == [
+        "CoIR",
+        "MTEB(Medical, v1)",
+        "NFCorpus",
+    ]

@@ -1,0 +1,97 @@
+"""What MODEL may be: folders, runs, checkpoints, names; and the line when it is none of them."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lbr_ds.errors import ConfigError, EnvironmentProblem
+from lbr_ds.evaluate import PackedModel, load_model
+from lbr_ds.evaluate.models import _runs_own_code, find_card
+
+
+def checkpoint(run: Path, stage: int, step: int, whole: bool = True) -> Path:
+    """A checkpoint's `model/` folder; without its card it was never finished."""
+    folder = run / f"stage{stage}" / "checkpoints" / f"step-{step:06d}" / "model"
+    folder.mkdir(parents=True)
+    if whole:
+        (folder / "lbr.json").write_text("{}")
+    return folder
+
+
+def test_the_newest_whole_checkpoint_of_the_last_stage(tmp_path: Path) -> None:
+    assert find_card(tmp_path) is None
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "lbr.json").write_text("{}")
+    assert find_card(tmp_path) == tmp_path / "backbone"
+    first = checkpoint(tmp_path, 1, 900)
+    assert find_card(tmp_path) == first
+    checkpoint(tmp_path, 2, 5)
+    last = checkpoint(tmp_path, 2, 12)
+    checkpoint(tmp_path, 2, 99, whole=False)
+    assert find_card(tmp_path) == last
+    assert find_card(tmp_path / "stage1") == find_card(first.parent) == find_card(first) == first
+
+
+def test_a_run_loads_through_the_packed_encoder(
+    encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PackedEncoder:
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def encode(self, texts: list[str], batch_tokens: int, progress: bool) -> np.ndarray:
+            assert (batch_tokens, progress) == (4096, False)
+            return np.stack([encoder.vector(text) for text in texts]).astype(np.float32)
+
+    stand_in = types.SimpleNamespace(PackedEncoder=PackedEncoder)
+    monkeypatch.setitem(sys.modules, "lbr_ds.model.encoder", stand_in)
+    last = checkpoint(tmp_path, 2, 3)
+    model: Any = load_model(str(tmp_path), batch_tokens=4096)
+    assert isinstance(model, PackedModel)
+    assert model.model.folder == last
+    vectors = model.encode([{"text": ["a", "b"]}, {"text": ["c"]}])
+    assert vectors.shape == (3, 16)
+    assert np.allclose(model.similarity(vectors, vectors).diagonal(), 1)
+
+
+@pytest.mark.parametrize("name", ["/no/such", "./run", "a/b/c"])
+def test_a_path_that_is_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_model(name)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no model"):
+        load_model(str(tmp_path))
+
+
+def test_an_unknown_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        assert kwargs == {"trust_remote_code": False}
+        raise OSError("no route to host\nand a long tail")
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", fail)
+    with pytest.raises(EnvironmentProblem, match="'nobody/nothing': no route to host") as caught:
+        load_model("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_foreign_code_needs_a_yes() -> None:
+    import mteb
+
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        load_model("nomic-ai/nomic-embed-text-v1")
+    assert not _runs_own_code(mteb.get_model_meta("sentence-transformers/all-MiniLM-L6-v2"))
+
+
+def test_importing_does_not_write_into_the_home() -> None:
+    import os
+
+    assert os.environ["MTEB_CACHE"].endswith("mteb")
+    assert Path(os.environ["MTEB_CACHE"]) != Path.home() / ".cache" / "mteb"
