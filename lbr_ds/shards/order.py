@@ -1,0 +1,93 @@
+"""(seed, lane, step) -> which record. Pure arithmetic, no file, no state.
+
+1. The shards are permuted by (seed, epoch) and concatenated: N positions.
+2. The run has L lanes, L = samples_per_step, and lane l owns positions [l*N//L, (l+1)*N//L).
+3. A lane walks its chunk in blocks of 4096 positions, each permuted by (seed, epoch, lane, block).
+4. At the end of its chunk it goes on into its chunk of the next epoch.
+
+So every record is seen once an epoch, any step is reached at once, and neither the number of ranks
+nor of workers has a say. A chunk has N//L positions or one more: lanes end an epoch at slightly
+different steps, and each counts its epochs by itself.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW = 4096
+SHARDS, BLOCK, WRITE = 0, 1, 2  # what a permutation is for; keeps their random streams apart
+
+
+def permutation(length: int, seed: int, purpose: int, *numbers: int) -> NDArray[np.int64]:
+    """A permutation of range(length), the same on every machine and for every numpy.
+
+    Sorts raw PCG64 output: numpy keeps bit generators and SeedSequence stable for ever, but not
+    what Generator.permutation makes of them (NEP 19).
+    """
+    seed %= 1 << 64
+    words = [seed & 0xFFFFFFFF, seed >> 32, purpose, *numbers]
+    raw = np.random.PCG64(np.random.SeedSequence(words)).random_raw(length)
+    return np.argsort(raw, kind="stable")
+
+
+class Place(NamedTuple):
+    """Where a sample lies: shard number in file order, record number in that shard."""
+
+    epoch: int
+    shard: int
+    record: int
+
+
+class Order:
+    """The order of one split for one seed and number of lanes. Keeps one block a lane in memory."""
+
+    def __init__(self, counts: Sequence[int], *, seed: int, lanes: int) -> None:
+        """`counts`: records of each shard, in file order; at least `lanes` records in all."""
+        self.counts = list(counts)
+        self.seed = seed
+        self.lanes = lanes
+        self.total = sum(self.counts)
+        assert self.total >= lanes
+        self._blocks: dict[int, tuple[tuple[int, int], NDArray[np.uint16]]] = {}
+        self._shards: dict[int, tuple[list[int], list[int]]] = {}
+
+    def place(self, lane: int, step: int, attempt: int = 0) -> Place:
+        """The sample of `lane` at `step`; attempt n: the n-th after it in its block, cyclically."""
+        first = lane * self.total // self.lanes
+        length = (lane + 1) * self.total // self.lanes - first
+        epoch, inside = divmod(step, length)
+        block, inside = divmod(inside, WINDOW)
+        order = self._block(lane, epoch, block, min(WINDOW, length - block * WINDOW))
+        position = first + block * WINDOW + int(order[(inside + attempt) % len(order)])
+        shards, starts = self._epoch(epoch)
+        nth = bisect_right(starts, position) - 1
+        return Place(epoch, shards[nth], position - starts[nth])
+
+    def block_length(self, lane: int, step: int) -> int:
+        """How many attempts `place` knows before it comes round."""
+        length = (lane + 1) * self.total // self.lanes - lane * self.total // self.lanes
+        return min(WINDOW, length - step % length // WINDOW * WINDOW)
+
+    def _block(self, lane: int, epoch: int, block: int, length: int) -> NDArray[np.uint16]:
+        kept = self._blocks.get(lane)
+        if kept is None or kept[0] != (epoch, block):
+            order = permutation(length, self.seed, BLOCK, epoch, lane, block).astype(np.uint16)
+            kept = self._blocks[lane] = ((epoch, block), order)
+        return kept[1]
+
+    def _epoch(self, epoch: int) -> tuple[list[int], list[int]]:
+        """The shards in this epoch's order, and the position at which each begins."""
+        kept = self._shards.get(epoch)
+        if kept is None:
+            shards = permutation(len(self.counts), self.seed, SHARDS, epoch).tolist()
+            starts = list(accumulate((self.counts[s] for s in shards), initial=0))[:-1]
+            if len(self._shards) >= 4:  # chunks have two lengths, so lanes are in few epochs
+                self._shards.pop(min(self._shards))
+            kept = self._shards[epoch] = (shards, starts)
+        return kept

@@ -1,0 +1,54 @@
+"""Records -> plain WebDataset tars. The same records and seed give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lbr_ds.records import Record
+from lbr_ds.shards import index
+from lbr_ds.shards.manifest import ShardFile, file_sha256
+from lbr_ds.shards.order import WRITE, permutation
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    records: Sequence[Record],
+    *,
+    seed: int,
+    records_per_shard: int,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> list[ShardFile]:
+    """Shuffle `records` by seed and write `folder/split/00000.tar` ..., each with its index.
+
+    A record's key is its running number in the split, so keys are unique. Returns what the
+    manifest says of each tar; the folder of the split must not exist yet.
+    """
+    (folder / split).mkdir(parents=True)
+    order = permutation(len(records), seed, WRITE)
+    shards = []
+    for number, first in enumerate(range(0, len(records), records_per_shard)):
+        tar = folder / split / f"{number:05d}.tar"
+        last = min(first + records_per_shard, len(records))
+        _write_tar(tar, first, [records[i] for i in order[first:last]])
+        spans = index.scan(tar)
+        assert len(spans) == last - first
+        index.save(tar, spans)
+        size = tar.stat().st_size
+        shards.append(ShardFile(f"{split}/{tar.name}", last - first, size, file_sha256(tar)))
+        if progress:
+            progress(f"write {split}", last, len(records))
+    return shards
+
+
+def _write_tar(tar: Path, first: int, records: list[Record]) -> None:
+    # webdataset imports torch; a login node that only reads a manifest should not pay for that.
+    from webdataset import TarWriter
+
+    # An open file, not a name: TarWriter gives names to gopen, which runs `pipe:` ones.
+    with tar.open("wb") as file:
+        writer = TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
+        for key, record in enumerate(records, first):
+            writer.write({"__key__": f"{key:09d}", "json": record.to_json().encode()})
+        writer.close()
