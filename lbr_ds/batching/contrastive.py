@@ -1,0 +1,72 @@
+"""Records -> the stage-2 texts and what must not be a negative of what."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lbr_ds.batching.encode import Sequence, TextEncoder
+from lbr_ds.errors import DataError
+from lbr_ds.records import Record
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """n queries and their n*(1+M) candidates: positives first, then M negatives a query.
+
+    sequences: n queries, then the candidates. group (n,), known (n, P), text (n*(1+M),) int64 are
+    hashes: of the query's group, of its record's positives (all of them, -1 fills up), of each
+    candidate's text. real (n*(1+M),) bool: false where a record had fewer than M negatives.
+    """
+
+    sequences: list[Sequence]
+    group: Tensor
+    known: Tensor
+    text: Tensor
+    real: Tensor
+
+    @property
+    def num_queries(self) -> int:
+        """n."""
+        return len(self.group)
+
+
+def hashed(text: str) -> int:
+    """A 63-bit number that is the same for the same text on every machine."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def contrastive_pairs(
+    records: list[Record], turns: list[int], encoder: TextEncoder, num_negatives: int
+) -> Pairs:
+    """The pairs of a rank's share of a step. turns[i]: which of record i's positives and negatives.
+
+    Raises DataError for a record without a query.
+    """
+    for record in records:
+        if record.text:
+            raise DataError(f"record {record.id}: stage 2 needs a query and positives, not a text")
+    queries = [r.instruction + r.query for r in records]
+    positives = [r.positives[t % len(r.positives)] for r, t in zip(records, turns, strict=True)]
+    negatives: list[str] = []
+    real = [True] * len(records)
+    for record, turn, positive in zip(records, turns, positives, strict=True):
+        have = min(num_negatives, len(record.negatives))
+        chosen = [record.negatives[(turn * have + i) % len(record.negatives)] for i in range(have)]
+        # Every rank must hold the same number of candidates; a stand-in is masked, yet encoded.
+        negatives += chosen + [positive] * (num_negatives - have)
+        real += [True] * have + [False] * (num_negatives - have)
+    known = [[hashed(p) for p in r.positives] for r in records]
+    most = max(len(k) for k in known)
+    texts = positives + negatives
+    return Pairs(
+        sequences=encoder.embed(queries + texts),
+        group=torch.tensor([hashed(r.group or r.id) for r in records]),
+        known=torch.tensor([k + [-1] * (most - len(k)) for k in known]),
+        text=torch.tensor([hashed(t) for t in texts]),
+        real=torch.tensor(real),
+    )

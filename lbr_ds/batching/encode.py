@@ -1,0 +1,66 @@
+"""Text -> token ids with the bottleneck in place.
+
+The prepared tokenizer appends the K bottleneck tokens itself (model/bottleneck.py), and cuts a long
+text so that they stay. So a text is encoded here exactly as sentence-transformers or a server will.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence: `[X ; B]` in `context`, then Y in `target`.
+
+    num_bottleneck: how many ids at the end of `context` are bottleneck tokens. cut: whether Y may
+    see only B and itself (the information bottleneck) or all of `context` too (plain causal).
+    """
+
+    context: list[int]
+    num_bottleneck: int
+    target: list[int] = field(default_factory=list)
+    cut: bool = True
+
+    def __len__(self) -> int:
+        return len(self.context) + len(self.target)
+
+
+class TextEncoder:
+    """A prepared tokenizer with the lengths of the recipe."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, num_bottleneck: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.num_bottleneck = num_bottleneck
+        # What the tokenizer puts before and after a text: [bos] and the bottleneck tokens.
+        self._affixes = len(tokenizer("")["input_ids"])
+
+    def contexts(self, texts: list[str]) -> list[list[int]]:
+        """`[X ; B]` of each text, at most `max_length` ids, the bottleneck always whole."""
+        return self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+
+    def plain(self, text: str, limit: int) -> list[int]:
+        """At most `limit` ids of the text alone: nothing before it, nothing after it."""
+        return self.tokenizer(
+            text, truncation=True, max_length=limit, add_special_tokens=False
+        )["input_ids"]
+
+    def target(self, text: str, limit: int) -> list[int]:
+        """Y: the text's ids and the end token, at most `limit` together."""
+        return [*self.plain(text, limit - 1), self.tokenizer.eos_token_id]
+
+    def wrap(self, ids: list[int]) -> list[int]:
+        """`[X ; B]` from X's bare ids."""
+        empty = self.tokenizer("")["input_ids"]
+        ids = ids[: self.max_length - self._affixes]
+        split = len(empty) - self.num_bottleneck
+        return [*empty[:split], *ids, *empty[split:]]
+
+    def embed(self, texts: list[str]) -> list[Sequence]:
+        """The sequences whose read-out is the texts' vectors."""
+        return [Sequence(ids, self.num_bottleneck) for ids in self.contexts(texts)]

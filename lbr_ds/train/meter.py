@@ -1,0 +1,113 @@
+"""What happened in each step -> metrics.jsonl, TensorBoard, the log and a progress bar. Rank 0 only.
+
+The only door for tensorboard. A line of metrics.jsonl is complete when `log` returns, so a killed
+run keeps all but the step that it was in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from lbr_ds.distributed import World
+
+log = logging.getLogger(__name__)
+_LINE_SECONDS = 10  # without a terminal: at most one progress line in so many seconds
+
+
+def memory_gib() -> float:
+    """Peak memory of this process: of its GPU if it has one, else resident on the host."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Meter:
+    """Open for the length of a stage: `with Meter(...) as meter: meter.log(step, ...)`."""
+
+    def __init__(self, folder: Path, *, start: int, stop: int, every: int, world: World) -> None:
+        self.folder, self.start, self.stop, self.every = folder, start, stop, every
+        self.world = world
+        self._began = self._spoke = time.perf_counter()
+        self._file: IO[str] | None = None
+        self._board: SummaryWriter | None = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Meter:
+        if self.world.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / "metrics.jsonl"
+            _forget_after(path, self.start)
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(self.folder / "tensorboard", purge_step=self.start + 1)
+            self._open_bar()
+        return self
+
+    def _open_bar(self) -> None:
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            return
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        self._bar = Progress(*columns, console=console)
+        self._bar.start()
+        self._task = self._bar.add_task(
+            self.folder.name, total=self.stop, completed=self.start, note=""
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record optimizer step `step` (counted from 1) if it is due."""
+        if self._file is None or self._board is None:
+            return
+        if step % self.every == 0 or step == self.stop:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        note = f"loss {values['loss']:.4f}"
+        if "accuracy" in values:
+            note += f"  accuracy {values['accuracy']:.2f}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, note=note)
+        elif time.perf_counter() - self._spoke > _LINE_SECONDS or step == self.stop:
+            self._spoke = time.perf_counter()
+            left = (self._spoke - self._began) / (step - self.start) * (self.stop - step)
+            log.info("step %d/%d  %s  %.0f s left", step, self.stop, note, left)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if self._bar is not None:
+            self._bar.stop()
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resume is about to take again, and a line cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,37 @@
+"""Parameter groups and the learning-rate schedule, as pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lbr_ds.config import OptimConfig
+
+_TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
+
+
+def decays(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether weight decay applies: matrices only; not norms, biases, embeddings or the head."""
+    return len(shape) >= 2 and not any(table in name for table in _TABLES)
+
+
+def parameter_groups(
+    shapes: dict[str, tuple[int, ...]], parameters: dict[str, Any], optim: OptimConfig
+) -> list[dict[str, Any]]:
+    """Two groups for the optimizer, with and without weight decay; an empty one is left out."""
+    groups = []
+    for wanted, decay in ((True, optim.weight_decay), (False, 0.0)):
+        chosen = [parameters[n] for n, shape in shapes.items() if decays(n, shape) is wanted]
+        if chosen:
+            groups.append({"params": chosen, "weight_decay": decay})
+    return groups
+
+
+def learning_rate(step: int, num_steps: int, optim: OptimConfig) -> float:
+    """The rate of optimizer step `step` (from 0): a linear rise, then a cosine down to the floor."""
+    warmup = round(optim.warmup_ratio * num_steps)
+    if step < warmup:
+        return optim.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    floor = optim.min_lr_ratio
+    return optim.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,0 +1,43 @@
+"""Signals -> a flag that all ranks agree on at the end of a step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from lbr_ds.distributed import World
+
+EXIT_CODE = 85  # saved and stopped before the end: the job script may requeue
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+
+
+class Preemption:
+    """While entered, SIGUSR1, SIGUSR2 and SIGTERM only set a flag; a second SIGTERM kills."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.signalled = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Preemption:
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and self.signalled == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        self.signalled = number
+
+    def agreed(self) -> bool:
+        """Whether any rank was signalled. All ranks call it at the same step."""
+        return self.world.max(self.signalled)[0] > 0

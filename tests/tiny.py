@@ -1,0 +1,115 @@
+"""A tiny run in a folder: random-weight backbone, made-up corpus, recipe. No network, seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+SHAPE = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
+}  # fmt: skip
+FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
+
+_SUBJECTS = "liver heart lung kidney brain skin bone blood nerve stomach eye ear".split()
+_FAULTS = "pain fever swelling bleeding weakness infection stone cyst fracture rash".split()
+_ADJECTIVES = "acute chronic mild severe sudden recurrent hidden rare common late".split()
+
+
+def records(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Pairs with texts of unequal lengths, a few negatives, all distinct."""
+    rng = random.Random(seed)
+    made = []
+    for i in range(count):
+        a, s, f = rng.choice(_ADJECTIVES), rng.choice(_SUBJECTS), rng.choice(_FAULTS)
+        tail = " ".join(rng.choices(_SUBJECTS + _FAULTS, k=rng.randrange(1, 9)))
+        made.append(
+            {
+                "id": f"r{i}",
+                "source": "made-up",
+                "query": f"what is {a} {f} of the {s} case {i}",
+                "positives": [f"a {f} in the {s} that is {a}, number {i}, with {tail}"],
+                "negatives": [f"the {rng.choice(_SUBJECTS)} {tail} other {i}"] * (i % 3 > 0),
+            }
+        )
+    return made
+
+
+def backbone(folder: Path, family: str = "llama", **shape: Any) -> Path:
+    """A random-weight causal LM with a byte-level BPE tokenizer, saved as a Hugging Face folder."""
+    texts = [r["query"] + " " + r["positives"][0] for r in records(200)]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    config = FAMILIES[family](**{**SHAPE, "vocab_size": len(tokenizer), **shape})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_recipe(folder: Path, *, count: int = 240, prepared: bool = True, **changes: Any) -> Path:
+    """Write backbone, corpus and recipe into `folder`; returns the recipe's path.
+
+    changes: dotted keys with `__` for the dot (`stage1__num_steps=3`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(r) + "\n" for r in records(count)))
+    recipe: dict[str, Any] = {
+        "name": "tiny",
+        "run": str(folder / "run"),
+        "model": {
+            "backbone": str(backbone(folder / "backbone")), "max_length": 32,
+            "activation_checkpointing": False,
+        },
+        "bottleneck": {"count": 2},
+        "data": {
+            "folder": str(folder / "data"), "records_per_shard": 32, "workers": 0,
+            "sources": [{"path": str(corpus), "name": "made-up"}],
+            "splits": {"gl": 0.5, "cl": 0.3, "eval": 0.2},
+        },
+        "stage1": {
+            "num_steps": 6, "samples_per_step": 8, "micro_batch_tokens": 256,
+            "max_target_length": 32, "optim": {"lr": 1e-3},
+        },
+        "stage2": {
+            "num_steps": 6, "samples_per_step": 8, "micro_batch_tokens": 2048, "num_negatives": 1,
+            "temperature": 0.05, "optim": {"lr": 1e-3},
+        },
+        "every": {"save": 3, "keep": 2},
+    }  # fmt: skip
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        place = recipe
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[last] = value
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    if prepared:
+        from lbr_ds.config import load
+        from lbr_ds.corpora.prepare import prepare
+
+        run = load(path)
+        prepare(run.data, run.seed)
+    return path
