@@ -24,11 +24,15 @@ def sources_table(sources: list[dict[str, Any]], collected: Collected) -> list[d
     ]
 
 
-def components_table(components: list[Component]) -> dict[str, int]:
-    """How many components the cleaned records make, and the largest."""
+def components_table(components: list[Component]) -> dict[str, Any]:
+    """How many components the cleaned records make, the largest, and what ties it together."""
+    largest = max(components, key=lambda component: len(component.records))
+    text, shared = largest.most_shared()
     return {
         "count": len(components),
-        "largest": max(len(component.records) for component in components),
+        "largest": len(largest.records),
+        "most_shared": text[:_SAMPLE_CHARS],
+        "shared_by": shared,
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lbr_ds.config import SPLITS
 from lbr_ds.corpora.cleaning import key
 from lbr_ds.corpora.reading import Tally
-from lbr_ds.corpora.splits import Component
+from lbr_ds.corpora.splits import Component, own_texts
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 from lbr_ds.shards import read_split
@@ -64,8 +64,7 @@ def _apart(record: Record, banned: set[bytes], rule: str, removed: Tally) -> Rec
 
 
 def _keys(record: Record, negatives: bool) -> set[bytes]:
-    texts = record.texts() if negatives else replace(record, negatives=[]).texts()
-    return {key(text) for text in texts}
+    return set(map(key, record.texts() if negatives else own_texts(record)))
 
 
 def prove(folder: Path) -> dict[str, int]:

@@ -145,7 +145,7 @@ def _refuse_foreign(folder: Path) -> None:
             ours = all(below.suffix in (".tar", ".idx") for below in path.iterdir())
         if not ours:
             raise ConfigError(
-                f"data.folder={folder}: prepare did not write {path.name!r}, or what is in it; {cure}"
+                f"data.folder={folder}: prepare did not write all of {path.name!r}; {cure}"
             )
 
 

@@ -7,6 +7,7 @@ in one split, and its records get one group: none is ever a negative of another.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -31,6 +32,18 @@ class Component:
     def pairs(self) -> int:
         """How many of the records are questions with answers."""
         return sum(1 for record in self.records if record.query)
+
+    def most_shared(self) -> tuple[str, int]:
+        """The text that most of the records have, and how many: why a large one is large."""
+        counts: Counter[bytes] = Counter()
+        texts: dict[bytes, str] = {}
+        for record in self.records:
+            own = {key(text): text for text in own_texts(record)}
+            counts.update(own.keys())
+            for name, text in own.items():
+                texts.setdefault(name, text)
+        most, number = counts.most_common(1)[0]
+        return texts[most], number
 
 
 def unite(records: list[Record]) -> list[Component]:
@@ -57,9 +70,12 @@ def _links(record: Record) -> Iterator[Hashable]:
     """What ties a record to others."""
     if record.group:
         yield record.group
-    for text in (record.query, *record.positives, record.text):
-        if text:
-            yield key(text)
+    yield from map(key, own_texts(record))
+
+
+def own_texts(record: Record) -> list[str]:
+    """The texts that must not be in two splits; negatives are `leaks.py`'s."""
+    return replace(record, negatives=[]).texts()
 
 
 def _component(members: list[Record]) -> Component:
@@ -137,11 +153,13 @@ def _check(
         if splits[name] and (sizes.are_shares or not room[name]):
             continue
         total = sum(len(component.records) for component in components)
-        largest = max(len(component.records) for component in components)
+        largest = max(components, key=lambda component: len(component.records))
+        text, shared = largest.most_shared()
         asked = getattr(sizes, name)
         got = sum(len(component.records) for component in splits[name])
         raise DataError(
             f"data.splits.{name}={asked:g} cannot be filled (got {got}): after cleaning there are "
             f"{total} records in {len(components)} groups that must stay whole, the largest of "
-            f"{largest}; ask for less or add sources"
+            f"{len(largest.records)} ({largest.group}), {text[:40]!r} in {shared} of them; "
+            "ask for less, add sources, or drop what ties them"
         )

@@ -27,8 +27,9 @@ class Tars:
     """
 
     def __init__(self, folder: Path, shards: Sequence[ShardFile]) -> None:
-        self.folder = folder
         self.shards = list(shards)
+        self._paths = [folder / shard.file for shard in shards]
+        self._names = [str(path) for path in self._paths]  # Path to str a record would cost 2 us
         self._spans: dict[int, NDArray[np.int64]] = {}
         self._files: OrderedDict[int, int] = OrderedDict()
 
@@ -58,13 +59,11 @@ class Tars:
 
     def where(self, shard: int, record: int) -> str:
         """The place of a record, for messages."""
-        path = self.folder / self.shards[shard].file
-        return f"{path}: record {record} at byte {self._spans[shard][record][0]}"
+        return f"{self._names[shard]}: record {record} at byte {self._spans[shard][record, 0]}"
 
     def _open(self, shard: int) -> int:
         """Open a shard, compare it with the manifest, and read its index once."""
-        stated = self.shards[shard]
-        path = self.folder / stated.file
+        stated, path = self.shards[shard], self._paths[shard]
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -95,7 +94,7 @@ def _checked_index(path: Path, stated: ShardFile) -> NDArray[np.int64]:
 def decode(data: bytes, where: str) -> Record:
     """JSON bytes -> record. Raises DataError that begins with `where`."""
     try:
-        raw = json.loads(data)
+        raw = json.loads(str(data, "utf-8"))  # json would guess the encoding of bytes
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error})") from None
     return Record.from_dict(raw, where)
