@@ -28,7 +28,7 @@ def read(folder: Path, per_step: int, *, rank: int = 0, world: int = 1, seed: in
                    start=start, stop=stop, worker=worker, workers=workers))
         for worker in range(workers)
     ]  # fmt: skip
-    found = []
+    found: list[Step] = []
     for pipe in itertools.cycle(pipes):
         step = next(pipe, None)
         if step is None:
@@ -103,6 +103,13 @@ def test_blocks_are_windows_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert sorted(positions[block : block + 8]) == list(expected)
             drawn += positions
         assert sorted(drawn) == list(range(70))
+
+
+def test_shards_and_blocks_are_drawn_anew() -> None:
+    order = Order([5000] * 4, seed=1, lanes=1)
+    assert len({tuple(order._epoch(epoch)[0]) for epoch in range(20)}) > 10
+    draws = [(0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0)]  # lane, epoch, block
+    assert len({tuple(order._block(*draw, 4096).tolist()) for draw in draws}) == 4
 
 
 def test_epochs_and_seeds_differ(shared_prepared: Path) -> None:
