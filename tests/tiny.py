@@ -29,8 +29,11 @@ _FAULTS = "pain fever swelling bleeding weakness infection stone cyst fracture r
 _ADJECTIVES = "acute chronic mild severe sudden recurrent hidden rare common late".split()
 
 
-def records(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Pairs with texts of unequal lengths, a few negatives, all distinct."""
+def records(count: int, seed: int = 0, group_every: int = 0) -> list[dict[str, Any]]:
+    """Pairs with texts of unequal lengths, some with a negative, all distinct.
+
+    group_every n: record i belongs to group i // n.
+    """
     rng = random.Random(seed)
     made = []
     for i in range(count):
@@ -43,6 +46,7 @@ def records(count: int, seed: int = 0) -> list[dict[str, Any]]:
                 "query": f"what is {a} {f} of the {s} case {i}",
                 "positives": [f"a {f} in the {s} that is {a}, number {i}, with {tail}"],
                 "negatives": [f"the {rng.choice(_SUBJECTS)} {tail} other {i}"] * (i % 3 > 0),
+                "group": f"g{i // group_every}" if group_every else "",
             }
         )
     return made
@@ -67,14 +71,16 @@ def backbone(folder: Path, family: str = "llama", **shape: Any) -> Path:
     return folder
 
 
-def tiny_recipe(folder: Path, *, count: int = 240, prepared: bool = True, **changes: Any) -> Path:
+def tiny_recipe(
+    folder: Path, *, count: int = 240, group_every: int = 0, prepared: bool = True, **changes: Any
+) -> Path:
     """Write backbone, corpus and recipe into `folder`; returns the recipe's path.
 
     changes: dotted keys with `__` for the dot (`stage1__num_steps=3`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     corpus = folder / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps(r) + "\n" for r in records(count)))
+    corpus.write_text("".join(json.dumps(r) + "\n" for r in records(count, group_every=group_every)))
     recipe: dict[str, Any] = {
         "name": "tiny",
         "run": str(folder / "run"),

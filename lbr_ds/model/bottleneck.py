@@ -141,22 +141,20 @@ def _add_tokens(
     names = [bottleneck_token(i) for i in range(count)]
     tokenizer.add_special_tokens({"extra_special_tokens": names})
     ids = tokenizer.convert_tokens_to_ids(names)
-    table = backbone.get_input_embeddings().weight
-    if len(tokenizer) > len(table):
+    num_rows = len(backbone.get_input_embeddings().weight)
+    if len(tokenizer) > num_rows:
         backbone.resize_token_embeddings(
             len(tokenizer), pad_to_multiple_of=_ROUND_TO, mean_resizing=False
         )
-    if not count:
-        return
     tables = {id(m.weight): m.weight for m in (backbone.get_input_embeddings(),
                                                backbone.get_output_embeddings())}  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for table in tables.values():
-            real = table[: min(num_real, len(table))].float()
+            real = table[: min(num_real, num_rows)].float()
             noise = torch.randn(count, table.shape[1], generator=generator)
-            rows = real.mean(0) + 0.1 * real.std(0) * noise
-            table[torch.tensor(ids)] = rows.to(table.dtype)
+            table[num_rows:] = real.mean(0)  # rows that only round the table up
+            table[ids] = (real.mean(0) + 0.1 * real.std(0) * noise).to(table.dtype)
 
 
 def _append_to_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> None:

@@ -1,0 +1,45 @@
+"""Start real ranks: N processes of one script, gloo between them, as a launcher would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lbr_ds.train.launch import _free_port
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT_SECONDS = 300
+
+
+def run_ranks(module: str, world: int, *arguments: str) -> None:
+    """Run `python -m MODULE ARGUMENTS` as `world` ranks; fails with the ranks' output."""
+    port = _free_port()
+    ranks = []
+    for rank in range(world):
+        env = {
+            **os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", module, *arguments], cwd=ROOT, env=env,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+        )  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    codes = [process.returncode for process in ranks]
+    assert codes == [0] * world, "\n".join(f"--- rank {i}\n{o}" for i, o in enumerate(outputs))
+
+
+def run_cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`lbr-ds ARGUMENTS` in a process of its own; the caller looks at returncode and stderr."""
+    return subprocess.run(
+        [sys.executable, "-m", "lbr_ds", *arguments], cwd=ROOT, capture_output=True, text=True,
+        timeout=TIMEOUT_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""One step of each stage on real ZeRO-3 ranks; rank 0 writes loss, gradients and new parameters.
+
+`python -m tests.train.probe RECIPE OUT`, started by tests.ranks.run_ranks.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from deepspeed.utils import safe_get_full_grad
+
+from lbr_ds.config import load
+from lbr_ds.distributed import World, join, leave
+from lbr_ds.shards import steps
+from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.loop import build
+from lbr_ds.train.stages import STAGES
+
+# name: (stage, ds_config, tokens of a micro-batch)
+CASES = {
+    "gl-whole": (1, "zero3_cpu", 4096),
+    "gl-cut": (1, "zero3_cpu", 100),
+    "cl-whole": (2, "zero3_cpu", 4096),
+    "cl-cached": (2, "zero3_cpu", 60),
+}
+
+
+def probe(recipe: str, out: Path, world: World) -> None:
+    """Every case, each on a fresh engine."""
+    for name, (number, ds_config, tokens) in CASES.items():
+        run = load(recipe, [f"stage{number}.micro_batch_tokens={tokens}", "stage2.from=backbone"])
+        stage = STAGES[number]
+        engine, encoder = build(run, stage, load_ds_config(ds_config), world)
+        size = run.stage(number).samples_per_step
+        stream = steps(run.data.folder, stage.split, seed=run.seed, samples_per_step=size,
+                       rank=world.rank, world=world.size, stop=1)  # fmt: skip
+        work = stage.collate(run, encoder, next(iter(stream)))
+        stats = stage.learn(engine, work, run, world)
+        grads = {n: safe_get_full_grad(p) for n, p in engine.engine.module.backbone.named_parameters()}
+        norm, applied = engine.step(1e-3)
+        assert applied
+        after = dict(engine.weights())
+        if world.first:
+            torch.save({"stats": stats, "grads": grads, "after": after, "norm": norm,
+                        "micro_batches": len(work.micro_batches)}, out / f"{name}-{world.size}.pt")  # fmt: skip
+
+
+if __name__ == "__main__":
+    place = join(timeout_minutes=2)
+    probe(sys.argv[1], Path(sys.argv[2]), place)
+    leave()

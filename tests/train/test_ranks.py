@@ -1,0 +1,153 @@
+"""A step's loss, gradient and update do not depend on ranks, packing or micro-batches.
+
+Oracles: the same step written out in plain torch, every text alone, with a dense mask and the
+masks of InfoNCE spelt out in Python; then one rank against two and four, on real ZeRO-3 processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lbr_ds.batching import TextEncoder
+from lbr_ds.batching.generative import generative_sequence
+from lbr_ds.config import RunConfig, load
+from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
+from lbr_ds.shards import Sample, steps
+from tests.dense import dense_mask
+from tests.ranks import run_ranks
+from tests.tiny import tiny_recipe
+from tests.train.probe import CASES
+
+WORLDS = (1, 2, 4)
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run whose stage-2 step holds groups, shared positives and missing negatives."""
+    recipe = tiny_recipe(tmp_path_factory.mktemp("ranks"), group_every=20)
+    run = load(recipe)
+    prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
+    (run.run / "recipe.yaml").write_text(run.dump())
+    return run
+
+
+@pytest.fixture(scope="module")
+def probed(run: RunConfig) -> dict[tuple[str, int], dict[str, Any]]:
+    """(case, world) -> what the probe wrote."""
+    for world in WORLDS:
+        run_ranks("tests.train.probe", world, str(run.run / "recipe.yaml"), str(run.run))
+    return {(c, w): torch.load(run.run / f"{c}-{w}.pt") for c in CASES for w in WORLDS}
+
+
+def samples(run: RunConfig, number: int) -> list[Sample]:
+    """The whole step, as one rank would get it."""
+    size = run.stage(number).samples_per_step
+    split = {1: "gl", 2: "cl"}[number]
+    stream = steps(run.data.folder, split, seed=run.seed, samples_per_step=size, rank=0, world=1,
+                   stop=1)  # fmt: skip
+    return next(iter(stream)).samples
+
+
+def plain_model(run: RunConfig) -> Any:
+    return AutoModelForCausalLM.from_pretrained(run.run / "backbone", attn_implementation="sdpa")
+
+
+def text_encoder(run: RunConfig) -> TextEncoder:
+    return TextEncoder(
+        load_tokenizer(run.run / "backbone"), max_length=run.model.max_length,
+        num_bottleneck=run.bottleneck.count,
+    )  # fmt: skip
+
+
+def generative_oracle(run: RunConfig) -> tuple[float, dict[str, Tensor]]:
+    """Stage 1 one sequence at a time, dense mask, logits whole."""
+    model, encoder = plain_model(run), text_encoder(run)
+    loss, count = torch.zeros(()), 0
+    for sample in samples(run, 1):
+        seq = generative_sequence(sample.record, "sft", encoder, turn=0, max_target_length=32)
+        ids = torch.tensor([seq.context + seq.target])
+        logits = model(ids, attention_mask=dense_mask([seq])[None, None]).logits[0]
+        first = len(seq.context) - 1
+        loss = loss + torch.nn.functional.cross_entropy(
+            logits[first:-1], torch.tensor(seq.target), reduction="sum"
+        )
+        count += len(seq.target)
+    loss = loss / count
+    return loss.item(), gradients(model, loss)
+
+
+def contrastive_oracle(run: RunConfig) -> tuple[float, dict[str, Tensor]]:
+    """Stage 2 one text at a time, the rule of what is a negative in plain Python."""
+    model, encoder = plain_model(run), text_encoder(run)
+    records = [s.record for s in samples(run, 2)]
+
+    def embed(text: str) -> Tensor:
+        ids = torch.tensor(encoder.contexts([text]))
+        state = model.base_model(ids).last_hidden_state[0, -1]
+        return torch.nn.functional.normalize(state, dim=-1)
+
+    queries = [embed(r.query) for r in records]
+    candidates = [(r.positives[0], r.group) for r in records]
+    candidates += [(n, None) for r in records for n in r.negatives[:1]]
+    vectors = [embed(text) for text, _ in candidates]
+    loss = torch.zeros(())
+    blocked = 0
+    for i, record in enumerate(records):
+        scores = [queries[i] @ vectors[i]]
+        for j, (text, group) in enumerate(candidates):
+            if j == i:
+                continue
+            if group == record.group or text in record.positives:
+                blocked += 1
+                continue
+            scores.append(queries[i] @ vectors[j])
+        row = torch.stack(scores) / run.stage2.temperature
+        loss = loss - row.log_softmax(0)[0]
+    assert blocked, "the step must hold pairs of one group, or this tests nothing"
+    loss = loss / len(records)
+    return loss.item(), gradients(model, loss)
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Relative error over all parameters together."""
+    difference = sum((found[n] - w).double().square().sum() for n, w in wanted.items())
+    return float((difference / sum(w.double().square().sum() for w in wanted.values())).sqrt())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_step_equals_plain_torch(
+    run: RunConfig, probed: dict[tuple[str, int], dict[str, Any]], case: str, world: int
+) -> None:
+    loss, grads = (generative_oracle if case.startswith("gl") else contrastive_oracle)(run)
+    found = probed[case, world]
+    assert found["stats"]["loss"] == pytest.approx(loss, rel=TOLERANCE)
+    assert distance(found["grads"], grads) <= TOLERANCE
+    norm = torch.stack([g.norm() for g in grads.values()]).norm().item()
+    assert found["norm"] == pytest.approx(norm, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_update_does_not_depend_on_ranks(
+    probed: dict[tuple[str, int], dict[str, Any]], case: str, world: int
+) -> None:
+    assert distance(probed[case, world]["after"], probed[case, 1]["after"]) <= TOLERANCE
+
+
+def test_cut_cases_really_cut(probed: dict[tuple[str, int], dict[str, Any]]) -> None:
+    assert probed["gl-cut", 2]["micro_batches"] > 1
+    assert probed["cl-cached", 2]["micro_batches"] > 1
+    assert probed["gl-whole", 1]["micro_batches"] == probed["cl-whole", 1]["micro_batches"] == 1
