@@ -1,0 +1,74 @@
+"""Plays `lbr-ds` for the job scripts: same signals, same exit codes, nothing learnt.
+
+`train`: ranks meet at MASTER_ADDR:MASTER_PORT, then count the steps of stage 1, 0.2 s each, into
+RUN/rank-R. USR1, USR2 and TERM end the count after the step in hand with exit code 85; the next
+start goes on. STAND_IN_CODE=N: rank 1 fails with N after one step. STAND_IN_SKEW=S: a stopping
+rank R takes R * S seconds more. Any other verb only says that it ran.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+stop = False
+
+
+def meet(rank: int, world: int) -> None:
+    """Return once all ranks have reached rank 0."""
+    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if rank == 0:
+        with socket.create_server(place, backlog=world) as server:
+            for _ in range(world - 1):
+                server.accept()[0].close()
+        return
+    end = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(place, timeout=5).close()
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+def handle(number: int, frame: object) -> None:
+    """Only take note; the loop acts at its next step."""
+    global stop
+    stop = True
+
+
+def main() -> int:
+    """The exit code of the verb."""
+    if sys.argv[1] != "train":
+        print(f"stand-in: {' '.join(sys.argv[1:])}", flush=True)
+        return 0
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, handle)
+    rank, world = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    given = dict(word.split("=", 1) for word in sys.argv if "=" in word)
+    meet(rank, world)
+    place = Path(given["run"]) / f"rank-{rank}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    step = int(place.read_text()) if place.exists() else 0
+    print(f"rank {rank} of world size {world} starts at step {step}", flush=True)
+    while step < int(given["stage1.num_steps"]):
+        time.sleep(0.2)
+        step += 1
+        place.write_text(str(step))
+        if stop:
+            time.sleep(rank * float(os.environ.get("STAND_IN_SKEW", "0")))
+            return 85
+        if rank == 1 and "STAND_IN_CODE" in os.environ:
+            return int(os.environ["STAND_IN_CODE"])
+    print(f"rank {rank} is done at step {step}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

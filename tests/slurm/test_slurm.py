@@ -1,0 +1,226 @@
+"""The job scripts on a real two-node SLURM: with the program itself, and with a stand-in for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lbr_ds import resources
+from tests.slurm.cluster import SlurmCluster
+from tests.tiny import tiny_recipe
+
+pytestmark = pytest.mark.slurm
+
+STAND_IN = f"{sys.executable} {Path(__file__).with_name('stand_in.py')}"
+QUICK, TRAINING = 60, 240  # limits in seconds; the stand-in needs about 3, a training job about 15
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder such as `lbr-ds init` makes, from which jobs are submitted."""
+    resources.copy_all(tmp_path)
+    return tmp_path
+
+
+def stand_in(run: Path, steps: int = 5, **more: str) -> dict[str, str]:
+    """The environment for a job that runs the stand-in."""
+    overrides = f"run={run} stage1.num_steps={steps}"
+    return {"LBR_DS": STAND_IN, "RECIPE": "demo", "OVERRIDES": overrides, **more}
+
+
+def steps_of(metrics: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in metrics.read_text().split("\n") if line]
+
+
+# --- the program itself ------------------------------------------------------------------------
+
+
+def test_both_stages_run_on_two_nodes(cluster: SlurmCluster, checkout: Path) -> None:
+    """`sbatch slurm/stage1.sbatch`, then stage 2, as typed; only the recipe is given."""
+    recipe = tiny_recipe(checkout / "tiny")
+    for stage in (1, 2):
+        env = {"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny  stage2.num_steps=4"}
+        job = cluster.submit(f"slurm/stage{stage}.sbatch", cwd=checkout, env=env)
+        state = cluster.wait(job, TRAINING)
+        log = cluster.log(job)
+        assert state["JobState"] == "COMPLETED", log
+        assert state["NumNodes"] == "2"
+        assert Path(state["StdOut"]) == checkout / f"slurm-lbr-stage{stage}-{job}.out"
+        assert "world size 2" in log
+        steps = steps_of(checkout / f"runs/tiny/stage{stage}/metrics.jsonl")
+        assert steps == list(range(1, {1: 6, 2: 4}[stage] + 1))
+
+
+def test_a_stopped_training_saves_requeues_and_goes_on(
+    cluster: SlurmCluster, checkout: Path
+) -> None:
+    """USR1 to the batch shell is what --signal=B:USR1@120 sends before the time limit."""
+    recipe = tiny_recipe(checkout / "tiny", stage1__num_steps=200, every__save=1000)
+    metrics = checkout / "runs/tiny/stage1/metrics.jsonl"
+    env = {"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny"}
+    job = cluster.submit("slurm/stage1.sbatch", cwd=checkout, env=env)
+    cluster.wait_until(lambda: metrics.exists() and steps_of(metrics) != [], TRAINING, job)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    state = cluster.wait(job, TRAINING)
+    log = cluster.log(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), log
+    assert "back to the queue (restart 1)" in log
+    assert log.count("steps 0 to 200") == 1
+    assert steps_of(metrics) == list(range(1, 201))
+
+
+def test_a_broken_recipe_fails_with_code_2_and_is_not_requeued(
+    cluster: SlurmCluster, checkout: Path
+) -> None:
+    recipe = tiny_recipe(checkout / "tiny", prepared=False)
+    env = {"RECIPE": str(recipe), "OVERRIDES": "stage1.num_stepz=1"}
+    job = cluster.submit("slurm/stage1.sbatch", cwd=checkout, env=env)
+    state = cluster.wait(job, TRAINING)
+    log = cluster.log(job)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0"), log
+    assert "did you mean 'num_steps'?" in log
+    assert "another try would fail the same way" in log
+
+
+# --- the scripts, with the stand-in ------------------------------------------------------------
+
+
+def test_slow_ranks_of_a_stop_are_waited_for(cluster: SlurmCluster, checkout: Path) -> None:
+    env = stand_in(checkout / "run", 20, STAND_IN_SKEW="2")
+    job = cluster.submit("slurm/stage2.sbatch", cwd=checkout, env=env)
+    cluster.wait_until((checkout / "run/rank-1").exists, QUICK, job)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    state = cluster.wait(job, QUICK)
+    log = cluster.log(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), log
+    assert log.count("exit code 85") == 2
+    assert log.count("of world size 2 starts at step 0") == 2
+    assert log.count("is done at step 20") == 2
+
+
+def test_a_signal_to_the_step_alone_requeues_too(cluster: SlurmCluster, checkout: Path) -> None:
+    """So preemption may come: TERM to the tasks, nothing to the batch shell."""
+    job = cluster.submit("slurm/stage1.sbatch", cwd=checkout, env=stand_in(checkout / "run", 20))
+    cluster.wait_until((checkout / "run/rank-1").exists, QUICK, job)
+    cluster.run("scancel", "--signal=TERM", f"{job}.0")
+    state = cluster.wait(job, QUICK)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
+
+
+def test_restarts_are_counted(cluster: SlurmCluster, checkout: Path) -> None:
+    env = stand_in(checkout / "run", 50, MAX_RESTARTS="0")
+    job = cluster.submit("slurm/stage1.sbatch", cwd=checkout, env=env)
+    cluster.wait_until((checkout / "run/rank-1").exists, QUICK, job)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    state = cluster.wait(job, QUICK)
+    ended = (state["JobState"], state["ExitCode"], state["Restarts"])
+    assert ended == ("FAILED", "85:0", "0"), cluster.log(job)
+    assert "not requeued: restarted 0 times already (MAX_RESTARTS)" in cluster.log(job)
+
+
+def test_cancelled_stays_cancelled(cluster: SlurmCluster, checkout: Path) -> None:
+    """The program answers the TERM of scancel with 85; that must not bring the job back."""
+    job = cluster.submit("slurm/stage1.sbatch", cwd=checkout, env=stand_in(checkout / "run", 50))
+    cluster.wait_until((checkout / "run/rank-1").exists, QUICK, job)
+    cluster.run("scancel", job)
+    cluster.wait_until(cluster.idle, QUICK, job)
+    state = cluster.show(job)
+    assert (state["JobState"], state["Restarts"]) == ("CANCELLED", "0"), cluster.log(job)
+
+
+@pytest.mark.parametrize("code", [1, 3, 4, 5])
+def test_a_failure_is_not_requeued(cluster: SlurmCluster, checkout: Path, code: int) -> None:
+    env = stand_in(checkout / "run", STAND_IN_CODE=str(code))
+    job = cluster.submit("slurm/stage1.sbatch", cwd=checkout, env=env)
+    state = cluster.wait(job, QUICK)
+    ended = (state["JobState"], state["ExitCode"], state["Restarts"])
+    assert ended == ("FAILED", f"{code}:0", "0"), cluster.log(job)
+    hopeless = "another try would fail the same way" in cluster.log(job)
+    assert hopeless == (code in (3, 4))
+
+
+def test_the_demo_is_prepared_when_it_is_not(cluster: SlurmCluster, checkout: Path) -> None:
+    env = {
+        **stand_in(checkout / "run"),
+        "RECIPE": "",
+        "OVERRIDES": f"run={checkout}/run stage1.num_steps=2 data.folder=d",
+    }
+    job = cluster.submit("slurm/stage1.sbatch", cwd=checkout, env=env)
+    state = cluster.wait(job, QUICK)
+    log = cluster.log(job)
+    assert state["JobState"] == "COMPLETED", log
+    assert log.count("stand-in: prepare demo") == 1
+    assert "no d/manifest.json yet" in log
+
+
+def test_benchmark_prints_tokens_per_second_of_a_rank(
+    cluster: SlurmCluster, checkout: Path
+) -> None:
+    env = {"LBR_DS": STAND_IN, "STEPS": "4"}
+    job = cluster.submit("--hold", "slurm/benchmark.sbatch", cwd=checkout, env=env)
+    metrics = checkout / f"runs/benchmark-{job}/stage1/metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    lines = [json.dumps({"step": i, "tokens_per_second": 100.0 * i}) for i in (1, 2, 3, 4)]
+    metrics.write_text("\n".join(lines))
+    cluster.run("scontrol", "release", job)
+    state = cluster.wait(job, QUICK)
+    log = cluster.log(job)
+    assert state["JobState"] == "COMPLETED", log
+    assert "ranks 2, steps measured 3" in log
+    assert "tokens/s a rank: median 150, lowest 100, highest 200" in log
+
+
+def test_evaluate_exports_and_scores_the_recipes_run(cluster: SlurmCluster, checkout: Path) -> None:
+    env = stand_in(Path("runs/x"))
+    job = cluster.submit("slurm/evaluate.sbatch", cwd=checkout, env=env)
+    state = cluster.wait(job, QUICK)
+    log = cluster.log(job)
+    assert state["JobState"] == "COMPLETED", log
+    assert "stand-in: export runs/x runs/x/model" in log
+    assert "stand-in: eval runs/x/model --data data/icd10cm" in log
+
+
+@pytest.mark.parametrize(
+    ("env", "line"),
+    [
+        ({"LBR_DS": "lbr-ds-of-nowhere"}, "lbr-ds-of-nowhere not found on"),
+        ({"VENV": "nowhere"}, "VENV=nowhere is no virtual environment"),
+        ({"LBR_SLURM": "nowhere"}, "no nowhere/common.sh; submit from the folder"),
+    ],
+)
+def test_what_is_missing_is_named(
+    cluster: SlurmCluster, checkout: Path, env: dict[str, str], line: str
+) -> None:
+    job = cluster.submit("slurm/prepare.sbatch", cwd=checkout, env=env)
+    assert cluster.wait(job, QUICK)["ExitCode"] == "6:0", cluster.log(job)
+    assert line in cluster.log(job)
+
+
+def test_pipeline_chains_its_jobs(cluster: SlurmCluster, checkout: Path) -> None:
+    """Submitted from elsewhere; the first job is held so that the chain can be looked at."""
+    env = stand_in(checkout / "run", 2, PREPARE_ARGS="--hold")
+    pipeline = str(checkout / "slurm/pipeline.sh")
+    elsewhere = checkout / "elsewhere"
+    elsewhere.mkdir()
+    jobs = cluster.run("bash", pipeline, "--comment=training", cwd=elsewhere, env=env).split()
+    shown = [cluster.show(job) for job in jobs]
+    assert [one["JobName"] for one in shown] == [
+        "lbr-prepare", "lbr-stage1", "lbr-stage2", "lbr-evaluate",
+    ]  # fmt: skip
+    assert [one.get("Comment") for one in shown] == [None, "training", "training", None]
+    for before, after in zip(jobs, shown[1:], strict=False):
+        assert after["Dependency"].startswith(f"afterok:{before}")
+    cluster.run("scontrol", "release", jobs[0])
+    for job in jobs:
+        assert cluster.wait(job, QUICK)["JobState"] == "COMPLETED", cluster.log(job)
+
+
+def test_pipeline_ends_when_a_job_fails(cluster: SlurmCluster, checkout: Path) -> None:
+    env = stand_in(checkout / "run", 2, STAND_IN_CODE="5")
+    jobs = cluster.run("bash", "slurm/pipeline.sh", cwd=checkout, env=env).split()
+    assert cluster.wait(jobs[1], QUICK)["JobState"] == "FAILED", cluster.log(jobs[1])
+    assert cluster.wait(jobs[2], QUICK)["JobState"] == "CANCELLED"
+    assert cluster.wait(jobs[3], QUICK)["JobState"] == "CANCELLED"
