@@ -35,6 +35,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes fork
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars are noise in a log file
     try:
         app()
     except LbrError as error:
@@ -135,3 +137,21 @@ def train(
 
     if not train_stage(run, stage):
         sys.exit(EXIT_CODE)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint of it.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Checkpoint -> a folder for sentence-transformers, MTEB and servers, with a parity proof.
+
+    Example: `lbr-ds export runs/demo models/demo`
+    """
+    from lbr_ds.export import export as export_model
+
+    parity = export_model(run, out)
+    typer.echo(
+        f"{out}: {parity['texts']} texts agree with the trainer's own vectors, "
+        f"largest difference {parity['largest_difference']:.1e}"
+    )

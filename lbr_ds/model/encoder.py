@@ -16,10 +16,15 @@ from lbr_ds.model.embedder import Embedder
 class PackedEncoder:
     """A checkpoint's `model/` folder (or a prepared backbone) as an encoder of texts."""
 
-    def __init__(self, folder: Path, device: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, device: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """dtype None: as the weights are stored."""
         self.card = Card.load(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        backbone = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+        backbone = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or "auto", use_safetensors=True
+        )
         self.model = Embedder(backbone, self.card).to(self.device).eval()
         self.texts = TextEncoder(
             load_tokenizer(folder),

@@ -24,20 +24,10 @@ from torch import Tensor
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
+from lbr_ds.runs import checkpoints
 from lbr_ds.train.engine import Engine
 
 _FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
-
-
-def checkpoints(stage_folder: Path) -> list[Path]:
-    """The whole checkpoints of a stage, oldest first."""
-    found = (stage_folder / "checkpoints").glob("step-*")
-    return sorted(p for p in found if p.suffix != ".part" and (p / "state.json").is_file())
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer steps that a checkpoint has seen."""
-    return int(json.loads((checkpoint / "state.json").read_text())["step"])
 
 
 def save(run: RunConfig, stage: int, step: int, engine: Engine, world: World) -> Path:

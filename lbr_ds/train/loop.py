@@ -19,6 +19,7 @@ from lbr_ds.distributed import World, join, leave
 from lbr_ds.errors import CheckpointError, TrainingError
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.embedder import build_embedder
+from lbr_ds.runs import checkpoints, step_of
 from lbr_ds.shards import Manifest
 from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import Engine, load_ds_config
@@ -135,11 +136,11 @@ def starting_weights(run: RunConfig, number: int) -> Path:
     if number == 1 or run.stage2.start_from == "backbone":
         return run.run / "backbone"
     source = run.stage2.start_from
-    found = checkpoint.checkpoints(run.run / "stage1")
+    found = checkpoints(run.run / "stage1")
     if source == "last" and found:
         return found[-1] / "model"
     for path in found:
-        if source.isdigit() and checkpoint.step_of(path) == int(source):
+        if source.isdigit() and step_of(path) == int(source):
             return path / "model"
     if source != "last" and not source.isdigit():
         for path in (Path(source), Path(source) / "model"):
