@@ -11,12 +11,10 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ import torch
 from mteb.abstasks.abstask import AbsTask
 from mteb.models import MTEBModels
 
-import lbr_ds
+from lbr_ds import environment
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate.models import load_model
 from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks
@@ -210,15 +208,7 @@ def quiet() -> Iterator[None]:
 
 def _environment() -> dict[str, Any]:
     """What the numbers were made with."""
-    names = ("torch", "transformers", "sentence-transformers", "mteb")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "lbr-ds": lbr_ds.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-        "device": device,
-        "threads": torch.get_num_threads(),
-    }
+    return {"device": "cpu", **environment.describe(), "threads": torch.get_num_threads()}
 
 
 def _write(result: dict[str, Any], output: Path) -> None:

@@ -1,0 +1,66 @@
+"""Run folders -> `report.html`, `report.md`, `report.json`: curves, scores, examples, provenance.
+
+    report = write_report([Path("runs/demo")], Path("runs/demo"))
+
+Reads only what runs leave behind, so it works on a login node: no torch and no mteb here. The HTML
+is one file without scripts or outside requests, for light and dark screens, phones and paper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lbr_ds.errors import ConfigError
+from lbr_ds.report.collect import Run, read_run
+from lbr_ds.report.compare import compare
+from lbr_ds.report.reading import plain
+from lbr_ds.report.render import render_html, render_markdown
+
+__all__ = ["write_report"]
+
+
+def write_report(runs: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Write the three files into the folder `output`; returns what report.json holds.
+
+    What a run lacks (no evaluation yet, no environment) is left out with a sentence in `notes`.
+    Raises ConfigError without runs or for a folder that is no run; DataError for a file that
+    cannot be read, with its name and line.
+    """
+    if not runs:
+        raise ConfigError("no run to report on; give at least one run folder")
+    read = [read_run(folder) for folder in runs]
+    report = {"runs": [_summary(run) for run in read]}
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    _write(output / "report.md", render_markdown(report))
+    _write(output / "report.html", render_html(report, read))
+    return report
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """Everything that is shown of a run, except its curves."""
+    return plain(
+        {
+            "name": run.name,
+            "path": str(run.folder),
+            "recipe": run.recipe,
+            "stages": {str(stage.number): stage.summary() for stage in run.stages},
+            "retrieval": compare(run.evals),
+            "examples": run.examples(),
+            "data": run.data,
+            "environment": run.environment,
+            "commands": run.commands(),
+            "notes": run.notes,
+        }
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: written beside and renamed."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

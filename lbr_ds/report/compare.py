@@ -1,0 +1,78 @@
+"""Evaluations of one run -> tables: each model's scores, its gain over the base, and how sure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+METRICS = {"recall_at_10": "Recall@10", "ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10"}
+LABELS = {
+    "base": "Base model",
+    "stage1": "After stage 1 (IB-GL)",
+    "stage2": "After stage 2 (GR-CL)",
+}
+
+# Table 3 of the paper: nDCG@10 of LLM, LLM + IB-GL, LLM + IB-GL + CL, on Qwen2-1.5B.
+PAPER = {"medical": (0.335, 0.806, 0.899), "code": (0.108, 0.733, 0.882)}
+
+_RESAMPLES = 2000
+
+
+def compare(evals: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One table a task, in the order in which the evaluations name them.
+
+    Returns [{"task", "queries", "documents", "rows": [{"key", "label", <metric>, "gain"}],
+    "pairs": {"better", "worse", "same", "gain", "low", "high"} or None, "mixed"}]. mixed:
+    the rows were judged on different numbers of queries or passages. gain: nDCG@10 against
+    the base; pairs: the last trained model against the base, query by query.
+    """
+    names = dict.fromkeys(task for result in evals.values() for task in result.get("tasks", {}))
+    return [_table(task, evals) for task in names]
+
+
+def _table(task: str, evals: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    found = {key: e["tasks"][task] for key, e in evals.items() if task in e.get("tasks", {})}
+    base = found.get("base", {}).get("ndcg_at_10")
+    rows = []
+    for key, scores in found.items():
+        row: dict[str, Any] = {"key": key, "label": LABELS[key]}
+        row |= {metric: scores.get(metric) for metric in METRICS}
+        if "main_score" in scores:
+            row |= {"main_score": scores["main_score"], "metric": scores.get("metric")}
+        ours = scores.get("ndcg_at_10")
+        row["gain"] = ours - base if key != "base" and None not in (ours, base) else None
+        rows.append(row)
+    last = next(reversed(found.values()))
+    trained = next((key for key in ("stage2", "stage1") if key in found), None)
+    pairs = None
+    if trained and "base" in found:
+        ours, theirs = (evals[k].get("per_query", {}).get(task, {}) for k in (trained, "base"))
+        pairs = pair(ours, theirs)
+    sizes = {"queries": last.get("queries"), "documents": last.get("documents")}
+    different = {(scores.get("queries"), scores.get("documents")) for scores in found.values()}
+    return {"task": task, **sizes, "rows": rows, "pairs": pairs, "mixed": len(different) > 1}
+
+
+def pair(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, Any] | None:
+    """Query by query: how many got better or worse, the mean gain and its 95 % interval.
+
+    The interval is a bootstrap over the queries that both have. None below 2 such queries.
+    """
+    shared = [i for i in ours if i in theirs]
+    if len(shared) < 2:
+        return None
+    gains = np.array([ours[i] - theirs[i] for i in shared])
+    # A multinomial draw of counts is a resample, at a fraction of the memory of drawn indices.
+    draws = np.random.default_rng(0).multinomial(
+        len(gains), np.full(len(gains), 1 / len(gains)), size=_RESAMPLES
+    )
+    low, high = np.quantile(draws @ gains / len(gains), [0.025, 0.975])
+    return {
+        "better": int((gains > 1e-9).sum()),
+        "worse": int((gains < -1e-9).sum()),
+        "same": int((np.abs(gains) <= 1e-9).sum()),
+        "gain": float(gains.mean()),
+        "low": float(low),
+        "high": float(high),
+    }

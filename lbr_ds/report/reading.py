@@ -1,0 +1,62 @@
+"""JSON and metrics files -> plain values, with the file and line in every complaint."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lbr_ds.errors import DataError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises DataError that names it."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}); make it again or remove it") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl in step order; a step logged again after a resume counts last.
+
+    Raises DataError that names the file and the line.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            step = row["step"]
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            step = row = None
+        if not isinstance(row, dict) or not isinstance(step, int):
+            shown = line[:60].decode("utf-8", "replace")
+            raise DataError(
+                f"{path}:{number}: not a JSON object with a whole number `step` "
+                f"({shown!r}); remove the line"
+            )
+        rows[step] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def plain(value: Any) -> Any:
+    """The same value with None for every number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def number(value: Any) -> float:
+    """A JSON number as float; anything else is NaN."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number else math.nan
