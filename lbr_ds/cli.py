@@ -82,7 +82,9 @@ def init(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     files = resources.copy_all(folder)
-    typer.echo(f"{len(files)} files in {folder}: recipes/, ds_configs/, slurm/ (see slurm/README.md)")
+    typer.echo(
+        f"{len(files)} files in {folder}: recipes/, ds_configs/, slurm/ (see slurm/README.md)"
+    )
 
 
 @app.command()
@@ -131,7 +133,9 @@ def train(
 
             sys.exit(launch(["train", recipe, *(overrides or []), "--stage", str(stage)], count))
     elif nproc is not None:
-        raise ConfigError(f"--nproc {nproc}: a launcher has started the ranks already; leave it out")
+        raise ConfigError(
+            f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
+        )
     from lbr_ds.train.loop import train as train_stage
     from lbr_ds.train.preempt import EXIT_CODE
 
@@ -155,3 +159,95 @@ def export(
         f"{out}: {parity['texts']} texts agree with the trainer's own vectors, "
         f"largest difference {parity['largest_difference']:.1e}"
     )
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A folder, a run, a checkpoint, or a name that MTEB knows.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared folder: score on its held-out split.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="MTEB tasks or benchmarks, comma-separated.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="JSON; default: RUN/eval/STAGE.json, or MODEL.json here.")
+    ] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, help="A seeded sample of the held-out queries.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Queries shown with their passages.")] = 5,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let a model run code of its own.")
+    ] = False,
+) -> None:
+    """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
+
+    Example: `lbr-ds eval runs/demo --data data/icd10cm`
+    """
+    from lbr_ds.evaluate import evaluate as score
+
+    output = out or _default_output(model)
+    result = score(
+        model, data=data, tasks=[t.strip() for t in tasks.split(",") if t.strip()], output=output,
+        max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    _print_scores(result)
+    typer.echo(f"written to {output}")
+
+
+def _default_output(model: str) -> Path:
+    from lbr_ds import runs
+
+    run = runs.run_of(Path(model)) if Path(model).is_dir() else None
+    if run is None:
+        return Path(Path(model).name + ".json")
+    stage = next(
+        (p.name for p in runs.model_folder(Path(model)).parents if p.name[:5] == "stage"), ""
+    )
+    return run / "eval" / f"{stage or 'base'}.json"
+
+
+def _print_scores(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "R@10", "N@10", "queries", "passages")
+    for name, score in result["tasks"].items():
+        figures = [score.get("recall_at_10"), score.get("ndcg_at_10", score.get("main_score"))]
+        cells = ["-" if f is None else f"{f:.4f}" for f in figures]
+        table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
+    Console().print(table)
+
+
+@app.command()
+def report(
+    run: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="A folder; default: the first run.")] = None,
+) -> None:
+    """Curves, scores and held-out examples of runs: report.html, report.md, report.json.
+
+    Example: `lbr-ds report runs/demo`
+    """
+    from lbr_ds.report import write_report
+
+    output = out or run[0]
+    write_report(run, output)
+    typer.echo(f"{output / 'report.html'}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="A new or unfinished demo folder.")] = Path("lbr-demo"),
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks; default: one per GPU, two on a CPU.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """The whole pipeline on a small real corpus and a small real backbone, in minutes.
+
+    Example: `lbr-ds demo --out lbr-demo`
+    """
+    from lbr_ds.demo import demo as run_demo
+
+    run_demo(out, nproc, overrides or [])

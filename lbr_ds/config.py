@@ -8,6 +8,7 @@ how memory is laid out. Sizes that follow from others are properties. No torch i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -267,10 +268,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from None
     # YAML 1.1 reads 1e-4 as a string; a recipe's author means the number.
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     place[last] = value
 
 

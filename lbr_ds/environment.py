@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "we
 
 def describe() -> dict[str, Any]:
     """JSON-ready. Asks torch for the device only where torch is loaded already."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -43,7 +43,9 @@ def describe() -> dict[str, Any]:
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
         return names[0]
     except (OSError, IndexError):
         return platform.machine()

@@ -1,4 +1,4 @@
-"""A checkpoint -> a folder that transformers, sentence-transformers, MTEB and servers load as it is.
+"""A checkpoint -> a folder that transformers, sentence-transformers, MTEB and servers load as is.
 
 With a fixed number of bottleneck tokens the model is "append K tokens, take the last state,
 normalise": the tokenizer appends them, so no code of ours is needed to use it. The pooling and
@@ -85,7 +85,7 @@ def _write_sentence_transformers(folder: Path, card: Card) -> None:
         "pooling_mode_lasttoken": card.pooling == "last",
         "include_prompt": True,
     }
-    general = {"__version__": {}, "prompts": {}, "default_prompt_name": None,
+    general: dict[str, Any] = {"__version__": {}, "prompts": {}, "default_prompt_name": None,
                "similarity_fn_name": "cosine"}  # fmt: skip
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     tokenizer["model_max_length"] = card.max_length
@@ -103,7 +103,14 @@ def proof_texts(max_length: int) -> list[str]:
     """Short, empty, odd and overlong texts, around the maximum length in tokens."""
     lengths = (1, 2, max_length // 2, max_length - 6, max_length - 2, max_length, 3 * max_length)
     texts = [" ".join(["word"] * max(1, n)) for n in lengths]
-    return [*texts, "", "A", "naive cafe\nwith a line break", "x" * (4 * max_length), "\u00e9\u03b2"]
+    return [
+        *texts,
+        "",
+        "A",
+        "naive cafe\nwith a line break",
+        "x" * (4 * max_length),
+        "\u00e9\u03b2",
+    ]
 
 
 def prove(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Record:
         return [t for t in (self.query, *self.positives, *self.negatives, self.text) if t]
 
     def to_json(self) -> str:
-        """One line, empty fields left out, key order fixed: the same record gives the same bytes."""
+        """One line; empty fields left out, key order fixed: one record, one spelling."""
         kept = {k: v for k, v in asdict(self).items() if v}
         return json.dumps(kept, ensure_ascii=False)
 
@@ -48,12 +48,7 @@ class Record:
         if unknown:
             known = ", ".join(cls.__dataclass_fields__)
             raise DataError(f"{where}: unknown field {unknown[0]!r}; a record has {known}")
-        for name, value in raw.items():
-            if name in ("positives", "negatives"):
-                if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                    raise DataError(f"{where}: {name} must be a list of strings, not {value!r:.60}")
-            elif not isinstance(value, str):
-                raise DataError(f"{where}: {name} must be a string, not {value!r:.60}")
+        _check_types(raw, where)
         record = cls(**{"id": "", "source": "", **raw})
         for name in ("id", "source"):
             if not getattr(record, name).strip():
@@ -66,3 +61,13 @@ class Record:
         elif not record.positives or not all(p.strip() for p in record.positives):
             raise DataError(f"{where}: positives is empty; give at least one non-empty answer")
         return record
+
+
+def _check_types(raw: dict[str, Any], where: str) -> None:
+    """positives and negatives are lists of strings, everything else is a string."""
+    for name, value in raw.items():
+        if name in ("positives", "negatives"):
+            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+                raise DataError(f"{where}: {name} must be a list of strings, not {value!r:.60}")
+        elif not isinstance(value, str):
+            raise DataError(f"{where}: {name} must be a string, not {value!r:.60}")

@@ -1,7 +1,7 @@
 """What lies where in a run folder. No torch: reports and job scripts ask too.
 
-    RUN/recipe.yaml environment.json backbone/ eval/*.json
-    RUN/stage1/ stage2/   metrics.jsonl tensorboard/ log/ checkpoints/step-000500/{state,model}/
+RUN/recipe.yaml environment.json backbone/ eval/*.json
+RUN/stage1/ stage2/   metrics.jsonl tensorboard/ log/ checkpoints/step-000500/{state,model}/
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def model_folder(place: Path) -> Path:
     checkpoint: its model. A weights folder: itself. Raises CheckpointError when there is none.
     """
     if not place.exists():
-        raise CheckpointError(f"{place}: no such folder; give a run, a checkpoint or a model folder")
+        raise CheckpointError(
+            f"{place}: no such folder; give a run, a checkpoint or a model folder"
+        )
     for candidate in (place / "model", place):
         if (candidate / "lbr.json").is_file():
             return candidate

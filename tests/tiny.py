@@ -24,9 +24,9 @@ SHAPE = {
 }  # fmt: skip
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
 
-_SUBJECTS = "liver heart lung kidney brain skin bone blood nerve stomach eye ear".split()
-_FAULTS = "pain fever swelling bleeding weakness infection stone cyst fracture rash".split()
-_ADJECTIVES = "acute chronic mild severe sudden recurrent hidden rare common late".split()
+_SUBJECTS = ["liver", "heart", "lung", "kidney", "brain", "skin", "bone", "blood", "nerve", "eye"]
+_FAULTS = ["pain", "fever", "swelling", "bleeding", "weakness", "infection", "stone", "cyst"]
+_ADJECTIVES = ["acute", "chronic", "mild", "severe", "sudden", "recurrent", "hidden", "rare"]
 
 
 def records(count: int, seed: int = 0, group_every: int = 0) -> list[dict[str, Any]]:
@@ -80,7 +80,8 @@ def tiny_recipe(
     """
     folder.mkdir(parents=True, exist_ok=True)
     corpus = folder / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps(r) + "\n" for r in records(count, group_every=group_every)))
+    lines = [json.dumps(r) + "\n" for r in records(count, group_every=group_every)]
+    corpus.write_text("".join(lines))
     recipe: dict[str, Any] = {
         "name": "tiny",
         "run": str(folder / "run"),

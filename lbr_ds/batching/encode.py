@@ -46,9 +46,9 @@ class TextEncoder:
 
     def plain(self, text: str, limit: int) -> list[int]:
         """At most `limit` ids of the text alone: nothing before it, nothing after it."""
-        return self.tokenizer(
-            text, truncation=True, max_length=limit, add_special_tokens=False
-        )["input_ids"]
+        return self.tokenizer(text, truncation=True, max_length=limit, add_special_tokens=False)[
+            "input_ids"
+        ]
 
     def target(self, text: str, limit: int) -> list[int]:
         """Y: the text's ids and the end token, at most `limit` together."""

@@ -4,16 +4,16 @@ A packed batch is one row of T tokens, the sequences one after another, position
 each. Attention is told by `Segments` which rows attend together:
 
 1. `[X ; B]` of a sequence is one causal segment.
-2. Y of a cut sequence is the tail of a second causal segment `[B ; Y]`: B's rows are copied, and the
-   copy's outputs dropped. So Y sees B and earlier Y, never X, and both kinds are *plain causal
+2. Y of a cut sequence is the tail of a second causal segment `[B ; Y]`: B's rows are copied, and
+   the copy's outputs dropped. So Y sees B and earlier Y, never X, and both kinds are *plain causal
    attention over equal queries and keys*: no mask is ever built, any fast kernel serves.
 3. Y of a sequence that is not cut simply lengthens the first segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,10 +76,10 @@ class PackedBatch:
         return _moved(self, device)
 
 
-def _moved(part: object, device: torch.device) -> object:  # type: ignore[explicit-any]
+def _moved(part: Any, device: torch.device) -> Any:
     """A copy of a dataclass of tensors on `device`."""
     values = {}
-    for f in fields(part):  # type: ignore[arg-type]
+    for f in fields(part):
         value = getattr(part, f.name)
         if isinstance(value, Tensor):
             value = value.to(device, non_blocking=True)
@@ -191,8 +191,3 @@ def split_by_tokens(sequences: list[Sequence], budget: int) -> list[list[int]]:
         batches[-1].append(index)
         tokens += len(seq)
     return batches
-
-
-def total_tokens(sequences: Iterable[Sequence]) -> int:
-    """T of the batch that `pack` would make."""
-    return sum(len(s) for s in sequences)

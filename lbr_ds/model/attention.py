@@ -82,15 +82,16 @@ def rectangles(
     heads, kv_heads = q.shape[1], k.shape[1]
     outs = []
     for group in segments.groups:
-        parts = [x[group].transpose(1, 2) for x in (q, k, v)]  # (n, H, L, d)
+        query, key, value = (x[group].transpose(1, 2) for x in (q, k, v))  # (n, H, L, d)
         mask = None
         if not causal:
             mask = torch.ones_like(group, dtype=torch.bool)
             mask[:, 1:] = group[:, 1:] != group[:, :-1]  # filling repeats the row before it
             mask = mask[:, None, None, :]
         out = scaled_dot_product_attention(
-            *parts, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=heads != kv_heads
-        )
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale,
+            enable_gqa=heads != kv_heads,
+        )  # fmt: skip
         outs.append(out.transpose(1, 2).reshape(-1, heads, out.shape[-1]))
     return torch.cat(outs)[segments.flat]
 
@@ -101,11 +102,13 @@ def varlen(
     """The same in one call of torch's variable-length kernel (CUDA, bf16 or fp16)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(
+    out = varlen_attn(
         q, k, v, segments.starts, segments.starts, segments.longest, segments.longest,
         scale=scale, window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
+    assert isinstance(out, Tensor)  # a pair only when auxiliary outputs are asked for
+    return out
 
 
 def use_varlen(q: Tensor) -> bool:
@@ -127,7 +130,7 @@ def _varlen_agrees(device: torch.device, dtype: torch.dtype, head_size: int) -> 
         results = []
         for kernel in (rectangles, varlen):
             try:
-                out = kernel(*x, segments, causal=True, scale=None)
+                out = kernel(x[0], x[1], x[2], segments, causal=True, scale=None)
                 results.append((out, *torch.autograd.grad(out.float().square().sum(), x)))
             except (ImportError, RuntimeError, TypeError, ValueError) as error:
                 log.warning("variable-length attention is not usable here: %s", error)

@@ -40,6 +40,7 @@ _ROUND_TO = 64  # new embedding tables get a multiple of this many rows: kernels
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # a bar a tensor, on every rank
 
+
 @dataclass(frozen=True)
 class Card:
     """`lbr.json`: how a folder's model turns a text into a vector."""
@@ -113,7 +114,9 @@ def _load(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"model.backbone={model.backbone!r} cannot be loaded: {reason}") from None
     if not tokenizer.is_fast:
-        raise ConfigError(f"model.backbone={model.backbone!r} has no fast tokenizer (tokenizer.json)")
+        raise ConfigError(
+            f"model.backbone={model.backbone!r} has no fast tokenizer (tokenizer.json)"
+        )
     # A dequantised GGUF still says that it is quantised, and would refuse to be saved.
     if "gguf_file" in options:
         del backbone.config.quantization_config, backbone.hf_quantizer
@@ -122,7 +125,7 @@ def _load(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 def _keep_layers(backbone: PreTrainedModel, count: int) -> None:
     """Drop all decoder layers but the first `count`."""
-    body = backbone.base_model
+    body: Any = backbone.base_model
     if count > len(body.layers):
         raise ConfigError(f"model.num_layers={count}, but the backbone has {len(body.layers)}")
     body.layers = body.layers[:count]
@@ -141,26 +144,30 @@ def _add_tokens(
     names = [bottleneck_token(i) for i in range(count)]
     tokenizer.add_special_tokens({"extra_special_tokens": names})
     ids = tokenizer.convert_tokens_to_ids(names)
-    num_rows = len(backbone.get_input_embeddings().weight)
+    num_rows = len(_tables(backbone)[0])
     if len(tokenizer) > num_rows:
         backbone.resize_token_embeddings(
             len(tokenizer), pad_to_multiple_of=_ROUND_TO, mean_resizing=False
         )
-    tables = {id(m.weight): m.weight for m in (backbone.get_input_embeddings(),
-                                               backbone.get_output_embeddings())}  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for table in tables.values():
+        for table in _tables(backbone):
             real = table[: min(num_real, num_rows)].float()
             noise = torch.randn(count, table.shape[1], generator=generator)
             table[num_rows:] = real.mean(0)  # rows that only round the table up
             table[ids] = (real.mean(0) + 0.1 * real.std(0) * noise).to(table.dtype)
 
 
+def _tables(backbone: PreTrainedModel) -> list[torch.Tensor]:
+    """The input embeddings and, where the head is not tied, the head: (V, D) each."""
+    modules: list[Any] = [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
+    return list({id(m.weight): m.weight for m in modules}.values())
+
+
 def _append_to_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> None:
     """Make the tokenizer append B (or, without bottleneck, the end token) to every text."""
     before = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id][:1]
-    prefix = [tokenizer.convert_ids_to_tokens(i) for i in before]
+    prefix: list[str] = list(tokenizer.convert_ids_to_tokens(before))
     suffix = [bottleneck_token(i) for i in range(count)] or [tokenizer.eos_token]
     special = [(t, tokenizer.convert_tokens_to_ids(t)) for t in dict.fromkeys(prefix + suffix)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(

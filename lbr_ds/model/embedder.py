@@ -35,7 +35,7 @@ class Embedder(nn.Module):
         self.bidirectional = card.attention == "bidirectional"
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """With targets: the sum of the rows' losses, fp32 scalar. Without: (N, D) fp32, unit length.
+        """With targets: sum of the rows' losses, fp32 scalar. Without: (N, D) fp32 of unit length.
 
         N sequences, D hidden size.
         """

@@ -1,9 +1,9 @@
 """Checkpoints: written beside, renamed when whole, the newest whole one used, old ones pruned.
 
-    RUN/stageN/checkpoints/step-000500/
-        state.json   step, stage, fingerprint of the recipe, world size, recipe
-        state/       the engine's shards (optimizer, parameters, random states), for resuming
-        model/       the weights as a Hugging Face folder, for stage 2, export and evaluation
+RUN/stageN/checkpoints/step-000500/
+    state.json   step, stage, fingerprint of the recipe, world size, recipe
+    state/       the engine's shards (optimizer, parameters, random states), for resuming
+    model/       the weights as a Hugging Face folder, for stage 2, export and evaluation
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def save(run: RunConfig, stage: int, step: int, engine: Engine, world: World) ->
     save_model(run, engine, part / "model", world)
     if world.first:
         facts = {
-            "step": step, "stage": stage, "world_size": world.size,
+            "step": step, "stage": stage, "world_size": world.size, "zero_stage": engine.stage,
             "samples": step * run.stage(stage).samples_per_step,
             "fingerprint": run.fingerprint(stage), "recipe": yaml.safe_load(run.dump()),
         }  # fmt: skip

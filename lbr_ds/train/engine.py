@@ -23,6 +23,7 @@ from lbr_ds import resources
 from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, ConfigError
+from lbr_ds.model.embedder import Embedder
 from lbr_ds.train.optim import parameter_groups
 
 if not torch.cuda.is_available():
@@ -77,7 +78,7 @@ class Engine:
     """A sharded model with its optimizer."""
 
     def __init__(
-        self, make: Callable[[torch.dtype], nn.Module], weights: Path, *,
+        self, make: Callable[[torch.dtype], Embedder], weights: Path, *,
         ds_config: dict[str, Any], optim: OptimConfig, world: World,
     ) -> None:  # fmt: skip
         """make(dtype) builds the module; its parameters are then read from the folder `weights`."""

@@ -17,7 +17,7 @@ _AHEAD = 4  # steps that each loader process prepares in advance
 
 
 @dataclass
-class _Feed(IterableDataset):  # type: ignore[type-arg]
+class _Feed(IterableDataset):
     """Steps start..stop of one rank; loader process w of W makes steps w, w + W, ..."""
 
     run: RunConfig
@@ -50,12 +50,14 @@ def open_feed(
     workers = min(run.data.workers, max(0, stop - start))
     if workers == 0:
         return iter(feed)
-    return iter(
-        DataLoader(
-            feed, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD,
-            worker_init_fn=_leave_signals_to_the_rank,
-        )  # fmt: skip
+    loader = DataLoader(
+        feed,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=_AHEAD,
+        worker_init_fn=_leave_signals_to_the_rank,
     )
+    return iter(loader)
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:

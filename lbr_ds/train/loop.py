@@ -52,7 +52,8 @@ def train(run: RunConfig, number: int) -> bool:
     start = checkpoint.resume(run, number, engine, world)
     log.info(
         "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %d samples, steps %d to %d",
-        number, world.size, engine.stage, engine.num_parameters / 1e6, num_samples, start, num_steps,
+        number, world.size, engine.stage, engine.num_parameters / 1e6, num_samples, start,
+        num_steps,
     )  # fmt: skip
     if start < num_steps:
         rehearse(engine, stage, run, encoder, world)
@@ -64,7 +65,9 @@ def train(run: RunConfig, number: int) -> bool:
     meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
     with meter, Preemption(world) as preemption:
         while step < num_steps and not stopped:
-            values = take_step(engine, stage, run, feed, learning_rate(step, num_steps, part.optim), world)
+            values = take_step(
+                engine, stage, run, feed, learning_rate(step, num_steps, part.optim), world
+            )
             step += 1
             meter.log(step, values)
             stopped = preemption.agreed()
@@ -87,8 +90,8 @@ def take_step(
     norm, applied = engine.step(lr)
     if not (applied and math.isfinite(stats["loss"]) and math.isfinite(norm)):
         raise TrainingError(
-            f"step {work.step + 1}: loss {stats['loss']}, gradient norm {norm}; the parameters were "
-            "left as they were. Lower optim.lr or look at the samples of that step; "
+            f"step {work.step + 1}: loss {stats['loss']}, gradient norm {norm}; the parameters "
+            "were left as they were. Lower optim.lr or look at the samples of that step; "
             "the last checkpoint stands"
         )
     seconds = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""What happened in each step -> metrics.jsonl, TensorBoard, the log and a progress bar. Rank 0 only.
+"""What happened in each step -> metrics.jsonl, TensorBoard, log and progress bar. Rank 0 only.
 
 The only door for tensorboard. A line of metrics.jsonl is complete when `log` returns, so a killed
 run keeps all but the step that it was in.
@@ -60,9 +60,12 @@ class Meter:
         if not console.is_terminal:
             return
         columns = (
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         self._bar = Progress(*columns, console=console)
         self._bar.start()
         self._task = self._bar.add_task(

@@ -28,7 +28,7 @@ def parameter_groups(
 
 
 def learning_rate(step: int, num_steps: int, optim: OptimConfig) -> float:
-    """The rate of optimizer step `step` (from 0): a linear rise, then a cosine down to the floor."""
+    """The rate of step `step` (from 0): a linear rise, then a cosine down to the floor."""
     warmup = round(optim.warmup_ratio * num_steps)
     if step < warmup:
         return optim.lr * (step + 1) / warmup

@@ -165,8 +165,10 @@ def micro_batch(batches: list[PackedBatch], index: int) -> tuple[PackedBatch, fl
     return (batches[index], 1.0) if index < len(batches) else (batches[0], 0.0)
 
 
-def rehearse(engine: Engine, stage: Stage, run: RunConfig, encoder: TextEncoder, world: World) -> None:
-    """One forward and backward at the largest micro-batch, with weight 0: memory faults come now."""
+def rehearse(
+    engine: Engine, stage: Stage, run: RunConfig, encoder: TextEncoder, world: World
+) -> None:
+    """One pass at the largest micro-batch, with weight 0: memory faults come now."""
     ids = encoder.wrap([encoder.tokenizer.eos_token_id] * encoder.max_length)
     target = []
     if stage.number == 1:

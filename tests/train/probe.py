@@ -29,7 +29,7 @@ CASES = {
 
 def probe(recipe: str, out: Path, world: World) -> None:
     """Every case, each on a fresh engine."""
-    for name, (number, ds_config, tokens) in CASES.items():
+    for case, (number, ds_config, tokens) in CASES.items():
         run = load(recipe, [f"stage{number}.micro_batch_tokens={tokens}", "stage2.from=backbone"])
         stage = STAGES[number]
         engine, encoder = build(run, stage, load_ds_config(ds_config), world)
@@ -38,13 +38,15 @@ def probe(recipe: str, out: Path, world: World) -> None:
                        rank=world.rank, world=world.size, stop=1)  # fmt: skip
         work = stage.collate(run, encoder, next(iter(stream)))
         stats = stage.learn(engine, work, run, world)
-        grads = {n: safe_get_full_grad(p) for n, p in engine.engine.module.backbone.named_parameters()}
+        parameters = engine.engine.module.backbone.named_parameters()
+        grads = {name: safe_get_full_grad(p) for name, p in parameters}
         norm, applied = engine.step(1e-3)
         assert applied
         after = dict(engine.weights())
         if world.first:
-            torch.save({"stats": stats, "grads": grads, "after": after, "norm": norm,
-                        "micro_batches": len(work.micro_batches)}, out / f"{name}-{world.size}.pt")  # fmt: skip
+            found = {"stats": stats, "grads": grads, "after": after, "norm": norm,
+                     "micro_batches": len(work.micro_batches)}  # fmt: skip
+            torch.save(found, out / f"{case}-{world.size}.pt")
 
 
 if __name__ == "__main__":

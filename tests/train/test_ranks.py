@@ -6,7 +6,6 @@ masks of InfoNCE spelt out in Python; then one rank against two and four, on rea
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -1,0 +1,72 @@
+"""Which text is X and which is Y, for every objective; mixtures drawn by weight, the same again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lbr_ds.batching import TextEncoder
+from lbr_ds.batching.generative import draw, generative_sequence
+from lbr_ds.config import BottleneckConfig, ModelConfig
+from lbr_ds.errors import DataError
+from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
+from lbr_ds.records import Record
+from tests.tiny import backbone
+
+PAIR = Record("1", "s", query="what is a fever", positives=["a fever is heat", "heat"])
+PASSAGE = Record("2", "s", text="acute pain in the liver that is severe, number 7")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    folder: Path = tmp_path_factory.mktemp("encoder")
+    config = ModelConfig(backbone=str(backbone(folder / "raw")), max_length=24)
+    prepare_backbone(config, BottleneckConfig(count=2), folder / "made", 0)
+    return TextEncoder(load_tokenizer(folder / "made"), max_length=24, num_bottleneck=2)
+
+
+def ids(encoder: TextEncoder, text: str) -> list[int]:
+    return encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_every_objective(encoder: TextEncoder) -> None:
+    end = encoder.tokenizer.eos_token_id
+    b = encoder.contexts([""])[0]
+    query, first, second = (ids(encoder, t) for t in (PAIR.query, *PAIR.positives))
+
+    def sequence(record: Record, objective: str, turn: int = 0):
+        return generative_sequence(record, objective, encoder, turn=turn, max_target_length=64)
+
+    sft = sequence(PAIR, "sft")
+    assert (sft.context, sft.target, sft.cut) == (query + b, [*first, end], True)
+    assert sequence(PAIR, "sft", turn=1).target == [*second, end]
+    rebuilt = sequence(PAIR, "reconstruct")
+    assert (rebuilt.context, rebuilt.target) == (first + b, [*first, end])
+    text = ids(encoder, PASSAGE.text)
+    half = len(text) // 2
+    continued = sequence(PASSAGE, "continue")
+    assert (continued.context, continued.target) == (text[:half] + b, [*text[half:], end])
+    plain = sequence(PAIR, "gl")
+    assert (plain.context, plain.target, plain.cut) == ([*query, end], [*first, end], False)
+    assert sequence(PASSAGE, "gl").context == [end]
+
+
+def test_sft_of_a_plain_passage_is_refused(encoder: TextEncoder) -> None:
+    with pytest.raises(DataError, match="record 2: objective sft needs a query"):
+        generative_sequence(PASSAGE, "sft", encoder, turn=0, max_target_length=8)
+
+
+def test_targets_are_cut_to_their_limit(encoder: TextEncoder) -> None:
+    for objective in ("sft", "reconstruct", "continue", "gl"):
+        made = generative_sequence(PAIR, objective, encoder, turn=0, max_target_length=3)
+        assert len(made.target) <= 3
+        assert len(made.context) <= 24
+
+
+def test_mixture_follows_its_weights_and_its_key() -> None:
+    weights = {"sft": 3.0, "reconstruct": 1.0}
+    drawn = [draw(weights, 0, 0, step, 0) for step in range(2000)]
+    assert drawn == [draw(dict(reversed(weights.items())), 0, 0, step, 0) for step in range(2000)]
+    assert Counter(drawn)["sft"] / 2000 == pytest.approx(0.75, abs=0.04)

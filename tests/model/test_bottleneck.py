@@ -1,0 +1,84 @@
+"""The prepared backbone: tokens appended to every text, rows sound, spare rows used first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lbr_ds.config import BottleneckConfig, ModelConfig
+from lbr_ds.errors import ConfigError
+from lbr_ds.model.bottleneck import bottleneck_token, load_tokenizer, prepare_backbone
+from tests.tiny import backbone
+
+
+def prepared(tmp_path: Path, count: int = 3, **shape: object) -> Path:
+    config = ModelConfig(backbone=str(backbone(tmp_path / "raw", **shape)), max_length=16)
+    prepare_backbone(config, BottleneckConfig(count=count), tmp_path / "made", seed=0)
+    return tmp_path / "made"
+
+
+@pytest.mark.parametrize("text", ["", "a fever", "acute pain in the liver " * 50])
+def test_every_text_ends_in_the_whole_bottleneck(tmp_path: Path, text: str) -> None:
+    tokenizer = load_tokenizer(prepared(tmp_path))
+    ids = tokenizer(text, truncation=True, max_length=16)["input_ids"]
+    wanted = tokenizer.convert_tokens_to_ids([bottleneck_token(i) for i in range(3)])
+    assert ids[-3:] == wanted
+    assert len(ids) <= 16
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids[:-3] == plain[:13]
+
+
+def test_without_bottleneck_the_end_token_is_appended(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(prepared(tmp_path, count=0))
+    assert tokenizer("a fever")["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_rows_start_near_the_mean_and_differ(tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    raw = AutoModelForCausalLM.from_pretrained(tmp_path / "raw").get_input_embeddings().weight
+    table = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+    size = len(raw)
+    assert torch.equal(table[:size], raw)
+    rows = table[size : size + 3]
+    assert not torch.equal(rows[0], rows[1])
+    assert (rows - raw.mean(0)).abs().max() < raw.std(0).max()
+
+
+def test_spare_rows_are_used_before_the_table_grows(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, vocab_size=480)
+    assert len(AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight) == 480
+
+
+def test_untied_head_gets_its_rows_too(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(prepared(tmp_path, tie_word_embeddings=False))
+    first = load_tokenizer(tmp_path / "made").convert_tokens_to_ids(bottleneck_token(0))
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert len(head) == len(table)
+    assert not torch.equal(head[first], table[first])
+    assert head[first].norm() < 2 * head[:first].norm(dim=1).mean()
+
+
+def test_same_seed_same_bytes_and_an_equal_one_is_kept(tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    weights = folder / "model.safetensors"
+    before, stamp = weights.read_bytes(), weights.stat().st_mtime_ns
+    prepare_backbone(ModelConfig(backbone=str(tmp_path / "raw"), max_length=16),
+                     BottleneckConfig(count=3), folder, seed=0)  # fmt: skip
+    assert weights.stat().st_mtime_ns == stamp
+    (folder / "made_from.json").unlink()
+    prepare_backbone(ModelConfig(backbone=str(tmp_path / "raw"), max_length=16),
+                     BottleneckConfig(count=3), folder, seed=0)  # fmt: skip
+    assert weights.read_bytes() == before
+
+
+def test_too_many_layers_and_an_unknown_backbone_are_refused(tmp_path: Path) -> None:
+    raw = str(backbone(tmp_path / "raw"))
+    with pytest.raises(ConfigError, match="num_layers=9, but the backbone has 2"):
+        prepare_backbone(
+            ModelConfig(backbone=raw, num_layers=9), BottleneckConfig(), tmp_path / "x", 0
+        )
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        prepare_backbone(ModelConfig(backbone=str(tmp_path)), BottleneckConfig(), tmp_path / "x", 0)

@@ -1,0 +1,101 @@
+"""Rooms import in one direction, heavy libraries through one door, sizes within the budget."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lbr_ds"
+# A room may import those before it.
+ORDER = [
+    "errors", "records", "resources", "locate", "runs", "environment", "config", "shards",
+    "corpora", "batching", "model", "distributed", "objectives", "train", "export", "evaluate",
+    "report", "demo", "cli", "__main__",
+]  # fmt: skip
+DOORS = {
+    "deepspeed": {"train/engine.py"},
+    "tensorboard": {"train/meter.py"},
+    "webdataset": {"shards"},
+    "mteb": {"evaluate"},
+    "datasets": {"corpora", "evaluate"},  # evaluate: the types that mteb takes
+    "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
+}
+NO_TORCH = ["errors", "records", "resources", "locate", "runs", "environment", "config", "shards",
+            "corpora", "report", "cli", "demo"]  # fmt: skip
+FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards")}
+MAX_FILE, MAX_FUNCTION = 350, 60
+
+
+def modules() -> list[tuple[Path, ast.Module]]:
+    return [(p, ast.parse(p.read_text())) for p in sorted(PACKAGE.rglob("*.py"))]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def test_rooms_import_in_one_direction() -> None:
+    wrong = []
+    for path, tree in modules():
+        if (mine := room(path)) == "__init__":
+            continue
+        for name in imports(tree):
+            parts = name.split(".")
+            if parts[0] != "lbr_ds" or len(parts) < 2 or parts[1] in ("__version__", mine):
+                continue
+            if ORDER.index(parts[1]) > ORDER.index(mine) or (mine, parts[1]) in FORBIDDEN:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_heavy_libraries_have_one_door(library: str) -> None:
+    wrong = []
+    for path, tree in modules():
+        inside = str(path.relative_to(PACKAGE))
+        if any(inside == door or inside.startswith(f"{door}/") for door in DOORS[library]):
+            continue
+        if any(library in name.split(".") for name in imports(tree)):
+            wrong.append(inside)
+    assert not wrong
+
+
+def test_light_rooms_do_not_import_torch() -> None:
+    """At module level; a verb may import it when it runs."""
+    wrong = []
+    for path, tree in modules():
+        if room(path) in NO_TORCH:
+            top = ast.Module([n for n in tree.body if not isinstance(n, ast.FunctionDef)], [])
+            heavy = ("torch", "transformers", "deepspeed", "mteb")
+            wrong += [f"{path.name}: {n}" for n in imports(top) if n.split(".")[0] in heavy]
+    assert not wrong
+
+
+def test_sizes() -> None:
+    too_long = []
+    for path, tree in modules():
+        if (lines := len(path.read_text().splitlines())) > MAX_FILE:
+            too_long.append(f"{path.name}: {lines} lines")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > MAX_FUNCTION:
+                    too_long.append(f"{path.name} {node.name}: {length} lines")
+    assert not too_long
+
+
+def test_source_is_ascii() -> None:
+    for path, _ in modules():
+        assert path.read_text().isascii(), path
