@@ -12,13 +12,11 @@ from mteb.models import ModelMeta, MTEBModels, SentenceTransformerEncoderWrapper
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
 
-from lbr_ds.errors import ConfigError, EnvironmentProblem
+from lbr_ds import runs
+from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
 
 if TYPE_CHECKING:
     import numpy as np
-
-CARD = "lbr.json"  # what a checkpoint's `model/` folder says about pooling, attention, lengths
-_STEP = re.compile(r"step-(\d+)")
 
 
 class PackedModel(AbsEncoder):
@@ -49,7 +47,7 @@ def load_model(
     """The encoder that `model` stands for.
 
     - a folder with `modules.json`, or a plain Hugging Face folder: sentence-transformers;
-    - a run, one of its stages, or a checkpoint: our packed encoder (see `find_card`);
+    - a run, one of its stages, or a checkpoint: its newest model (see `runs`), our own encoder;
     - anything else: a name of mteb's registry, or one that sentence-transformers can fetch.
     Raises ConfigError for a folder that holds no model and for a model that would run code of its
     own without `trust_remote_code`; EnvironmentProblem when it cannot be loaded.
@@ -62,7 +60,7 @@ def load_model(
                 return cast("MTEBModels", PackedModel(card, batch_tokens))
             if not (folder / "config.json").exists():
                 raise ConfigError(
-                    f"{model}: holds no model (no modules.json, {CARD} or config.json, no "
+                    f"{model}: holds no model (no modules.json, lbr.json or config.json, no "
                     "checkpoint); give a run, a checkpoint or an exported folder"
                 )
         return _sentence_transformer(str(folder), trust_remote_code)
@@ -72,20 +70,14 @@ def load_model(
 
 
 def find_card(folder: Path) -> Path | None:
-    """The folder to load for a run, a stage or a checkpoint; None when there is none.
-
-    In a run: the newest checkpoint of stage 2, else of stage 1, else the prepared backbone.
-    """
-    for place in (folder, folder / "model"):
-        if (place / CARD).exists():
-            return place
-    for stage in (folder, folder / "stage2", folder / "stage1"):
-        steps = [(_STEP.fullmatch(p.name), p) for p in (stage / "checkpoints").glob("step-*")]
-        whole = [(int(m[1]), p / "model") for m, p in steps if m and (p / "model" / CARD).exists()]
-        if whole:
-            return max(whole)[1]
-    backbone = folder / "backbone"
-    return backbone if (backbone / CARD).exists() else None
+    """The folder to load for a run, a stage or a checkpoint; None when there is none."""
+    if (folder / "checkpoints").is_dir():
+        found = runs.checkpoints(folder)
+        return found[-1] / "model" if found else None
+    try:
+        return runs.model_folder(folder)
+    except CheckpointError:
+        return None
 
 
 def _sentence_transformer(name: str, trust_remote_code: bool) -> SentenceTransformerEncoderWrapper:

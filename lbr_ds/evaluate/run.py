@@ -53,9 +53,10 @@ def evaluate(
     tokens a batch for our own encoder. max_queries: a sample of the held-out queries, drawn by
     seed (the corpus stays whole). examples: so many queries with their top 3 passages, drawn by
     seed, so the same ones for every model.
-    Returns {"model", "data", "seconds", "tasks": {name: {"recall_at_10", "ndcg_at_10",
-    "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}}, "environment"},
-    and "examples" when asked. A task that is no retrieval has "main_score" and "metric" instead.
+    Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
+    "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
+    "environment"}, and "examples" when asked. A task that is no retrieval has "main_score" and
+    "metric" instead.
     Raises ConfigError, DataError or EnvironmentProblem with one line.
     """
     if data is None and not tasks:
@@ -71,6 +72,8 @@ def evaluate(
     result: dict[str, Any] = {
         "model": model,
         "data": None if data is None else str(data),
+        "max_queries": max_queries,
+        "seed": seed,
         "seconds": round(time.perf_counter() - started, 2),
         "tasks": scores,
         "per_query": {task.metadata.name: task.per_query for task in held_out},

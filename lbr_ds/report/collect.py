@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import config
+from lbr_ds import config, runs
 from lbr_ds.errors import ConfigError
 from lbr_ds.report.data import read_data
 from lbr_ds.report.reading import number, read_json, read_metrics
@@ -24,6 +24,7 @@ class Stage:
 
     number: int
     rows: list[dict[str, Any]]
+    saved: dict[str, Any] = field(default_factory=dict)  # state.json of the newest checkpoint
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """(steps, values) of one measure; a value that is missing or not a number is NaN."""
@@ -49,6 +50,8 @@ class Stage:
             "steps": self.rows[-1]["step"],
             "samples": self.rows[-1].get("samples"),
             "epoch": self.rows[-1].get("epoch"),
+            "world_size": self.saved.get("world_size"),
+            "zero_stage": self.saved.get("zero_stage"),
             "curves": ends,
             "seconds": seconds,
             "data_wait_share": waited / seconds if seconds and waited is not None else None,
@@ -117,14 +120,27 @@ class Run:
         recipe, commands = self.folder / "recipe.yaml", []
         if self.recipe is None:
             return []
-        data = self.recipe["data"]["folder"]
-        world = (self.environment or {}).get("world_size")
-        ranks = f" --nproc {world}" if isinstance(world, int) and world > 1 else ""
         commands.append(f"lbr-ds prepare {recipe}")
-        commands += [f"lbr-ds train {recipe} --stage {s.number}{ranks}" for s in self.stages]
-        places = {"base": "backbone", "stage1": "stage1", "stage2": "stage2"}
-        commands += [f"lbr-ds eval {self.folder / places[n]} --data {data}" for n in self.evals]
+        for stage in self.stages:
+            world = stage.saved.get("world_size") or 1
+            ranks = f" --nproc {world}" if world > 1 else ""
+            commands.append(f"lbr-ds train {recipe} --stage {stage.number}{ranks}")
+        commands += [self._eval_command(name, result) for name, result in self.evals.items()]
         return [*commands, f"lbr-ds report {self.folder}"]
+
+    def _eval_command(self, name: str, result: dict[str, Any]) -> str:
+        """The line that makes `eval/NAME.json` again, from the model of the last logged step."""
+        steps = {f"stage{s.number}": s.rows[-1]["step"] for s in self.stages}
+        place = self.folder / "backbone"
+        if name in steps:
+            place = self.folder / name / "checkpoints" / f"step-{steps[name]:06d}"
+        elif name != "base":
+            place = self.folder / name
+        assert self.recipe is not None
+        words = ["lbr-ds eval", str(place), "--data", self.recipe["data"]["folder"]]
+        if result.get("max_queries"):
+            words += ["--max-queries", str(result["max_queries"])]
+        return " ".join([*words, "--out", str(self.folder / "eval" / f"{name}.json")])
 
 
 def read_run(folder: Path) -> Run:
@@ -146,7 +162,9 @@ def read_run(folder: Path) -> Run:
     for stage, path in enumerate(stages, 1):
         rows = read_metrics(path) if path.exists() else []
         if rows:
-            run.stages.append(Stage(stage, rows))
+            saved = runs.checkpoints(path.parent)
+            state = read_json(saved[-1] / "state.json") if saved else {}
+            run.stages.append(Stage(stage, rows, state))
             run.notes += run.stages[-1].non_finite()
         else:
             run.notes.append(f"Stage {stage} has not logged a step yet.")

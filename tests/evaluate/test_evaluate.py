@@ -20,7 +20,8 @@ def test_a_sentence_transformers_folder(sentence_folder: Path, data: Path, tmp_p
     assert json.loads(output.read_text()) == result
     assert list(output.parent.iterdir()) == [output]
     assert set(result) == {
-        "model", "data", "seconds", "tasks", "per_query", "environment", "examples"
+        "model", "data", "max_queries", "seed", "seconds", "tasks", "per_query",
+        "environment", "examples",
     }  # fmt: skip
     scores = result["tasks"]["corpus-eval"]
     assert set(scores) == {"recall_at_10", "ndcg_at_10", "mrr_at_10", "queries", "documents"}

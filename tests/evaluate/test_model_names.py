@@ -16,11 +16,12 @@ from lbr_ds.evaluate.models import _runs_own_code, find_card
 
 
 def checkpoint(run: Path, stage: int, step: int, whole: bool = True) -> Path:
-    """A checkpoint's `model/` folder; without its card it was never finished."""
+    """A checkpoint's `model/` folder; without its state it was never finished."""
     folder = run / f"stage{stage}" / "checkpoints" / f"step-{step:06d}" / "model"
     folder.mkdir(parents=True)
+    (folder / "lbr.json").write_text("{}")
     if whole:
-        (folder / "lbr.json").write_text("{}")
+        (folder.parent / "state.json").write_text("{}")
     return folder
 
 

@@ -85,9 +85,12 @@ def run(tmp_path: Path) -> Path:
     for stage, steps in ((1, 90), (2, 30)):
         path = folder / f"stage{stage}" / "metrics.jsonl"
         path.parent.mkdir()
+        saved = path.parent / "checkpoints" / f"step-{steps:06d}"
+        saved.mkdir(parents=True)
+        (saved / "state.json").write_text(json.dumps({"world_size": 2, "zero_stage": 3}))
         path.write_text("".join(json.dumps(row) + "\n" for row in metrics(steps, stage)))
     for name, ndcg in SCORES.items():
         (folder / "eval" / f"{name}.json").write_text(json.dumps(evaluation(ndcg)))
-    environment = {"python": "3.11", "versions": {"torch": "2.13"}, "world_size": 2}
+    environment = {"python": "3.11", "versions": {"torch": "2.13"}}
     (folder / "environment.json").write_text(json.dumps(environment))
     return folder

@@ -109,6 +109,7 @@ def test_numbers(run: Path, tmp_path: Path) -> None:
     (made,) = write_report([run], tmp_path)["runs"]
     first = made["stages"]["1"]
     assert first["steps"] == 90
+    assert (first["world_size"], first["zero_stage"]) == (2, 3)
     assert first["seconds"] == pytest.approx(180)
     assert first["data_wait_share"] == pytest.approx(0.05)
     assert first["tokens_per_second"] == pytest.approx(1045.5)
