@@ -38,11 +38,13 @@ def steps_of(metrics: Path) -> list[int]:
 # --- the program itself ------------------------------------------------------------------------
 
 
-def test_both_stages_run_on_two_nodes(cluster: SlurmCluster, checkout: Path) -> None:
+def test_both_stages_run_on_two_nodes_and_are_scored(
+    cluster: SlurmCluster, checkout: Path
+) -> None:
     """`sbatch slurm/stage1.sbatch`, then stage 2, as typed; only the recipe is given."""
     recipe = tiny_recipe(checkout / "tiny")
+    env = {"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny  stage2.num_steps=4"}
     for stage in (1, 2):
-        env = {"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny  stage2.num_steps=4"}
         job = cluster.submit(f"slurm/stage{stage}.sbatch", cwd=checkout, env=env)
         state = cluster.wait(job, TRAINING)
         log = cluster.log(job)
@@ -52,6 +54,11 @@ def test_both_stages_run_on_two_nodes(cluster: SlurmCluster, checkout: Path) -> 
         assert "world size 2" in log
         steps = steps_of(checkout / f"runs/tiny/stage{stage}/metrics.jsonl")
         assert steps == list(range(1, {1: 6, 2: 4}[stage] + 1))
+    job = cluster.submit("slurm/evaluate.sbatch", cwd=checkout, env=env)
+    state = cluster.wait(job, TRAINING)
+    assert state["JobState"] == "COMPLETED", cluster.log(job)
+    assert (checkout / f"runs/tiny/export/job-{job}/modules.json").is_file()
+    assert json.loads((checkout / "runs/tiny/eval/stage2.json").read_text())["tasks"]
 
 
 def test_a_stopped_training_saves_requeues_and_goes_on(
@@ -174,13 +181,13 @@ def test_benchmark_prints_tokens_per_second_of_a_rank(
 
 
 def test_evaluate_exports_and_scores_the_recipes_run(cluster: SlurmCluster, checkout: Path) -> None:
-    env = stand_in(Path("runs/x"))
+    env = stand_in(Path("runs/x"), TASKS="A,B")
     job = cluster.submit("slurm/evaluate.sbatch", cwd=checkout, env=env)
     state = cluster.wait(job, QUICK)
     log = cluster.log(job)
     assert state["JobState"] == "COMPLETED", log
-    assert "stand-in: export runs/x runs/x/model" in log
-    assert "stand-in: eval runs/x/model --data data/icd10cm" in log
+    assert f"stand-in: export runs/x runs/x/export/job-{job}" in log
+    assert "stand-in: eval runs/x --data data/icd10cm --tasks A,B" in log
 
 
 @pytest.mark.parametrize(
