@@ -186,10 +186,11 @@ def evaluate(
     Example: `lbr-ds eval runs/demo --data data/icd10cm`
     """
     from lbr_ds.evaluate import evaluate as score
+    from lbr_ds.evaluate import split_names
 
     output = out or _default_output(model)
     result = score(
-        model, data=data, tasks=[t.strip() for t in tasks.split(",") if t.strip()], output=output,
+        model, data=data, tasks=split_names(tasks), output=output,
         max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _print_scores(result)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import json
 import math
 import types
@@ -221,14 +220,16 @@ class RunConfig(Part):
         plain = json.loads(self.model_dump_json(by_alias=True))
         return yaml.safe_dump(plain, sort_keys=False)
 
-    def fingerprint(self, stage: int) -> str:
-        """Hash of everything that decides the numbers of a stage (not the folders or `every`)."""
-        plain = json.loads(self.model_dump_json(exclude={"run", "name", "every", "engine"}))
-        plain["data"] = {"folder": plain["data"]["folder"]}
+    def decisive(self, stage: int) -> dict[str, Any]:
+        """All in the recipe that decides a stage's numbers: no folders, no `every`.
+
+        A resume must find it unchanged. The data has a fingerprint of its own, in its manifest.
+        """
+        plain = json.loads(self.model_dump_json(exclude={"run", "name", "every", "engine", "data"}))
         plain.pop(f"stage{3 - stage}")
         plain["model"].pop("activation_checkpointing")
         plain[f"stage{stage}"].pop("micro_batch_tokens")
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+        return plain
 
 
 def load(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

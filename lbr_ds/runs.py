@@ -26,18 +26,20 @@ def step_of(checkpoint: Path) -> int:
 def model_folder(place: Path) -> Path:
     """The weights folder that `place` means.
 
-    A run: the newest checkpoint of stage 2, else of stage 1, else the prepared backbone. A
-    checkpoint: its model. A weights folder: itself. Raises CheckpointError when there is none.
+    A run: the newest checkpoint of stage 2, else of stage 1, else the prepared backbone. A stage:
+    its newest checkpoint. A checkpoint: its model. A weights folder: itself. Raises
+    CheckpointError when there is none.
     """
     if not place.exists():
         raise CheckpointError(
             f"{place}: no such folder; give a run, a checkpoint or a model folder"
         )
-    for candidate in (place / "model", place):
-        if (candidate / "lbr.json").is_file():
-            return candidate
-    for stage in ("stage2", "stage1"):
-        if found := checkpoints(place / stage):
+    if (place / "lbr.json").is_file():
+        return place
+    if (place / "state.json").is_file():
+        return place / "model"
+    for stage in (place, place / "stage2", place / "stage1"):
+        if found := checkpoints(stage):
             return found[-1] / "model"
     if (place / "backbone" / "lbr.json").is_file():
         return place / "backbone"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from lbr_ds.config import RunConfig, load
+from tests.ranks import run_cli
+from tests.tiny import tiny_recipe
+
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe of a tiny run whose data is prepared; do not train in its run folder."""
-    from tests.tiny import tiny_recipe
-
-    return tiny_recipe(tmp_path_factory.mktemp("tiny"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A tiny run that went through both stages on two ZeRO-3 ranks, by the command line."""
+    recipe = tiny_recipe(tmp_path_factory.mktemp("trained"))
+    for stage in ("1", "2"):
+        done = run_cli("train", str(recipe), "--stage", stage, "--nproc", "2")
+        assert done.returncode == 0, done.stderr
+    return load(recipe)

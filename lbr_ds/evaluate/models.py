@@ -71,9 +71,6 @@ def load_model(
 
 def find_card(folder: Path) -> Path | None:
     """The folder to load for a run, a stage or a checkpoint; None when there is none."""
-    if (folder / "checkpoints").is_dir():
-        found = runs.checkpoints(folder)
-        return found[-1] / "model" if found else None
     try:
         return runs.model_folder(folder)
     except CheckpointError:

@@ -1,7 +1,7 @@
 """Checkpoints: written beside, renamed when whole, the newest whole one used, old ones pruned.
 
 RUN/stageN/checkpoints/step-000500/
-    state.json   step, stage, fingerprint of the recipe, world size, recipe
+    state.json   step, stage, ranks, the keys that decide the numbers, the data's hash
     state/       the engine's shards (optimizer, parameters, random states), for resuming
     model/       the weights as a Hugging Face folder, for stage 2, export and evaluation
 """
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.runs import checkpoints
+from lbr_ds.shards import Manifest
 from lbr_ds.train.engine import Engine
 
 _FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
@@ -45,7 +45,7 @@ def save(run: RunConfig, stage: int, step: int, engine: Engine, world: World) ->
         facts = {
             "step": step, "stage": stage, "world_size": world.size, "zero_stage": engine.stage,
             "samples": step * run.stage(stage).samples_per_step,
-            "fingerprint": run.fingerprint(stage), "recipe": yaml.safe_load(run.dump()),
+            "data": Manifest.load(run.data.folder).fingerprint, "recipe": run.decisive(stage),
         }  # fmt: skip
         (part / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     world.barrier()
@@ -103,11 +103,16 @@ def resume(run: RunConfig, stage: int, engine: Engine, world: World) -> int:
     if not found:
         return 0
     facts = json.loads((found[-1] / "state.json").read_text())
-    if facts["fingerprint"] != run.fingerprint(stage):
-        changed = ", ".join(_differences(facts["recipe"], yaml.safe_load(run.dump()))) or "unknown"
+    if changed := ", ".join(_differences(facts["recipe"], run.decisive(stage))):
         raise CheckpointError(
             f"{found[-1]} was made by another recipe ({changed}); "
             "undo the change, or give a new run folder with run=..."
+        )
+    data = Manifest.load(run.data.folder).fingerprint
+    if facts["data"] != data:
+        raise CheckpointError(
+            f"{found[-1]} was trained on data {facts['data'][:12]}, {run.data.folder} now holds "
+            f"{data[:12]}; prepare the same data again, or give a new run folder with run=..."
         )
     if facts["world_size"] != world.size:
         raise CheckpointError(

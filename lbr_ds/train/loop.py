@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -159,6 +160,9 @@ def open_run_folder(run: RunConfig) -> None:
     """Rank 0: the resolved recipe first, then the environment, then the prepared backbone."""
     run.run.mkdir(parents=True, exist_ok=True)
     (run.run / "recipe.yaml").write_text(run.dump(), encoding="utf-8")
+    submitted = Path(os.environ.get("LBR_SUBMIT_SCRIPT", ""))
+    if submitted.is_file():  # SLURM's copy of the job script; a container may not see it
+        shutil.copy(submitted, run.run / "submit.sbatch")
     facts = json.dumps(environment.describe(), indent=2)
     (run.run / "environment.json").write_text(facts + "\n", encoding="utf-8")
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)

@@ -38,9 +38,7 @@ def steps_of(metrics: Path) -> list[int]:
 # --- the program itself ------------------------------------------------------------------------
 
 
-def test_both_stages_run_on_two_nodes_and_are_scored(
-    cluster: SlurmCluster, checkout: Path
-) -> None:
+def test_both_stages_run_on_two_nodes_and_are_scored(cluster: SlurmCluster, checkout: Path) -> None:
     """`sbatch slurm/stage1.sbatch`, then stage 2, as typed; only the recipe is given."""
     recipe = tiny_recipe(checkout / "tiny")
     env = {"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny  stage2.num_steps=4"}

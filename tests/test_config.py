@@ -1,0 +1,117 @@
+"""Every shipped recipe and ds_config loads; what is wrong is named in one line with the cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lbr_ds import resources
+from lbr_ds.config import load
+from lbr_ds.errors import ConfigError
+from lbr_ds.train.engine import OWNED_BY_RECIPE, load_ds_config
+
+RECIPES = sorted(p.stem for p in resources.folder("recipes").glob("*.yaml"))
+DS_CONFIGS = sorted(p.stem for p in resources.folder("ds_configs").glob("*.json"))
+
+
+def test_the_promised_files_are_there() -> None:
+    assert {"demo", "medical-1.5b", "chemistry-1.5b", "code-1.5b", "llama3.2-1b",
+            "huatuo-7b"} <= set(RECIPES)  # fmt: skip
+    assert {"zero3", "zero3_offload", "zero2", "zero3_cpu"} <= set(DS_CONFIGS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_loads_and_survives_its_own_dump(name: str, tmp_path: Path) -> None:
+    run = load(name)
+    (tmp_path / "again.yaml").write_text(run.dump())
+    assert load(tmp_path / "again.yaml") == run
+    load_ds_config(run.engine.ds_config)
+
+
+@pytest.mark.parametrize("name", DS_CONFIGS)
+def test_ds_config_loads(name: str) -> None:
+    assert load_ds_config(name)["zero_optimization"]["stage"] in (1, 2, 3)
+
+
+@pytest.mark.parametrize("key", OWNED_BY_RECIPE)
+def test_ds_config_may_not_own_a_key_of_the_recipe(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(f'{{"{key}": 1, "zero_optimization": {{"stage": 3}}}}')
+    with pytest.raises(ConfigError, match=f"{key} belongs to the recipe; remove it and set"):
+        load_ds_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not readable as JSON"),
+        ("[]", "a JSON object, not list"),
+        ("{}", "stage=None; use 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 3}, "fp16": {"enabled": true}}', "use bf16"),
+    ],
+)
+def test_broken_ds_config(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_ds_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("modle.x=1", "unknown key modle; did you mean 'model'?"),
+        ("stage1.optim.lrr=1", "unknown key stage1.optim.lrr; did you mean 'lr'?"),
+        ("stage2.form=last", "unknown key stage2.form; did you mean 'from'?"),
+        ("data.sources=[{pth: x}]", "missing key data.sources.0.path"),
+        ("stage1.objective=sfd", "unknown objective 'sfd'; did you mean 'sft'?"),
+        ("stage1.objective={sft: 0}", "the weight of sft must be above 0"),
+        ("stage1.num_epochs=2", "exactly one of num_steps and num_epochs"),
+        ("bottleneck.count=0", "stage1.objective 'sft' needs a bottleneck"),
+        ("model.max_length=8 bottleneck.count=7", "leaves no room for text"),
+        ("data.splits={gl: 0.9, cl: 0.9, eval: 0.1}", "add up to 1.9"),
+        ("data.splits={gl: 100, cl: 0.5, eval: 5}", "mixes shares and counts"),
+        ("model.max_length=many", "model.max_length"),
+        ("seed", "not of the form key.sub=value"),
+        ("seed.x=1", "seed is a value, not a part"),
+    ],
+)
+def test_bad_overrides_are_named(override: str, message: str) -> None:
+    overrides = (
+        override.split(" ") if "data" not in override and "{" not in override else [override]
+    )
+    with pytest.raises(ConfigError) as caught:
+        load("demo", overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no file .dmeo.; .*demo"):
+        load("dmeo")
+
+
+def test_overrides_read_numbers_as_people_write_them() -> None:
+    run = load("demo", ["stage1.optim.lr=1e-5", "stage2.from=backbone", "stage1.objective=gl"])
+    assert run.stage1.optim.lr == 1e-5
+    assert run.stage2.start_from == "backbone"
+    assert run.stage1.objective == {"gl": 1.0}
+
+
+def test_decisive_moves_with_the_numbers_and_only_with_them() -> None:
+    base = load("demo").decisive(1)
+    same = ["run=elsewhere", "every.save=7", "stage1.micro_batch_tokens=99", "stage2.num_steps=5",
+            "model.activation_checkpointing=true", "data.workers=0"]  # fmt: skip
+    other = ["seed=1", "stage1.num_steps=7", "stage1.optim.lr=1", "bottleneck.count=2",
+             "model.num_layers=1"]  # fmt: skip
+    assert all(load("demo", [o]).decisive(1) == base for o in same)
+    assert all(load("demo", [o]).decisive(1) != base for o in other)
+
+
+def test_epochs_become_steps() -> None:
+    plain = yaml.safe_load(load("demo").dump())
+    assert plain["stage1"]["num_steps"] is not None
+    run = load("demo", ["stage1.num_steps=null", "stage1.num_epochs=1.5"])
+    assert run.stage1.steps(6400) == 300

@@ -1,0 +1,33 @@
+"""Vectors straight from the engine on real ZeRO-3 ranks, after a resume.
+
+`python -m tests.train.encode RECIPE OUT`: OUT/texts.json -> OUT/vectors.npy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lbr_ds.batching import pack
+from lbr_ds.config import load
+from lbr_ds.distributed import join, leave
+from lbr_ds.train import checkpoint
+from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.loop import build
+from lbr_ds.train.stages import STAGES
+
+if __name__ == "__main__":
+    run, out = load(sys.argv[1]), Path(sys.argv[2])
+    world = join(timeout_minutes=2)
+    engine, encoder = build(run, STAGES[2], load_ds_config(run.engine.ds_config), world)
+    assert checkpoint.resume(run, 2, engine, world) == run.stage2.num_steps
+    sequences = encoder.embed(json.loads((out / "texts.json").read_text()))
+    with torch.no_grad():
+        vectors = engine(pack(sequences))
+    if world.first:
+        np.save(out / "vectors.npy", vectors.numpy())
+    leave()

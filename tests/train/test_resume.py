@@ -1,0 +1,101 @@
+"""A run that was stopped and went on equals one that was not, parameters bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lbr_ds.config import RunConfig
+from lbr_ds.runs import checkpoints
+from lbr_ds.train.preempt import EXIT_CODE
+from tests.ranks import ROOT, run_cli
+
+VOLATILE = ("tokens_per_second", "samples_per_second", "step_seconds", "data_wait_seconds",
+            "memory_gib")  # fmt: skip
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Each step's numbers that do not depend on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in VOLATILE} for line in lines]
+
+
+def weights(folder: Path) -> bytes:
+    return (checkpoints(folder)[-1] / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def copied(trained: RunConfig, tmp_path: Path) -> Path:
+    """A recipe whose run folder is a copy of the trained one."""
+    shutil.copytree(trained.run, tmp_path / "run")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(trained.dump().replace(str(trained.run), str(tmp_path / "run")))
+    return recipe
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_resumed_equals_uninterrupted(trained: RunConfig, copied: Path, stage: int) -> None:
+    folder = copied.parent / "run" / f"stage{stage}"
+    last = checkpoints(folder)[-1]
+    assert last.name == "step-000006"
+    shutil.rmtree(last)
+    done = run_cli("train", str(copied), "--stage", str(stage), "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    assert "steps 3 to 6" in done.stderr
+    assert weights(folder) == weights(trained.run / f"stage{stage}")
+    assert metrics(folder) == metrics(trained.run / f"stage{stage}")
+
+
+def test_preempted_run_saves_exits_85_and_goes_on(trained: RunConfig, copied: Path) -> None:
+    folder = copied.parent / "run" / "stage1"
+    shutil.rmtree(folder)
+    command = [sys.executable, "-m", "lbr_ds", "train", str(copied), "--stage", "1", "--nproc", "2",
+               "every.save=100"]  # fmt: skip
+    running = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    path = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    running.send_signal(signal.SIGUSR1)
+    assert running.wait(timeout=60) == EXIT_CODE
+    stopped_at = len(metrics(folder))
+    assert checkpoints(folder)[-1].name == f"step-{stopped_at:06d}"
+    assert 1 <= stopped_at < 6
+    done = run_cli("train", str(copied), "--stage", "1", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    assert weights(folder) == weights(trained.run / "stage1")
+    assert metrics(folder) == metrics(trained.run / "stage1")
+
+
+def test_only_the_last_k_checkpoints_stay(trained: RunConfig) -> None:
+    names = [p.name for p in checkpoints(trained.run / "stage1")]
+    assert names == ["step-000003", "step-000006"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["stage1.optim.lr=0.5"], "made by another recipe (stage1.optim.lr: 0.001 -> 0.5)"),
+        (["seed=9"], "made by another recipe (seed: 0 -> 9)"),
+    ],
+)
+def test_another_recipe_is_refused(copied: Path, change: list[str], message: str) -> None:
+    before = weights(copied.parent / "run" / "stage1")
+    done = run_cli("train", str(copied), "--stage", "1", "--nproc", "2", *change)
+    assert done.returncode == 4
+    assert message in done.stderr
+    assert weights(copied.parent / "run" / "stage1") == before
+
+
+def test_another_world_size_is_refused(copied: Path) -> None:
+    done = run_cli("train", str(copied), "--stage", "1", "--nproc", "1")
+    assert done.returncode == 4
+    assert "saved by 2 ranks and this run has 1; start it with as many" in done.stderr
