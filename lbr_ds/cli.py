@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 Recipe = Annotated[str, typer.Argument(help="A recipe: a YAML file, or a shipped name (demo).")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override recipe keys.")
+    list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Override recipe keys.")
 ]
 
 
@@ -94,23 +94,22 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
     Example: `lbr-ds prepare demo`
     """
     from lbr_ds.config import load
+    from lbr_ds.console import Bars, show_curation
     from lbr_ds.corpora.prepare import prepare as prepare_data
 
     run = load(recipe, overrides or [])
-    _print_curation(prepare_data(run.data, run.seed), run.data.folder)
-
-
-def _print_curation(curation: dict[str, Any], folder: Path) -> None:
-    typer.echo(f"{folder}: {curation}")
+    with Bars() as bars:
+        curation = prepare_data(run.data, run.seed, bars)
+    show_curation(curation, run.data.folder)
 
 
 @app.command()
 def train(
     recipe: Recipe,
-    overrides: Overrides = None,
     stage: Annotated[
         int, typer.Option(min=1, max=2, help="1: learn (IB-GL). 2: represent (GR-CL).")
-    ] = 1,
+    ],
+    overrides: Overrides = None,
     nproc: Annotated[
         int | None, typer.Option(min=1, help="Ranks on this machine; default: one per GPU.")
     ] = None,
@@ -185,6 +184,7 @@ def evaluate(
 
     Example: `lbr-ds eval runs/demo --data data/icd10cm`
     """
+    from lbr_ds.console import show_scores
     from lbr_ds.evaluate import evaluate as score
     from lbr_ds.evaluate import split_names
 
@@ -193,7 +193,7 @@ def evaluate(
         model, data=data, tasks=split_names(tasks), output=output,
         max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    _print_scores(result)
+    show_scores(result)
     typer.echo(f"written to {output}")
 
 
@@ -207,18 +207,6 @@ def _default_output(model: str) -> Path:
         (p.name for p in runs.model_folder(Path(model)).parents if p.name[:5] == "stage"), ""
     )
     return run / "eval" / f"{stage or 'base'}.json"
-
-
-def _print_scores(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("task", "R@10", "N@10", "queries", "passages")
-    for name, score in result["tasks"].items():
-        figures = [score.get("recall_at_10"), score.get("ndcg_at_10", score.get("main_score"))]
-        cells = ["-" if f is None else f"{f:.4f}" for f in figures]
-        table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
-    Console().print(table)
 
 
 @app.command()

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 ORDER = [
     "errors", "records", "resources", "locate", "runs", "environment", "config", "shards",
     "corpora", "batching", "model", "distributed", "objectives", "train", "export", "evaluate",
-    "report", "demo", "cli", "__main__",
+    "report", "console", "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},
@@ -23,7 +23,7 @@ DOORS = {
     "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
 }
 NO_TORCH = ["errors", "records", "resources", "locate", "runs", "environment", "config", "shards",
-            "corpora", "report", "cli", "demo"]  # fmt: skip
+            "corpora", "report", "console", "cli", "demo"]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards")}
 MAX_FILE, MAX_FUNCTION = 350, 60
 

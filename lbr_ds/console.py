@@ -1,0 +1,72 @@
+"""Tables and progress bars of the command line: dicts in, a terminal's lines out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+
+class Bars:
+    """A progress callback for long work: `bars(part, done, total)`, one bar for each part.
+
+    Without a terminal nothing is shown; the verb's own closing lines say what was done.
+    """
+
+    def __init__(self) -> None:
+        self._progress = Progress(console=Console(stderr=True), transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        if self._progress.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, part: str, done: int, total: int | None) -> None:
+        """Part `part` has done `done` of `total` (None: not known beforehand)."""
+        if part not in self._tasks:
+            self._tasks[part] = self._progress.add_task(part, total=total)
+        self._progress.update(self._tasks[part], completed=done, total=total)
+
+
+def show_curation(curation: dict[str, Any], folder: Path) -> None:
+    """What `prepare` made, for a person to judge: sizes, lengths, drops, samples, leaks."""
+    console = Console()
+    table = Table("split", "records", "groups", "query p50 / p99", "passage p50 / p99")
+    for name, split in curation["splits"].items():
+        lengths = [split["characters"].get(part) for part in ("query", "positives")]
+        cells = [f"{c['p50']} / {c['p99']}" if c else "-" for c in lengths]
+        table.add_row(name, str(split["records"]), str(split["components"]), *cells)
+    console.print(table)
+    console.print("lengths are in characters", style="dim")
+    for kind in ("dropped_records", "dropped_texts"):
+        for rule, found in curation[kind].items():
+            console.print(f"{kind.replace('_', ' ')}, {rule}: {found['count']}", highlight=False)
+    for name, split in curation["splits"].items():
+        for sample in split["samples"][:1]:
+            shown = sample.get("query") or sample.get("text", "")
+            answer = (sample.get("positives") or [""])[0]
+            console.print(f"{name}: {shown[:70]} -> {answer[:90]}", highlight=False, markup=False)
+    leaks = curation["leaks"]
+    reused = " (reused: nothing has changed)" if curation["reused"] else ""
+    console.print(
+        f"texts shared between eval and gl: {leaks['eval_gl']}, and cl: {leaks['eval_cl']}\n"
+        f"written to {folder}{reused}; the whole account is in {folder / 'curation.json'}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def show_scores(result: dict[str, Any]) -> None:
+    """The table that `eval` prints."""
+    table = Table("task", "R@10", "N@10", "queries", "passages")
+    for name, score in result["tasks"].items():
+        figures = [score.get("recall_at_10"), score.get("ndcg_at_10", score.get("main_score"))]
+        cells = ["-" if f is None else f"{f:.4f}" for f in figures]
+        table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
+    Console().print(table)
