@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "we
 
 
 def describe() -> dict[str, Any]:
-    """JSON-ready. Asks torch for the device only where torch is loaded already."""
+    """JSON-ready. Devices come from NVML (extra `gpu`), or from torch where that is loaded."""
     versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
@@ -30,14 +30,35 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": versions,
     }
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        facts["device"] = torch.cuda.get_device_name()
-        facts["device_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+    facts |= _devices()
     job = os.environ.get("SLURM_JOB_ID")
     if job:
         facts["slurm"] = {"job": job, "nodes": os.environ.get("SLURM_JOB_NUM_NODES")}
     return facts
+
+
+def _devices() -> dict[str, Any]:
+    """`device` and its memory; with NVML also the driver and how many there are on this node."""
+    torch = sys.modules.get("torch")
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return {
+            "device": pynvml.nvmlDeviceGetName(handle),
+            "device_gib": round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30, 1),
+            "devices_per_node": pynvml.nvmlDeviceGetCount(),
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+        }
+    except ImportError:
+        pass
+    except pynvml.NVMLError:
+        return {}
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return {"device": torch.cuda.get_device_name(), "device_gib": round(memory / 2**30, 1)}
 
 
 def _processor() -> str:

@@ -1,0 +1,141 @@
+"""By the command line: what is wrong gets one line that names the place, and the exit code says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lbr_ds.config import RunConfig
+from tests.ranks import run_cli
+from tests.tiny import tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny recipe with prepared data, never trained."""
+    return tiny_recipe(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture
+def broken(recipe: Path, tmp_path: Path) -> Path:
+    """A copy of it to break: recipe.yaml, corpus.jsonl, data/, backbone/."""
+    shutil.copytree(recipe.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / "recipe.yaml"
+    path.write_text(path.read_text().replace(str(recipe.parent), str(path.parent)))
+    return path
+
+
+def truncate_shard(folder: Path) -> None:
+    shard = folder / "data" / "gl" / "00000.tar"
+    shard.write_bytes(shard.read_bytes()[:-2000])
+
+
+def remove_shard(folder: Path) -> None:
+    (folder / "data" / "gl" / "00001.tar").unlink()
+
+
+def remove_data(folder: Path) -> None:
+    shutil.rmtree(folder / "data")
+
+
+def spoil_record(folder: Path) -> None:
+    """Same length, so that only reading the record shows it."""
+    shard = folder / "data" / "gl" / "00000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b'"query"', b'"qqqqq"'))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (truncate_shard, ["gl/00000.tar", "truncated", "manifest"]),
+        (remove_shard, ["gl/00001.tar", "missing"]),
+        (remove_data, ["data", "manifest.json", "lbr-ds prepare"]),
+        (spoil_record, ["gl/0000", ".tar", "qqqqq"]),
+    ],
+)
+def test_faults_of_the_data_stop_training(
+    broken: Path, fault: Callable[[Path], None], words: list[str]
+) -> None:
+    fault(broken.parent)
+    done = run_cli("train", str(broken), "--stage", "1", "--nproc", "1")
+    assert done.returncode == 3, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("lbr-ds: error:")]
+    assert len(errors) == 1
+    assert all(word in errors[0] for word in words), errors[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", ["corpus.jsonl:2", "JSON"]),
+        ('{"id": "x", "query": "", "positives": ["a"]}', ["corpus.jsonl:2", "query is missing"]),
+        ('{"id": "x", "query": "q", "positives": []}', ["corpus.jsonl:2", "positives is empty"]),
+        ('{"id": "x", "query": "q", "positive": "a"}', ["corpus.jsonl:2", "'positive'"]),
+        ('{"id": "r0", "query": "q", "positives": ["a"]}', ["r0", "corpus.jsonl"]),
+    ],
+)
+def test_bad_records_are_named(broken: Path, line: str, words: list[str]) -> None:
+    corpus = broken.parent / "corpus.jsonl"
+    first, *rest = corpus.read_text().splitlines()
+    corpus.write_text("\n".join([first, line, *rest]) + "\n")
+    before = (broken.parent / "data" / "manifest.json").read_bytes()
+    done = run_cli("prepare", str(broken))
+    assert done.returncode == 3
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr
+    assert (broken.parent / "data" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["prepare", "nowhere.yaml"], 2, "no file 'nowhere.yaml'"),
+        (["prepare", "{recipe}", "data.foldr=x"], 2, "did you mean 'folder'?"),
+        (["train", "{recipe}", "--stage", "3"], 2, "3 is not in the range"),
+        (["train", "{recipe}", "--stage", "2", "--nproc", "1"], 4, "train RECIPE --stage 1"),
+        (["train", "{recipe}", "--stage", "1", "--nproc", "3"], 2, "samples_per_step"),
+        (["train", "{recipe}", "--stage", "1", "engine.ds_config=zero9"], 2, "zero3_cpu"),
+        (["export", "nowhere", "out"], 4, "no such folder"),
+        (["eval", "./nowhere", "--data", "x"], 2, "nowhere"),
+        (["report", "nowhere"], 2, "nowhere"),
+    ],
+)
+def test_bad_commands(recipe: Path, arguments: list[str], code: int, words: str) -> None:
+    done = run_cli(*(a.format(recipe=recipe) for a in arguments))
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_non_finite_loss_stops_and_keeps_the_checkpoint(trained: RunConfig, tmp_path: Path) -> None:
+    """A rate that throws the weights out of range; the checkpoint before it still resumes."""
+    recipe = tiny_recipe(tmp_path, stage1__optim__lr=1e30, stage1__optim__clip=1e30, every__save=1)
+    done = run_cli("train", str(recipe), "--stage", "1", "--nproc", "2")
+    assert done.returncode == 5, done.stderr
+    assert "gradient norm" in done.stderr
+    assert "last checkpoint stands" in done.stderr
+    states = sorted((tmp_path / "run" / "stage1" / "checkpoints").glob("step-*/state.json"))
+    assert states
+    assert json.loads(states[-1].read_text())["step"] >= 1
+
+
+def test_init_copies_what_a_project_needs(tmp_path: Path) -> None:
+    done = run_cli("init", str(tmp_path / "new"))
+    assert done.returncode == 0
+    for name in ("recipes/demo.yaml", "ds_configs/zero3.json", "slurm/stage1.sbatch"):
+        assert (tmp_path / "new" / name).is_file()
+    again = run_cli("init", str(tmp_path / "new"))
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+@pytest.mark.parametrize("verb", ["init", "prepare", "train", "export", "eval", "report", "demo"])
+def test_help_has_an_example(verb: str) -> None:
+    done = run_cli(verb, "--help")
+    assert done.returncode == 0
+    assert f"Example: lbr-ds {verb}" in done.stdout
