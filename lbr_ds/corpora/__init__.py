@@ -3,14 +3,33 @@
     from lbr_ds.corpora.prepare import prepare
     curation = prepare(config.data, config.seed)
 
-A reader is a function of (file, its part of the recipe) that yields `(where, Record or DataError)`;
-a new format is one function and one line in READERS. No torch import.
+A format is a function of (file, its part of the recipe) that yields rows; a new one is one
+function and one line in FORMATS. What becomes of a row is the recipe's to say (`shapes.py`). No
+torch import.
 """
 
 from __future__ import annotations
 
+from lbr_ds.corpora.beir import read_beir
+from lbr_ds.corpora.columnar import read_arrow, read_hub, read_parquet
+from lbr_ds.corpora.folder import read_text
+from lbr_ds.corpora.functions import read_functions
 from lbr_ds.corpora.icd10cm import read_icd10cm
 from lbr_ds.corpora.jsonl import read_jsonl
-from lbr_ds.corpora.reading import Reader
+from lbr_ds.corpora.obo import read_obo
+from lbr_ds.corpora.reading import Format
+from lbr_ds.corpora.table import read_csv, read_tsv
 
-READERS: dict[str, Reader] = {"jsonl": read_jsonl, "icd10cm": read_icd10cm}
+FORMATS: dict[str, Format] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+    "text": read_text,
+    "beir": read_beir,
+    "python": read_functions,
+    "obo": read_obo,
+    "icd10cm": read_icd10cm,
+    "hub": read_hub,
+}

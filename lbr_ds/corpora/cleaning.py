@@ -1,19 +1,28 @@
-"""Records as read -> records as kept: tidy text, sizes within bounds, no exact duplicates."""
+"""Records as read -> records as kept: tidy text, sizes within bounds; and what texts are compared
+by. Pure functions of one record, so that any number of processes may share the work."""
 
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from lbr_ds.config import DataConfig
-from lbr_ds.corpora.reading import Tally
+from lbr_ds.corpora.sources import Corpus
 from lbr_ds.records import Record
 
 
 def clean(text: str) -> str:
     """The text that is kept: Unicode NFC, every run of white space one blank, ends trimmed."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def clean_lines(text: str) -> str:
+    """The text that is kept where lines carry meaning: as `clean`, but line ends and indentation
+    stay, without blanks at the ends of lines and empty lines at the ends of the text."""
+    lines = [line.rstrip() for line in unicodedata.normalize("NFC", text).splitlines()]
+    return "\n".join(lines).strip("\n")
 
 
 def normalise(text: str) -> str:
@@ -46,60 +55,101 @@ _BLANKS = _Blanks()
 
 
 def key(text: str) -> bytes:
-    """16 bytes that stand for `normalise(text)`: sets of them stay small on large corpora."""
+    """16 bytes that stand for `normalise(text)`."""
     return blake2b(normalise(text).encode(), digest_size=16).digest()
 
 
-class Cleaner:
-    """Cleans records one by one and remembers which it has seen."""
+@dataclass(frozen=True)
+class Rules:
+    """What a record of one source must keep to."""
 
-    def __init__(self, data: DataConfig) -> None:
-        self.smallest, self.largest = data.min_chars, data.max_chars
-        self.records = Tally()  # records dropped
-        self.texts = Tally()  # texts taken out of records that stay
-        self._seen: set[tuple[bytes, ...]] = set()
+    min_chars: int
+    max_chars: int
+    keep_lines: bool
+    max_shared_letters: int | None
 
-    def clean(self, record: Record) -> Record | None:
-        """The record as kept, or None when a rule drops it."""
-        record = replace(
-            record,
-            query=clean(record.query),
-            positives=self._distinct(record, "positives"),
-            negatives=[n for n in self._distinct(record, "negatives") if self._fits(record.id, n)],
-            text=clean(record.text),
-            group=record.group.strip(),
-        )
-        for text in [record.text] if record.text else [record.query, *record.positives]:
-            rule = self._fault(text)
-            if rule:
-                self.records.add(rule, f"{record.id}: {len(text)} characters: {text}")
-                return None
-        parts = (key(record.text),) if record.text else _pair(record)
-        if parts in self._seen:
-            self.records.add("duplicate", f"{record.id}: {record.query or record.text}")
-            return None
-        self._seen.add(parts)
-        return record
+    @classmethod
+    def of(cls, data: DataConfig, corpus: Corpus) -> Rules:
+        """The rules of the recipe for a source."""
+        letters = corpus.source.max_shared_letters
+        return cls(data.min_chars, data.max_chars, corpus.keep_lines, letters)
 
-    def _fault(self, text: str) -> str:
-        if len(text) < self.smallest:
+    def fault(self, text: str) -> str:
+        """The rule of length that the text breaks, or nothing."""
+        if len(text) < self.min_chars:
             return "too_short"
-        return "too_long" if len(text) > self.largest else ""
+        return "too_long" if len(text) > self.max_chars else ""
 
-    def _fits(self, where: str, negative: str) -> bool:
-        rule = self._fault(negative)
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A record with the key of each of its texts, or why it goes; and which texts went."""
+
+    record: Record
+    dropped: tuple[str, str] | None = None  # rule, example
+    removed: list[tuple[str, str]] = field(default_factory=list)
+    keys: dict[str, list[bytes]] = field(default_factory=dict)  # by field
+
+    @property
+    def identity(self) -> bytes:
+        """Equal for exact duplicates: the same question with the same answers, or passage."""
+        parts = [*self.keys["query"], *sorted(self.keys["positives"]), *self.keys["text"]]
+        return blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def clean_record(record: Record, rules: Rules) -> Cleaned:
+    """Apply every rule that looks at one record only."""
+    tidy = clean_lines if rules.keep_lines else clean
+    removed: list[tuple[str, str]] = []
+    positives = _distinct(record, "positives", tidy, removed)
+    negatives = _distinct(record, "negatives", tidy, removed)
+    for known, text in list(negatives.items()):
+        if rules.fault(text):
+            removed.append((f"negative_{rules.fault(text)}", f"{record.id}: {text[:200]}"))
+            del negatives[known]
+    record = replace(
+        record,
+        query=tidy(record.query),
+        positives=list(positives.values()),
+        negatives=list(negatives.values()),
+        text=tidy(record.text),
+        group=record.group.strip(),
+    )
+    for text in [record.text] if record.text else [record.query, *record.positives]:
+        rule = rules.fault(text)
         if rule:
-            self.texts.add(f"negative_{rule}", f"{where}: {negative}")
-        return not rule
+            example = f"{record.id}: {len(text)} characters: {text[:200]}"
+            return Cleaned(record, (rule, example), removed)
+    letters = rules.max_shared_letters
+    if letters is not None and record.query and shares_letters(record, letters):
+        example = f"{record.id}: {record.query[:80]} / {record.positives[0][:80]}"
+        return Cleaned(record, ("shares_letters", example), removed)
+    keys = {
+        "query": [key(record.query)] if record.query else [],
+        "positives": list(positives),
+        "negatives": list(negatives),
+        "text": [key(record.text)] if record.text else [],
+    }
+    return Cleaned(record, None, removed, keys)
 
-    def _distinct(self, record: Record, field: str) -> list[str]:
-        """The cleaned texts of a list, each normalised text once."""
-        kept: dict[bytes, str] = {}
-        for text in map(clean, getattr(record, field)):
-            if kept.setdefault(key(text), text) is not text:
-                self.texts.add(f"repeated_in_{field}", f"{record.id}: {text}")
-        return list(kept.values())
+
+def _distinct(
+    record: Record, name: str, tidy: Callable[[str], str], removed: list[tuple[str, str]]
+) -> dict[bytes, str]:
+    """The cleaned texts of a list, each normalised text once, by key."""
+    kept: dict[bytes, str] = {}
+    for text in map(tidy, getattr(record, name)):
+        if kept.setdefault(key(text), text) is not text:
+            removed.append((f"repeated_in_{name}", f"{record.id}: {text[:200]}"))
+    return kept
 
 
-def _pair(record: Record) -> tuple[bytes, ...]:
-    return (key(record.query), *sorted(map(key, record.positives)))
+def shares_letters(record: Record, longest: int) -> bool:
+    """Whether query and an answer have a run of more than `longest` letters in common."""
+    query = _letters(record.query)
+    runs = {query[i : i + longest + 1] for i in range(len(query) - longest)}
+    return any(run in _letters(answer) for answer in record.positives for run in runs)
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalpha, text.casefold()))

@@ -1,86 +1,188 @@
-"""The sources of a recipe -> cleaned records with unique ids, and what was left out of each.
+"""The sources of a recipe -> cleaned records with unique ids in the store, and what was left out.
 
-The whole corpus is held in memory (about twice its text).
+Reading is one process's; cleaning and hashing are shared by all cores. What is done is kept every
+few thousand records: an interrupted run reads on from there.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
-from lbr_ds.config import DataConfig, SourceConfig
-from lbr_ds.corpora import READERS
-from lbr_ds.corpora.cleaning import Cleaner
-from lbr_ds.corpora.reading import Found, Progress, Reader
-from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.config import DataConfig
+from lbr_ds.corpora.cleaning import Cleaned, Rules, clean_record
+from lbr_ds.corpora.crew import in_order
+from lbr_ds.corpora.near import signature
+from lbr_ds.corpora.reading import Found, Progress, Tally
+from lbr_ds.corpora.sources import Corpus
+from lbr_ds.corpora.store import Store, roles
+from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
-_EVERY = 1000  # records between two calls of progress
+_CHUNK_RECORDS, _CHUNK_CHARS = 256, 1 << 20  # of one job
+_CHUNKS_A_STEP = 16
+_UNSIGNED = bytes(512)  # where near duplicates are not asked for
 
 
-@dataclass(frozen=True)
+class Job(NamedTuple):
+    """Rows of one source and the rules for them."""
+
+    found: list[Found]
+    rules: Rules
+    signed: bool
+
+
+class Done(NamedTuple):
+    """The rows again, records cleaned, and the signatures of their texts by key."""
+
+    found: list[tuple[str, Cleaned | Any]]
+    signatures: dict[bytes, bytes]
+
+
+@dataclass
 class Collected:
-    """The records of all sources; `read` and `kept` count them a source, bad ones included."""
+    """How many rows were read from each source and records kept, bad ones included; tallies."""
 
-    records: list[Record]
     read: list[int]
     kept: list[int]
+    records: Tally = field(default_factory=Tally)  # records left out, by rule
+    texts: Tally = field(default_factory=Tally)  # texts taken out of records that stay
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"read": self.read, "kept": self.kept, "records": self.records.plain(),
+                "texts": self.texts.plain()}  # fmt: skip
 
-def reader_of(source: SourceConfig) -> Reader:
-    """The reader that the recipe names. Raises ConfigError for a name that is none."""
-    if source.reader not in READERS:
-        near = difflib.get_close_matches(source.reader, READERS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(READERS)}"
-        raise ConfigError(f"data.sources.reader: unknown reader {source.reader!r}; {hint}")
-    return READERS[source.reader]
+    @classmethod
+    def restored(cls, plain: dict[str, Any]) -> Collected:
+        """What `plain` told."""
+        collected = cls(plain["read"], plain["kept"])
+        collected.records.restore(plain["records"])
+        collected.texts.restore(plain["texts"])
+        return collected
 
 
 def collect(
-    data: DataConfig, files: list[Path], cleaner: Cleaner, progress: Progress | None
+    data: DataConfig, corpora: list[Corpus], store: Store, progress: Progress | None
 ) -> Collected:
-    """Read and clean every source; `files` are the local files of `data.sources`.
+    """Read and clean every source into the store; goes on where an earlier run was stopped.
 
     Raises DataError for a bad record or a repeated id (strict), and for a source without records.
     """
-    collected = Collected([], [], [])
-    places: dict[str, str] = {}
-    for source, path in zip(data.sources, files, strict=True):
-        before, read = len(collected.records), 0
-        found = islice(reader_of(source)(path, source), source.max_records)
-        for read, record in enumerate(_good(found, data, cleaner, places), 1):
-            cleaned = cleaner.clean(record) if record else None
-            if cleaned:
-                collected.records.append(cleaned)
-            if progress and read % _EVERY == 0:
-                progress(f"read {path.name}", read, None)
-        if not read:
-            raise DataError(f"{path}: holds no records; check data.sources.path and its reader")
-        collected.read.append(read)
-        collected.kept.append(len(collected.records) - before)
-    if not collected.records:
-        reasons = ", ".join(f"{n} {rule}" for rule, n in sorted(cleaner.records.counts.items()))
+    kept = store.recall("collected")
+    none = [0] * len(corpora)
+    collected = Collected.restored(kept) if kept else Collected(none, list(none))
+    if store.recall("collect"):
+        return collected
+    for number, corpus in enumerate(corpora):
+        if store.recall(f"collect {number}"):
+            continue
+        _read(data, corpus, number, store, collected, progress)
+        if not collected.read[number]:
+            raise DataError(f"{corpus.path}: holds no records; check data.sources.path and format")
+        with store.step():
+            store.remember(f"collect {number}", True)
+    if not store.records:
+        reasons = ", ".join(f"{n} {rule}" for rule, n in sorted(collected.records.counts.items()))
         raise DataError(f"data.sources: no record is left of {sum(collected.read)} ({reasons})")
+    with store.step():
+        store.remember("collect", True)
     return collected
 
 
-def _good(
-    found: Iterator[Found], data: DataConfig, cleaner: Cleaner, places: dict[str, str]
-) -> Iterator[Record | None]:
-    """The readable records with new ids; None in place of a bad one that is skipped."""
-    for where, record in found:
-        rule = "bad_record"
-        if isinstance(record, Record):
-            first = places.setdefault(record.id, where)
-            if first is where:
-                yield record
-                continue
-            rule = "duplicate_id"
-            record = DataError(f"{where}: id {record.id!r} is taken already, at {first}")
-        if data.on_error == "strict":
-            raise DataError(f"{record}; mend it, or set data.on_error=skip to drop and count it")
-        cleaner.records.add(rule, str(record))
-        yield None
+def _read(
+    data: DataConfig,
+    corpus: Corpus,
+    number: int,
+    store: Store,
+    collected: Collected,
+    progress: Progress | None,
+) -> None:
+    found = islice(corpus.read(), collected.read[number], corpus.source.max_records)
+    rules = Rules.of(data, corpus)
+    signed = data.near_duplicate < 1
+    done = in_order(_work, (Job(chunk, rules, signed) for chunk in _chunks(found)))
+    while first := next(done, None):
+        with store.step():
+            for chunk in chain([first], islice(done, _CHUNKS_A_STEP - 1)):
+                for where, entry in chunk.found:
+                    kept = _take(data, where, entry, chunk.signatures, store, collected)
+                    collected.kept[number] += kept
+                collected.read[number] += len(chunk.found)
+                if progress:
+                    progress(f"read {corpus.name}", collected.read[number], None)
+            store.remember("collected", collected.plain())
+
+
+def _chunks(found: Iterator[Found]) -> Iterator[list[Found]]:
+    chunk: list[Found] = []
+    chars = 0
+    for where, entry in found:
+        chunk.append((where, entry))
+        if isinstance(entry, Record):
+            chars += sum(map(len, entry.texts()))
+        if len(chunk) >= _CHUNK_RECORDS or chars >= _CHUNK_CHARS:
+            yield chunk
+            chunk, chars = [], 0
+    if chunk:
+        yield chunk
+
+
+def _work(job: Job) -> Done:
+    """Clean a chunk and sign its texts; runs in any process."""
+    found: list[tuple[str, Any]] = []
+    signatures: dict[bytes, bytes] = {}
+    for where, entry in job.found:
+        if not isinstance(entry, Record):
+            found.append((where, entry))
+            continue
+        cleaned = clean_record(entry, job.rules)
+        found.append((where, cleaned))
+        for _, name, texts in roles(cleaned.record) if cleaned.keys else ():
+            for known, text in zip(cleaned.keys[name], texts, strict=True):
+                if known not in signatures:
+                    signatures[known] = signature(text) if job.signed else _UNSIGNED
+    return Done(found, signatures)
+
+
+def _take(
+    data: DataConfig,
+    where: str,
+    entry: Any,
+    signatures: dict[bytes, bytes],
+    store: Store,
+    collected: Collected,
+) -> bool:
+    """Put one record into the store, or count why not."""
+    rule, fault = "bad_record", entry
+    if isinstance(entry, Cleaned):
+        first = store.taken(entry.record.id, where)
+        if first is None:
+            return _keep(entry, signatures, store, collected)
+        rule = "duplicate_id"
+        fault = DataError(f"{where}: id {entry.record.id!r} is taken already, at {first}")
+    elif not isinstance(entry, DataError):
+        collected.records.add(entry.rule, entry.example)
+        return False
+    if data.on_error == "strict":
+        raise DataError(f"{fault}; mend it, or set data.on_error=skip to drop and count it")
+    collected.records.add(rule, str(fault))
+    return False
+
+
+def _keep(
+    cleaned: Cleaned, signatures: dict[bytes, bytes], store: Store, collected: Collected
+) -> bool:
+    record = cleaned.record
+    for rule, example in cleaned.removed:
+        collected.texts.add(rule, example)
+    if cleaned.dropped:
+        collected.records.add(*cleaned.dropped)
+        return False
+    if not store.is_new(cleaned.identity):
+        collected.records.add("duplicate", f"{record.id}: {record.query or record.text}")
+        return False
+    store.add(record, cleaned.keys, signatures)
+    return True

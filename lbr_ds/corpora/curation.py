@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from lbr_ds.config import SplitConfig
-from lbr_ds.corpora.cleaning import Cleaner
 from lbr_ds.corpora.collect import Collected
-from lbr_ds.corpora.splits import Component
+from lbr_ds.corpora.reading import Tally
+from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store
+from lbr_ds.corpora.unite import largest, most_shared
 from lbr_ds.records import Record
 
+log = logging.getLogger(__name__)
 _SAMPLES, _SAMPLE_CHARS = 3, 300
 _QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+_KINDS = {"query": QUERY, "positives": POSITIVE, "negatives": NEGATIVE, "text": PASSAGE}
+_GIANT = 0.1  # a component of a larger share of the records is told of in the log
 
 
 def sources_table(sources: list[dict[str, Any]], collected: Collected) -> list[dict[str, Any]]:
@@ -24,53 +29,63 @@ def sources_table(sources: list[dict[str, Any]], collected: Collected) -> list[d
     ]
 
 
-def components_table(components: list[Component]) -> dict[str, Any]:
-    """How many components the cleaned records make, the largest, and what ties it together."""
-    largest = max(components, key=lambda component: len(component.records))
-    text, shared = largest.most_shared()
+def components_table(store: Store) -> dict[str, Any]:
+    """How many components the cleaned records make, the largest and what ties it together, and how
+    many records are tied to others at all."""
+    number, label, size = largest(store)
+    text, shared = most_shared(store, number)
+    total = store.number("SELECT sum(size) FROM components")
+    if size > max(_GIANT * total, 100):
+        log.warning(
+            "%d of %d records are one component (%s) and stay together: %d share %r",
+            size, total, label, shared, text[:60],
+        )  # fmt: skip
     return {
-        "count": len(components),
-        "largest": len(largest.records),
+        "count": store.number("SELECT count(*) FROM components"),
+        "largest": size,
         "most_shared": text[:_SAMPLE_CHARS],
         "shared_by": shared,
+        "tied_records": store.number("SELECT sum(size) FROM components WHERE size > 1"),
+        "near_duplicate_texts": store.number("SELECT count(*) FROM families WHERE num != family"),
     }
 
 
-def dropped_table(cleaner: Cleaner) -> dict[str, Any]:
+def dropped_table(records: Tally, texts: Tally) -> dict[str, Any]:
     """Records and single texts left out, by rule, each with up to three examples."""
-    return {"dropped_records": cleaner.records.plain(), "dropped_texts": cleaner.texts.plain()}
+    return {"dropped_records": records.plain(), "dropped_texts": texts.plain()}
 
 
-def splits_table(
-    splits: dict[str, list[Record]], components: dict[str, list[Component]], sizes: SplitConfig
-) -> dict[str, Any]:
-    """Sizes, sources, lengths in characters and three samples of each split."""
+def split_table(store: Store, name: str, seqs: Iterator[int], sizes: SplitConfig) -> dict[str, Any]:
+    """Sizes, sources, lengths in characters and three samples of a split; `seqs`: its records."""
+    sources: dict[str, int] = {}
+    samples: list[dict[str, Any]] = []
+    for seq in seqs:
+        record = store.record(seq)
+        sources[record.source] = sources.get(record.source, 0) + 1
+        if len(samples) < _SAMPLES:
+            samples.append(_sample(record))
+    counted = "SELECT count(DISTINCT component) FROM placed WHERE split = ?"
+    lengths = {kind: _lengths(store, name, role) for kind, role in _KINDS.items()}
     return {
-        name: {
-            "asked": getattr(sizes, name),
-            "records": len(records),
-            "components": len(components[name]),
-            "by_source": dict(sorted(Counter(record.source for record in records).items())),
-            "characters": _lengths(records),
-            "samples": [_sample(record) for record in records[:_SAMPLES]],
-        }
-        for name, records in splits.items()
+        "asked": getattr(sizes, name),
+        "records": sum(sources.values()),
+        "components": store.number(counted, name),
+        "by_source": dict(sorted(sources.items())),
+        "characters": {kind: found for kind, found in lengths.items() if found},
+        "samples": samples,
     }
 
 
-def _lengths(records: list[Record]) -> dict[str, dict[str, int]]:
-    """Quantiles of the length of each kind of text that occurs."""
-    kinds = {
-        "query": [len(record.query) for record in records if record.query],
-        "positives": [len(text) for record in records for text in record.positives],
-        "negatives": [len(text) for record in records for text in record.negatives],
-        "text": [len(record.text) for record in records if record.text],
-    }
-    return {kind: _quantiles(sorted(lengths)) for kind, lengths in kinds.items() if lengths}
-
-
-def _quantiles(lengths: list[int]) -> dict[str, int]:
-    return {name: lengths[round(q * (len(lengths) - 1))] for name, q in _QUANTILES.items()}
+def _lengths(store: Store, split: str, role: int) -> dict[str, int]:
+    """Quantiles of the length of one kind of text in a split."""
+    part = "FROM uses JOIN placed USING (seq) WHERE split = ? AND role = ?"
+    count = store.number(f"SELECT count(*) {part}", split, role)
+    if not count:
+        return {}
+    places = {round(q * (count - 1)) for q in _QUANTILES.values()}
+    ordered = store.db.execute(f"SELECT chars {part} ORDER BY chars", (split, role))
+    at = {place: chars for place, (chars,) in enumerate(ordered) if place in places}
+    return {name: at[round(q * (count - 1))] for name, q in _QUANTILES.items()}
 
 
 def _sample(record: Record) -> dict[str, Any]:

@@ -1,82 +1,119 @@
-"""No text of eval in gl or cl: negatives that would carry one over are removed, then all is proved.
+"""No text of eval in gl or cl, equal or nearly: negatives that would carry one over are removed,
+then all is proved from the shards as written.
 
-Queries, positives and passages cannot cross, since components stay whole (`splits.py`). Negatives
+Queries, positives and passages cannot cross, since components stay whole (`unite.py`). Negatives
 are texts of others, so they can.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from lbr_ds.config import SPLITS
 from lbr_ds.corpora.cleaning import key
-from lbr_ds.corpora.reading import Tally
-from lbr_ds.corpora.splits import Component, own_texts
+from lbr_ds.corpora.crew import in_order
+from lbr_ds.corpora.reading import Progress, Tally
+from lbr_ds.corpora.store import NEGATIVE, POSITIVE, Store
 from lbr_ds.errors import DataError
-from lbr_ds.records import Record
 from lbr_ds.shards import read_split
 
 TRAINED = tuple(name for name in SPLITS if name != "eval")
+_CHUNK = 256
+_FAMILIES = "FROM placed JOIN uses USING (seq) JOIN families USING (num)"
 
 
-def part_negatives(splits: dict[str, list[Component]], removed: Tally) -> dict[str, list[Record]]:
-    """The records of each split, without negatives that are an answer of their own group, that a
-    trained split would share with eval, or eval with a trained split."""
-    records = {
-        name: [_apart_from_own(record, own, removed) for record, own in _with_answers(components)]
-        for name, components in splits.items()
-    }
-    trained = {k for name in TRAINED for record in records[name] for k in _keys(record, False)}
-    rule = "negative_is_in_other_split"
-    records["eval"] = [_apart(record, trained, rule, removed) for record in records["eval"]]
-    judged = {k for record in records["eval"] for k in _keys(record, True)}
-    for name in TRAINED:
-        records[name] = [_apart(record, judged, rule, removed) for record in records[name]]
-    return records
+def part_negatives(store: Store, removed: Tally) -> None:
+    """Take out negatives that are an answer of their own group, that a trained split would share
+    with eval, or eval with a trained split; near duplicates count as equal."""
+    if not store.number("SELECT EXISTS (SELECT 1 FROM uses WHERE role = ?)", NEGATIVE):
+        return
+    with_negatives = "(SELECT component FROM placed JOIN uses USING (seq) WHERE role = 3)"
+    _ban(
+        store, removed, "negative_is_a_positive", "1",
+        f"SELECT DISTINCT component, family {_FAMILIES} WHERE role = {POSITIVE}"
+        f" AND component IN {with_negatives}",
+        "banned.component = placed.component AND",
+    )  # fmt: skip
+    for split, others in (
+        ("split = 'eval'", f"split != 'eval' AND role != {NEGATIVE}"),
+        ("split != 'eval'", "split = 'eval'"),
+    ):
+        _ban(
+            store, removed, "negative_is_in_other_split", split,
+            f"SELECT DISTINCT 0 AS component, family {_FAMILIES} WHERE {others}", "",
+        )  # fmt: skip
 
 
-def _with_answers(components: list[Component]) -> list[tuple[Record, set[bytes]]]:
-    """Each record with the keys of all answers of its component; only where it has negatives."""
-    found: list[tuple[Record, set[bytes]]] = []
-    for component in components:
-        own: set[bytes] = set()
-        if any(record.negatives for record in component.records):
-            own = {key(text) for record in component.records for text in record.positives}
-        found.extend((record, own) for record in component.records)
-    return found
+def _ban(
+    store: Store, removed: Tally, rule: str, placed: str, families: str, condition: str
+) -> None:
+    """Delete the negatives of the records `placed` so whose family is among `families`."""
+    store.db.execute("CREATE TEMP TABLE banned (component INTEGER, family INTEGER)")
+    store.db.execute(f"INSERT INTO banned {families}")
+    store.db.execute("CREATE INDEX temp.banned_family ON banned (family)")
+    store.db.execute(
+        "CREATE TEMP TABLE gone AS SELECT uses.seq, uses.place, uses.num"
+        f" {_FAMILIES} WHERE role = {NEGATIVE} AND {placed} AND EXISTS"
+        f" (SELECT 1 FROM banned WHERE {condition} banned.family = families.family)"
+    )
+    number = store.number("SELECT count(*) FROM gone")
+    rows = store.db.execute(
+        "SELECT id, text FROM gone JOIN records USING (seq) JOIN texts USING (num)"
+        " ORDER BY id, place LIMIT 3"
+    ).fetchall()
+    for place, (name, text) in enumerate(rows):
+        removed.add(rule, f"{name}: {text}", 1 if place < len(rows) - 1 else number - place)
+    store.db.execute(
+        "DELETE FROM uses WHERE role = ? AND (seq, place) IN (SELECT seq, place FROM gone)",
+        (NEGATIVE,),
+    )
+    store.db.execute("DROP TABLE banned")
+    store.db.execute("DROP TABLE gone")
 
 
-def _apart_from_own(record: Record, own: set[bytes], removed: Tally) -> Record:
-    return _apart(record, own, "negative_is_a_positive", removed)
+def prove(folder: Path, store: Store, progress: Progress | None = None) -> dict[str, int]:
+    """Count the texts that eval shares with gl and with cl, from the shards as written.
 
-
-def _apart(record: Record, banned: set[bytes], rule: str, removed: Tally) -> Record:
-    if not record.negatives:
-        return record
-    kept = []
-    for text in record.negatives:
-        if key(text) in banned:
-            removed.add(rule, f"{record.id}: {text}")
-        else:
-            kept.append(text)
-    return replace(record, negatives=kept)
-
-
-def _keys(record: Record, negatives: bool) -> set[bytes]:
-    return set(map(key, record.texts() if negatives else own_texts(record)))
-
-
-def prove(folder: Path) -> dict[str, int]:
-    """Count the normalised texts that eval shares with gl and with cl, from the shards as written.
-
-    Returns {"eval_gl": 0, "eval_cl": 0}; raises DataError when a count is not 0.
+    Returns {"eval_gl": 0, "eval_cl": 0, "near_eval_gl": 0, "near_eval_cl": 0}: equal after
+    normalisation, and families of near duplicates. Raises DataError when a count is not 0.
     """
-    judged = {k for record in read_split(folder, "eval") for k in _keys(record, True)}
-    shared: dict[str, int] = {}
-    for name in TRAINED:
-        found = {k for record in read_split(folder, name) for k in _keys(record, True)}
-        shared[f"eval_{name}"] = len(judged & found)
+    store.db.execute(
+        "CREATE TEMP TABLE shown (split TEXT, num INTEGER, PRIMARY KEY (split, num)) WITHOUT ROWID"
+    )
+    for name in SPLITS:
+        done = 0
+        for keys in in_order(_keys, _chunks(folder, name)):
+            for known in keys:
+                number = store.num_of(known)
+                if number is None:
+                    raise DataError(f"{folder}: {name} holds a text of no record; report this bug")
+                store.db.execute("INSERT OR IGNORE INTO shown VALUES (?, ?)", (name, number))
+            done += _CHUNK
+            if progress:
+                progress(f"prove {name}", done, None)
+    shared = {
+        f"{prefix}eval_{name}": store.number(
+            f"SELECT count(*) FROM (SELECT {what} FROM shown {join} WHERE split = 'eval'"
+            f" INTERSECT SELECT {what} FROM shown {join} WHERE split = ?)", name,
+        )
+        for prefix, what, join in (("", "num", ""),
+                                   ("near_", "family", "JOIN families USING (num)"))
+        for name in TRAINED
+    }  # fmt: skip
     if any(shared.values()):
         raise DataError(f"{folder}: eval shares texts with training ({shared}); report this bug")
+    store.db.execute("DROP TABLE shown")
     return shared
+
+
+def _chunks(folder: Path, split: str) -> Iterator[list[str]]:
+    """The texts of `_CHUNK` records at a time."""
+    records = read_split(folder, split)
+    while chunk := list(islice(records, _CHUNK)):
+        yield [text for record in chunk for text in record.texts()]
+
+
+def _keys(texts: list[str]) -> list[bytes]:
+    return list(map(key, texts))

@@ -1,10 +1,15 @@
 """raw -> records -> splits -> shards: everything that `lbr-ds prepare` does.
 
 1. Find the sources' files and hash them; a folder made of the same is reused.
-2. Read, clean, drop exact duplicates (`collect.py`, `cleaning.py`).
-3. Unite what belongs together, divide it into gl, cl and eval (`splits.py`).
+2. Read, clean, sign and drop exact duplicates into a store on disk (`collect.py`, `cleaning.py`).
+3. Find near duplicates (`near.py`), unite what belongs together (`unite.py`), divide it into gl, cl
+   and eval (`splits.py`), part negatives from the other side (`leaks.py`).
 4. Write the shards beside the folder, prove from them that eval leaks nowhere (`leaks.py`).
 5. Write manifest.json and curation.json, and rename the whole into place.
+
+Each step is kept with its result; an interrupted run goes on after the last. Memory is bounded but
+for about 50 bytes a distinct text (`near.py`); the work folder takes about three times the text and
+600 bytes a distinct one.
 """
 
 from __future__ import annotations
@@ -13,25 +18,32 @@ import errno
 import hashlib
 import json
 import logging
-import tempfile
+import shutil
+import sqlite3
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import lbr_ds
 from lbr_ds.config import SPLITS, DataConfig
-from lbr_ds.corpora import curation, leaks
-from lbr_ds.corpora.cleaning import Cleaner
-from lbr_ds.corpora.collect import collect, reader_of
-from lbr_ds.corpora.reading import Progress, source_name
-from lbr_ds.corpora.splits import divide, unite
+from lbr_ds.corpora import curation, leaks, sources
+from lbr_ds.corpora.collect import Collected, collect
+from lbr_ds.corpora.reading import Progress
+from lbr_ds.corpora.sources import Corpus
+from lbr_ds.corpora.splits import divide
+from lbr_ds.corpora.store import Store
+from lbr_ds.corpora.unite import drop_twins, find_families, unite
+from lbr_ds.corpora.work import WorkFolder
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
-from lbr_ds.locate import locate
-from lbr_ds.shards import Manifest, write_split
-from lbr_ds.shards.manifest import NAME, file_sha256
+from lbr_ds.records import Record
+from lbr_ds.shards import Manifest, ShardFile, write_split
+from lbr_ds.shards.manifest import NAME
 
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
-_RULES = 1  # raise it when cleaning or dividing changes, so that old folders are made again
+_RULES = 2  # raise it when cleaning or dividing changes, so that old folders are made again
 
 
 def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> dict[str, Any]:
@@ -45,12 +57,12 @@ def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> di
     if not data.sources:
         raise ConfigError("data.sources is empty; name at least one corpus")
     for source in data.sources:
-        reader_of(source)
+        sources.check(source)
     folder = data.folder.expanduser().resolve()
     _refuse_foreign(folder)
-    files = [locate(source.path) for source in data.sources]
-    sources = _provenance(data, files)
-    fingerprint = _fingerprint(data, seed, sources)
+    corpora = [sources.find(source) for source in data.sources]
+    table = [corpus.provenance() for corpus in corpora]
+    fingerprint = _fingerprint(data, seed, table)
     kept = _reusable(folder, fingerprint)
     if kept is not None:
         log.info("%s is up to date, reused", folder)
@@ -58,74 +70,128 @@ def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> di
             progress("reused", 1, 1)
         return {**kept, "reused": True}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        with WorkFolder(folder, fingerprint) as work:
             manifest = Manifest(
-                Path(beside) / "data", {}, sources, seed, fingerprint, lbr_ds.__version__
+                work.path / "data", {}, table, seed, fingerprint, lbr_ds.__version__
             )
-            made = _make(data, files, manifest, progress)
-            _swap(manifest.folder, folder)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+            with closing(Store(work.path)) as store:
+                made = _make(data, corpora, store, manifest, progress)
+            work.swap(manifest.folder)
+    except (OSError, sqlite3.Error) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
             raise EnvironmentProblem(f"{folder}: the disk is full; free some space") from None
         raise EnvironmentProblem(f"{folder}: cannot be written ({error})") from None
     return {**made, "reused": False}
 
 
 def _make(
-    data: DataConfig, files: list[Path], manifest: Manifest, progress: Progress | None
+    data: DataConfig,
+    corpora: list[Corpus],
+    store: Store,
+    manifest: Manifest,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """Read, divide and write everything into `manifest.folder`; returns the curation."""
-    cleaner = Cleaner(data)
-    collected = collect(data, files, cleaner, progress)
-    components = unite(collected.records)
-    divided = divide(components, data.splits, manifest.seed, cleaner.records)
-    records = leaks.part_negatives(divided, cleaner.texts)
-    for name in SPLITS:
-        manifest.splits[name] = write_split(
-            manifest.folder,
-            name,
-            records[name],
-            seed=manifest.seed,
-            records_per_shard=data.records_per_shard,
-            progress=progress,
-        )
-    manifest.save()
-    made: dict[str, Any] = {
-        "fingerprint": manifest.fingerprint,
-        "seed": manifest.seed,
-        "sources": curation.sources_table(manifest.sources, collected),
-        **curation.dropped_table(cleaner),
-        "components": curation.components_table(components),
-        "splits": curation.splits_table(records, divided, data.splits),
-        "leaks": leaks.prove(manifest.folder),
+    collected = collect(data, corpora, store, progress)
+    dropped, removed = collected.records, collected.texts
+    stages: dict[str, Callable[[], None]] = {
+        "families": lambda: find_families(store, data.near_duplicate, progress),
+        "twins": lambda: drop_twins(store, dropped),
+        "unite": lambda: unite(store, manifest.seed),
+        "divide": lambda: divide(store, data.splits, dropped),
+        "negatives": lambda: leaks.part_negatives(store, removed),
     }
+    for name, work in stages.items():
+        if not store.recall(name):
+            with store.step():
+                work()
+                store.remember("collected", collected.plain())
+                store.remember(name, True)
+    stored = {name: Stored(store, name) for name in SPLITS}
+    for name in SPLITS:
+        manifest.splits[name] = _write(stored[name], name, store, manifest, data, progress)
+    manifest.save()
+    made = _curation(data, stored, store, manifest, collected)
+    made["leaks"] = leaks.prove(manifest.folder, store, progress)
     text = json.dumps(made, indent=1, ensure_ascii=False)
     (manifest.folder / CURATION).write_text(text + "\n", encoding="utf-8")
     return made
 
 
-def _provenance(data: DataConfig, files: list[Path]) -> list[dict[str, Any]]:
-    """What each source is: as the recipe names it, with the size and hash of its file."""
-    table = []
-    for source, path in zip(data.sources, files, strict=True):
-        if not path.is_file():
-            raise DataError(f"{path}: data.sources.path must be a file")
-        table.append({
-            "name": source_name(source, path),
-            "path": source.path,
-            "reader": source.reader,
-            "license": source.license,
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        })  # fmt: skip
-    return table
+class Stored(Sequence[Record]):
+    """The records of a split, each read from the store when it is asked for."""
+
+    def __init__(self, store: Store, split: str) -> None:
+        self._store = store
+        ordered = store.db.execute(
+            "SELECT seq FROM placed JOIN components USING (component) JOIN records USING (seq)"
+            " WHERE split = ? ORDER BY draw, id", (split,),
+        )  # fmt: skip
+        self.seqs = array("q", (seq for (seq,) in ordered))
+
+    def __len__(self) -> int:
+        return len(self.seqs)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Record]: ...
+    def __getitem__(self, place: int | slice) -> Record | list[Record]:
+        if isinstance(place, slice):
+            return [self._store.record(seq) for seq in self.seqs[place]]
+        return self._store.record(self.seqs[place])
 
 
-def _fingerprint(data: DataConfig, seed: int, sources: list[dict[str, Any]]) -> str:
+def _write(
+    records: Stored,
+    split: str,
+    store: Store,
+    manifest: Manifest,
+    data: DataConfig,
+    progress: Progress | None,
+) -> list[ShardFile]:
+    """Write one split, unless an earlier run did."""
+    kept = store.recall(f"write {split}")
+    if kept:
+        return [ShardFile(**shard) for shard in kept]
+    shutil.rmtree(manifest.folder / split, ignore_errors=True)
+    shards = write_split(
+        manifest.folder,
+        split,
+        records,
+        seed=manifest.seed,
+        records_per_shard=data.records_per_shard,
+        progress=progress,
+    )
+    with store.step():
+        store.remember(f"write {split}", [vars(shard) for shard in shards])
+    return shards
+
+
+def _curation(
+    data: DataConfig,
+    stored: dict[str, Stored],
+    store: Store,
+    manifest: Manifest,
+    collected: Collected,
+) -> dict[str, Any]:
+    return {
+        "fingerprint": manifest.fingerprint,
+        "seed": manifest.seed,
+        "sources": curation.sources_table(manifest.sources, collected),
+        **curation.dropped_table(collected.records, collected.texts),
+        "components": curation.components_table(store),
+        "splits": {
+            name: curation.split_table(store, name, iter(records.seqs), data.splits)
+            for name, records in stored.items()
+        },
+    }
+
+
+def _fingerprint(data: DataConfig, seed: int, table: list[dict[str, Any]]) -> str:
     """Hash of all that decides the shards' bytes, the recipe's words on provenance included."""
     settings = json.loads(data.model_dump_json(exclude={"folder", "workers"}))
-    plain = [_RULES, lbr_ds.__version__, seed, settings, sources]
+    plain = [_RULES, lbr_ds.__version__, seed, settings, table]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -165,18 +231,3 @@ def _reusable(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     except (DataError, OSError, ValueError) as error:
         log.warning("%s; made again", error)
         return None
-
-
-def _swap(made: Path, folder: Path) -> None:
-    """Put `made` where `folder` is; the old one goes with the temporary folder."""
-    old = made.with_name("old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        made.rename(folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise DataError(f"{folder}: another prepare wrote it meanwhile; run again") from None
-        raise

@@ -19,6 +19,9 @@ from lbr_ds.records import Record
 from tests.corpora.toy import pair, read_all, recipe
 
 
+NO_LEAKS = {"eval_gl": 0, "eval_cl": 0, "near_eval_gl": 0, "near_eval_cl": 0}
+
+
 def everything(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
@@ -78,12 +81,14 @@ def test_planted_leaks_never_cross(tmp_path: Path) -> None:
     }
     assert not texts["eval"] & (texts["gl"] | texts["cl"])
     assert not texts["cl"] & texts["gl"]
-    assert made["leaks"] == {"eval_gl": 0, "eval_cl": 0}
+    assert made["leaks"] == NO_LEAKS
     assert made["components"] == {
         "count": 30,
         "largest": 5,
         "most_shared": "Answer, 0",
         "shared_by": 4,
+        "tied_records": 135,
+        "near_duplicate_texts": 0,
     }
 
 
@@ -92,7 +97,7 @@ def test_negatives_never_carry_eval_over(tmp_path: Path) -> None:
             for i in range(100)]  # fmt: skip
     data = recipe(tmp_path, raws)
     made = prepare(data, 0)
-    assert made["leaks"] == {"eval_gl": 0, "eval_cl": 0}
+    assert made["leaks"] == NO_LEAKS
     records = [record for split in read_all(data.folder).values() for record in split]
     kept = sum(len(record.negatives) for record in records)
     removed = made["dropped_texts"]["negative_is_in_other_split"]

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import SourceConfig, load
-from lbr_ds.corpora import READERS
 from lbr_ds.corpora.prepare import prepare
+from lbr_ds.corpora.sources import find
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.locate import locate
 from lbr_ds.records import Record
 from tests.corpora.toy import pair, recipe, write_raw
 
 
-def read(path: Path, reader: str = "jsonl", name: str = "toy") -> list[Record | DataError]:
-    source = SourceConfig(path=str(path), reader=reader, name=name)
-    return [record for _, record in READERS[reader](path, source)]
+def read(path: Path, format: str = "jsonl", name: str = "toy", **fields: Any) -> list[Any]:
+    """The records of a source, with DataErrors and Skipped in their places."""
+    source = SourceConfig(path=str(path), format=format, name=name, **fields)
+    return [record for _, record in find(source).read()]
 
 
 def test_jsonl_fills_id_and_source(tmp_path: Path) -> None:
@@ -97,9 +98,9 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no/such: no such file"):
         run(path="no/such")()
     with pytest.raises(DataError, match="must be a file"):
-        run(path=str(tmp_path))()
-    with pytest.raises(ConfigError, match="unknown reader 'jsonk'; did you mean 'jsonl'"):
-        run(path=str(tmp_path / "raw.jsonl"), reader="jsonk")()
+        run(path=str(tmp_path), format="obo")()
+    with pytest.raises(ConfigError, match="unknown format 'jsonk'; did you mean 'jsonl'"):
+        run(path=str(tmp_path / "raw.jsonl"), format="jsonk")()
 
 
 ICD = """<ICD10CM.tabular><chapter><desc>Chapter</desc><section id="A"><desc>Section</desc>

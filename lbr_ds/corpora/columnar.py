@@ -1,0 +1,70 @@
+"""Parquet, Arrow and data sets of the Hugging Face hub, streamed. Only door for `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lbr_ds.config import SourceConfig
+from lbr_ds.corpora.reading import Row, files_below
+from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+
+
+def read_parquet(path: Path, source: SourceConfig) -> Iterator[Row]:
+    """Yield the rows of a Parquet file, or of all below a folder."""
+    return _local(path, "parquet")
+
+
+def read_arrow(path: Path, source: SourceConfig) -> Iterator[Row]:
+    """Yield the rows of an Arrow file, or of all below a folder."""
+    return _local(path, "arrow")
+
+
+def _local(path: Path, kind: str) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    for file in files_below(path, (f".{kind}",)):
+        prefix = f"{file.stem}-" if path.is_dir() else ""
+        number = 0
+        try:
+            rows = load_dataset(kind, data_files=str(file), split="train", streaming=True)
+            for number, row in enumerate(rows, 1):
+                yield Row(f"{file}: row {number}", f"{prefix}{number}", dict(row))
+        except (ValueError, OSError, RuntimeError) as error:  # pyarrow's errors are among these
+            raise DataError(
+                f"{file}: not readable as {kind} after row {number} ({_line(error)})"
+            ) from None
+
+
+def read_hub(path: Path, source: SourceConfig) -> Iterator[Row]:
+    """Yield the rows of `hf:NAME[@REVISION]`; `subset` and `split` (train) choose of it."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    place = source.path.removeprefix("hf:")
+    name, _, revision = place.partition("@")
+    number = 0
+    try:
+        rows = load_dataset(
+            name,
+            source.subset or None,
+            split=source.split or "train",
+            revision=revision or None,
+            streaming=True,
+        )
+        for number, row in enumerate(rows, 1):
+            yield Row(f"{source.path}: row {number}", str(number), dict(row))
+    except ValueError as error:
+        raise ConfigError(f"data.sources.path={source.path}: {_line(error)}") from None
+    except DatasetNotFoundError as error:
+        raise EnvironmentProblem(f"{source.path}: not found on the hub ({_line(error)})") from None
+    except (OSError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            f"{source.path}: cannot be fetched after row {number} ({_line(error)}); "
+            "check the name and the network"
+        ) from None
+
+
+def _line(error: Any) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,100 @@
+"""Python source -> a row a documented function: what it is for, and its body without saying so.
+
+A row has `docstring` (its first sentence), `code` (the source with the docstring cut, dedented, the
+function's own name replaced by `function`), `name`, `module`, `file`. Reads a .py file, a folder
+(`python:stdlib` and `python:PACKAGE` are folders), or a wheel; nothing is imported or run. Files of
+tests and functions of a one-word docstring or one-line body are left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from lbr_ds.config import SourceConfig
+from lbr_ds.corpora.reading import Row, files_below
+from lbr_ds.errors import DataError
+
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3"}
+_SENTENCE = re.compile(r"(.+?[.!?])(?:\s|$)", re.DOTALL)
+_MIN_WORDS, _MIN_LINES = 3, 2
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def read_functions(path: Path, source: SourceConfig) -> Iterator[Row]:
+    """Yield a row a function, keyed FILE-LINE; a file that does not parse is one bad row."""
+    for inside, raw in source_files(path):
+        where = f"{path}/{inside}" if path.is_dir() or path.suffix == ".whl" else str(path)
+        try:
+            text = raw.decode("utf-8-sig")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a corpus's invalid escapes are not ours to tell
+                tree = ast.parse(text)
+        except UnicodeDecodeError as error:
+            yield Row(where, inside, DataError(f"{where}: not UTF-8 at byte {error.start}"))
+            continue
+        except (SyntaxError, ValueError, RecursionError) as error:
+            yield Row(where, inside, DataError(f"{where}: not Python ({error})"))
+            continue
+        yield from _functions(tree, text.splitlines(), where, inside)
+
+
+def source_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Each source file of a file, folder or wheel that is wanted: its path inside, its bytes."""
+    try:
+        if path.suffix == ".whl":
+            with zipfile.ZipFile(path) as wheel:
+                for name in sorted(wheel.namelist()):
+                    if name.endswith(".py") and _wanted(PurePosixPath(name)):
+                        yield name, wheel.read(name)
+            return
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path}: not a wheel ({error}); fetch it again") from None
+    for file in files_below(path, (".py",)):
+        inside = file.relative_to(path) if path.is_dir() else Path(file.name)
+        if _wanted(PurePosixPath(inside)):
+            yield inside.as_posix(), file.read_bytes()
+
+
+def _wanted(inside: PurePosixPath) -> bool:
+    return not _LEFT_OUT & set(inside.parts) and not inside.name.startswith("test_")
+
+
+def _functions(tree: ast.Module, lines: list[str], where: str, inside: str) -> Iterator[Row]:
+    for node in ast.walk(tree):
+        if not isinstance(node, _Function):
+            continue
+        about = ast.get_docstring(node)
+        code = _without_docstring(node, lines) if about else ""
+        if not about or not code:
+            continue
+        match = _SENTENCE.match(about.split("\n\n")[0])
+        sentence = " ".join((match[1] if match else about.split("\n\n")[0]).split())
+        if len(sentence.split()) < _MIN_WORDS:
+            continue
+        yield Row(f"{where}:{node.lineno}", f"{inside}-{node.lineno}", {
+            "docstring": sentence,
+            "code": re.sub(rf"\b{node.name}\b", "function", code),
+            "name": node.name,
+            "module": inside.removesuffix(".py").removesuffix("/__init__").replace("/", "."),
+            "file": inside,
+        })  # fmt: skip
+
+
+def _without_docstring(node: _Function, lines: list[str]) -> str:
+    """The function's source from `def` on; empty when hardly anything is left of it."""
+    about = node.body[0]
+    # A body on one line with others (`def f(): "doc"; return 1`) cannot be cut by lines.
+    shared = len(node.body) < 2 or node.body[1].lineno <= (about.end_lineno or about.lineno)
+    if shared or about.lineno == node.lineno:
+        return ""
+    head = lines[node.lineno - 1 : about.lineno - 1]
+    body = lines[about.end_lineno : node.end_lineno]
+    if sum(1 for line in body if line.strip()) < _MIN_LINES:
+        return ""
+    return textwrap.dedent("\n".join(head + body))

@@ -1,0 +1,75 @@
+"""OBO ontologies (HPO, GO): one row a synonym of a term that is not obsolete.
+
+A row has `id`, `name`, `definition`, `namespace`, `synonym`, `scope` (EXACT, RELATED, ...) and
+`type` (layperson, abbreviation, ...; often empty). The recipe's `where` and `columns` choose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lbr_ds.config import SourceConfig
+from lbr_ds.corpora.reading import Row, numbered_lines
+from lbr_ds.errors import DataError
+
+_QUOTED = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"\s*(?P<rest>[^\[]*)')
+_ESCAPED = re.compile(r"\\(.)")
+
+
+def read_obo(path: Path, source: SourceConfig) -> Iterator[Row]:
+    """Yield a row a synonym, keyed TERM-N. Raises DataError for a file without terms."""
+    terms = 0
+    for number, tags in _terms(path):
+        terms += 1
+        if isinstance(tags, DataError):
+            yield Row(f"{path}:{number}", str(number), tags)
+        elif "true" not in tags.get("is_obsolete", []):
+            yield from _synonyms(path, number, tags)
+    if not terms:
+        raise DataError(f"{path}: holds no [Term]; not an OBO file")
+
+
+def _terms(path: Path) -> Iterator[tuple[int, dict[str, list[str]] | DataError]]:
+    """The tags of each [Term] with the number of its first line."""
+    first, tags = 0, dict[str, list[str]]()
+    fault: DataError | None = None
+    for number, line in numbered_lines(path):
+        try:
+            text = "" if isinstance(line, DataError) else line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            text, fault = "", DataError(f"{path}:{number}: not UTF-8")
+        if text.startswith("[") and text.endswith("]"):
+            if first:
+                yield first, fault or tags
+            first, tags, fault = (number if text == "[Term]" else 0), {}, None
+        elif first and ": " in text:
+            tag, value = text.split(": ", 1)
+            tags.setdefault(tag, []).append(value)
+    if first:
+        yield first, fault or tags
+
+
+def _synonyms(path: Path, number: int, tags: dict[str, list[str]]) -> Iterator[Row]:
+    where = f"{path}:{number}"
+    name = tags.get("id", [""])[0]
+    definition, _ = _quoted(tags.get("def", [""])[0])
+    for count, synonym in enumerate(tags.get("synonym", []), 1):
+        text, rest = _quoted(synonym)
+        scope, kind = (*rest.split(), "", "")[:2]
+        yield Row(where, f"{name}-{count}", {
+            "id": name,
+            "name": tags.get("name", [""])[0],
+            "definition": definition,
+            "namespace": tags.get("namespace", [""])[0],
+            "synonym": text,
+            "scope": scope,
+            "type": kind,
+        })  # fmt: skip
+
+
+def _quoted(value: str) -> tuple[str, str]:
+    """The text in quotes, and what stands between it and the references in brackets."""
+    match = _QUOTED.match(value)
+    return (_ESCAPED.sub(r"\1", match["text"]), match["rest"]) if match else ("", "")
