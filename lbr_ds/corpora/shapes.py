@@ -41,8 +41,9 @@ def read_records(rows: Format, path: Path, source: SourceConfig, shape: str) -> 
             continue
         try:
             fields = dict(row.columns)
-            if not _matches(fields, source, row.where):
-                yield row.where, Skipped("not_where", f"{row.where}: {str(row.columns)[:120]}")
+            reason = _mismatch(fields, source, row.where)
+            if reason:
+                yield row.where, Skipped("not_where", f"{row.where}: {reason}")
                 continue
             raws = SHAPES[shape](fields, source, row.where)
         except MissingColumn as error:
@@ -68,17 +69,19 @@ def _records(
             yield row.where, error
 
 
-def _matches(row: dict[str, Any], source: SourceConfig, where: str) -> bool:
-    """Whether the row passes every pattern; a list keeps the entries that do."""
+def _mismatch(row: dict[str, Any], source: SourceConfig, where: str) -> str:
+    """The first pattern that the row does not pass, or nothing; a list keeps what passes."""
     for column, pattern in source.where.items():
         value = _value(row, column, where)
         if isinstance(value, list):
             row[column] = [v for v in value if re.fullmatch(pattern, str(v), re.DOTALL)]
-            if not row[column]:
-                return False
-        elif not re.fullmatch(pattern, "" if value is None else str(value), re.DOTALL):
-            return False
-    return True
+            passed = bool(row[column])
+        else:
+            text = "" if value is None else str(value)
+            passed = re.fullmatch(pattern, text, re.DOTALL) is not None
+        if not passed:
+            return f"{column} is {value!r:.80}"
+    return ""
 
 
 def _value(row: dict[str, Any], column: str, where: str) -> Any:
@@ -123,14 +126,9 @@ def _named(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, A
     for name in ("id", "group", "instruction"):
         column = getattr(source.columns, name)
         if column:
-            found[name] = (_texts if "{" in column else _one)(row, column, where)
-            if isinstance(found[name], list):
-                found[name] = "".join(found[name])
+            filled = _texts(row, column, where) if "{" in column else [_text(row, column, where)]
+            found[name] = "".join(filled)
     return found
-
-
-def _one(row: dict[str, Any], column: str, where: str) -> str:
-    return _text(row, column, where)
 
 
 def _as_record(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from lbr_ds.corpora.near import SIGNATURE_BYTES
 from lbr_ds.records import Record
 
 QUERY, POSITIVE, PASSAGE, NEGATIVE = range(4)  # what a record has a text as
-_CACHE_KIB = 16_384
+_CACHE_KIB = 4_096
 _TABLES = """
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;
@@ -50,7 +50,7 @@ class Store:
         self.db = sqlite3.connect(folder / "records.sqlite", isolation_level=None)
         self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self.db.execute("PRAGMA temp_store = FILE")
-        self.db.executescript(_TABLES)
+        self.db.executescript(f"BEGIN; {_TABLES} COMMIT;")
         self.texts = self.number("SELECT count(*) FROM texts")
         self.records = self.number("SELECT count(*) FROM records")
         # What an interrupted run wrote after its last commit is cut off.

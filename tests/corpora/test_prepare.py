@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import SPLITS, DataConfig
-from lbr_ds.corpora import leaks
 from lbr_ds.corpora.cleaning import clean, normalise
 from lbr_ds.corpora.prepare import prepare
+from lbr_ds.corpora.store import Store
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
-from lbr_ds.records import Record
 from tests.corpora.toy import pair, read_all, recipe
-
 
 NO_LEAKS = {"eval_gl": 0, "eval_cl": 0, "near_eval_gl": 0, "near_eval_cl": 0}
 
@@ -119,11 +117,16 @@ def test_negatives_that_are_answers_of_the_group(tmp_path: Path) -> None:
 
 def test_proof_is_counted_from_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When dividing goes wrong, the proof and not a user finds it, and nothing is left."""
-    unlinked = "lbr_ds.corpora.splits._links"
-    monkeypatch.setattr(unlinked, lambda record: iter([record.id]))
+
+    def apart(store: Store, seed: int) -> None:
+        rows = [(seq, f"c{seq}", bytes([seq]), 1, 1) for seq in range(store.records)]
+        store.db.executemany("INSERT INTO members VALUES (?, ?)", [(r[0], r[0]) for r in rows])
+        store.db.executemany("INSERT INTO components VALUES (?, ?, ?, ?, ?)", rows)
+
+    monkeypatch.setattr("lbr_ds.corpora.prepare.unite", apart)
     with pytest.raises(DataError, match="eval shares texts with training"):
         prepare(recipe(tmp_path, planted()), 0)
-    assert not (tmp_path / "data").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw.jsonl"]
 
 
 def test_groups_stay_whole(tmp_path: Path) -> None:
@@ -302,15 +305,3 @@ def test_full_disk_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.Mon
         prepare(data, 1)
     assert everything(data.folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "raw.jsonl"]
-
-
-def test_prove_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = {
-        "eval": [Record("e", "s", "q1", ["a1"], negatives=["n1"])],
-        "gl": [Record("g", "s", text="A1!")],
-        "cl": [Record("c", "s", "Q1", ["a2"], negatives=["n-1"])],
-    }
-    assert set(splits) == set(SPLITS)
-    monkeypatch.setattr(leaks, "read_split", lambda folder, name: iter(splits[name]))
-    with pytest.raises(DataError, match=r"\{'eval_gl': 1, 'eval_cl': 1\}"):
-        leaks.prove(tmp_path)

@@ -1,0 +1,77 @@
+"""How much more memory does prepare take for a corpus 20 times as large? Measured, not argued.
+
+    ratio, figures = peak_memory_ratio(times=20)
+
+Each prepare runs in a process of its own over a made-up corpus; its peak is that process's largest
+resident size plus the largest of its helpers'.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lbr_ds.config import DataConfig
+from lbr_ds.errors import EnvironmentProblem
+
+RECORDS = 2500  # more than crew.py does without helpers, so that both sizes have them
+_WORDS, _VOCABULARY = 60, 50_000  # in an answer; random words, hardly a near duplicate
+_MEASURE = "import sys; from lbr_ds.corpora.scale import report_peak; report_peak(sys.argv[1])"
+
+
+def peak_memory_ratio(times: int = 20, records: int = RECORDS) -> tuple[float, dict[str, Any]]:
+    """Peak memory of preparing `times * records` records over that of `records`, and the figures.
+
+    Raises EnvironmentProblem when a measurement fails.
+    """
+    figures: dict[str, Any] = {"records": records, "times": times}
+    with tempfile.TemporaryDirectory(prefix="lbr-ds-scale-") as folder:
+        for name, number in (("small", records), ("large", times * records)):
+            place = Path(folder) / name
+            place.mkdir()
+            write_corpus(place / "corpus.jsonl", number)
+            began = time.monotonic()
+            figures[f"{name}_mib"] = round(_peak(place), 1)
+            figures[f"{name}_seconds"] = round(time.monotonic() - began, 1)
+    return figures["large_mib"] / figures["small_mib"], figures
+
+
+def write_corpus(path: Path, records: int) -> None:
+    """Write made-up pairs of 8 and 60 random words."""
+    draw = random.Random(records)
+    vocabulary = [f"w{number:05d}" for number in range(_VOCABULARY)]
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(records):
+            words = draw.choices(vocabulary, k=8 + _WORDS)
+            raw = {"id": str(number), "query": " ".join(words[:8]),
+                   "positives": [" ".join(words[8:])]}  # fmt: skip
+            file.write(json.dumps(raw) + "\n")
+
+
+def _peak(folder: Path) -> float:
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise EnvironmentProblem(f"prepare failed while its memory was measured: {reason}")
+    return float(done.stdout)
+
+
+def report_peak(folder: str) -> None:
+    """Prepare `folder`/corpus.jsonl and write the peak in MiB to standard output."""
+    from lbr_ds.corpora.prepare import prepare
+
+    place = Path(folder)
+    sources = [{"path": str(place / "corpus.jsonl"), "license": "made up"}]
+    prepare(DataConfig.model_validate({"folder": place / "data", "sources": sources}), 0)
+    # In KiB on Linux. Of the helpers, ru_maxrss is the largest one's.
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    sys.stdout.write(f"{sum(resource.getrusage(one).ru_maxrss for one in who) / 1024}\n")
