@@ -3,17 +3,19 @@
     ratio, figures = peak_memory_ratio(times=20)
 
 Each prepare runs in a process of its own over a made-up corpus; its peak is that process's largest
-resident size plus the largest of its helpers'.
+resident size plus the largest sum of its helpers' while they live.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
-import resource
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from lbr_ds.errors import EnvironmentProblem
 
 RECORDS = 2500  # more than crew.py does without helpers, so that both sizes have them
 _WORDS, _VOCABULARY = 60, 50_000  # in an answer; random words, hardly a near duplicate
+_EVERY = 0.02  # seconds between two looks at the helpers
 _MEASURE = "import sys; from lbr_ds.corpora.scale import report_peak; report_peak(sys.argv[1])"
 
 
@@ -71,7 +74,33 @@ def report_peak(folder: str) -> None:
 
     place = Path(folder)
     sources = [{"path": str(place / "corpus.jsonl"), "license": "made up"}]
-    prepare(DataConfig.model_validate({"folder": place / "data", "sources": sources}), 0)
-    # In KiB on Linux. Of the helpers, ru_maxrss is the largest one's.
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    sys.stdout.write(f"{sum(resource.getrusage(one).ru_maxrss for one in who) / 1024}\n")
+    data = DataConfig.model_validate({"folder": place / "data", "sources": sources})
+    done = threading.Event()
+    helpers = [0]
+
+    def watch() -> None:
+        while not done.wait(_EVERY):
+            pids = [child.pid for child in multiprocessing.active_children()]
+            helpers[0] = max(helpers[0], sum(_high_water(pid) for pid in pids))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        prepare(data, 0)
+    finally:
+        done.set()
+        watcher.join()
+    sys.stdout.write(f"{(_high_water('self') + helpers[0]) / 1024}\n")
+
+
+def _high_water(pid: int | str | None) -> int:
+    """The largest resident size of a process in KiB; 0 when it is gone.
+
+    Not ru_maxrss: Linux hands a parent's down to what it starts.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+)", status)
+    return int(found[1]) if found else 0

@@ -1,4 +1,4 @@
-"""Near duplicates: found as brute force finds them, kept in one split, shown to be there by proof."""
+"""Near duplicates: found as brute force finds them, kept in one split, and proved to be."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lbr_ds.config import SPLITS, DataConfig
+from lbr_ds.config import DataConfig
 from lbr_ds.corpora.cleaning import clean, normalise
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.store import Store
@@ -83,7 +83,7 @@ def test_planted_leaks_never_cross(tmp_path: Path) -> None:
     assert made["components"] == {
         "count": 30,
         "largest": 5,
-        "most_shared": "Answer, 0",
+        "most_shared": "answer 0",
         "shared_by": 4,
         "tied_records": 135,
         "near_duplicate_texts": 0,

@@ -1,0 +1,128 @@
+"""Interrupted, resumed, shared by processes: the bytes are the same, and memory stays."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lbr_ds.config import DataConfig
+from lbr_ds.corpora import crew, leaks
+from lbr_ds.corpora.prepare import prepare
+from lbr_ds.corpora.scale import peak_memory_ratio, write_corpus
+from lbr_ds.corpora.work import WorkFolder
+from lbr_ds.errors import DataError
+from tests.corpora.test_near import leaky
+from tests.corpora.test_prepare import everything
+from tests.corpora.toy import recipe
+
+
+def corpus(tmp_path: Path, name: str, records: int = 3000) -> DataConfig:
+    if not (tmp_path / "raw.jsonl").exists():
+        write_corpus(tmp_path / "raw.jsonl", records)
+    sources = [{"path": str(tmp_path / "raw.jsonl")}]
+    return DataConfig.model_validate({"folder": tmp_path / name, "sources": sources})
+
+
+def test_same_bytes_by_one_process_and_by_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 3):
+        monkeypatch.setattr(crew, "cores", lambda number=number: number)
+        prepare(corpus(tmp_path, f"by{number}"), 0)
+    assert everything(tmp_path / "by1") == everything(tmp_path / "by3")
+
+
+STOPS = [  # where it is interrupted, at which call
+    ("lbr_ds.corpora.collect._take", 400),
+    ("lbr_ds.corpora.prepare.find_families", 1),
+    ("lbr_ds.corpora.prepare.unite", 1),
+    ("lbr_ds.corpora.leaks.part_negatives", 1),
+    ("lbr_ds.corpora.prepare.write_split", 2),
+    ("lbr_ds.corpora.leaks.prove", 1),
+]
+
+
+@pytest.mark.parametrize(("place", "call"), STOPS, ids=[name for name, _ in STOPS])
+def test_interrupted_and_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, call: int
+) -> None:
+    """Ctrl-C anywhere, then again: the bytes of a run that was never stopped."""
+    raws, _ = leaky(300)
+    draw = random.Random(0)
+    for raw in raws:
+        raw["negatives"] = draw.choice(raws)["positives"]
+    data = recipe(tmp_path, raws)
+    monkeypatch.setattr("lbr_ds.corpora.collect._CHUNK_RECORDS", 16)
+    monkeypatch.setattr("lbr_ds.corpora.collect._CHUNKS_A_STEP", 2)
+    module, name = place.rsplit(".", 1)
+    with monkeypatch.context() as patch:
+        real = getattr(__import__(module, fromlist=[name]), name)
+        calls = 0
+
+        def stopped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        patch.setattr(place, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data, 0)
+    (work,) = tmp_path.glob(".data.*")
+    read: list[int] = []
+
+    def progress(stage: str, done: int, total: int | None) -> None:
+        if stage == "read toy":
+            read.append(done)
+
+    made = prepare(data, 0, progress)
+    assert not work.exists()
+    whole = recipe(tmp_path, raws, folder=tmp_path / "whole")
+    assert prepare(whole, 0) == made
+    assert everything(tmp_path / "whole") == everything(tmp_path / "data")
+    # What was read before the stop was not read again.
+    assert read == [] if call == 1 or "write" in place else read[0] > 300
+
+
+def test_work_of_other_settings_is_removed(tmp_path: Path) -> None:
+    data = corpus(tmp_path, "data", 50)
+    stale = tmp_path / ".data.0123456789abcdef"
+    stale.mkdir()
+    foreign = tmp_path / ".data.notes"
+    foreign.mkdir()
+    prepare(data, 0)
+    assert not stale.exists()
+    assert foreign.exists()
+
+
+def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = corpus(tmp_path, "data", 50)
+    real = leaks.prove
+
+    def meanwhile(*args: Any) -> dict[str, int]:
+        with pytest.raises(DataError, match="another prepare is making it; wait for that"):
+            prepare(data, 0)
+        return real(*args)
+
+    monkeypatch.setattr(leaks, "prove", meanwhile)
+    prepare(data, 0)
+
+
+def test_a_killed_swap_brings_the_old_folder_back(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "old").write_text("1")
+    with WorkFolder(folder, "0" * 16) as work, pytest.raises(FileNotFoundError):
+        work.swap(work.path / "none")
+    assert (folder / "old").read_text() == "1"
+
+
+def test_memory_does_not_grow(capsys: pytest.CaptureFixture[str]) -> None:
+    """A small multiple here; the bench measures 20 times."""
+    ratio, figures = peak_memory_ratio(times=4, records=2200)
+    assert ratio <= 1.15, figures
+    assert figures["small_mib"] > 50
