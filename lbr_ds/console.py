@@ -56,7 +56,8 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     leaks = curation["leaks"]
     reused = " (reused: nothing has changed)" if curation["reused"] else ""
     console.print(
-        f"texts shared between eval and gl: {leaks['eval_gl']}, and cl: {leaks['eval_cl']}\n"
+        f"texts shared between eval and gl: {leaks['eval_gl']}, and cl: {leaks['eval_cl']}; "
+        f"nearly: {leaks['near_eval_gl']}, {leaks['near_eval_cl']}\n"
         f"written to {folder}{reused}; the whole account is in {folder / 'curation.json'}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import re
 import subprocess
@@ -23,8 +24,9 @@ from typing import Any
 from lbr_ds.config import DataConfig
 from lbr_ds.errors import EnvironmentProblem
 
-RECORDS = 2500  # more than crew.py does without helpers, so that both sizes have them
+RECORDS = 3000  # more than crew.py does without helpers, so that both sizes have them
 _WORDS, _VOCABULARY = 60, 50_000  # in an answer; random words, hardly a near duplicate
+_CORES = 2  # as many helpers for both sizes
 _EVERY = 0.02  # seconds between two looks at the helpers
 _MEASURE = "import sys; from lbr_ds.corpora.scale import report_peak; report_peak(sys.argv[1])"
 
@@ -72,6 +74,7 @@ def report_peak(folder: str) -> None:
     """Prepare `folder`/corpus.jsonl and write the peak in MiB to standard output."""
     from lbr_ds.corpora.prepare import prepare
 
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_CORES])
     place = Path(folder)
     sources = [{"path": str(place / "corpus.jsonl"), "license": "made up"}]
     data = DataConfig.model_validate({"folder": place / "data", "sources": sources})
