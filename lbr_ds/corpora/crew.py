@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 from lbr_ds.errors import EnvironmentProblem
@@ -39,7 +42,7 @@ def in_order(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Res
         return
     # Spawned, not forked: this process may have threads (progress bars, torch).
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(number, mp_context=context) as pool:
+    with ProcessPoolExecutor(number, mp_context=context, initializer=_serve) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for job in jobs:
@@ -50,8 +53,23 @@ def in_order(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Res
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise EnvironmentProblem(
-                "a helper process was killed, by lack of memory perhaps; run again"
+                "a helper process died: out of memory, or the script that calls prepare lacks "
+                "`if __name__ == '__main__':`"
             ) from None
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _serve() -> None:
+    """Begin a helper: Ctrl-C is its parent's to handle, and it ends when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # CPython's pool keeps both ends of its queue in each worker: none sees that the parent is gone.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
