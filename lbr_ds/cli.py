@@ -100,7 +100,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
     run = load(recipe, overrides or [])
     with Bars() as bars:
         curation = prepare_data(run.data, run.seed, bars)
-    show_curation(curation, run.data.folder)
+    show_curation(curation, run.data.local_folder)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def evaluate(
         str, typer.Argument(help="A folder, a run, a checkpoint, or a name that MTEB knows.")
     ],
     data: Annotated[
-        Path | None, typer.Option(help="A prepared folder: score on its held-out split.")
+        str | None, typer.Option(help="A prepared folder or its URL: score on its held-out split.")
     ] = None,
     tasks: Annotated[str, typer.Option(help="MTEB tasks or benchmarks, comma-separated.")] = "",
     out: Annotated[

@@ -105,7 +105,7 @@ def summary(run: RunConfig, seconds: dict[str, float]) -> dict[str, Any]:
         tasks = json.loads((run.run / "eval" / f"{name}.json").read_text())["tasks"]
         scores = next(iter(tasks.values()))
         retrieval[name] = {k: scores[k] for k in ("recall_at_10", "ndcg_at_10")}
-    curation = json.loads((run.data.folder / "curation.json").read_text())
+    curation = json.loads((run.data.local_folder / "curation.json").read_text())
     checkpoint = runs.checkpoints(run.run / "stage2")[-1]
     state = json.loads((checkpoint / "state.json").read_text())
     return {

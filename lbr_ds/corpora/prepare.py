@@ -46,7 +46,7 @@ def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> di
         raise ConfigError("data.sources is empty; name at least one corpus")
     for source in data.sources:
         reader_of(source)
-    folder = data.folder.expanduser().resolve()
+    folder = data.local_folder.expanduser().resolve()
     _refuse_foreign(folder)
     files = [locate(source.path) for source in data.sources]
     sources = _provenance(data, files)

@@ -29,6 +29,7 @@ from lbr_ds import environment
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate.models import load_model
 from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks
+from lbr_ds.locate import shown
 
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
 CHATTY = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingface_hub", "httpx")
@@ -37,7 +38,7 @@ CHATTY = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingf
 def evaluate(
     model: str,
     *,
-    data: Path | None = None,
+    data: Path | str | None = None,
     tasks: Sequence[str] = (),
     output: Path | None = None,
     batch_size: int = 64,
@@ -71,7 +72,7 @@ def evaluate(
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     result: dict[str, Any] = {
         "model": model,
-        "data": None if data is None else str(data),
+        "data": None if data is None else shown(data),
         "max_queries": max_queries,
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 2),

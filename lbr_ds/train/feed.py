@@ -35,7 +35,7 @@ class _Feed(IterableDataset):
             samples_per_step=self.run.stage(self.stage.number).samples_per_step,
             rank=self.rank, world=self.world, start=self.start, stop=self.stop,
             worker=info.id if info else 0, workers=info.num_workers if info else 1,
-            on_error=self.run.data.on_error,
+            on_error=self.run.data.on_error, cache_gib=self.run.data.cache_gib,
         )  # fmt: skip
         for step in pipeline:
             yield self.stage.collate(self.run, self.encoder, step)
