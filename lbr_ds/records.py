@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from lbr_ds.errors import DataError
@@ -47,7 +48,7 @@ class Record:
         fields = {**_BLANK, "positives": [], "negatives": [], **raw}
         if list(map(type, fields.values())) != _TYPES:  # an unknown field makes it longer
             return None
-        if not _is_sound(**fields):
+        if not _is_sound(*_judged(fields)):
             return None
         record = object.__new__(cls)
         object.__setattr__(record, "__dict__", fields)
@@ -81,20 +82,26 @@ class Record:
 
 
 def _is_sound(
-    *, id: str, source: str, query: str, positives: list[Any], negatives: list[Any], text: str,
-    **other: str,
-) -> bool:  # fmt: skip
+    id: str, source: str, query: str, positives: list[Any], negatives: list[Any], text: str
+) -> bool:
     """Whether nothing is missing, empty or doubled; the types of the fields are checked already."""
     if not (id.strip() and source.strip()):
         return False
-    if bool(text) == bool(query.strip()) or bool(text) == bool(positives) or (text and query):
+    if text:
+        return not query and not positives and _are_strings(negatives)
+    if not (positives and query.strip()):
         return False
     for passage in positives:
         if type(passage) is not str or not passage.strip():
             return False
-    return not negatives or all(type(passage) is str for passage in negatives)
+    return not negatives or _are_strings(negatives)
 
 
+def _are_strings(texts: list[Any]) -> bool:
+    return all(type(text) is str for text in texts)
+
+
+_judged = itemgetter("id", "source", "query", "positives", "negatives", "text")
 _BLANK = vars(Record(id="", source=""))  # in the order of the fields
 _TYPES = [type(value) for value in _BLANK.values()]
 

@@ -54,8 +54,10 @@ def _use(path: Path) -> bool:
     """Whether the file is there; marks it as the most recently used one."""
     try:
         os.utime(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:  # a cache that others fill and this process may only read
+        return path.is_file()
     return True
 
 

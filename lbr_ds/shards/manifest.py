@@ -57,7 +57,8 @@ class Manifest:
         Raises DataError when there is none, or when it is not a manifest of this version.
         """
         if is_url(folder):
-            return _fetched(str(folder), cache_gib)
+            remote = Remote(str(folder), cache_gib)
+            return cls._parse(_fetched(str(folder)), remote.folder, remote)
         folder = Path(folder)
         try:
             text = (folder / NAME).read_bytes()
@@ -152,12 +153,12 @@ class Manifest:
 
 
 @lru_cache(maxsize=16)
-def _fetched(url: str, cache_gib: float) -> Manifest:
-    remote = Remote(url, cache_gib)
+def _fetched(url: str) -> bytes:
+    remote = Remote(url, CACHE_GIB)
     text = remote.read(NAME)
     if text is None:
         raise DataError(_none_in(remote.place))
-    return Manifest._parse(text, remote.folder, remote)
+    return text
 
 
 def _none_in(place: str) -> str:

@@ -1,7 +1,7 @@
 """Shards -> the samples of each step, from any step on. The order is `order.py`'s.
 
 The pipeline is `webdataset.DataPipeline([Draw, Read, Decode])`, a step at a time: places -> bytes
-by pread -> records. Lane l belongs to rank l % world, so the samples of a step are the same whatever
+by pread -> records. Lane l belongs to rank l % world, so a step's samples are the same whatever
 the number of ranks, and the only state of a run's data is the number of its step.
 """
 
