@@ -226,6 +226,28 @@ def report(
 
 
 @app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="A suite: loader.")],
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+) -> None:
+    """Measured ratios, both sides in turn in one run, beside what is wanted of them.
+
+    Example: `lbr-ds bench loader --json loader.json`
+    """
+    import json
+
+    from lbr_ds.bench import run_suite
+    from lbr_ds.console import show_bench
+
+    result = run_suite(suite)
+    show_bench(result)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"written to {out}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="A new or unfinished demo folder.")] = Path("lbr-demo"),
     nproc: Annotated[

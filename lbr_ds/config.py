@@ -29,8 +29,8 @@ from pydantic import (
 )
 
 from lbr_ds import resources
+from lbr_ds.address import CACHE_GIB, folder_of, shown
 from lbr_ds.errors import ConfigError
-from lbr_ds.locate import CACHE_GIB, folder_of, shown
 
 SPLITS = ("gl", "cl", "eval")
 OBJECTIVES = ("sft", "reconstruct", "continue", "gl")

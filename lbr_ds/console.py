@@ -70,3 +70,28 @@ def show_scores(result: dict[str, Any]) -> None:
         cells = ["-" if f is None else f"{f:.4f}" for f in figures]
         table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
     Console().print(table)
+
+
+def show_bench(result: dict[str, Any]) -> None:
+    """The table that `bench` prints: each figure beside what must be and what is aimed at."""
+    table = Table(
+        "measure", "median", "quartiles", "rounds", "must", "goal", "", title=result["suite"]
+    )
+    for row in result["rows"]:
+        sign = ">=" if row["better"] == "higher" else "<="
+        up = row["better"] == "higher"
+        reached = [
+            row["value"] >= row[k] if up else row["value"] <= row[k] for k in ("floor", "goal")
+        ]
+        verdict = "goal" if reached[1] else "reached" if reached[0] else "MISSED"
+        low, high = row["quartiles"]
+        table.add_row(
+            row["measure"], f"{row['value']:.3g}", f"{low:.3g} .. {high:.3g}", str(row["rounds"]),
+            f"{sign} {row['floor']:g}", f"{sign} {row['goal']:g}", verdict,
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for row in result["rows"]:
+        console.print(
+            f"{row['measure']}: {row['about']}", style="dim", highlight=False, markup=False
+        )

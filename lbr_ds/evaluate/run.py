@@ -26,10 +26,10 @@ from mteb.abstasks.abstask import AbsTask
 from mteb.models import MTEBModels
 
 from lbr_ds import environment
+from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate.models import load_model
 from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks
-from lbr_ds.locate import shown
 
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
 CHATTY = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingface_hub", "httpx")

@@ -22,8 +22,8 @@ from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
+from lbr_ds.address import is_url, shown
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.locate import is_url, shown
 from lbr_ds.records import Record
 
 SPLIT = "test"

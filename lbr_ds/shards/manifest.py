@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lbr_ds.address import CACHE_GIB, is_url
 from lbr_ds.errors import DataError
-from lbr_ds.locate import CACHE_GIB, is_url
 from lbr_ds.shards.remote import Remote
 
 NAME = "manifest.json"

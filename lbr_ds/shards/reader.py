@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lbr_ds.address import CACHE_GIB
 from lbr_ds.errors import DataError
-from lbr_ds.locate import CACHE_GIB
 from lbr_ds.records import Record
 from lbr_ds.shards.index import index_of, scan
 from lbr_ds.shards.manifest import Manifest, ShardFile, check_size

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import IO, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError
-from lbr_ds.locate import cache_folder, shown
+from lbr_ds.locate import cache_folder
 from lbr_ds.shards import cache
 
 log = logging.getLogger(__name__)
