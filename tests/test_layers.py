@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
 ORDER = [
     "errors", "records", "resources", "address", "locate", "runs", "environment", "config",
-    "shards", "corpora", "batching", "model", "distributed", "objectives", "train", "export", "evaluate",
-    "report", "bench", "console", "demo", "cli", "__main__",
+    "shards", "corpora", "batching", "model", "distributed", "objectives", "train", "export",
+    "evaluate", "report", "bench", "console", "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},

@@ -18,7 +18,8 @@ from lbr_ds.shards import read_split
 # The peak of all children is kept by the kernel; a process of its own has no others.
 _PROBE = """
 import resource, subprocess, sys
-done = subprocess.run([sys.executable, "-m", "lbr_ds", "prepare", *sys.argv[1:]], capture_output=True)
+command = [sys.executable, "-m", "lbr_ds", "prepare", *sys.argv[1:]]
+done = subprocess.run(command, capture_output=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.stderr.buffer.write(done.stderr)
 sys.exit(done.returncode)
