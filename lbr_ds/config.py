@@ -315,7 +315,9 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {where}; {hint}{more}"
     if first["type"] == "missing":
         return f"missing key {where}; add it{more}"
-    value = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    given = first["input"]
+    given = shown(given) if isinstance(given, str) else given
+    value = "" if isinstance(given, dict) else f" (got {given!r})"
     reason = first["msg"].removeprefix("Value error, ")
     return f"{where + ': ' if where else ''}{reason}{value}{more}"
 

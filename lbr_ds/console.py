@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
+from rich.table import Column, Table
 
 
 class Bars:
@@ -75,23 +77,21 @@ def show_scores(result: dict[str, Any]) -> None:
 def show_bench(result: dict[str, Any]) -> None:
     """The table that `bench` prints: each figure beside what must be and what is aimed at."""
     table = Table(
-        "measure", "median", "quartiles", "rounds", "must", "goal", "", title=result["suite"]
+        Column("measure", no_wrap=True), "median", "quartiles", "must", "goal", "", box=SIMPLE
     )
     for row in result["rows"]:
+        better = operator.ge if row["better"] == "higher" else operator.le
         sign = ">=" if row["better"] == "higher" else "<="
-        up = row["better"] == "higher"
-        reached = [
-            row["value"] >= row[k] if up else row["value"] <= row[k] for k in ("floor", "goal")
-        ]
-        verdict = "goal" if reached[1] else "reached" if reached[0] else "MISSED"
+        verdict = "MISSED"
+        if better(row["value"], row["floor"]):
+            verdict = "goal" if better(row["value"], row["goal"]) else "reached"
         low, high = row["quartiles"]
         table.add_row(
-            row["measure"], f"{row['value']:.3g}", f"{low:.3g} .. {high:.3g}", str(row["rounds"]),
+            row["measure"], f"{row['value']:.3g}", f"{low:.3g} .. {high:.3g}",
             f"{sign} {row['floor']:g}", f"{sign} {row['goal']:g}", verdict,
         )  # fmt: skip
     console = Console()
     console.print(table)
     for row in result["rows"]:
-        console.print(
-            f"{row['measure']}: {row['about']}", style="dim", highlight=False, markup=False
-        )
+        about = f"{row['measure']}: {row['about']}; {row['rounds']} round(s)"
+        console.print(about, style="dim", highlight=False, markup=False, soft_wrap=True)
