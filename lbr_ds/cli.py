@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from lbr_ds import __version__
 from lbr_ds.errors import ConfigError, LbrError
@@ -37,13 +38,32 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars are noise in a log file
+    code = _run()
+    if "lbr_ds.distributed" in sys.modules:
+        from lbr_ds.distributed import end
+
+        end(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The verb's exit code."""
     try:
-        app()
+        return int(app(prog_name="lbr-ds", standalone_mode=False) or 0)
+    except TyperException as error:
+        # Typer's own faults have a form of their own (format_message).
+        _complain(f"{getattr(error, 'format_message', error.__str__)()} (see lbr-ds --help)")
+        return ConfigError.exit_code
     except LbrError as error:
-        print("lbr-ds: error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+
+
+def _complain(message: str) -> None:
+    """One line, whatever the message was made of."""
+    print("lbr-ds: error:", " ".join(message.split()), file=sys.stderr, flush=True)
 
 
 def _open_console() -> None:
@@ -130,7 +150,9 @@ def train(
         if count > 1:
             from lbr_ds.train.launch import launch
 
-            sys.exit(launch(["train", recipe, *(overrides or []), "--stage", str(stage)], count))
+            raise typer.Exit(
+                launch(["train", recipe, *(overrides or []), "--stage", str(stage)], count)
+            )
     elif nproc is not None:
         raise ConfigError(
             f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
@@ -139,7 +161,7 @@ def train(
     from lbr_ds.train.preempt import EXIT_CODE
 
     if not train_stage(run, stage):
-        sys.exit(EXIT_CODE)
+        raise typer.Exit(EXIT_CODE)
 
 
 @app.command()
