@@ -174,7 +174,7 @@ class MiningConfig(Part):
     model: str = ""  # dense: a folder, run, checkpoint, or a name that sentence-transformers loads
     guide: str = ""  # as model; drops what it scores at or above the positive. Empty: no guide
     passages: tuple[Literal["cl", "gl"], ...] = Field(default=("cl",), min_length=1)
-    ranks: tuple[int, int] = (10, 100)  # first and last rank that a negative may have
+    ranks: tuple[int, int] = (1, 100)  # first and last rank that a negative may have
     keep: int = Field(default=4, ge=1)  # negatives added to a record
     pick: Literal["top", "random"] = "top"  # of those within ranks: the nearest, or drawn by seed
     max_ratio: float | None = Field(default=0.95, gt=0)  # of the positive's score, at most

@@ -73,10 +73,11 @@ def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
     console.print(table)
     for example in audit["examples"]:
         for part in ("query", "positive", "negative"):
-            console.print(f"{part:>8}: {example[part][:100]}", highlight=False, markup=False)
+            line = f"{part:>8}: {example[part][:100]}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(
             f"          {example['method']} rank {example['rank']}, score {example['score']}, "
-            f"{example['ratio']} of the positive's", style="dim", highlight=False,
+            f"{example['ratio']} of the positive's", style="dim", highlight=False, soft_wrap=True,
         )  # fmt: skip
     short, none = audit["queries_left_short"], audit["queries_with_none"]
     reused = " (reused: nothing has changed)" if audit["reused"] else ""

@@ -6,6 +6,7 @@ passage, and 4 bytes a passage for the query in hand.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import bm25s
@@ -15,6 +16,8 @@ from lbr_ds.mining.pool import Pool, words
 from lbr_ds.mining.ranking import Ranking, best
 
 Progress = Callable[[str, int, int | None], None]
+# bm25s 0.3 sets its own logger to DEBUG and tells each step.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 _EVERY = 500  # queries between two calls of progress
 
 

@@ -25,7 +25,8 @@ class Pool:
     """P passages that differ when normalised, and Q queries.
 
     positives[q]: the passages that answer query q. banned[q]: sorted, the passages that are never
-    its negatives: those of its group (its positives among them) and the query's own text.
+    its mined negatives: those of its group (its positives among them), the query's own text, and
+    the negatives that it came with.
     """
 
     passages: list[str]
@@ -59,8 +60,9 @@ class Pool:
         groups = {group: _sorted(members) for group, members in of_group.items()}
         banned = []
         for record in queries:
-            own, itself = groups[_group(record)], numbers.get(key(record.query), -1)
-            banned.append(own if itself < 0 else np.union1d(own, [itself]))
+            more = _sorted(numbers.get(key(t), -1) for t in (record.query, *record.negatives))
+            own = groups.get(_group(record), more)
+            banned.append(np.union1d(own, more) if len(more) else own)  # one array a group
         return cls(passages, queries, positives, banned, len(left_out))
 
 
