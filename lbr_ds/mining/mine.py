@@ -140,11 +140,9 @@ def _forget_others(
     work: Path, queries: Sequence[str], passages: Sequence[str], encoders: Iterable[TextVectors]
 ) -> None:
     """Remove vectors of other texts or models: nothing would ever ask for them again."""
-    if not work.is_dir():
-        return
     kept = {cache_key(queries, e, "query") for e in encoders}
     kept |= {cache_key(passages, e, "passage") for e in encoders}
-    for folder in work.iterdir():
+    for folder in work.iterdir() if kept else ():
         if folder.name not in kept:
             shutil.rmtree(folder)
 

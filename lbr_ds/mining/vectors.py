@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lbr_ds.mining.encoders import Role, TextVectors
 
-ROWS = 4096  # texts a block; also what a killed run may lose
+ROWS = 1024  # texts a block; also what a killed run may lose
 Progress = Callable[[str, int, int | None], None]
 
 

@@ -158,6 +158,8 @@ def test_other_texts_or_models_never_meet_old_vectors(run: RunConfig, use: Any) 
     use(same)
     mine(with_mining(run, keep=2))
     assert same.texts == 0
+    mine(with_mining(run, methods=("bm25",)))
+    assert {p.name for p in (run.data.folder.parent / "data.mining").iterdir()} == kept
     changed = Words("words")
     changed.fingerprint = "trained on"
     use(changed)
