@@ -1,7 +1,7 @@
 """DATA -> DATA with hard negatives in cl: everything that `lbr-ds mine` does.
 
-Memory: the texts of cl, of the passages (twice while BM25 indexes them) and 16 bytes of hash for
-each of eval's texts; vectors stay on disk and pass through in blocks (`vectors.py`, `dense.py`).
+Memory: the text of cl and of the passages, five times that while BM25 indexes it, and the hashes of
+eval's texts; vectors stay on disk and pass through in blocks (`vectors.py`, `dense.py`).
 
 Vectors are kept in `DATA.mining/`, beside DATA: a killed run goes on there, and mining again with
 other rules encodes nothing. It may be deleted at any time.

@@ -77,8 +77,11 @@ def _sorted(numbers: Iterable[int]) -> NDArray[np.int64]:
 
 def words(text: str) -> list[str]:
     """The words of the normalised text; pairs of characters where a script has no blanks."""
+    plain = normalise(text)
+    if plain.isascii():
+        return plain.split()
     found: list[str] = []
-    for match in _PIECES.finditer(normalise(text)):
+    for match in _PIECES.finditer(plain):
         piece, unspaced = match[0], match[1]
         pairs = max(1, len(piece) - 1) if unspaced else 0
         found += [piece[i : i + 2] for i in range(pairs)] if unspaced else [piece]
