@@ -124,6 +124,22 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def mine(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Hard negatives for stage 2: found by BM25 or a model, checked, written into the data's cl.
+
+    Example: `lbr-ds mine demo mining.keep=2`
+    """
+    from lbr_ds.config import load
+    from lbr_ds.console import Bars, show_mining
+    from lbr_ds.mining.mine import mine as mine_negatives
+
+    run = load(recipe, overrides or [])
+    with Bars() as bars:
+        audit = mine_negatives(run, bars)
+    show_mining(audit, run.data.folder, run.stage2.num_negatives)
+
+
+@app.command()
 def train(
     recipe: Recipe,
     stage: Annotated[
@@ -201,6 +217,9 @@ def evaluate(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let a model run code of its own.")
     ] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Score on texts that the model was trained on.")
+    ] = False,
 ) -> None:
     """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
 
@@ -214,6 +233,7 @@ def evaluate(
     result = score(
         model, data=data, tasks=split_names(tasks), output=output,
         max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
+        allow_overlap=allow_overlap,
     )  # fmt: skip
     show_scores(result)
     typer.echo(f"written to {output}")

@@ -196,6 +196,29 @@ class Stage2Config(StageConfig):
     num_negatives: int = Field(default=0, ge=0)  # mined hard negatives taken from each record
 
 
+class MiningConfig(Part):
+    """Hard negatives for the records of cl. Read by `mining/`; its rules.py tells every rule."""
+
+    methods: tuple[Literal["bm25", "dense"], ...] = Field(default=("bm25",), min_length=1)
+    model: str = ""  # dense: a folder, run, checkpoint, or a name that sentence-transformers loads
+    guide: str = ""  # as model; drops what it scores at or above the positive. Empty: no guide
+    passages: tuple[Literal["cl", "gl"], ...] = Field(default=("cl",), min_length=1)
+    ranks: tuple[int, int] = (1, 100)  # first and last rank that a negative may have
+    keep: int = Field(default=4, ge=1)  # negatives added to a record
+    pick: Literal["top", "random"] = "top"  # of those within ranks: the nearest, or drawn by seed
+    max_ratio: float | None = Field(default=0.95, gt=0)  # of the positive's score, at most
+    margin: float | None = Field(default=None, ge=0)  # below the positive's score, at least
+    near: float = Field(default=0.8, gt=0, le=1)  # share of common phrases: the same text
+
+    @model_validator(mode="after")
+    def _complete(self) -> MiningConfig:
+        if "dense" in self.methods and not self.model:
+            raise ValueError("methods has dense and model is empty; name a model, or leave it out")
+        if not 1 <= self.ranks[0] <= self.ranks[1]:
+            raise ValueError(f"ranks={list(self.ranks)}; give [first, last], first 1 or more")
+        return self
+
+
 class EngineConfig(Part):
     """Read by `train/engine.py`."""
 
@@ -222,6 +245,7 @@ class RunConfig(Part):
     data: DataConfig
     stage1: Stage1Config
     stage2: Stage2Config
+    mining: MiningConfig = MiningConfig()
     engine: EngineConfig = EngineConfig()
     every: EveryConfig = EveryConfig()
 
@@ -254,7 +278,8 @@ class RunConfig(Part):
 
         A resume must find it unchanged. The data has a fingerprint of its own, in its manifest.
         """
-        plain = json.loads(self.model_dump_json(exclude={"run", "name", "every", "engine", "data"}))
+        apart = {"run", "name", "every", "engine", "data", "mining"}
+        plain = json.loads(self.model_dump_json(exclude=apart))
         plain.pop(f"stage{3 - stage}")
         plain["model"].pop("activation_checkpointing")
         plain[f"stage{stage}"].pop("micro_batch_tokens")

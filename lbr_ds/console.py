@@ -64,6 +64,34 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     )  # fmt: skip
 
 
+def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
+    """What `mine` kept and dropped, with examples; `used`: the recipe's stage2.num_negatives."""
+    console = Console()
+    table = Table("candidates", "count")
+    table.add_row("seen", str(audit["candidates_seen"]))
+    table.add_row("kept as negatives", str(audit["kept"]))
+    for reason, count in audit["dropped"].items():
+        table.add_row(f"dropped: {reason.replace('_', ' ')}", str(count))
+    console.print(table)
+    for example in audit["examples"]:
+        for part in ("query", "positive", "negative"):
+            line = f"{part:>8}: {example[part][:100]}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"          {example['method']} rank {example['rank']}, score {example['score']}, "
+            f"{example['ratio']} of the positive's", style="dim", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    short, none = audit["queries_left_short"], audit["queries_with_none"]
+    reused = " (reused: nothing has changed)" if audit["reused"] else ""
+    console.print(
+        f"{audit['queries']} queries over {audit['passages']} passages; {short} have fewer than "
+        f"{audit['settings']['keep']} negatives, {none} of them none\n"
+        f"written to {folder}{reused}; the whole account is in {folder / 'mining.json'}\n"
+        f"training uses stage2.num_negatives={used} of them a record",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
 def show_scores(result: dict[str, Any]) -> None:
     """The table that `eval` prints."""
     table = Table("task", "R@10", "N@10", "queries", "passages")

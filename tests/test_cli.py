@@ -138,7 +138,9 @@ def test_init_copies_what_a_project_needs(tmp_path: Path) -> None:
     assert "exists already" in again.stderr
 
 
-@pytest.mark.parametrize("verb", ["init", "prepare", "train", "export", "eval", "report", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["init", "prepare", "mine", "train", "export", "eval", "report", "demo"]
+)
 def test_help_has_an_example(verb: str) -> None:
     done = run_cli(verb, "--help")
     assert done.returncode == 0

@@ -19,7 +19,7 @@ from typing import Any
 
 import lbr_ds
 from lbr_ds.config import SPLITS, DataConfig
-from lbr_ds.corpora import curation, leaks
+from lbr_ds.corpora import curation, leaks, overlap
 from lbr_ds.corpora.cleaning import Cleaner
 from lbr_ds.corpora.collect import collect, reader_of
 from lbr_ds.corpora.reading import Progress, source_name
@@ -31,6 +31,7 @@ from lbr_ds.shards.manifest import NAME, file_sha256
 
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
+MINING, GIVEN = "mining.json", "given"  # what `mine` adds: its audit, and cl as prepare wrote it
 _RULES = 1  # raise it when cleaning or dividing changes, so that old folders are made again
 
 
@@ -64,7 +65,7 @@ def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> di
                 Path(beside) / "data", {}, sources, seed, fingerprint, lbr_ds.__version__
             )
             made = _make(data, files, manifest, progress)
-            _swap(manifest.folder, folder)
+            swap(manifest.folder, folder)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise EnvironmentProblem(f"{folder}: the disk is full; free some space") from None
@@ -100,6 +101,7 @@ def _make(
         "splits": curation.splits_table(records, divided, data.splits),
         "leaks": leaks.prove(manifest.folder),
     }
+    overlap.write(manifest.folder)
     text = json.dumps(made, indent=1, ensure_ascii=False)
     (manifest.folder / CURATION).write_text(text + "\n", encoding="utf-8")
     return made
@@ -140,12 +142,12 @@ def _refuse_foreign(folder: Path) -> None:
     if entries and not (folder / NAME).is_file():
         raise ConfigError(f"data.folder={folder} holds {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
-        ours = path.name in (NAME, CURATION)
-        if path.name in SPLITS and path.is_dir():
+        ours = path.name in (NAME, CURATION, overlap.NAME, MINING)
+        if path.name in (*SPLITS, GIVEN) and path.is_dir():
             ours = all(below.suffix in (".tar", ".idx") for below in path.iterdir())
         if not ours:
             raise ConfigError(
-                f"data.folder={folder}: prepare did not write all of {path.name!r}; {cure}"
+                f"data.folder={folder}: lbr-ds did not write all of {path.name!r}; {cure}"
             )
 
 
@@ -155,7 +157,7 @@ def _reusable(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     try:
         manifest = Manifest.load(folder)
-        if manifest.fingerprint != fingerprint:
+        if manifest.prepared != fingerprint:
             log.info("%s was made from other sources or settings; made again", folder)
             return None
         for name in SPLITS:
@@ -167,7 +169,7 @@ def _reusable(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
 
 
-def _swap(made: Path, folder: Path) -> None:
+def swap(made: Path, folder: Path) -> None:
     """Put `made` where `folder` is; the old one goes with the temporary folder."""
     old = made.with_name("old")
     if folder.exists():

@@ -92,6 +92,11 @@ class Manifest:
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
 
+    @property
+    def prepared(self) -> str:
+        """The fingerprint that `prepare` gave; `mine` puts its own before it, with a dash."""
+        return self.fingerprint.rpartition("-")[2]
+
     def save(self) -> None:
         """Write `folder/manifest.json`; the same manifest gives the same bytes."""
         splits = {
