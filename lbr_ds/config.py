@@ -12,8 +12,6 @@ import contextlib
 import difflib
 import json
 import math
-import types
-import typing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +29,7 @@ from pydantic import (
 from lbr_ds import resources
 from lbr_ds.address import CACHE_GIB, folder_of, shown
 from lbr_ds.errors import ConfigError
+from lbr_ds.explain import explain
 
 SPLITS = ("gl", "cl", "eval")
 OBJECTIVES = ("sft", "reconstruct", "continue", "gl")
@@ -303,7 +302,7 @@ def load(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Run
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        raise ConfigError(f"{path}: {explain(error, RunConfig)}") from None
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -326,46 +325,3 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         with contextlib.suppress(ValueError):
             value = float(value)
     place[last] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first fault in one line, with the nearest known name for an unknown key."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key {where}; {hint}{more}"
-    if first["type"] == "missing":
-        return f"missing key {where}; add it{more}"
-    given = first["input"]
-    given = shown(given) if isinstance(given, str) else given
-    value = "" if isinstance(given, dict) else f" (got {given!r})"
-    reason = first["msg"].removeprefix("Value error, ")
-    return f"{where + ': ' if where else ''}{reason}{value}{more}"
-
-
-def _known_keys(path: tuple[int | str, ...]) -> list[str]:
-    """The keys that the part of the recipe at `path` may have."""
-    part: type[Part] = RunConfig
-    for step in path:
-        if isinstance(step, int):
-            continue
-        fields = {f.alias or name: f for name, f in part.model_fields.items()}
-        inner = _part_of(fields[step].annotation)
-        if inner is None:
-            return []
-        part = inner
-    return [f.alias or name for name, f in part.model_fields.items()]
-
-
-def _part_of(annotation: Any) -> type[Part] | None:
-    """The Part inside `Part`, `list[Part]` or `Part | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Part):
-        return annotation
-    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
-        found = (_part_of(a) for a in typing.get_args(annotation))
-        return next((p for p in found if p), None)
-    return None
