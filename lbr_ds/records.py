@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from lbr_ds.errors import DataError
@@ -37,6 +38,23 @@ class Record:
         return json.dumps(kept, ensure_ascii=False)
 
     @classmethod
+    def from_sound(cls, raw: Any) -> Record | None:
+        """The record of a parsed object without a fault, else None: `from_dict` names the fault.
+
+        The loader's way, some times faster than `from_dict` and held to it by a test.
+        """
+        if type(raw) is not dict:
+            return None
+        fields = {**_BLANK, "positives": [], "negatives": [], **raw}
+        if list(map(type, fields.values())) != _TYPES:  # an unknown field makes it longer
+            return None
+        if not _is_sound(*_judged(fields)):
+            return None
+        record = object.__new__(cls)
+        object.__setattr__(record, "__dict__", fields)
+        return record
+
+    @classmethod
     def from_dict(cls, raw: Any, where: str) -> Record:
         """Check one parsed object; `where` (file and line, or shard member) begins every message.
 
@@ -61,6 +79,31 @@ class Record:
         elif not record.positives or not all(p.strip() for p in record.positives):
             raise DataError(f"{where}: positives is empty; give at least one non-empty answer")
         return record
+
+
+def _is_sound(
+    id: str, source: str, query: str, positives: list[Any], negatives: list[Any], text: str
+) -> bool:
+    """Whether nothing is missing, empty or doubled; the types of the fields are checked already."""
+    if not (id.strip() and source.strip()):
+        return False
+    if text:
+        return not query and not positives and _are_strings(negatives)
+    if not (positives and query.strip()):
+        return False
+    for passage in positives:
+        if type(passage) is not str or not passage.strip():
+            return False
+    return not negatives or _are_strings(negatives)
+
+
+def _are_strings(texts: list[Any]) -> bool:
+    return all(type(text) is str for text in texts)
+
+
+_judged = itemgetter("id", "source", "query", "positives", "negatives", "text")
+_BLANK = vars(Record(id="", source=""))  # in the order of the fields
+_TYPES = [type(value) for value in _BLANK.values()]
 
 
 def _check_types(raw: dict[str, Any], where: str) -> None:

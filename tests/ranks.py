@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lbr_ds.train.launch import _free_port
+from lbr_ds.train.launch import free_port
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 300
@@ -15,7 +15,7 @@ TIMEOUT_SECONDS = 300
 
 def run_ranks(module: str, world: int, *arguments: str) -> None:
     """Run `python -m MODULE ARGUMENTS` as `world` ranks; fails with the ranks' output."""
-    port = _free_port()
+    port = free_port()
     ranks = []
     for rank in range(world):
         env = {

@@ -61,7 +61,7 @@ def test_faults_of_the_data_stop_training(
     broken: Path, fault: Callable[[Path], None], words: list[str]
 ) -> None:
     fault(broken.parent)
-    done = run_cli("train", str(broken), "--stage", "1", "--nproc", "1")
+    done = run_cli("train", str(broken), "--stage", "1", "--nproc", "1", "data.workers=1")
     assert done.returncode == 3, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("lbr-ds: error:")]
     assert len(errors) == 1
@@ -96,12 +96,16 @@ def test_bad_records_are_named(broken: Path, line: str, words: list[str]) -> Non
     [
         (["prepare", "nowhere.yaml"], 2, "no file 'nowhere.yaml'"),
         (["prepare", "{recipe}", "data.foldr=x"], 2, "did you mean 'folder'?"),
-        (["train", "{recipe}", "--stage", "3"], 2, "3 is not in the range"),
+        (
+            ["train", "{recipe}", "--stage", "3"],
+            2,
+            "'--stage': Input should be less than or equal to 2",
+        ),
         (["train", "{recipe}", "--stage", "2", "--nproc", "1"], 4, "train RECIPE --stage 1"),
         (["train", "{recipe}", "--stage", "1", "--nproc", "3"], 2, "samples_per_step"),
         (["train", "{recipe}", "--stage", "1", "engine.ds_config=zero9"], 2, "zero3_cpu"),
         (["export", "nowhere", "out"], 4, "no such folder"),
-        (["eval", "./nowhere", "--data", "x"], 2, "nowhere"),
+        (["eval", "./nowhere", "--data", "x"], 3, "x: no such data folder"),
         (["report", "nowhere"], 2, "nowhere"),
     ],
 )
@@ -134,7 +138,9 @@ def test_init_copies_what_a_project_needs(tmp_path: Path) -> None:
     assert "exists already" in again.stderr
 
 
-@pytest.mark.parametrize("verb", ["init", "prepare", "train", "export", "eval", "report", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["init", "prepare", "mine", "train", "export", "eval", "report", "demo"]
+)
 def test_help_has_an_example(verb: str) -> None:
     done = run_cli(verb, "--help")
     assert done.returncode == 0

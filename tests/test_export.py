@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from lbr_ds.config import RunConfig
+from lbr_ds.corpora import overlap
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.export import TOLERANCE, export, proof_texts
 from lbr_ds.model.encoder import PackedEncoder
@@ -83,6 +84,12 @@ def test_legacy_files_for_servers(exported: Path, trained: RunConfig) -> None:
     assert tokenizer["model_max_length"] == trained.model.max_length
     assert "chat_template" not in tokenizer
     assert not (exported / "chat_template.jinja").exists()
+
+
+def test_training_texts_travel_with_the_model(exported: Path, trained: RunConfig) -> None:
+    assert (exported / overlap.NAME).read_bytes() == (
+        trained.data.folder / overlap.NAME
+    ).read_bytes()
 
 
 def test_card_tells_recipe_data_and_proof(exported: Path) -> None:

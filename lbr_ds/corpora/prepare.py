@@ -28,14 +28,14 @@ from typing import Any, overload
 
 import lbr_ds
 from lbr_ds.config import SPLITS, DataConfig
-from lbr_ds.corpora import curation, leaks, sources
+from lbr_ds.corpora import curation, leaks, overlap, sources
 from lbr_ds.corpora.collect import Collected, collect
 from lbr_ds.corpora.reading import Progress
 from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.splits import divide
 from lbr_ds.corpora.store import Store
 from lbr_ds.corpora.unite import drop_twins, find_families, unite
-from lbr_ds.corpora.work import WorkFolder
+from lbr_ds.corpora.work import WorkFolder, swap
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, ShardFile, write_split
@@ -43,6 +43,7 @@ from lbr_ds.shards.manifest import NAME
 
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
+MINING, GIVEN = "mining.json", "given"  # what `mine` adds: its audit, and cl as prepare wrote it
 _RULES = 2  # raise it when cleaning or dividing changes, so that old folders are made again
 
 
@@ -58,7 +59,7 @@ def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> di
         raise ConfigError("data.sources is empty; name at least one corpus")
     for source in data.sources:
         sources.check(source)
-    folder = data.folder.expanduser().resolve()
+    folder = data.local_folder.expanduser().resolve()
     _refuse_foreign(folder)
     corpora = [sources.find(source) for source in data.sources]
     table = [corpus.provenance() for corpus in corpora]
@@ -76,7 +77,7 @@ def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> di
             )
             with closing(Store(work.path)) as store:
                 made = _make(data, corpora, store, manifest, progress)
-            work.swap(manifest.folder)
+            swap(manifest.folder, folder)
     except (OSError, sqlite3.Error) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
             raise EnvironmentProblem(f"{folder}: the disk is full; free some space") from None
@@ -112,7 +113,8 @@ def _make(
         manifest.splits[name] = _write(stored[name], name, store, manifest, data, progress)
     manifest.save()
     made = _curation(data, stored, store, manifest, collected)
-    made["leaks"] = leaks.prove(manifest.folder, store, progress)
+    made["leaks"] = leaks.prove_near(manifest.folder, store, progress)
+    overlap.write(manifest.folder)
     text = json.dumps(made, indent=1, ensure_ascii=False)
     (manifest.folder / CURATION).write_text(text + "\n", encoding="utf-8")
     return made
@@ -206,12 +208,12 @@ def _refuse_foreign(folder: Path) -> None:
     if entries and not (folder / NAME).is_file():
         raise ConfigError(f"data.folder={folder} holds {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
-        ours = path.name in (NAME, CURATION)
-        if path.name in SPLITS and path.is_dir():
+        ours = path.name in (NAME, CURATION, overlap.NAME, MINING)
+        if path.name in (*SPLITS, GIVEN) and path.is_dir():
             ours = all(below.suffix in (".tar", ".idx") for below in path.iterdir())
         if not ours:
             raise ConfigError(
-                f"data.folder={folder}: prepare did not write all of {path.name!r}; {cure}"
+                f"data.folder={folder}: lbr-ds did not write all of {path.name!r}; {cure}"
             )
 
 
@@ -221,7 +223,7 @@ def _reusable(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     try:
         manifest = Manifest.load(folder)
-        if manifest.fingerprint != fingerprint:
+        if manifest.prepared != fingerprint:
             log.info("%s was made from other sources or settings; made again", folder)
             return None
         for name in SPLITS:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.config import ColumnsConfig, SourceConfig
 from lbr_ds.corpora import FORMATS
 from lbr_ds.corpora.functions import source_files
 from lbr_ds.corpora.reading import Found, source_name
@@ -17,6 +16,7 @@ from lbr_ds.corpora.shapes import read_records
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.locate import locate
 from lbr_ds.shards.manifest import file_sha256
+from lbr_ds.source import ColumnsConfig, SourceConfig
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text",
              ".md": "text", ".py": "python", ".whl": "python", ".obo": "obo"}  # fmt: skip

@@ -48,21 +48,20 @@ class WorkFolder:
             shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 
-    def swap(self, made: Path) -> None:
-        """Put `made` where the folder is; the old one goes with the work folder."""
-        old = self.path / "old"
-        if self.folder.exists():
-            self.folder.rename(old)
-        try:
-            made.rename(self.folder)
-        except OSError as error:
-            if old.exists() and not self.folder.exists():
-                old.rename(self.folder)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise DataError(
-                    f"{self.folder}: another prepare wrote it meanwhile; run again"
-                ) from None
-            raise
+
+def swap(made: Path, folder: Path) -> None:
+    """Put `made` where `folder` is; the old one is left beside `made`, in a temporary folder."""
+    old = made.with_name("old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        made.rename(folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise DataError(f"{folder}: another prepare wrote it meanwhile; run again") from None
+        raise
 
 
 def _lock(path: Path) -> TextIO | None:

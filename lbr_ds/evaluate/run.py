@@ -26,8 +26,10 @@ from mteb.abstasks.abstask import AbsTask
 from mteb.models import MTEBModels
 
 from lbr_ds import environment
+from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate.models import load_model
+from lbr_ds.evaluate.overlap import check_overlap
 from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks
 
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
@@ -37,7 +39,7 @@ CHATTY = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingf
 def evaluate(
     model: str,
     *,
-    data: Path | None = None,
+    data: Path | str | None = None,
     tasks: Sequence[str] = (),
     output: Path | None = None,
     batch_size: int = 64,
@@ -46,13 +48,15 @@ def evaluate(
     examples: int = 0,
     seed: int = 0,
     trust_remote_code: bool = False,
+    allow_overlap: bool = False,
 ) -> dict[str, Any]:
     """Scores of `model` on DATA's eval split and on official tasks; written to `output` too.
 
     model: see `load_model`. batch_size: texts a batch for sentence-transformers; batch_tokens:
     tokens a batch for our own encoder. max_queries: a sample of the held-out queries, drawn by
     seed (the corpus stays whole). examples: so many queries with their top 3 passages, drawn by
-    seed, so the same ones for every model.
+    seed, so the same ones for every model. allow_overlap: score a model of ours on texts that it
+    was trained on too, and say so under "overlap" (see `overlap.py`).
     Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
     "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
     "environment"}, and "examples" when asked. A task that is no retrieval has "main_score" and
@@ -66,12 +70,13 @@ def evaluate(
     if data is not None:
         chosen.insert(0, held_out_task(data, max_queries=max_queries, seed=seed))
     with quiet():
+        overlap = check_overlap(model, chosen, allow_overlap, fetch=_fetch)
         encoder = load_model(model, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
         scores = {task.metadata.name: judge(encoder, task, batch_size) for task in chosen}
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     result: dict[str, Any] = {
         "model": model,
-        "data": None if data is None else str(data),
+        "data": None if data is None else shown(data),
         "max_queries": max_queries,
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 2),
@@ -79,6 +84,8 @@ def evaluate(
         "per_query": {task.metadata.name: task.per_query for task in held_out},
         "environment": _environment(),
     }
+    if overlap:
+        result["overlap"] = overlap
     if examples and held_out:
         ids = held_out[0].judged.sample(examples, seed)
         result["examples"] = [_example(held_out[0], i, 3) for i in ids]

@@ -22,6 +22,7 @@ from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
+from lbr_ds.address import is_url, shown
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record
 
@@ -144,28 +145,33 @@ class HeldOutTask(AbsTaskRetrieval):
 
 
 def held_out_task(
-    data: Path, *, max_queries: int | None = None, query_ids: Sequence[str] = (), seed: int = 0
+    data: Path | str,
+    *,
+    max_queries: int | None = None,
+    query_ids: Sequence[str] = (),
+    seed: int = 0,
 ) -> HeldOutTask:
-    """The task over the `eval` split of a prepared data folder; always against the whole corpus.
+    """The task over the `eval` split of a prepared folder or its URL; against the whole corpus.
 
     max_queries: at most so many queries, drawn by `seed`; query_ids: exactly these instead.
     Raises DataError when the split is missing or empty, ConfigError for an unknown query id.
     """
     from lbr_ds.shards import read_split
 
-    if not data.is_dir():
-        raise DataError(f"{data}: no such data folder; make it with `lbr-ds prepare RECIPE`")
+    place = shown(data)
+    if not is_url(data) and not Path(data).is_dir():
+        raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
     judged = Judgements.of(record for record in read_split(data, "eval") if record.query)
     if not judged.queries:
-        raise DataError(f"{data}: the eval split holds no query; raise data.splits.eval")
+        raise DataError(f"{place}: the eval split holds no query; raise data.splits.eval")
     unknown = [i for i in query_ids if i not in judged.queries]
     if unknown:
-        raise ConfigError(f"{data}: no eval record has the id {unknown[0]!r}")
+        raise ConfigError(f"{place}: no eval record has the id {unknown[0]!r}")
     if query_ids:
         judged = judged.choose(query_ids)
     elif max_queries is not None:
         judged = judged.choose(judged.sample(max_queries, seed))
-    return HeldOutTask(f"{data.resolve().name}-eval", judged)
+    return HeldOutTask(f"{Path(place).resolve().name}-eval", judged)
 
 
 def split_names(text: str) -> list[str]:

@@ -10,13 +10,15 @@ from lbr_ds.report.reading import read_json
 USES = {"gl": "stage 1, learn", "cl": "stage 2, represent", "eval": "held out"}
 
 
-def read_data(folder: Path) -> dict[str, Any]:
-    """The folder's curation.json and manifest.json, made short; {} when it has neither.
+def read_data(folder: Path | str) -> dict[str, Any]:
+    """The folder's curation.json and manifest.json, made short; {} for neither or a URL.
 
     {"splits": [{"name", "use", "records", "groups", "query_chars", "passage_chars"}],
     "sources": [{"name", "license", "read", "kept"}], "left_out": [{"what", "rule", "count"}],
     "leaks": {pair of splits: texts in both}}; lengths are medians.
     """
+    if isinstance(folder, str):
+        return {}
     read = {}
     for name in ("manifest", "curation"):
         path = folder / f"{name}.json"

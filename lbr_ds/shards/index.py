@@ -22,15 +22,16 @@ _BLOCK = 512  # tar's unit
 _ORDINARY = (b"0", b"\0")  # type flags of a plain file
 
 
-def index_of(tar: Path) -> NDArray[np.int64]:
-    """(records, 2) offsets and sizes in bytes of the `.json` members of `tar`, in file order.
+def index_of(tar: Path, descriptor: int, name: str) -> NDArray[np.int64]:
+    """(records, 2) offsets and sizes in bytes of the `.json` members of a tar, in file order.
 
+    descriptor: the open tar, which may have left its folder since; name: the tar in messages.
     Reads the index file, or scans the tar and leaves an index where the folder may be written.
     Raises DataError for a damaged tar.
     """
-    found = _load(tar)
+    found = _load(tar, os.fstat(descriptor))
     if found is None:
-        found = scan(tar)
+        found = scan(descriptor, name)
         save(tar, found)
     return found
 
@@ -39,22 +40,21 @@ def save(tar: Path, spans: NDArray[np.int64]) -> None:
     """Write the index of `tar` in one rename; a folder that cannot be written is left as it is."""
     path = tar.with_suffix(".idx")
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    head = _HEAD.pack(_MAGIC, tar.stat().st_size, len(spans))
     try:
+        head = _HEAD.pack(_MAGIC, tar.stat().st_size, len(spans))
         part.write_bytes(head + spans.astype("<i8").tobytes())
         part.replace(path)
     except OSError:
         part.unlink(missing_ok=True)  # only a cache: the next reader scans again
 
 
-def _load(tar: Path) -> NDArray[np.int64] | None:
+def _load(tar: Path, state: os.stat_result) -> NDArray[np.int64] | None:
     """The index as kept, or None when it is missing, stale or damaged."""
     path = tar.with_suffix(".idx")
     try:
         raw, age = path.read_bytes(), path.stat().st_mtime_ns
     except OSError:
         return None
-    state = tar.stat()
     if len(raw) < _HEAD.size or age < state.st_mtime_ns:
         return None
     magic, length, count = _HEAD.unpack_from(raw)
@@ -65,30 +65,26 @@ def _load(tar: Path) -> NDArray[np.int64] | None:
     return spans if inside else None
 
 
-def scan(tar: Path) -> NDArray[np.int64]:
-    """Walk the headers of `tar` once. Returns the same array as `index_of`."""
+def scan(descriptor: int, name: str) -> NDArray[np.int64]:
+    """Walk the headers of the open tar once. Returns the same array as `index_of`."""
     spans: list[tuple[int, int]] = []
-    descriptor = os.open(tar, os.O_RDONLY)
-    try:
-        place = 0
-        while True:
-            header = os.pread(descriptor, _BLOCK, place)
-            if header == bytes(_BLOCK):
-                break
-            size = _size(tar, header, place)
-            start = place + _BLOCK
-            if header[156:157] in _ORDINARY and header[:100].rstrip(b"\0").endswith(b".json"):
-                spans.append((start, size))
-            place = start + -(-size // _BLOCK) * _BLOCK
-    finally:
-        os.close(descriptor)
+    place = 0
+    while True:
+        header = os.pread(descriptor, _BLOCK, place)
+        if header == bytes(_BLOCK):
+            break
+        size = _size(name, header, place)
+        start = place + _BLOCK
+        if header[156:157] in _ORDINARY and header[:100].rstrip(b"\0").endswith(b".json"):
+            spans.append((start, size))
+        place = start + -(-size // _BLOCK) * _BLOCK
     return np.array(spans, dtype=np.int64).reshape(-1, 2)
 
 
-def _size(tar: Path, header: bytes, place: int) -> int:
+def _size(name: str, header: bytes, place: int) -> int:
     """The size of the member under `header`; raises DataError when that is not a tar header."""
     if len(header) < _BLOCK:
-        raise DataError(f"{tar}: ends at byte {place + len(header)} with no end mark; truncated")
+        raise DataError(f"{name}: ends at byte {place + len(header)} with no end mark; truncated")
     # The checksum counts its own eight bytes as blanks.
     total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     try:
@@ -97,5 +93,5 @@ def _size(tar: Path, header: bytes, place: int) -> int:
     except ValueError:
         stated, size = -1, 0
     if total != stated:
-        raise DataError(f"{tar}: no tar header at byte {place}; the file is damaged")
+        raise DataError(f"{name}: no tar header at byte {place}; the file is damaged")
     return size

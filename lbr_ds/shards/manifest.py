@@ -7,14 +7,18 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lbr_ds.address import CACHE_GIB, is_url
 from lbr_ds.errors import DataError
+from lbr_ds.shards.remote import Remote
 
 NAME = "manifest.json"
 VERSION = 1  # of the layout; a folder of another version is prepared again
 _FILE = re.compile(r"[a-z]+/[0-9]{5,}\.tar")  # a manifest can name nothing outside its folder
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `lbr-ds prepare` again"
 
 
@@ -27,32 +31,46 @@ class ShardFile:
     bytes: int
     sha256: str
 
+    def sound(self) -> bool:
+        """Whether it can be a shard: it names nothing outside its folder, nor in the cache."""
+        named = _FILE.fullmatch(self.file) and _SHA256.fullmatch(self.sha256)
+        return bool(named) and self.records >= 1 and self.bytes >= 1
+
 
 @dataclass(frozen=True)
 class Manifest:
     """The shards of every split, and their provenance."""
 
-    folder: Path
+    folder: Path  # where the shards lie on this disk; of a URL: the cache
     splits: dict[str, list[ShardFile]]
     sources: list[dict[str, Any]]  # name, path, reader, license, bytes, sha256 of each
     seed: int
     fingerprint: str  # hash of everything that decides the bytes of the shards
     program: str  # version of lbr_ds that wrote it
+    remote: Remote | None = None  # where the shards come from
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Read `folder/manifest.json`.
+    def load(cls, folder: Path | str, cache_gib: float = CACHE_GIB) -> Manifest:
+        """Read the manifest of a folder, or of a URL; its shards may fill `cache_gib` of this disk.
 
+        A URL's manifest is fetched once a process: a run does not hang on it at every checkpoint.
         Raises DataError when there is none, or when it is not a manifest of this version.
         """
-        path = folder / NAME
+        if is_url(folder):
+            remote = Remote(str(folder), cache_gib)
+            return cls._parse(_fetched(str(folder)), remote.folder, remote)
+        folder = Path(folder)
         try:
-            raw = json.loads(path.read_bytes())
+            text = (folder / NAME).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise DataError(
-                f"{folder} holds no {NAME}; run `lbr-ds prepare` for this recipe, "
-                "or point data.folder at a prepared folder"
-            ) from None
+            raise DataError(_none_in(str(folder))) from None
+        return cls._parse(text, folder, None)
+
+    @classmethod
+    def _parse(cls, text: bytes, folder: Path, remote: Remote | None) -> Manifest:
+        path = f"{remote.place if remote else folder}/{NAME}"
+        try:
+            raw = json.loads(text)
         except ValueError as error:
             raise DataError(f"{path}: not JSON ({error}); {_AGAIN}") from None
         try:
@@ -64,14 +82,20 @@ class Manifest:
                 for name, split in raw["splits"].items()
             }
             for shard in (shard for shards in splits.values() for shard in shards):
-                if not _FILE.fullmatch(shard.file) or shard.records < 1 or shard.bytes < 1:
+                if not shard.sound():
                     raise DataError(f"{path}: not a shard: {shard}; {_AGAIN}")
             return cls(
-                folder, splits, raw["sources"], raw["seed"], raw["fingerprint"], raw["program"]
-            )
+                folder, splits, raw["sources"], raw["seed"], raw["fingerprint"], raw["program"],
+                remote,
+            )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
+
+    @property
+    def prepared(self) -> str:
+        """The fingerprint that `prepare` gave; `mine` puts its own before it, with a dash."""
+        return self.fingerprint.rpartition("-")[2]
 
     def save(self) -> None:
         """Write `folder/manifest.json`; the same manifest gives the same bytes."""
@@ -87,11 +111,30 @@ class Manifest:
         text = json.dumps(plain, indent=1, ensure_ascii=False)
         (self.folder / NAME).write_text(text + "\n", encoding="utf-8")
 
+    @property
+    def place(self) -> str:
+        """The folder, or the URL without its secrets, for messages."""
+        return self.remote.place if self.remote else str(self.folder)
+
+    def where(self, shard: ShardFile) -> str:
+        """A shard's name in messages."""
+        return f"{self.place}/{shard.file}"
+
+    def file(self, shard: ShardFile) -> Path:
+        """The shard's tar on this disk, fetched and checked first when it is not here.
+
+        Raises DataError when the far one is missing or altered, EnvironmentProblem when it cannot
+        be reached. Another process may drop a fetched one at any time; an open one stays whole.
+        """
+        if self.remote is None:
+            return self.folder / shard.file
+        return self.remote.file(shard.file, shard.bytes, shard.sha256)
+
     def shards(self, split: str) -> list[ShardFile]:
         """The shards of `split`, in file order. Raises DataError for a split it has not."""
         if split not in self.splits:
             known = ", ".join(self.splits)
-            raise DataError(f"{self.folder / NAME}: no split {split!r}; it has {known}")
+            raise DataError(f"{self.place}/{NAME}: no split {split!r}; it has {known}")
         return self.splits[split]
 
     def records(self, split: str) -> int:
@@ -99,31 +142,49 @@ class Manifest:
         return sum(shard.records for shard in self.shards(split))
 
     def check(self, split: str) -> None:
-        """Raise DataError unless every shard of `split` is there and has its length (one stat)."""
-        for shard in self.shards(split):
+        """Raise DataError unless every shard of `split` is there and has its length (one stat).
+
+        Those behind a URL are checked as they are fetched.
+        """
+        for shard in self.shards(split) if self.remote is None else ():
             try:
                 found = (self.folder / shard.file).stat().st_size
             except FileNotFoundError:
-                raise _missing(self.folder / shard.file) from None
-            check_size(self.folder / shard.file, shard, found)
+                raise DataError(
+                    f"{self.where(shard)}: the manifest names this shard and it is missing; "
+                    f"{_AGAIN}"
+                ) from None
+            check_size(self.where(shard), shard, found)
 
 
-def check_size(path: Path, shard: ShardFile, found: int) -> None:
-    """Raise DataError unless the tar at `path` is `shard.bytes` long."""
+@lru_cache(maxsize=16)
+def _fetched(url: str) -> bytes:
+    remote = Remote(url, CACHE_GIB)
+    text = remote.read(NAME)
+    if text is None:
+        raise DataError(_none_in(remote.place))
+    return text
+
+
+def _none_in(place: str) -> str:
+    return (
+        f"{place} holds no {NAME}; run `lbr-ds prepare` for this recipe, "
+        "or point data.folder at a prepared folder"
+    )
+
+
+def check_size(where: str, shard: ShardFile, found: int) -> None:
+    """Raise DataError unless the tar, found to be `found` bytes long, has its length."""
     if found != shard.bytes:
         what = "truncated" if found < shard.bytes else "too long"
         raise DataError(
-            f"{path}: {what}, {found} bytes and not the manifest's {shard.bytes}; "
+            f"{where}: {what}, {found} bytes and not the manifest's {shard.bytes}; "
             f"copy the file again or {_AGAIN}"
         )
 
 
-def _missing(path: Path) -> DataError:
-    return DataError(f"{path}: the manifest names this shard and it is missing; {_AGAIN}")
-
-
 def verify(
-    folder: Path, progress: Callable[[str, int, int | None], None] | None = None
+    folder: Path | str, progress: Callable[[str, int, int | None], None] | None = None
 ) -> Manifest:
     """Read every byte of every shard and compare it with its sha256; returns the manifest.
 
@@ -134,10 +195,10 @@ def verify(
     for split in manifest.splits:
         manifest.check(split)
     for done, shard in enumerate(shards, 1):
-        found = file_sha256(folder / shard.file)
+        found = file_sha256(manifest.file(shard))
         if found != shard.sha256:
             raise DataError(
-                f"{folder / shard.file}: altered, sha256 {found[:12]}.. and not the manifest's "
+                f"{manifest.where(shard)}: altered, sha256 {found[:12]}.. and not the manifest's "
                 f"{shard.sha256[:12]}..; copy the file again or {_AGAIN}"
             )
         if progress:

@@ -1,30 +1,30 @@
 """Shards -> the samples of each step, from any step on. The order is `order.py`'s.
 
-The pipeline is `webdataset.DataPipeline([Source, Decode, Group])`: places -> raw bytes by pread,
-bytes -> record, samples -> step. Lane l belongs to rank l % world, so the samples of a step are the
-same whatever the number of ranks, and the only state of a run's data is the number of its step.
+The pipeline is `webdataset.DataPipeline([Draw, Read, Decode])`, a step at a time: places -> bytes
+by pread -> records. Lane l belongs to rank l % world, so a step's samples are the same whatever
+the number of ranks, and the only state of a run's data is the number of its step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from lbr_ds.address import CACHE_GIB
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record
 from lbr_ds.shards.manifest import Manifest
-from lbr_ds.shards.order import Order
-from lbr_ds.shards.reader import Tars, decode
+from lbr_ds.shards.order import Order, Place
+from lbr_ds.shards.reader import Tars, decode, decode_sound
 
 if TYPE_CHECKING:
     from webdataset import DataPipeline
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One record, the lane that drew it and that lane's epoch."""
 
     lane: int
@@ -41,51 +41,53 @@ class Step:
     skipped: int
 
 
+class Places(NamedTuple):
+    """Where the samples of one step lie, by rising lane."""
+
+    step: int
+    places: list[Place]
+
+
 class Raw(NamedTuple):
-    """A sample before it is decoded."""
+    """The samples of one step before they are decoded."""
 
     step: int
-    lane: int
-    epoch: int
-    shard: int
-    record: int
-    data: bytes
+    places: list[Place]
+    data: list[bytes]
 
 
-class Drawn(NamedTuple):
-    """A decoded sample, and how many unreadable ones it took the place of."""
-
-    step: int
-    sample: Sample
-    skipped: int
-
-
-class Source:
-    """Stage 1: the places of a rank's samples, in order, and the bytes found there."""
+class Draw:
+    """Stage 1: the places of a rank's samples, a step at a time, in order."""
 
     def __init__(
-        self, tars: Tars, order: Order, *, lanes: range, first: int, stop: int | None, stride: int
+        self, order: Order, *, lanes: range, first: int, stop: int | None, stride: int
     ) -> None:
-        self.tars = tars
         self.order = order
         self.lanes = lanes
         self.first, self.stop, self.stride = first, stop, stride
 
-    def __call__(self) -> Iterator[Raw]:
+    def __call__(self) -> Iterator[Places]:
         endless = count(self.first, self.stride)
         own = endless if self.stop is None else range(self.first, self.stop, self.stride)
+        place, lanes = self.order.place, self.lanes
         for step in own:
-            for lane in self.lanes:
-                yield self.read(step, lane)
+            yield Places(step, [place(lane, step) for lane in lanes])
 
-    def read(self, step: int, lane: int, attempt: int = 0) -> Raw:
-        """The bytes of the sample, or of the one `attempt` further on in its block."""
-        epoch, shard, record = self.order.place(lane, step, attempt)
-        return Raw(step, lane, epoch, shard, record, self.tars.read(shard, record))
+
+class Read:
+    """Stage 2: the bytes found there."""
+
+    def __init__(self, tars: Tars) -> None:
+        self.tars = tars
+
+    def __call__(self, drawn: Iterator[Places]) -> Iterator[Raw]:
+        read = self.tars.read
+        for step, places in drawn:
+            yield Raw(step, places, [read(shard, record) for _, shard, record in places])
 
 
 class Decode:
-    """Stage 2: bytes -> record.
+    """Stage 3: bytes -> records -> a Step.
 
     A record that cannot be read ends the run (strict), or the next readable one of the same block
     takes its place and it is counted (skip). The choice is again a pure function of the step, so
@@ -93,51 +95,53 @@ class Decode:
     truncated shard is an error under both.
     """
 
-    def __init__(self, source: Source, on_error: Literal["strict", "skip"]) -> None:
-        self.source = source
+    def __init__(
+        self, tars: Tars, order: Order, lanes: range, on_error: Literal["strict", "skip"]
+    ) -> None:
+        self.tars = tars
+        self.order = order
+        self.lanes = lanes
         self.on_error = on_error
 
-    def __call__(self, raws: Iterator[Raw]) -> Iterator[Drawn]:
+    def __call__(self, raws: Iterator[Raw]) -> Iterator[Step]:
         for raw in raws:
+            records, skipped = decode_sound(raw.data), 0
+            if records is None:
+                records, skipped = self._one_by_one(raw)
+            drawn = zip(self.lanes, raw.places, records, strict=True)
+            samples = [Sample(lane, place[0], record) for lane, place, record in drawn]
+            yield Step(raw.step, samples, skipped)
+
+    def _one_by_one(self, raw: Raw) -> tuple[list[Record], int]:
+        """The records of a step with a fault in it, and how many were skipped."""
+        records, skipped = [], 0
+        for lane, place, data in zip(self.lanes, raw.places, raw.data, strict=True):
             try:
-                drawn = self._drawn(raw, 0)
+                records.append(decode(data, self.tars.where(place.shard, place.record)))
             except DataError as error:
                 if self.on_error == "strict":
                     raise DataError(
                         f"{error}; run `lbr-ds prepare` again, or set data.on_error=skip"
                     ) from None
-                drawn = self._substitute(raw, error)
-            yield drawn
+                record, attempts = self._substitute(lane, raw.step, error)
+                records.append(record)
+                skipped += attempts
+        return records, skipped
 
-    def _drawn(self, raw: Raw, skipped: int) -> Drawn:
-        record = decode(raw.data, self.source.tars.where(raw.shard, raw.record))
-        return Drawn(raw.step, Sample(raw.lane, raw.epoch, record), skipped)
-
-    def _substitute(self, bad: Raw, error: DataError) -> Drawn:
-        length = self.source.order.block_length(bad.lane, bad.step)
+    def _substitute(self, lane: int, step: int, error: DataError) -> tuple[Record, int]:
+        length = self.order.block_length(lane, step)
         for attempt in range(1, length):
-            raw = self.source.read(bad.step, bad.lane, attempt)
+            _, shard, record = self.order.place(lane, step, attempt)
+            data = self.tars.read(shard, record)
             try:
-                return self._drawn(raw, attempt)
+                return decode(data, self.tars.where(shard, record)), attempt
             except DataError as another:
                 error = another
         raise DataError(f"{error}; so are all {length} records of its block: prepare again")
 
 
-class Group:
-    """Stage 3: the samples of one step -> a Step."""
-
-    def __init__(self, per_step: int) -> None:
-        self.per_step = per_step
-
-    def __call__(self, drawn: Iterator[Drawn]) -> Iterator[Step]:
-        while part := list(islice(drawn, self.per_step)):
-            skipped = sum(one.skipped for one in part)
-            yield Step(part[0].step, [one.sample for one in part], skipped)
-
-
 def steps(
-    folder: Path,
+    folder: Path | str,
     split: str,
     *,
     seed: int,
@@ -149,9 +153,11 @@ def steps(
     worker: int = 0,
     workers: int = 1,
     on_error: Literal["strict", "skip"] = "strict",
+    cache_gib: float = CACHE_GIB,
 ) -> DataPipeline:
     """The pipeline whose iteration yields this rank's `Step`s start+worker, +workers, ... < stop.
 
+    folder: a prepared folder or its URL; cache_gib: room on this disk for a URL's shards.
     Each Step has samples_per_step / world samples. With `stop=None` it never ends. Readers that
     take the workers' steps in turn see every step from `start` on, in order.
 
@@ -162,12 +168,12 @@ def steps(
     assert 0 <= rank < world
     assert 0 <= worker < workers
     _check_world(samples_per_step, world)
-    manifest = Manifest.load(folder)
+    manifest = Manifest.load(folder, cache_gib)
     manifest.check(split)
     total = manifest.records(split)
     if total < samples_per_step:
         raise DataError(
-            f"{folder}: split {split!r} holds {total} records, fewer than "
+            f"{manifest.place}: split {split!r} holds {total} records, fewer than "
             f"samples_per_step={samples_per_step}; lower samples_per_step or prepare more data"
         )
     # webdataset imports torch; what only reads a manifest should not pay for that.
@@ -176,10 +182,12 @@ def steps(
     shards = manifest.shards(split)
     order = Order([shard.records for shard in shards], seed=seed, lanes=samples_per_step)
     lanes = range(rank, samples_per_step, world)
-    source = Source(
-        Tars(folder, shards), order, lanes=lanes, first=start + worker, stop=stop, stride=workers
+    tars = Tars(manifest, split)
+    return DataPipeline(
+        Draw(order, lanes=lanes, first=start + worker, stop=stop, stride=workers),
+        Read(tars),
+        Decode(tars, order, lanes, on_error),
     )
-    return DataPipeline(source, Decode(source, on_error), Group(len(lanes)))
 
 
 def _check_world(samples_per_step: int, world: int) -> None:

@@ -32,7 +32,8 @@ def write_split(
         tar = folder / split / f"{number:05d}.tar"
         last = min(first + records_per_shard, len(records))
         _write_tar(tar, first, [records[i] for i in order[first:last]])
-        spans = index.scan(tar)
+        with tar.open("rb") as file:
+            spans = index.scan(file.fileno(), str(tar))
         assert len(spans) == last - first
         index.save(tar, spans)
         size = tar.stat().st_size

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lbr_ds.config import RunConfig
+from lbr_ds.corpora import overlap
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.runs import checkpoints
@@ -42,10 +43,12 @@ def save(run: RunConfig, stage: int, step: int, engine: Engine, world: World) ->
     engine.save_state(part, mine=random_states())
     save_model(run, engine, part / "model", world)
     if world.first:
+        if isinstance(run.data.folder, Path):  # of data behind a URL eval cannot check overlap
+            overlap.copy(run.data.folder, part / "model")
         facts = {
             "step": step, "stage": stage, "world_size": world.size, "zero_stage": engine.stage,
             "samples": step * run.stage(stage).samples_per_step,
-            "data": Manifest.load(run.data.folder).fingerprint, "recipe": run.decisive(stage),
+            "data": _data(run, stage), "recipe": run.decisive(stage),
         }  # fmt: skip
         (part / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     world.barrier()
@@ -108,7 +111,7 @@ def resume(run: RunConfig, stage: int, engine: Engine, world: World) -> int:
             f"{found[-1]} was made by another recipe ({changed}); "
             "undo the change, or give a new run folder with run=..."
         )
-    data = Manifest.load(run.data.folder).fingerprint
+    data = _data(run, stage)
     if facts["data"] != data:
         raise CheckpointError(
             f"{found[-1]} was trained on data {facts['data'][:12]}, {run.data.folder} now holds "
@@ -121,6 +124,12 @@ def resume(run: RunConfig, stage: int, engine: Engine, world: World) -> int:
         )
     restore_random_states(engine.load_state(found[-1]))
     return int(facts["step"])
+
+
+def _data(run: RunConfig, stage: int) -> str:
+    """The fingerprint of what the stage reads: mined negatives are none of stage 1's business."""
+    manifest = Manifest.load(run.data.folder)
+    return manifest.prepared if stage == 1 else manifest.fingerprint
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

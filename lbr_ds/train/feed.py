@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
+from lbr_ds.errors import LbrError
 from lbr_ds.shards import steps
 from lbr_ds.train.stages import Stage, Work
 
@@ -28,14 +29,21 @@ class _Feed(IterableDataset):
     start: int
     stop: int
 
-    def __iter__(self) -> Iterator[Work]:
+    def __iter__(self) -> Iterator[Work | LbrError]:
+        """An error of ours travels as a value: a loader would wrap it in a traceback's text."""
+        try:
+            yield from self._work()
+        except LbrError as error:
+            yield error
+
+    def _work(self) -> Iterator[Work]:
         info = get_worker_info()
         pipeline = steps(
             self.run.data.folder, self.stage.split, seed=self.run.seed,
             samples_per_step=self.run.stage(self.stage.number).samples_per_step,
             rank=self.rank, world=self.world, start=self.start, stop=self.stop,
             worker=info.id if info else 0, workers=info.num_workers if info else 1,
-            on_error=self.run.data.on_error,
+            on_error=self.run.data.on_error, cache_gib=self.run.data.cache_gib,
         )  # fmt: skip
         for step in pipeline:
             yield self.stage.collate(self.run, self.encoder, step)
@@ -45,19 +53,25 @@ def open_feed(
     run: RunConfig, stage: Stage, encoder: TextEncoder, *,
     rank: int, world: int, start: int, stop: int,
 ) -> Iterator[Work]:  # fmt: skip
-    """The rank's work for steps start..stop, in order, whatever the number of loader processes."""
+    """The rank's work for steps start..stop, in order, whatever the number of loader processes.
+
+    Raises what reading and encoding raise (DataError), also from a loader process.
+    """
     feed = _Feed(run, stage, encoder, rank, world, start, stop)
     workers = min(run.data.workers, max(0, stop - start))
-    if workers == 0:
-        return iter(feed)
-    loader = DataLoader(
-        feed,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=_AHEAD,
-        worker_init_fn=_leave_signals_to_the_rank,
-    )
-    return iter(loader)
+    loader: Iterable[Work | LbrError] = feed
+    if workers:
+        loader = DataLoader(
+            feed,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=_AHEAD,
+            worker_init_fn=_leave_signals_to_the_rank,
+        )
+    for work in loader:
+        if isinstance(work, LbrError):
+            raise work
+        yield work
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:

@@ -10,9 +10,14 @@ import sys
 import time
 from types import FrameType
 
+import torch
+
 from lbr_ds.errors import TrainingError
 
 _GRACE_SECONDS = 10  # between asking the other ranks to stop and killing them
+# glibc gives large tensors back to the kernel and asks for them again at every step; on CPU ranks
+# that was a fifth of all processor time. Keeping them halves the time spent in the kernel.
+_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 _FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
@@ -22,11 +27,13 @@ def launch(arguments: list[str], nproc: int) -> int:
     When one rank fails the others are stopped: they would wait for it in a collective. Signals are
     passed on to all ranks. Raises TrainingError when a rank was killed by a signal.
     """
-    port = _free_port()
+    port = free_port()
+    allocator = {} if torch.cuda.is_available() else _ALLOCATOR
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // nproc))
     ranks = []
     for rank in range(nproc):
         env = {
+            **allocator,
             **os.environ,
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(nproc),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": threads,
@@ -76,7 +83,8 @@ def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody on this machine listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -61,31 +62,27 @@ def train(run: RunConfig, number: int) -> bool:
     feed = open_feed(
         run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
     )
-    step = saved = start
-    stopped = False
+    step, stopped = start, False
     meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
     with meter, Preemption(world) as preemption:
         while step < num_steps and not stopped:
-            values = take_step(
-                engine, stage, run, feed, learning_rate(step, num_steps, part.optim), world
-            )
+            lr = learning_rate(step, num_steps, part.optim)
+            values = take_step(engine, stage, run, feed, lr, world)
             step += 1
             meter.log(step, values)
             stopped = preemption.agreed()
             if step % run.every.save == 0 or step == num_steps or stopped:
-                saved = step
                 log.info("saved %s", checkpoint.save(run, number, step, engine, world))
-    assert saved == step
     leave()
     return step == num_steps
 
 
 def take_step(
-    engine: Engine, stage: Stage, run: RunConfig, feed: object, lr: float, world: World
+    engine: Engine, stage: Stage, run: RunConfig, feed: Iterator[Work], lr: float, world: World
 ) -> dict[str, float]:
     """One optimizer step: wait for work, learn, update. Returns the step's metrics."""
     began = time.perf_counter()
-    work: Work = next(feed)  # type: ignore[call-overload]
+    work = next(feed)
     waited = time.perf_counter() - began
     stats = stage.learn(engine, work, run, world)
     norm, applied = engine.step(lr)

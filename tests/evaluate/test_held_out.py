@@ -119,3 +119,17 @@ def test_commas_inside_a_benchmarks_name() -> None:
         "MTEB(Medical, v1)",
         "NFCorpus",
     ]
+
+
+def test_eval_split_behind_a_url(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LBR_DS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "corpus"
+    shards = write_split(folder, "eval", records, seed=0, records_per_shard=9)
+    Manifest(folder, {"eval": shards}, [], 0, "print", "test").save()
+    far, near = held_out_task(f"file://{folder}/"), held_out_task(folder)
+    assert far.judged == near.judged
+    assert far.metadata.name == near.metadata.name == "corpus-eval"
+    with pytest.raises(DataError, match=r"file:///nowhere holds no manifest.json"):
+        held_out_task("file:///nowhere")

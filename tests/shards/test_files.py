@@ -12,12 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
-from lbr_ds.shards import Manifest, Step, read_split, steps, verify
-from lbr_ds.shards.index import index_of, scan
+from lbr_ds.shards import Manifest, Step, index, read_split, steps, verify
 from tests.shards.toy import make_folder, make_records
+
+
+def index_of(tar: Path) -> NDArray[np.int64]:
+    with tar.open("rb") as file:
+        return index.index_of(tar, file.fileno(), str(tar))
+
+
+def scan(tar: Path) -> NDArray[np.int64]:
+    with tar.open("rb") as file:
+        return index.scan(file.fileno(), str(tar))
 
 
 def by_id(record: Record) -> str:
@@ -69,17 +79,17 @@ def test_scan_equals_tarfile(tmp_path: Path) -> None:
 
 def test_index_is_rebuilt_when_missing_stale_or_damaged(prepared: Path) -> None:
     tar = prepared / "gl" / "00000.tar"
-    index = tar.with_suffix(".idx")
-    right, raw = index_of(tar), index.read_bytes()
+    kept = tar.with_suffix(".idx")
+    right, raw = index_of(tar), kept.read_bytes()
     assert np.array_equal(right, scan(tar))
     for damage in (None, b"", b"short", raw[:-1], raw[:24] + b"\xff" * (len(raw) - 24)):
-        index.unlink() if damage is None else index.write_bytes(damage)
+        kept.unlink() if damage is None else kept.write_bytes(damage)
         assert np.array_equal(index_of(tar), right)
-        assert index.read_bytes() == raw
+        assert kept.read_bytes() == raw
     # A newer tar of the same length with the records elsewhere in it.
     shutil.copy(prepared / "gl" / "00001.tar", tar)
     tar.write_bytes(tar.read_bytes())
-    later = index.stat().st_mtime + 5
+    later = kept.stat().st_mtime + 5
     os.utime(tar, (later, later))
     assert np.array_equal(index_of(tar), scan(prepared / "gl" / "00001.tar"))
 

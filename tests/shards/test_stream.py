@@ -135,7 +135,7 @@ def test_endless_without_stop_and_repeatable(shared_prepared: Path) -> None:
 def test_pipeline_is_picklable_stages(shared_prepared: Path) -> None:
     pipe = steps(shared_prepared, "gl", seed=3, samples_per_step=6, rank=0, world=1, stop=5)
     names = [type(stage).__name__ for stage in pipe.pipeline]
-    assert names == ["Source", "Decode", "Group"]
+    assert names == ["Draw", "Read", "Decode"]
     expected = list(pipe)  # its files are open now
     assert list(pickle.loads(pickle.dumps(pipe))) == expected
 
@@ -144,7 +144,7 @@ def test_few_open_files(shared_prepared: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("lbr_ds.shards.reader._OPEN_FILES", 1)
     pipe = steps(shared_prepared, "gl", seed=3, samples_per_step=6, rank=0, world=1, stop=60)
     assert list(pipe) == read(shared_prepared, 6)
-    assert len(pipe.pipeline[0].tars._files) == 1
+    assert len(pipe.pipeline[1].tars._files) == 1
 
 
 def test_world_must_divide(shared_prepared: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from lbr_ds.batching import pack
 from lbr_ds.config import load
-from lbr_ds.distributed import join, leave
+from lbr_ds.distributed import end, join, leave
 from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import load_ds_config
 from lbr_ds.train.loop import build
@@ -31,3 +31,4 @@ if __name__ == "__main__":
     if world.first:
         np.save(out / "vectors.npy", vectors.numpy())
     leave()
+    end(0)

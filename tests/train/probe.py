@@ -12,7 +12,7 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from lbr_ds.config import load
-from lbr_ds.distributed import World, join, leave
+from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.shards import steps
 from lbr_ds.train.engine import load_ds_config
 from lbr_ds.train.loop import build
@@ -64,3 +64,4 @@ if __name__ == "__main__":
     place = join(timeout_minutes=2)
     probe(sys.argv[1], Path(sys.argv[2]), place)
     leave()
+    end(0)

@@ -1,0 +1,126 @@
+"""A folder, a run, a checkpoint or a name -> texts in, unit vectors out, and a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbr_ds import runs
+from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
+from lbr_ds.shards.manifest import file_sha256
+
+Role = Literal["query", "passage"]
+
+
+class TextVectors(Protocol):
+    """What `vectors.py` and `mine.py` need of a model."""
+
+    name: str
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the weights, the tokenizer or any setting."""
+        ...
+
+    def encode(self, texts: list[str], role: Role) -> NDArray[np.float32]:
+        """(len(texts), D), each row of unit length."""
+        ...
+
+
+class Own:
+    """A folder of ours through the trainer's own forward code. Loaded at the first text."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all files of the folder."""
+        return folder_fingerprint(self.folder)
+
+    @cached_property
+    def _model(self) -> Any:
+        from lbr_ds.model.encoder import PackedEncoder
+
+        return PackedEncoder(self.folder)
+
+    def encode(self, texts: list[str], role: Role) -> NDArray[np.float32]:
+        """Queries and passages are encoded alike; an instruction is part of the query's text."""
+        vectors: NDArray[np.float32] = self._model.encode(texts)
+        return vectors
+
+
+class Stock:
+    """A folder or a name through sentence-transformers. Loaded at the first text."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the folder's files; a name's files are not ours to find, so of its loaded weights."""
+        folder = Path(self.name).expanduser()
+        if folder.is_dir():
+            return folder_fingerprint(folder)
+        digest = hashlib.sha256(self.name.encode())
+        for name, tensor in sorted(self._model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().float().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def _model(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            return SentenceTransformer(self.name)
+        except Exception as error:  # the hub, safetensors and remote configs each raise their own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise EnvironmentProblem(
+                f"cannot load model {self.name!r}: {reason} (give a folder, a run, or a name; "
+                "a name needs the network or a local copy)"
+            ) from error
+
+    def encode(self, texts: list[str], role: Role) -> NDArray[np.float32]:
+        """With the model's own prompt for queries or for documents where it has one."""
+        work = self._model.encode_query if role == "query" else self._model.encode_document
+        found = work(texts, normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(found, np.float32)
+
+
+def find_encoder(model: str) -> TextVectors:
+    """The encoder that `model` stands for; nothing is loaded yet.
+
+    A folder with `modules.json`: sentence-transformers. A run, a stage or a checkpoint: its newest
+    model, by our own encoder. Anything else: a name that sentence-transformers can fetch.
+    Raises ConfigError for a folder that is missing or holds no model.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
+        return Stock(model)
+    if (folder / "modules.json").is_file():
+        return Stock(model)
+    try:
+        return Own(model, runs.model_folder(folder))
+    except CheckpointError:
+        if (folder / "config.json").is_file():
+            return Stock(model)
+        raise ConfigError(
+            f"{model}: holds no model (no modules.json, lbr.json or config.json, no checkpoint); "
+            "give a run, a checkpoint or an exported folder"
+        ) from None
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Hash of the names and bytes of all files below `folder`."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()[:16]

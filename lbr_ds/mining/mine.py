@@ -1,0 +1,207 @@
+"""DATA -> DATA with hard negatives in cl: everything that `lbr-ds mine` does.
+
+Memory: the text of cl and of the passages, five times that while BM25 indexes it, and the hashes of
+eval's texts; vectors stay on disk and pass through in blocks (`vectors.py`, `dense.py`).
+
+Vectors are kept in `DATA.mining/`, beside DATA: a killed run goes on there, and mining again with
+other rules encodes nothing. It may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import lbr_ds
+from lbr_ds.config import MiningConfig, RunConfig
+from lbr_ds.corpora.prepare import MINING
+from lbr_ds.corpora.reading import Progress
+from lbr_ds.errors import DataError
+from lbr_ds.mining.encoders import TextVectors, find_encoder
+from lbr_ds.mining.pool import Pool
+from lbr_ds.mining.ranking import Ranking
+from lbr_ds.mining.rewrite import rewrite, source_split
+from lbr_ds.mining.rules import Chooser, Guide, Negative
+from lbr_ds.mining.vectors import Vectors, cache_key, embed
+from lbr_ds.records import Record
+from lbr_ds.shards import Manifest, read_split
+
+log = logging.getLogger(__name__)
+EXAMPLES = 10
+_RULES = 1  # raise it when the same settings would give other negatives
+_CHARS = 600  # of a text shown in the audit
+
+
+def mine(run: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Add hard negatives to the cl records of `run.data.folder`, after those that they came with.
+
+    Returns what DATA/mining.json holds, and `reused`: the same data, settings, models and seed give
+    the same bytes, so a folder that has them already is left alone. Raises ConfigError for a model
+    that is none, DataError for data that is missing or damaged or without queries in cl,
+    EnvironmentProblem for a model that cannot be loaded or a full disk.
+    """
+    folder = run.data.local_folder.expanduser().resolve()
+    manifest = Manifest.load(folder)
+    encoders = _encoders(run.mining)
+    fingerprint = _fingerprint(run, manifest, encoders)
+    if manifest.fingerprint.partition("-")[0] == fingerprint and (folder / MINING).is_file():
+        log.info("%s holds these negatives already, reused", folder)
+        return {**json.loads((folder / MINING).read_bytes()), "reused": True}
+    records = list(read_split(folder, source_split(manifest)))
+    others = read_split(folder, "gl") if "gl" in run.mining.passages else ()
+    pool = Pool.of(records, others, read_split(folder, "eval"))
+    if not pool.queries:
+        raise DataError(f"{folder}: cl holds no query, only passages; there is nothing to mine for")
+    work = folder.with_name(f"{folder.name}.mining")
+    chooser, chosen = _search(run, pool, encoders, work, progress)
+    audit = _audit(run, pool, chooser, chosen, encoders, fingerprint)
+    mined = _with_negatives(records, pool, chosen)
+    rewrite(manifest, mined, audit, run.data.records_per_shard, progress)
+    return {**audit, "reused": False}
+
+
+def _encoders(mining: MiningConfig) -> dict[str, TextVectors]:
+    """The models by what they do: `dense`, `guide`; the same name is one model."""
+    names = {"dense": mining.model if "dense" in mining.methods else "", "guide": mining.guide}
+    found = {name: find_encoder(name) for name in names.values() if name}
+    return {part: found[name] for part, name in names.items() if name}
+
+
+def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, TextVectors]) -> str:
+    """Hash of all that decides the negatives; a model counts by its content, not by its name."""
+    shards = [s.sha256 for name in (source_split(manifest), "gl", "eval")
+              for s in manifest.splits.get(name, [])]  # fmt: skip
+    settings = json.loads(run.mining.model_dump_json(exclude={"model", "guide"}))
+    models = {part: encoder.fingerprint for part, encoder in encoders.items()}
+    plain = [_RULES, lbr_ds.__version__, run.seed, run.data.records_per_shard, settings, models,
+             shards]  # fmt: skip
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _search(
+    run: RunConfig,
+    pool: Pool,
+    encoders: dict[str, TextVectors],
+    work: Path,
+    progress: Progress | None,
+) -> tuple[Chooser, list[list[Negative]]]:
+    """Rank and choose, one query after the other; returns the negatives of each."""
+    last = run.mining.ranks[1]
+    queries = [record.instruction + record.query for record in pool.queries]
+    vectors: dict[str, tuple[Vectors, Vectors]] = {}
+    for part, encoder in encoders.items():
+        vectors[part] = (
+            embed(queries, encoder, "query", work, progress),
+            embed(pool.passages, encoder, "passage", work, progress),
+        )
+    ranked: dict[str, Iterator[Ranking]] = {}
+    for method in run.mining.methods:
+        if method == "bm25":
+            from lbr_ds.mining import bm25
+
+            ranked[method] = bm25.rank(pool, last, progress)
+        else:
+            from lbr_ds.mining import dense
+
+            ranked[method] = dense.rank(pool, *vectors["dense"], last, progress)
+    guide = _VectorGuide(pool, *vectors["guide"]) if "guide" in vectors else None
+    chooser = Chooser(pool, run.mining, run.seed, guide)
+    chosen = [
+        chooser.choose(query, dict(zip(ranked, rankings, strict=True)))
+        for query, rankings in enumerate(zip(*ranked.values(), strict=True))
+    ]
+    _forget_others(work, queries, pool.passages, encoders.values())
+    return chooser, chosen
+
+
+class _VectorGuide(Guide):
+    """The guide model's inner products."""
+
+    def __init__(self, pool: Pool, queries: Vectors, passages: Vectors) -> None:
+        self.pool, self.queries, self.passages = pool, queries, passages
+
+    def scores(self, query: int, passages: NDArray[np.int64]) -> tuple[NDArray[np.float32], float]:
+        row = self.queries.rows(np.array([query]))[0]
+        positives = self.passages.rows(self.pool.positives[query]) @ row
+        return self.passages.rows(passages) @ row, float(positives.min(initial=np.inf))
+
+
+def _forget_others(
+    work: Path, queries: Sequence[str], passages: Sequence[str], encoders: Iterable[TextVectors]
+) -> None:
+    """Remove vectors of other texts or models: nothing would ever ask for them again."""
+    kept = {cache_key(queries, e, "query") for e in encoders}
+    kept |= {cache_key(passages, e, "passage") for e in encoders}
+    for folder in work.iterdir() if kept else ():
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+
+
+def _with_negatives(
+    records: Sequence[Record], pool: Pool, chosen: Sequence[Sequence[Negative]]
+) -> list[Record]:
+    """The records in their order, mined negatives after the given ones."""
+    mined = iter(chosen)
+    made = []
+    for record in records:
+        found = [pool.passages[n.passage] for n in next(mined)] if record.query else []
+        made.append(replace(record, negatives=record.negatives + found))
+    return made
+
+
+def _audit(
+    run: RunConfig,
+    pool: Pool,
+    chooser: Chooser,
+    chosen: Sequence[Sequence[Negative]],
+    encoders: dict[str, TextVectors],
+    fingerprint: str,
+) -> dict[str, Any]:
+    """What mining.json holds: no times and no places, so that it is the same each time."""
+    tally = chooser.tally
+    mined = [query for query, negatives in enumerate(chosen) if negatives]
+    drawn = sorted(Random(run.seed).sample(mined, min(EXAMPLES, len(mined))))
+    return {
+        "fingerprint": fingerprint,
+        "program": lbr_ds.__version__,
+        "seed": run.seed,
+        "settings": json.loads(run.mining.model_dump_json()),
+        "models": {part: {"name": e.name, "fingerprint": e.fingerprint}
+                   for part, e in encoders.items()},
+        "passages": len(pool.passages),
+        "passages_left_out_as_held_out": pool.held_out,
+        "queries": len(pool.queries),
+        "candidates_seen": tally.seen,
+        "kept": tally.kept,
+        "dropped": dict(tally.dropped),
+        "queries_left_short": tally.short,
+        "queries_with_none": tally.none,
+        "examples": [_example(pool, query, chosen[query][0]) for query in drawn],
+    }  # fmt: skip
+
+
+def _example(pool: Pool, query: int, negative: Negative) -> dict[str, Any]:
+    """A query with its first positive and its first negative; long texts cut."""
+    record = pool.queries[query]
+    ratio = negative.score / negative.positive if negative.positive > 0 else None
+    return {
+        "id": record.id,
+        "query": record.query[:_CHARS],
+        "positive": record.positives[0][:_CHARS],
+        "negative": pool.passages[negative.passage][:_CHARS],
+        "method": negative.method,
+        "rank": negative.rank,
+        "score": round(negative.score, 4),
+        "score_of_positive": round(negative.positive, 4),
+        "ratio": None if ratio is None else round(ratio, 3),
+    }

@@ -1,0 +1,104 @@
+"""cl (and gl) -> the distinct passages, the queries, and what can never be a query's negative."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbr_ds.corpora.cleaning import key, normalise
+from lbr_ds.records import Record
+
+_PHRASE = 3  # words
+# Scripts without blanks between words are cut into overlapping pairs of characters.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_PIECES = re.compile(f"([{_UNSPACED}]+)|[^\\s{_UNSPACED}]+")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """P passages that differ when normalised, and Q queries.
+
+    positives[q]: the passages that answer query q. banned[q]: sorted, the passages that are never
+    its mined negatives: those of its group (its positives among them), the query's own text, and
+    the negatives that it came with.
+    """
+
+    passages: list[str]
+    queries: list[Record]
+    positives: list[NDArray[np.int64]]
+    banned: list[NDArray[np.int64]]
+    held_out: int  # passages left out since eval has them
+
+    @classmethod
+    def of(cls, asked: list[Record], others: Iterable[Record], judged: Iterable[Record]) -> Pool:
+        """asked: the records that get negatives; others: more passages; judged: eval's records."""
+        kept_out = {key(text) for record in judged for text in record.texts()}
+        numbers: dict[bytes, int] = {}
+        passages: list[str] = []
+        of_group: dict[tuple[str, str], set[int]] = defaultdict(set)
+        left_out: set[bytes] = set()
+        for record in (*asked, *others):
+            answers = {record.text, *record.positives}
+            for text in dict.fromkeys([record.text, *record.positives, *record.negatives]):
+                name = key(text)
+                if not text or name in kept_out:
+                    left_out |= {name} if text else set()
+                    continue
+                if name not in numbers:
+                    numbers[name] = len(passages)
+                    passages.append(text)
+                if text in answers:
+                    of_group[_group(record)].add(numbers[name])
+        queries = [record for record in asked if record.query]
+        positives = [_sorted(numbers.get(key(t), -1) for t in r.positives) for r in queries]
+        groups = {group: _sorted(members) for group, members in of_group.items()}
+        banned = []
+        for record in queries:
+            more = _sorted(numbers.get(key(t), -1) for t in (record.query, *record.negatives))
+            own = groups.get(_group(record), more)
+            banned.append(np.union1d(own, more) if len(more) else own)  # one array a group
+        return cls(passages, queries, positives, banned, len(left_out))
+
+
+def _group(record: Record) -> tuple[str, str]:
+    """A record without a group is alone."""
+    return ("group", record.group) if record.group else ("record", record.id)
+
+
+def _sorted(numbers: Iterable[int]) -> NDArray[np.int64]:
+    return np.array(sorted({n for n in numbers if n >= 0}), np.int64)
+
+
+def words(text: str) -> list[str]:
+    """The words of the normalised text; pairs of characters where a script has no blanks."""
+    plain = normalise(text)
+    if plain.isascii():
+        return plain.split()
+    found: list[str] = []
+    for match in _PIECES.finditer(plain):
+        piece, unspaced = match[0], match[1]
+        pairs = max(1, len(piece) - 1) if unspaced else 0
+        found += [piece[i : i + 2] for i in range(pairs)] if unspaced else [piece]
+    return found
+
+
+@lru_cache(maxsize=1 << 14)
+def phrases(text: str) -> frozenset[str]:
+    """The runs of three words of a text; of a shorter one, all of it."""
+    own = words(text)
+    if len(own) <= _PHRASE:
+        return frozenset([" ".join(own)])
+    return frozenset(" ".join(own[i : i + _PHRASE]) for i in range(len(own) - _PHRASE + 1))
+
+
+def likeness(first: str, second: str) -> float:
+    """Shared phrases over all phrases of both (Jaccard), 0 to 1."""
+    one, two = phrases(first), phrases(second)
+    shared = len(one & two)
+    return shared / (len(one) + len(two) - shared)

@@ -1,0 +1,121 @@
+"""A prepared folder -> the same folder with other records in cl; all else keeps its bytes.
+
+1. Beside the folder: every file linked (copied where the disk cannot link), cl as it was becomes
+   `given/`, the new cl is written in the order of the old one.
+2. Every shard is read again and compared with its hash; eval is proved apart from training.
+3. One rename puts the new folder in place; until then the old one stands.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lbr_ds
+from lbr_ds.corpora import leaks, overlap
+from lbr_ds.corpora.prepare import GIVEN, MINING, swap
+from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.records import Record
+from lbr_ds.shards import Manifest, verify, write_split
+from lbr_ds.shards.manifest import NAME, ShardFile, file_sha256
+from lbr_ds.shards.order import WRITE, permutation
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def source_split(manifest: Manifest) -> str:
+    """The split that holds cl as `prepare` wrote it: mining again never sees mined negatives."""
+    return GIVEN if GIVEN in manifest.splits else "cl"
+
+
+def rewrite(
+    manifest: Manifest,
+    records: Sequence[Record],
+    audit: dict[str, Any],
+    records_per_shard: int,
+    progress: Progress | None = None,
+) -> None:
+    """Put `records` (in file order) into cl of `manifest.folder`, and `audit` into mining.json.
+
+    Raises DataError when what was written does not verify or shares a text with eval,
+    EnvironmentProblem when the disk is full. The old folder then stands as it was.
+    """
+    folder = manifest.folder
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            new = Path(beside) / "data"
+            given = _link_all(manifest, new)
+            shards = write_split(
+                new, "cl", _before_shuffle(records, manifest.seed), seed=manifest.seed,
+                records_per_shard=records_per_shard, progress=progress,
+            )  # fmt: skip
+            _write_audit(new, audit)
+            splits = {**manifest.splits, "cl": shards, GIVEN: given}
+            made = replace(
+                manifest, folder=new, splits=splits, program=lbr_ds.__version__,
+                sources=_with_mining(manifest.sources, new / MINING),
+                fingerprint=f"{audit['fingerprint']}-{manifest.prepared}",
+            )  # fmt: skip
+            made.save()
+            overlap.write(new)
+            verify(new, progress)
+            leaks.prove(new)
+            swap(new, folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise EnvironmentProblem(f"{folder}: the disk is full; free some space") from None
+        raise EnvironmentProblem(f"{folder}: cannot be written ({error})") from None
+
+
+def _link_all(manifest: Manifest, new: Path) -> list[ShardFile]:
+    """All files that stay, in `new`; returns the shards of `given/`."""
+    old = manifest.folder
+    remade = {"cl", GIVEN, NAME, MINING, overlap.NAME}
+
+    def apart(folder: str, names: list[str]) -> set[str]:
+        return remade & set(names) if Path(folder) == old else set()
+
+    shutil.copytree(old, new, copy_function=_link, ignore=apart)
+    split = source_split(manifest)
+    shutil.copytree(old / split, new / GIVEN, copy_function=_link)
+    return [
+        replace(shard, file=f"{GIVEN}/{Path(shard.file).name}") for shard in manifest.shards(split)
+    ]
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)  # keeps the times, by which an index knows that it is fresh
+
+
+def _before_shuffle(records: Sequence[Record], seed: int) -> list[Record]:
+    """The order that `write_split` shuffles into the order of `records`."""
+    order = permutation(len(records), seed, WRITE)
+    given: list[Record] = list(records)
+    for place, number in enumerate(order.tolist()):
+        given[number] = records[place]
+    return given
+
+
+def _write_audit(folder: Path, audit: dict[str, Any]) -> None:
+    text = json.dumps(audit, indent=1, ensure_ascii=False)
+    (folder / MINING).write_text(text + "\n", encoding="utf-8")
+
+
+def _with_mining(sources: list[dict[str, Any]], audit: Path) -> list[dict[str, Any]]:
+    """The manifest's sources, the audit last: where the negatives come from."""
+    kept = [source for source in sources if source.get("format") != "mine"]
+    entry = {
+        "name": "mined negatives", "path": MINING, "format": "mine", "license": "",
+        "bytes": audit.stat().st_size, "sha256": file_sha256(audit),
+    }  # fmt: skip
+    return [*kept, entry]

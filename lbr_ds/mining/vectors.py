@@ -1,0 +1,100 @@
+"""Texts -> vectors on disk, in blocks; a killed run goes on after its last whole block.
+
+A set of vectors lies in `WORK/KEY/00000.npy` ..., where KEY is a hash of the model's fingerprint,
+the role and every text in order. So other texts or another model never meet old vectors. A block
+appears in one rename, and one that is damaged is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbr_ds.mining.encoders import Role, TextVectors
+
+ROWS = 1024  # texts a block; also what a killed run may lose
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """(count, D) float32 of unit rows, mapped from disk; block i holds rows i * ROWS and on."""
+
+    blocks: list[NDArray[np.float32]]
+    count: int
+
+    def parts(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(number of the first row, its block), in order."""
+        for number, block in enumerate(self.blocks):
+            yield number * ROWS, block
+
+    def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(len(numbers), D): a copy of these rows."""
+        found = np.empty((len(numbers), self.blocks[0].shape[1]), np.float32)
+        for block in np.unique(numbers // ROWS):
+            chosen = numbers // ROWS == block
+            found[chosen] = self.blocks[block][numbers[chosen] % ROWS]
+        return found
+
+
+def embed(
+    texts: Sequence[str],
+    encoder: TextVectors,
+    role: Role,
+    work: Path,
+    progress: Progress | None = None,
+) -> Vectors:
+    """The vectors of `texts` (at least one); blocks that a former run left are used.
+
+    Memory: one block of vectors and the model. Raises OSError when the disk is full.
+    """
+    folder = work / cache_key(texts, encoder, role)
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = []
+    for first in range(0, len(texts), ROWS):
+        part = list(texts[first : first + ROWS])
+        path = folder / f"{first // ROWS:05d}.npy"
+        block = _load(path, len(part))
+        if block is None:
+            _save(path, encoder.encode(part, role))
+            block = _load(path, len(part))
+            assert block is not None, path
+        blocks.append(block)
+        if progress:
+            progress(f"encode {role} ({encoder.name})", first + len(part), len(texts))
+    return Vectors(blocks, len(texts))
+
+
+def cache_key(texts: Sequence[str], encoder: TextVectors, role: Role) -> str:
+    """20 hex digits for these texts by this model."""
+    digest = hashlib.sha256(f"{encoder.fingerprint} {role} {ROWS}\n".encode())
+    for text in texts:
+        raw = text.encode()
+        digest.update(f"{len(raw)}:".encode() + raw)
+    return digest.hexdigest()[:20]
+
+
+def _save(path: Path, vectors: NDArray[np.float32]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            np.save(file, vectors.astype(np.float32), allow_pickle=False)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _load(path: Path, count: int) -> NDArray[np.float32] | None:
+    """The block at `path`, mapped; None when it is missing or not whole."""
+    try:
+        block: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = block.ndim == 2 and len(block) == count and block.dtype == np.float32
+    return block if whole and np.isfinite(block).all() else None

@@ -1,0 +1,60 @@
+"""The quick check of a record says yes exactly where the one that names faults does."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from lbr_ds.errors import DataError
+from lbr_ds.records import Record
+from lbr_ds.shards.reader import decode_sound
+
+_ABSENT = object()
+_CHOICES: dict[str, list[Any]] = {
+    "id": ["i", " ", _ABSENT, 3],
+    "source": ["s", "", _ABSENT],
+    "query": ["q", "", " ", _ABSENT, None],
+    "positives": [["p"], ["p", "\u00e9"], [], [" "], ["p", 1], "p", _ABSENT],
+    "negatives": [["n", ""], [], [None], {}, _ABSENT],
+    "text": ["t", "", " ", _ABSENT, ["t"]],
+    "group": ["g", _ABSENT, 1.5],
+    "qqqqq": [_ABSENT, "x"],
+}
+
+
+def checked(raw: Any) -> Record | None:
+    try:
+        return Record.from_dict(raw, "here")
+    except DataError:
+        return None
+
+
+def test_quick_check_equals_the_one_that_names_faults() -> None:
+    counts = {True: 0, False: 0}
+    for values in itertools.product(*_CHOICES.values()):
+        pairs = zip(_CHOICES, values, strict=True)
+        raw = {name: value for name, value in pairs if value is not _ABSENT}
+        found = Record.from_sound(raw)
+        assert found == checked(raw), raw
+        counts[found is not None] += 1
+    assert min(counts.values()) > 10
+    assert [Record.from_sound(raw) for raw in (None, [], "x", 3)] == [None] * 4
+
+
+def test_records_share_no_list() -> None:
+    first, second = (Record.from_sound({"id": "i", "source": "s", "text": "t"}) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    first.positives.append("p")
+    first.negatives.append("n")
+    assert second == Record("i", "s", text="t")
+
+
+@pytest.mark.parametrize("bad", [b"", b" ", b"1", b"[]", b"{", b"\xff", b"{},{}", b"[" * 10**5])
+def test_one_bad_text_among_many(bad: bytes) -> None:
+    good = b'{"id": "i", "source": "s", "text": "t"}'
+    assert decode_sound([good, good]) == [Record("i", "s", text="t")] * 2
+    assert decode_sound([good, bad, good]) is None
+    assert decode_sound([]) == []
