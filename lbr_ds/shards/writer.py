@@ -50,6 +50,11 @@ def _write_tar(tar: Path, first: int, records: list[Record]) -> None:
     # An open file, not a name: TarWriter gives names to gopen, which runs `pipe:` ones.
     with tar.open("wb") as file:
         writer = TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
-        for key, record in enumerate(records, first):
-            writer.write({"__key__": f"{key:09d}", "json": record.to_json().encode()})
-        writer.close()
+        try:
+            for key, record in enumerate(records, first):
+                writer.write({"__key__": f"{key:09d}", "json": record.to_json().encode()})
+            writer.close()
+        except OSError:
+            # A full disk: tarfile would write once more when it is collected, and complain.
+            writer.tarstream.fileobj.closed = True
+            raise
