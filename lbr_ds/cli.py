@@ -136,7 +136,7 @@ def mine(recipe: Recipe, overrides: Overrides = None) -> None:
     run = load(recipe, overrides or [])
     with Bars() as bars:
         audit = mine_negatives(run, bars)
-    show_mining(audit, run.data.folder, run.stage2.num_negatives)
+    show_mining(audit, run.data.local_folder, run.stage2.num_negatives)
 
 
 @app.command()

@@ -50,7 +50,7 @@ def mine(run: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     that is none, DataError for data that is missing or damaged or without queries in cl,
     EnvironmentProblem for a model that cannot be loaded or a full disk.
     """
-    folder = run.data.folder.expanduser().resolve()
+    folder = run.data.local_folder.expanduser().resolve()
     manifest = Manifest.load(folder)
     encoders = _encoders(run.mining)
     fingerprint = _fingerprint(run, manifest, encoders)
