@@ -12,25 +12,16 @@ import contextlib
 import difflib
 import json
 import math
-import types
-import typing
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_serializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lbr_ds import resources
-from lbr_ds.address import CACHE_GIB, folder_of, shown
+from lbr_ds.address import CACHE_GIB, Folder, local
 from lbr_ds.errors import ConfigError
+from lbr_ds.explain import explain
 
 SPLITS = ("gl", "cl", "eval")
 OBJECTIVES = ("sft", "reconstruct", "continue", "gl")
@@ -97,7 +88,7 @@ class SplitConfig(Part):
 class DataConfig(Part):
     """Raw corpora and the folder of prepared shards. Read by `corpora/` and `shards/`."""
 
-    folder: Path | str  # DATA: gl/, cl/, eval/, manifest.json, curation.json; a path or a URL
+    folder: Folder  # DATA: gl/, cl/, eval/, manifest.json, curation.json; a path or a URL
     cache_gib: float = Field(default=CACHE_GIB, gt=0)  # disk that the shards of a URL may fill
     sources: list[SourceConfig] = Field(default_factory=list)
     splits: SplitConfig = SplitConfig()
@@ -107,24 +98,10 @@ class DataConfig(Part):
     on_error: Literal["strict", "skip"] = "strict"  # bad records: stop, or skip and count
     workers: int = Field(default=1, ge=0)  # processes a rank that build batches ahead of the step
 
-    @field_validator("folder")
-    @classmethod
-    def _path_or_url(cls, value: Path | str) -> Path | str:
-        return folder_of(value)
-
-    @field_serializer("folder", when_used="json")
-    def _no_secrets(self, value: Path | str) -> str:
-        return shown(value)
-
     @property
     def local_folder(self) -> Path:
         """The folder, for what writes into it. Raises ConfigError for a URL."""
-        if isinstance(self.folder, str):
-            raise ConfigError(
-                f"data.folder={shown(self.folder)} can only be read; name a local folder, "
-                "then copy what is made there"
-            )
-        return self.folder
+        return local(self.folder)
 
 
 class OptimConfig(Part):
@@ -303,7 +280,7 @@ def load(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Run
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        raise ConfigError(f"{path}: {explain(error, RunConfig)}") from None
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -326,46 +303,3 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         with contextlib.suppress(ValueError):
             value = float(value)
     place[last] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first fault in one line, with the nearest known name for an unknown key."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key {where}; {hint}{more}"
-    if first["type"] == "missing":
-        return f"missing key {where}; add it{more}"
-    given = first["input"]
-    given = shown(given) if isinstance(given, str) else given
-    value = "" if isinstance(given, dict) else f" (got {given!r})"
-    reason = first["msg"].removeprefix("Value error, ")
-    return f"{where + ': ' if where else ''}{reason}{value}{more}"
-
-
-def _known_keys(path: tuple[int | str, ...]) -> list[str]:
-    """The keys that the part of the recipe at `path` may have."""
-    part: type[Part] = RunConfig
-    for step in path:
-        if isinstance(step, int):
-            continue
-        fields = {f.alias or name: f for name, f in part.model_fields.items()}
-        inner = _part_of(fields[step].annotation)
-        if inner is None:
-            return []
-        part = inner
-    return [f.alias or name for name, f in part.model_fields.items()]
-
-
-def _part_of(annotation: Any) -> type[Part] | None:
-    """The Part inside `Part`, `list[Part]` or `Part | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Part):
-        return annotation
-    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
-        found = (_part_of(a) for a in typing.get_args(annotation))
-        return next((p for p in found if p), None)
-    return None

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
 ORDER = [
-    "errors", "records", "resources", "address", "locate", "runs", "environment", "config",
-    "shards", "corpora", "batching", "model", "distributed", "objectives", "train", "export",
-    "evaluate", "mining", "report", "bench", "console", "demo", "cli", "__main__",
+    "errors", "records", "resources", "address", "locate", "runs", "environment", "explain",
+    "config", "shards", "corpora", "batching", "model", "distributed", "objectives", "train",
+    "export", "evaluate", "mining", "report", "bench", "console", "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},
@@ -23,8 +23,8 @@ DOORS = {
     "datasets": {"corpora", "evaluate"},  # evaluate: the types that mteb takes
     "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
 }
-NO_TORCH = ["errors", "records", "resources", "address", "locate", "runs", "environment", "config",
-            "shards", "corpora", "report", "console", "cli", "demo"]  # fmt: skip
+NO_TORCH = ["errors", "records", "resources", "address", "locate", "runs", "environment", "explain",
+            "config", "shards", "corpora", "report", "console", "cli", "demo"]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),
              ("mining", "train"), ("mining", "evaluate")}  # fmt: skip
 MAX_FILE, MAX_FUNCTION = 350, 60
