@@ -23,8 +23,10 @@ DOORS = {
     "datasets": {"corpora", "evaluate"},  # evaluate: the types that mteb takes
     "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
 }
-NO_TORCH = ["errors", "records", "resources", "address", "locate", "runs", "environment", "explain",
-            "config", "shards", "corpora", "report", "console", "cli", "demo"]  # fmt: skip
+NO_TORCH = [
+    "errors", "records", "resources", "address", "locate", "runs", "environment", "explain",
+    "config", "shards", "corpora", "report", "console", "cli", "demo",
+]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),
              ("mining", "train"), ("mining", "evaluate")}  # fmt: skip
 MAX_FILE, MAX_FUNCTION = 350, 60

@@ -43,7 +43,8 @@ def save(run: RunConfig, stage: int, step: int, engine: Engine, world: World) ->
     engine.save_state(part, mine=random_states())
     save_model(run, engine, part / "model", world)
     if world.first:
-        overlap.copy(run.data.folder, part / "model")
+        if isinstance(run.data.folder, Path):  # of data behind a URL eval cannot check overlap
+            overlap.copy(run.data.folder, part / "model")
         facts = {
             "step": step, "stage": stage, "world_size": world.size, "zero_stage": engine.stage,
             "samples": step * run.stage(stage).samples_per_step,
