@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, PlainSerializer
+
+from lbr_ds.errors import ConfigError
 
 CACHE_GIB = 50.0  # what fetched shards may take of a disk, unless the recipe says otherwise
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
@@ -33,3 +38,21 @@ def shown(place: str | Path) -> str:
     parts = urlsplit(str(place))
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+
+
+def local(place: Path | str) -> Path:
+    """The path, for what writes into it. Raises ConfigError for a URL."""
+    if isinstance(place, str):
+        raise ConfigError(
+            f"data.folder={shown(place)} can only be read; name a local folder, "
+            "then copy what is made there"
+        )
+    return place
+
+
+# What a recipe says; its secrets are not written down with the resolved recipe.
+Folder = Annotated[
+    Path | str,
+    AfterValidator(folder_of),
+    PlainSerializer(shown, return_type=str, when_used="json"),
+]

@@ -16,16 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    Field,
-    ValidationError,
-    field_serializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lbr_ds import resources
-from lbr_ds.address import CACHE_GIB, folder_of, shown
+from lbr_ds.address import CACHE_GIB, Folder, local
 from lbr_ds.errors import ConfigError
 from lbr_ds.explain import explain
 from lbr_ds.source import Part, SourceConfig
@@ -79,7 +73,7 @@ class SplitConfig(Part):
 class DataConfig(Part):
     """Raw corpora and the folder of prepared shards. Read by `corpora/` and `shards/`."""
 
-    folder: Path | str  # DATA: gl/, cl/, eval/, manifest.json, curation.json; a path or a URL
+    folder: Folder  # DATA: gl/, cl/, eval/, manifest.json, curation.json; a path or a URL
     cache_gib: float = Field(default=CACHE_GIB, gt=0)  # disk that the shards of a URL may fill
     sources: list[SourceConfig] = Field(default_factory=list)
     splits: SplitConfig = SplitConfig()
@@ -90,24 +84,10 @@ class DataConfig(Part):
     on_error: Literal["strict", "skip"] = "strict"  # bad records: stop, or skip and count
     workers: int = Field(default=1, ge=0)  # processes a rank that build batches ahead of the step
 
-    @field_validator("folder")
-    @classmethod
-    def _path_or_url(cls, value: Path | str) -> Path | str:
-        return folder_of(value)
-
-    @field_serializer("folder", when_used="json")
-    def _no_secrets(self, value: Path | str) -> str:
-        return shown(value)
-
     @property
     def local_folder(self) -> Path:
         """The folder, for what writes into it. Raises ConfigError for a URL."""
-        if isinstance(self.folder, str):
-            raise ConfigError(
-                f"data.folder={shown(self.folder)} can only be read; name a local folder, "
-                "then copy what is made there"
-            )
-        return self.folder
+        return local(self.folder)
 
 
 class OptimConfig(Part):

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from lbr_ds.address import shown
+
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first fault in one line, with the nearest known name for an unknown key of `model`."""
@@ -22,7 +24,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {where}; {hint}{more}"
     if first["type"] == "missing":
         return f"missing key {where}; add it{more}"
-    value = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    given = first["input"]
+    given = shown(given) if isinstance(given, str) else given
+    value = "" if isinstance(given, dict) else f" (got {given!r})"
     reason = first["msg"].removeprefix("Value error, ")
     return f"{where + ': ' if where else ''}{reason}{value}{more}"
 

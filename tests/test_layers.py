@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
 ORDER = [
-    "errors", "explain", "records", "resources", "address", "locate", "runs", "environment",
+    "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
     "source", "config", "shards", "corpora", "batching", "model", "distributed", "objectives",
     "train", "export", "evaluate", "mining", "report", "bench", "console", "demo", "cli",
     "__main__",
@@ -25,7 +25,7 @@ DOORS = {
     "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
 }
 NO_TORCH = [
-    "errors", "explain", "records", "resources", "address", "locate", "runs", "environment",
+    "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
     "source", "config", "shards", "corpora", "report", "console", "cli", "demo",
 ]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),

@@ -16,8 +16,8 @@ from pathlib import Path
 from time import perf_counter
 
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
-from lbr_ds.bench.memory import peak_memory_ratio
 from lbr_ds.config import load
+from lbr_ds.corpora.scale import peak_memory_ratio
 from lbr_ds.shards import Manifest, steps
 
 SPLIT = "gl"
@@ -38,7 +38,7 @@ def suite(data: Path | None = None, rounds: int = ROUNDS, times: int = TIMES) ->
             run = load("demo", [f"data.folder={folder}/data"])
             prepare(run.data, run.seed)
             return suite(run.data.local_folder, rounds, times)
-    return [_throughput(data, rounds), _seek(data, rounds), _memory(data, times)]
+    return [_throughput(data, rounds), _seek(data, rounds), _memory(times)]
 
 
 def _throughput(data: Path, rounds: int) -> Row:
@@ -103,10 +103,10 @@ def _first(data: Path, lanes: int, position: int, repeats: int = 20) -> Callable
     return run
 
 
-def _memory(data: Path, times: int) -> Row:
-    value, facts = peak_memory_ratio(data, times)
+def _memory(times: int) -> Row:
+    value, facts = peak_memory_ratio(times)
     return Row(
         f"prepare_peak_memory_{times}x", value, "ratio", 1.05, "lower", 1.15, (value, value), 1,
         f"peak resident MiB of `lbr-ds prepare`: {facts['large_mib']:.0f} on {times} times "
-        f"{facts['records']} records, {facts['small_mib']:.0f} on these",
+        f"{facts['records']} made-up records, {facts['small_mib']:.0f} on these",
     )  # fmt: skip

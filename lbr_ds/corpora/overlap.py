@@ -9,7 +9,6 @@ file, and `evaluate` asks it before it scores.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +70,11 @@ def load(folder: Path) -> TrainedTexts | None:
     return TrainedTexts(head["fingerprint"], np.frombuffer(body, "<u8").astype(np.uint64))
 
 
-def copy(data: Path, model: Path) -> None:
+def copy(data: Path | str, model: Path) -> None:
     """Put the data's file into a model's folder; data prepared by an older version has none."""
-    if (data / NAME).is_file():
-        shutil.copy(data / NAME, model / NAME)
+    content = Manifest.load(data).beside(NAME)
+    if content is not None:
+        (model / NAME).write_bytes(content)
 
 
 def _texts(folder: Path, split: str) -> Iterator[str]:

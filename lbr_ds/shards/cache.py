@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 
+_ROOM = ".lock-room"  # held while files are counted or dropped
 _WAIT = 0.1  # seconds until the next look for room that other processes' fetches take
 
 
@@ -70,14 +71,15 @@ def _fetch(path: Path, length: int, limit: int, fetch: Callable[[Path], None]) -
         time.sleep(_WAIT)
     try:
         fetch(part)
-        part.replace(path)
+        with _locked(path.parent / _ROOM):  # whoever counts sees it under one of its names
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def _reserve(part: Path, length: int, limit: int) -> bool:
     """Drop files until `length` more bytes fit and take them; False: others' fetches are in it."""
-    with _locked(part.parent / ".room"):
+    with _locked(part.parent / _ROOM):
         held = []
         for path in part.parent.iterdir():
             if path.suffix not in (".tar", ".part") or _is_orphan(path):

@@ -58,7 +58,10 @@ class Manifest:
         """
         if is_url(folder):
             remote = Remote(str(folder), cache_gib)
-            return cls._parse(_fetched(str(folder)), remote.folder, remote)
+            text = _fetched(remote.url, NAME)
+            if text is None:
+                raise DataError(_none_in(remote.place))
+            return cls._parse(text, remote.folder, remote)
         folder = Path(folder)
         try:
             text = (folder / NAME).read_bytes()
@@ -130,6 +133,13 @@ class Manifest:
             return self.folder / shard.file
         return self.remote.file(shard.file, shard.bytes, shard.sha256)
 
+    def beside(self, name: str) -> bytes | None:
+        """A small file beside the manifest, None where there is none; of a URL it is kept too."""
+        if self.remote is not None:
+            return _fetched(self.remote.url, name)
+        path = self.folder / name
+        return path.read_bytes() if path.is_file() else None
+
     def shards(self, split: str) -> list[ShardFile]:
         """The shards of `split`, in file order. Raises DataError for a split it has not."""
         if split not in self.splits:
@@ -158,12 +168,8 @@ class Manifest:
 
 
 @lru_cache(maxsize=16)
-def _fetched(url: str) -> bytes:
-    remote = Remote(url, CACHE_GIB)
-    text = remote.read(NAME)
-    if text is None:
-        raise DataError(_none_in(remote.place))
-    return text
+def _fetched(url: str, name: str) -> bytes | None:
+    return Remote(url, CACHE_GIB).read(name)
 
 
 def _none_in(place: str) -> str:

@@ -200,6 +200,14 @@ def test_manifest_cannot_lead_out_of_the_cache(server: Server, prepared: Path) -
         Manifest.load(server.url)
 
 
+def test_files_beside_the_manifest(server: Server, prepared: Path) -> None:
+    (prepared / "trained.u64").write_bytes(b"some")
+    for place in (prepared, server.url, server.url):
+        assert Manifest.load(place).beside("trained.u64") == b"some"
+        assert Manifest.load(place).beside("other") is None
+    assert server.asked.count("/data/trained.u64") == 1
+
+
 def test_disk_that_cannot_be_written(server: Server, cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text("a file where the folder should be")
