@@ -14,7 +14,6 @@ untrained reserved rows are near zero and then dominate gradient clipping (OpenR
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +36,6 @@ from lbr_ds.locate import locate
 CARD = "lbr.json"
 _ROUND_TO = 64  # new embedding tables get a multiple of this many rows: kernels like it
 
-log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # a bar a tensor, on every rank
 
 

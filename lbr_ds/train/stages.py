@@ -49,10 +49,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Stage:
-    """collate(run, encoder, step) -> Work; learn(engine, work, run, world) -> stats of the step.
-
-    largest(run, encoder) -> sequences that fill one micro-batch to its limit, for the rehearsal.
-    """
+    """collate(run, encoder, step) -> Work; learn(engine, work, run, world) -> stats of the step."""
 
     number: int
     split: str
