@@ -19,7 +19,7 @@ from lbr_ds.bench.measure import Row, interleaved, ratio
 from lbr_ds.errors import ConfigError
 
 __all__ = ["SUITES", "Row", "interleaved", "ratio", "run_suite", "tabled"]
-SUITES = ("loader",)
+SUITES = ("loader", "stage2", "encode")
 
 
 def run_suite(name: str) -> dict[str, Any]:

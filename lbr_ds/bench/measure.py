@@ -17,6 +17,7 @@ class Row:
 
     goal: the aim; floor: what must be reached; better: which way is up. quartiles: the first and
     the third of the rounds, of which `value` is the median. about: what exactly was measured.
+    theory: what the arithmetic alone would give, where it says anything.
     """
 
     measure: str
@@ -28,6 +29,7 @@ class Row:
     quartiles: tuple[float, float]
     rounds: int
     about: str
+    theory: float | None = None
 
 
 def interleaved(
@@ -51,7 +53,7 @@ def interleaved(
 
 def ratio(
     measure: str, pairs: list[tuple[float, float]], *, goal: float,
-    better: Literal["lower", "higher"], floor: float, about: str,
+    better: Literal["lower", "higher"], floor: float, about: str, theory: float | None = None,
 ) -> Row:  # fmt: skip
     """The row of `a` over `b` from the figures of each round."""
     ratios = [a / b for a, b in pairs]
@@ -59,4 +61,5 @@ def ratio(
     low, high = value, value
     if len(ratios) > 1:
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Row(measure, value, "ratio", goal, better, floor, (low, high), len(ratios), about)
+    return Row(measure, value, "ratio", goal, better, floor, (low, high), len(ratios), about,
+               theory)  # fmt: skip

@@ -1,4 +1,4 @@
-"""In the last decoder layer, queries, output projection and MLP for the rows that are read; no more.
+"""In the last decoder layer, queries, output projection and MLP for the rows read, and no more.
 
 Keys and values of every row are needed there, but what comes out of a row that nobody reads is
 thrown away: in stage 2 and in encoding all rows but one a text, in stage 1 those of X. That is most
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 _IN_ATTENTION = ("q_proj", "o_proj")

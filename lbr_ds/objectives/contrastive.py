@@ -60,9 +60,7 @@ class Rules:
         told = torch.stack([group, pairs.text, pairs.real.long()]).T
         groups, texts, real = world.gather(told.to(device)).T.contiguous()
         own = world.rank * per_rank + torch.arange(n, device=device)
-        return cls(
-            pairs.group.to(device), pairs.known.to(device), own, groups, texts, real.bool()
-        )
+        return cls(pairs.group.to(device), pairs.known.to(device), own, groups, texts, real.bool())
 
     def blocked(self, rows: slice) -> Tensor:
         """(rows, C) bool: candidates that are no negatives; a query's own positive never is."""
@@ -123,8 +121,8 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grads = [None if g is None else g.mul_(slope).to(d) for g, d in zip(ctx.grads, ctx.dtypes)]
-        ctx.grads = (None, None)  # they were scaled in place
+        made, ctx.grads = zip(ctx.grads, ctx.dtypes, strict=True), None  # scaled in place, so once
+        grads = (None if g is None else g.mul_(slope).to(dtype) for g, dtype in made)
         return (*grads, None, None, None, None)
 
 

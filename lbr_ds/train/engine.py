@@ -185,6 +185,14 @@ class Engine:
             raise CheckpointError(f"{folder}: holds no state for {self.world.size} ranks")
         return client["mine"]
 
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole gradient) one by one, after the last backward and before `step`.
+
+        All ranks iterate; each gets the average over ranks, in fp32.
+        """
+        for name, parameter in self.engine.module.backbone.named_parameters():
+            yield name, deepspeed.utils.safe_get_full_grad(parameter)
+
     def weights(self) -> Iterator[tuple[str, Tensor | None]]:
         """(name, whole tensor on the CPU) one by one on rank 0; None elsewhere. All ranks iterate.
 

@@ -5,9 +5,9 @@ loader process); `learn` runs forwards and backwards for them and leaves the gra
 step's loss on the engine. Both see to it that the result depends neither on how a step is cut into
 micro-batches nor on how many ranks share it.
 
-Which sequences share a micro-batch follows from their lengths alone, so that few and full ones come
-out (`fill_by_tokens`). Ranks keep the samples of their own lanes: a rank reads and tokenises nothing
-else, so evening out tokens among ranks would cost each of them the reading of the whole step.
+Which sequences share a micro-batch follows from their lengths alone, so that few and full ones
+come out (`fill_by_tokens`). Ranks keep the samples of their own lanes: a rank reads and tokenises
+nothing else, so to even out tokens among ranks each would have to read the whole step.
 """
 
 from __future__ import annotations
