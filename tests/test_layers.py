@@ -21,7 +21,8 @@ DOORS = {
     "webdataset": {"shards", "bench"},  # bench: the peer that the loader is measured against
     "mteb": {"evaluate"},
     "bm25s": {"mining/bm25.py"},
-    "datasets": {"corpora", "evaluate"},  # evaluate: the types that mteb takes
+    # evaluate: the types that mteb takes; bench: the type that a peer's trainer takes
+    "datasets": {"corpora", "evaluate", "bench"},
     "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
 }
 NO_TORCH = [
