@@ -96,7 +96,7 @@ def _slurm_task() -> bool:
     return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
-_joined = False
+_joined: World | None = None
 
 
 def join(timeout_minutes: float) -> World:
@@ -104,8 +104,12 @@ def join(timeout_minutes: float) -> World:
 
     torchrun's names (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's (SLURM_PROCID, SLURM_NTASKS,
     SLURM_LOCALID), with MASTER_ADDR and MASTER_PORT. Always makes a group, for DeepSpeed wants one.
-    Raises EnvironmentProblem when the rendezvous is not described or fails.
+    A second call returns the same place. Raises EnvironmentProblem when the rendezvous is not
+    described or fails.
     """
+    global _joined
+    if _joined is not None and dist.is_initialized():
+        return _joined
     if "RANK" not in os.environ and _slurm_task():
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
@@ -135,9 +139,8 @@ def join(timeout_minutes: float) -> World:
     except (RuntimeError, ValueError) as error:
         where = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
         raise EnvironmentProblem(f"rendezvous at {where} failed: {error}") from None
-    global _joined
-    _joined = True
-    return World(int(env["RANK"]), int(env["WORLD_SIZE"]), local, device)
+    _joined = World(int(env["RANK"]), int(env["WORLD_SIZE"]), local, device)
+    return _joined
 
 
 def leave() -> None:
@@ -153,7 +156,7 @@ def end(code: int) -> None:
     The interpreter's own way out destroys C++ threads of gloo and DeepSpeed in an order that aborts
     about one CPU rank in thirty (torch 2.13), long after all work is done and saved.
     """
-    if _joined:
+    if _joined is not None:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

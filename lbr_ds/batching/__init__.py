@@ -7,6 +7,14 @@ R read-out rows, K bottleneck tokens, D hidden size, H heads, V vocabulary, C ga
 from __future__ import annotations
 
 from lbr_ds.batching.encode import Sequence, TextEncoder
-from lbr_ds.batching.pack import PackedBatch, Segments, pack, split_by_tokens
+from lbr_ds.batching.pack import PackedBatch, Segments, Spread, pack, split_by_tokens
 
-__all__ = ["PackedBatch", "Segments", "Sequence", "TextEncoder", "pack", "split_by_tokens"]
+__all__ = [
+    "PackedBatch",
+    "Segments",
+    "Sequence",
+    "Spread",
+    "TextEncoder",
+    "pack",
+    "split_by_tokens",
+]
