@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
 ORDER = [
-    "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
-    "source", "config", "shards", "corpora", "batching", "model", "distributed", "objectives",
+    "errors", "flops", "records", "resources", "address", "explain", "locate", "runs",
+    "environment", "source", "config", "shards", "corpora", "batching", "model", "distributed", "objectives",
     "train", "export", "evaluate", "mining", "report", "bench", "console", "demo", "cli",
     "__main__",
 ]  # fmt: skip
@@ -25,8 +25,8 @@ DOORS = {
     "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
 }
 NO_TORCH = [
-    "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
-    "source", "config", "shards", "corpora", "report", "console", "cli", "demo",
+    "errors", "flops", "records", "resources", "address", "explain", "locate", "runs",
+    "environment", "source", "config", "shards", "corpora", "report", "console", "cli", "demo",
 ]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),
              ("mining", "train"), ("mining", "evaluate")}  # fmt: skip

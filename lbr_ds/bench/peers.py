@@ -36,7 +36,7 @@ from lbr_ds.train.stages import STAGES, Work
 SAME_LOSS = 1e-3  # relative difference of two losses that counts as none
 SAMPLES = 4  # a step of stage1_over_hf_dense
 TARGET = 256  # tokens of an answer there, at most
-STEPS = 3  # a round of trainer_over_bare_loop
+STEPS, RECORDS = 3, 500  # a round of trainer_over_bare_loop, and its corpus
 
 
 def suite(data: Path | None = None, rounds: int = ROUNDS, layers: int | None = None) -> list[Row]:
@@ -99,7 +99,9 @@ def hugging_face_step(
     run: RunConfig, batches: list[list[Sequence]], losses: tuple[list[float], list[float]]
 ) -> Callable[[], float]:
     """Seconds of the next step of transformers.Trainer, collation included, start-up not."""
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments,
+    )  # fmt: skip
 
     class Clock(TrainerCallback):
         begin = end = 0.0
@@ -127,6 +129,8 @@ def hugging_face_step(
         trainer = Trainer(
             model, args, data_collator=dense_batch, train_dataset=batches[0], callbacks=[stamps]
         )
+
+    trainer.remove_callback(PrinterCallback)
 
     def run_step() -> float:
         trainer.train_dataset = batches[len(losses[1])]
@@ -197,15 +201,14 @@ def trainer_over_bare_loop(data: Path | None, rounds: int, steps: int = STEPS) -
     """Seconds of our steps, all included, over a loop that only calls the same DeepSpeed engine."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        place = ["data.folder=" + str(folder / "data")]
-        if data is not None and (data / "manifest.json").is_file():
-            place = [f"data.folder={data}"]
-        elif data is not None:
-            place.append(f"data.sources=[{{path: '{data}'}}]")
         total = steps * (rounds + 1)
-        run = backbone(folder / "run", [*place, f"stage1.num_steps={total}", "model.max_length=64"])
-        if not (run.data.local_folder / "manifest.json").is_file():
-            prepare(run.data, run.seed)
+        corpus = folder / "corpus.jsonl"
+        corpus.write_text("".join(r.to_json() + "\n" for r in pairs(data, RECORDS)))
+        run = backbone(folder / "run", [
+            f"data.folder={folder / 'data'}", f"data.sources=[{{path: '{corpus}'}}]",
+            f"stage1.num_steps={total}", "model.max_length=64",
+        ])  # fmt: skip
+        prepare(run.data, run.seed)
         stage, world = STAGES[1], join(30)
         engine, encoder = build(run, stage, load_ds_config("auto"), world)
         ready = list(feed(run, encoder, total))
