@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
 ORDER = [
     "errors", "flops", "records", "resources", "address", "explain", "locate", "runs",
-    "environment", "source", "config", "shards", "corpora", "batching", "model", "distributed", "objectives",
-    "train", "export", "evaluate", "mining", "report", "bench", "console", "demo", "cli",
-    "__main__",
+    "environment", "source", "config", "shards", "corpora", "batching", "model", "distributed",
+    "objectives", "train", "export", "evaluate", "mining", "report", "bench",
+    "console", "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},

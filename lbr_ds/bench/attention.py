@@ -52,17 +52,22 @@ def suite(
     return rows
 
 
-def operands(tokens: int, config: dict[str, Any], device: str, dtype: torch.dtype) -> list[Tensor]:
+Operands = tuple[Tensor, Tensor, Tensor]
+
+
+def operands(tokens: int, config: dict[str, Any], device: str, dtype: torch.dtype) -> Operands:
     """Query, key and value: (1, H, T, d), (1, Hkv, T, d) twice."""
     size = config["hidden_size"] // config["num_attention_heads"]
-    return [
+    query, key, value = (
         torch.randn(1, tokens, config[heads], size, device=device, dtype=dtype)
-        .transpose(1, 2).requires_grad_()
+        .transpose(1, 2)
+        .requires_grad_()
         for heads in ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")
-    ]  # fmt: skip
+    )
+    return query, key, value  # fmt: skip
 
 
-def seconds(tensors: list[Tensor], attend: Callable[[], Tensor]) -> Callable[[], float]:
+def seconds(tensors: Operands, attend: Callable[[], Tensor]) -> Callable[[], float]:
     """Of the forward and of the gradients of all three."""
 
     def run() -> float:
@@ -90,13 +95,17 @@ def by_mask(
     sequence: Sequence, config: dict[str, Any], device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Callable[[], float]:  # fmt: skip
-    """The dense way."""
+    """The dense way, with the keys and values repeated for each head, as transformers does it."""
     mask = dense_ib_mask(sequence).to(device)[None, None]
     tensors = operands(len(sequence), config, device, dtype)
-    return seconds(
-        tensors,
-        lambda: scaled_dot_product_attention(*tensors, attn_mask=mask, enable_gqa=True),
-    )
+    share = config["num_attention_heads"] // config["num_key_value_heads"]
+
+    def attend() -> Tensor:
+        query, *rest = tensors
+        key, value = (x.repeat_interleave(share, 1) for x in rest)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+    return seconds(tensors, attend)
 
 
 def one_by_one(sequences: list[Sequence], config: dict[str, Any]) -> Callable[[], float]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it speaks on stderr at every start and stop
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device | str = "cpu") -> int:

@@ -100,7 +100,11 @@ def hugging_face_step(
 ) -> Callable[[], float]:
     """Seconds of the next step of transformers.Trainer, collation included, start-up not."""
     from transformers import (
-        AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments,
+        AutoModelForCausalLM,
+        PrinterCallback,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
     )  # fmt: skip
 
     class Clock(TrainerCallback):
