@@ -157,6 +157,21 @@ class Stage2Config(StageConfig):
     start_from: str = Field(default="last", alias="from")  # last, a stage-1 step, backbone, folder
     temperature: float = Field(default=0.02, gt=0)
     num_negatives: int = Field(default=0, ge=0)  # mined hard negatives taken from each record
+    # A candidate whose cosine exceeds the own positive's by more than this is no negative
+    # (objectives/contrastive.py); 0.1 is usual, None drops none for being near.
+    false_negative_margin: float | None = Field(default=None, ge=-2, le=2)
+    # A rank's tokens in one forward once its share of a step exceeds micro_batch_tokens and goes
+    # through gradient caching; None: micro_batch_tokens.
+    chunk_tokens: int | None = Field(default=None, ge=16)
+
+    @model_validator(mode="after")
+    def _chunk_within_micro_batch(self) -> Stage2Config:
+        if self.chunk_tokens is not None and self.chunk_tokens > self.micro_batch_tokens:
+            raise ValueError(
+                f"chunk_tokens={self.chunk_tokens} exceeds "
+                f"micro_batch_tokens={self.micro_batch_tokens}; a chunk is part of a micro-batch"
+            )
+        return self
 
 
 class MiningConfig(Part):
@@ -245,7 +260,8 @@ class RunConfig(Part):
         plain = json.loads(self.model_dump_json(exclude=apart))
         plain.pop(f"stage{3 - stage}")
         plain["model"].pop("activation_checkpointing")
-        plain[f"stage{stage}"].pop("micro_batch_tokens")
+        for memory_only in ("micro_batch_tokens", "chunk_tokens"):
+            plain[f"stage{stage}"].pop(memory_only, None)
         return plain
 
 

@@ -100,7 +100,7 @@ _joined: World | None = None
 
 
 def join(timeout_minutes: float) -> World:
-    """Read this process's place from the environment and join the process group.
+    """Read this process's place from the environment and join the process group, once.
 
     torchrun's names (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's (SLURM_PROCID, SLURM_NTASKS,
     SLURM_LOCALID), with MASTER_ADDR and MASTER_PORT. Always makes a group, for DeepSpeed wants one.

@@ -74,6 +74,7 @@ def test_broken_ds_config(content: str, message: str, tmp_path: Path) -> None:
         ("data.splits={gl: 0.9, cl: 0.9, eval: 0.1}", "add up to 1.9"),
         ("data.splits={gl: 100, cl: 0.5, eval: 5}", "mixes shares and counts"),
         ("model.max_length=many", "model.max_length"),
+        ("stage2.chunk_tokens=9999", "chunk_tokens=9999 exceeds micro_batch_tokens=4096"),
         ("seed", "not of the form key.sub=value"),
         ("seed.x=1", "seed is a value, not a part"),
     ],
@@ -108,6 +109,9 @@ def test_decisive_moves_with_the_numbers_and_only_with_them() -> None:
              "model.num_layers=1"]  # fmt: skip
     assert all(load("demo", [o]).decisive(1) == base for o in same)
     assert all(load("demo", [o]).decisive(1) != base for o in other)
+    base = load("demo").decisive(2)
+    assert load("demo", ["stage2.chunk_tokens=99"]).decisive(2) == base
+    assert load("demo", ["stage2.false_negative_margin=0.1"]).decisive(2) != base
 
 
 def test_epochs_become_steps() -> None:

@@ -7,7 +7,14 @@ R read-out rows, K bottleneck tokens, D hidden size, H heads, V vocabulary, C ga
 from __future__ import annotations
 
 from lbr_ds.batching.encode import Sequence, TextEncoder
-from lbr_ds.batching.pack import PackedBatch, Segments, Spread, pack, split_by_tokens
+from lbr_ds.batching.pack import (
+    PackedBatch,
+    Segments,
+    Spread,
+    fill_by_tokens,
+    pack,
+    split_by_tokens,
+)
 
 __all__ = [
     "PackedBatch",
@@ -15,6 +22,7 @@ __all__ = [
     "Sequence",
     "Spread",
     "TextEncoder",
+    "fill_by_tokens",
     "pack",
     "split_by_tokens",
 ]

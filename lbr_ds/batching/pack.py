@@ -12,6 +12,7 @@ each. Attention is told by `Segments` which rows attend together:
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -217,3 +218,23 @@ def split_by_tokens(sequences: list[Sequence], budget: int) -> list[list[int]]:
         batches[-1].append(index)
         tokens += len(seq)
     return batches
+
+
+def fill_by_tokens(sequences: list[Sequence], budget: int) -> list[list[int]]:
+    """Indices of `sequences` in as few micro-batches of at most `budget` tokens as best fit finds.
+
+    The longest first, each into the fullest micro-batch that still takes it (best-fit decreasing:
+    at most 11/9 of the fewest). A sequence longer than the budget makes a micro-batch of its own.
+    Indices rise inside a micro-batch; the result depends on the lengths alone.
+    """
+    batches: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, micro-batch), ascending
+    for index in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
+        tokens = len(sequences[index])
+        at = bisect_left(room, (tokens, 0))
+        left, number = room.pop(at) if at < len(room) else (budget, len(batches))
+        if number == len(batches):
+            batches.append([])
+        batches[number].append(index)
+        insort(room, (left - tokens, number))
+    return [sorted(batch) for batch in batches]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.sources import find
 from lbr_ds.errors import DataError
+from lbr_ds.locate import cache_folder
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.records import Record
 from lbr_ds.shards import read_split
@@ -41,10 +43,21 @@ def _records(data: Path | None) -> list[Record]:
     return [row for row in rows if isinstance(row, Record)]
 
 
-def backbone(folder: Path, overrides: list[str] | None = None) -> RunConfig:
-    """The demo's run in `folder` with its backbone prepared there, for texts of MAX_LENGTH."""
-    run = load("demo", [f"run={folder}", f"model.max_length={MAX_LENGTH}", *(overrides or [])])
+def backbone(num_layers: int = 6, max_length: int = MAX_LENGTH) -> RunConfig:
+    """A run of the demo's backbone, cut to `num_layers`, that starts stage 2 from it.
+
+    It is prepared once in the user's cache and serves every later call.
+    """
+    folder = cache_folder() / "bench" / f"demo-{num_layers}-{max_length}"
+    run = load("demo", [
+        f"run={folder}", f"model.num_layers={num_layers}", f"model.max_length={max_length}",
+        "stage2.from=backbone",
+    ])  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
-    (run.run / "recipe.yaml").write_text(run.dump(), encoding="utf-8")
     return run
+
+
+def with_stage2(run: RunConfig, **changes: Any) -> RunConfig:
+    """The same run with other values in its part stage2."""
+    return run.model_copy(update={"stage2": run.stage2.model_copy(update=changes)})

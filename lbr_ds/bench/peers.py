@@ -17,21 +17,23 @@ from typing import Any
 
 import torch
 
-from lbr_ds.batching import Sequence, TextEncoder, pack
+from lbr_ds.batching import Sequence, TextEncoder
 from lbr_ds.batching.generative import generative_sequence
-from lbr_ds.bench.material import backbone, pairs
+from lbr_ds.bench import peers_stage2
+from lbr_ds.bench.material import pairs
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
 from lbr_ds.bench.stage1 import dense_ib_mask
-from lbr_ds.config import RunConfig
+from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.distributed import join
 from lbr_ds.flops import Shape, bottleneck_pairs, flops
+from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.train.engine import Engine, load_ds_config
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.loop import build, take_step
 from lbr_ds.train.meter import Meter
 from lbr_ds.train.preempt import Preemption
-from lbr_ds.train.stages import STAGES, Work
+from lbr_ds.train.stages import STAGES, Work, cut
 
 SAME_LOSS = 1e-3  # relative difference of two losses that counts as none
 SAMPLES = 4  # a step of stage1_over_hf_dense
@@ -41,14 +43,18 @@ STEPS, RECORDS = 3, 500  # a round of trainer_over_bare_loop, and its corpus
 
 def suite(data: Path | None = None, rounds: int = ROUNDS, layers: int | None = None) -> list[Row]:
     """All rows. layers: of the 135M backbone in stage1_over_hf_dense; None: all 30."""
-    return [stage1_over_hf_dense(data, rounds, layers), trainer_over_bare_loop(data, rounds)]
+    return [
+        stage1_over_hf_dense(data, rounds, layers),
+        trainer_over_bare_loop(data, rounds),
+        *peers_stage2.rows(data, rounds),
+    ]
 
 
 def stage1_over_hf_dense(data: Path | None, rounds: int, layers: int | None = None) -> Row:
     """Tokens/s of stage 1 over Hugging Face's Trainer with a dense 4D mask on padded batches."""
     kept = "null" if layers is None else str(layers)
     with tempfile.TemporaryDirectory() as folder:
-        run = backbone(Path(folder) / "run", [
+        run = demo_run(Path(folder) / "run", [
             f"model.num_layers={kept}", "stage1.micro_batch_tokens=8192", "stage1.num_steps=1000",
             f"stage1.samples_per_step={SAMPLES}", f"stage1.max_target_length={TARGET}",
             "stage1.optim={lr: 1.0e-5, weight_decay: 0, clip: 1.0}",
@@ -74,6 +80,13 @@ def stage1_over_hf_dense(data: Path | None, rounds: int, layers: int | None = No
         )  # fmt: skip
 
 
+def demo_run(folder: Path, overrides: list[str]) -> RunConfig:
+    """The demo's run in `folder`, otherwise as `overrides` say, with its backbone prepared."""
+    run = load("demo", [f"run={folder}", "model.max_length=512", *overrides])
+    prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
+    return run
+
+
 def our_step(
     engine: Engine, run: RunConfig, batches: list[list[Sequence]],
     losses: tuple[list[float], list[float]],
@@ -85,7 +98,7 @@ def our_step(
         number = len(losses[0])
         batch = batches[number]
         begin = perf_counter()
-        work = Work(number, len(batch), 0, [pack(batch)])
+        work = Work(number, len(batch), 0, *cut(batch, run.stage1.micro_batch_tokens))
         values = take_step(engine, STAGES[1], run, iter([work]), run.stage1.optim.lr, world)
         seconds = perf_counter() - begin
         losses[0].append(values["loss"])
@@ -208,7 +221,7 @@ def trainer_over_bare_loop(data: Path | None, rounds: int, steps: int = STEPS) -
         total = steps * (rounds + 1)
         corpus = folder / "corpus.jsonl"
         corpus.write_text("".join(r.to_json() + "\n" for r in pairs(data, RECORDS)))
-        run = backbone(folder / "run", [
+        run = demo_run(folder / "run", [
             f"data.folder={folder / 'data'}", f"data.sources=[{{path: '{corpus}'}}]",
             f"stage1.num_steps={total}", "model.max_length=64",
         ])  # fmt: skip

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class PackedModel(AbsEncoder):
     """A checkpoint's `model/` folder behind mteb's interface: the trainer's own forward code."""
 
-    def __init__(self, folder: Path, batch_tokens: int = 8192) -> None:
+    def __init__(self, folder: Path, batch_tokens: int | None = None) -> None:
         from lbr_ds.model.encoder import PackedEncoder
 
         self.model = PackedEncoder(folder)
@@ -42,7 +42,7 @@ class PackedModel(AbsEncoder):
 
 
 def load_model(
-    model: str, *, batch_tokens: int = 8192, trust_remote_code: bool = False
+    model: str, *, batch_tokens: int | None = None, trust_remote_code: bool = False
 ) -> MTEBModels:
     """The encoder that `model` stands for.
 

@@ -43,7 +43,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     output: Path | None = None,
     batch_size: int = 64,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     max_queries: int | None = None,
     examples: int = 0,
     seed: int = 0,
@@ -53,10 +53,10 @@ def evaluate(
     """Scores of `model` on DATA's eval split and on official tasks; written to `output` too.
 
     model: see `load_model`. batch_size: texts a batch for sentence-transformers; batch_tokens:
-    tokens a batch for our own encoder. max_queries: a sample of the held-out queries, drawn by
-    seed (the corpus stays whole). examples: so many queries with their top 3 passages, drawn by
-    seed, so the same ones for every model. allow_overlap: score a model of ours on texts that it
-    was trained on too, and say so under "overlap" (see `overlap.py`).
+    tokens a batch for our own encoder (None: as suits the device). max_queries: a sample of the
+    held-out queries, drawn by seed (the corpus stays whole). examples: so many queries with their
+    top 3 passages, drawn by seed, so the same ones for every model. allow_overlap: score a model
+    of ours on texts that it was trained on too, and say so under "overlap" (see `overlap.py`).
     Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
     "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
     "environment"}, and "examples" when asked. A task that is no retrieval has "main_score" and

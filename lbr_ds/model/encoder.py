@@ -12,6 +12,8 @@ from lbr_ds.batching import TextEncoder, pack, split_by_tokens
 from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.embedder import Embedder
 
+_BATCH_TOKENS = {False: 2048, True: 16384}  # on a CPU more leave its cache and gain nothing
+
 
 class PackedEncoder:
     """A checkpoint's `model/` folder (or a prepared backbone) as an encoder of texts."""
@@ -32,19 +34,32 @@ class PackedEncoder:
             num_bottleneck=self.card.num_bottleneck,
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def encode(
-        self, texts: list[str], batch_tokens: int = 8192, progress: bool = False
+        self, texts: list[str], batch_tokens: int | None = None, progress: bool = False
     ) -> np.ndarray:
-        """(N, D) float32, unit length, in the order of `texts`."""
+        """(N, D) float32, unit length, in the order of `texts`.
+
+        batch_tokens: of one forward; None: as many as keep the device busy and no more. The longest
+        texts go first, so memory faults come at once.
+        """
+        batch_tokens = batch_tokens or _BATCH_TOKENS[self.device.type == "cuda"]
         sequences = self.texts.embed(texts)
-        order = sorted(range(len(texts)), key=lambda i: len(sequences[i]))
+        order = sorted(range(len(texts)), key=lambda i: -len(sequences[i]))
         sequences = [sequences[i] for i in order]
         vectors = np.empty((len(texts), self.model.backbone.config.hidden_size), np.float32)
         batches = split_by_tokens(sequences, batch_tokens)
+        # The copy to the host waits for the device; a batch late, so that the next one is packed
+        # and on its way meanwhile.
+        done: list[tuple[list[int], torch.Tensor]] = []
         for chosen in _tracked(batches) if progress else batches:
             batch = pack([sequences[i] for i in chosen]).to(self.device)
-            vectors[[order[i] for i in chosen]] = self.model(batch).cpu().numpy()
+            done.append(([order[i] for i in chosen], self.model(batch)))
+            if len(done) > 1:
+                places, found = done.pop(0)
+                vectors[places] = found.cpu().numpy()
+        for places, found in done:
+            vectors[places] = found.cpu().numpy()
         return vectors
 
 

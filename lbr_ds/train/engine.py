@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ OWNED_BY_RECIPE = {
     "scheduler": "stageN.optim",
     "activation_checkpointing": "model.activation_checkpointing",
 }
+
+log = logging.getLogger(__name__)
 
 for name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(name).setLevel(logging.WARNING)
@@ -83,6 +86,7 @@ class Engine:
     ) -> None:  # fmt: skip
         """make(dtype) builds the module; its parameters are then read from the folder `weights`."""
         self.world = world
+        self._one_reduction: bool | None = None
         self.stage: int = ds_config["zero_optimization"]["stage"]
         bf16 = bool(ds_config.get("bf16", {}).get("enabled"))
         self.dtype = torch.bfloat16 if bf16 else torch.float32
@@ -122,6 +126,36 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
+    @contextlib.contextmanager
+    def cached_backwards(self) -> Iterator[None]:
+        """Around all backwards of a step that gradient caching has cut into chunks.
+
+        One reduction over ranks at the end instead of one a chunk, where every rank has room for a
+        whole gradient; the sums are the same. Decided at the first such step: the rehearsal has
+        then taken the memory that a step needs, so what is free is free.
+        """
+        if self._one_reduction is None:
+            self._one_reduction = self._fits_whole_gradient()
+        if not self._one_reduction:
+            yield
+            return
+        # DeepSpeed puts back at the end the boundary that it found here, and step() asks for it.
+        self.engine.set_gradient_accumulation_boundary(True)
+        with self.engine.coalesce_grad_reduction():
+            yield
+
+    def _fits_whole_gradient(self) -> bool:
+        """Whether a gradient that is not sharded takes at most half of what is free on any rank."""
+        need = self.num_parameters * self.dtype.itemsize
+        free = free_memory(self.world)
+        (lacking,) = self.world.max(float(need > free / 2))
+        log.info(
+            "gradient caching: %s (a whole gradient is %.2f GiB, %.1f GiB are free)",
+            "a reduction each chunk" if lacking else "one reduction a step",
+            need / 2**30, free / 2**30,
+        )  # fmt: skip
+        return not lacking
+
     def step(self, lr: float) -> tuple[float, bool]:
         """Clip, update, forget the gradients. Returns (gradient norm before clipping, applied).
 
@@ -151,6 +185,14 @@ class Engine:
             raise CheckpointError(f"{folder}: holds no state for {self.world.size} ranks")
         return client["mine"]
 
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole gradient) one by one, after the last backward and before `step`.
+
+        All ranks iterate; each gets the average over ranks, in fp32.
+        """
+        for name, parameter in self.engine.module.backbone.named_parameters():
+            yield name, deepspeed.utils.safe_get_full_grad(parameter)
+
     def weights(self) -> Iterator[tuple[str, Tensor | None]]:
         """(name, whole tensor on the CPU) one by one on rank 0; None elsewhere. All ranks iterate.
 
@@ -160,6 +202,13 @@ class Engine:
             with gathered(parameter):
                 whole = parameter.detach().to("cpu", copy=True) if self.world.first else None
             yield name, whole
+
+
+def free_memory(world: World) -> float:
+    """Bytes that a rank may still take: of its GPU, or its share of the host's."""
+    if world.device.type == "cuda":
+        return float(torch.cuda.mem_get_info(world.device)[0])
+    return psutil.virtual_memory().available / world.size
 
 
 def gathered(parameter: nn.Parameter, *, writer: int | None = None) -> Any:

@@ -21,8 +21,8 @@ _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 _FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
-def launch(arguments: list[str], nproc: int) -> int:
-    """Run `python -m lbr_ds ARGUMENTS` as `nproc` ranks; returns the first non-zero exit code or 0.
+def launch(arguments: list[str], nproc: int, module: str = "lbr_ds") -> int:
+    """Run `python -m MODULE ARGUMENTS` as `nproc` ranks; returns the first non-zero exit code or 0.
 
     When one rank fails the others are stopped: they would wait for it in a collective. Signals are
     passed on to all ranks. Raises TrainingError when a rank was killed by a signal.
@@ -38,7 +38,7 @@ def launch(arguments: list[str], nproc: int) -> int:
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(nproc),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": threads,
         }  # fmt: skip
-        command = [sys.executable, "-m", "lbr_ds", *arguments]
+        command = [sys.executable, "-m", module, *arguments]
         ranks.append(subprocess.Popen(command, env=env))
 
     def forward(number: int, frame: FrameType | None) -> None:

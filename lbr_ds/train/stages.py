@@ -4,17 +4,21 @@ A stage is a value. `collate` turns a rank's share of a step into micro-batches 
 loader process); `learn` runs forwards and backwards for them and leaves the gradient of the whole
 step's loss on the engine. Both see to it that the result depends neither on how a step is cut into
 micro-batches nor on how many ranks share it.
+
+Which sequences share a micro-batch follows from their lengths alone, so that few and full ones
+come out (`fill_by_tokens`). Ranks keep the samples of their own lanes: a rank reads and tokenises
+nothing else, so to even out tokens among ranks each would have to read the whole step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lbr_ds.batching import PackedBatch, Sequence, TextEncoder, pack, split_by_tokens
+from lbr_ds.batching import PackedBatch, Sequence, TextEncoder, fill_by_tokens, pack
 from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
 from lbr_ds.batching.generative import draw, generative_sequence
 from lbr_ds.config import RunConfig
@@ -28,12 +32,16 @@ Stats = dict[str, float]
 
 @dataclass(frozen=True)
 class Work:
-    """A rank's share of one step, ready to learn from."""
+    """A rank's share of one step, ready to learn from.
+
+    members: for each micro-batch the numbers of its sequences within the step, int64.
+    """
 
     step: int
     samples: int
     skipped: int
     micro_batches: list[PackedBatch]
+    members: list[Tensor]
     pairs: Pairs | None = None
 
     @property
@@ -57,9 +65,11 @@ class Stage:
     learn: Callable[[Engine, Work, RunConfig, World], Stats]
 
 
-def cut(sequences: list[Sequence], budget: int) -> list[PackedBatch]:
-    """Packed micro-batches of at most `budget` tokens, in order."""
-    return [pack([sequences[i] for i in chosen]) for chosen in split_by_tokens(sequences, budget)]
+def cut(sequences: list[Sequence], budget: int) -> tuple[list[PackedBatch], list[Tensor]]:
+    """Packed micro-batches of at most `budget` tokens, and which sequences each one holds."""
+    chosen = fill_by_tokens(sequences, budget)
+    batches = [pack([sequences[i] for i in numbers]) for numbers in chosen]
+    return batches, [torch.tensor(numbers) for numbers in chosen]
 
 
 def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work:
@@ -74,8 +84,8 @@ def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work
                 turn=sample.epoch, max_target_length=run.stage1.max_target_length,
             )
         )  # fmt: skip
-    batches = cut(sequences, run.stage1.micro_batch_tokens)
-    return Work(step.index, len(sequences), step.skipped, batches)
+    batches, members = cut(sequences, run.stage1.micro_batch_tokens)
+    return Work(step.index, len(sequences), step.skipped, batches, members)
 
 
 def learn_generative(engine: Engine, work: Work, run: RunConfig, world: World) -> Stats:
@@ -94,12 +104,19 @@ def learn_generative(engine: Engine, work: Work, run: RunConfig, world: World) -
 
 
 def collate_contrastive(run: RunConfig, encoder: TextEncoder, step: Step) -> Work:
-    """Queries first, then candidates; a micro-batch may hold some of each."""
+    """Queries first, then candidates; a micro-batch may hold some of each.
+
+    A share that fits micro_batch_tokens stays whole; one that does not is cut by chunk_tokens.
+    """
     records = [sample.record for sample in step.samples]
     turns = [sample.epoch for sample in step.samples]
     pairs = contrastive_pairs(records, turns, encoder, run.stage2.num_negatives)
-    batches = cut(pairs.sequences, run.stage2.micro_batch_tokens)
-    return Work(step.index, len(records), step.skipped, batches, pairs)
+    budget = whole = run.stage2.micro_batch_tokens
+    if sum(len(sequence) for sequence in pairs.sequences) > whole:
+        budget = run.stage2.chunk_tokens or whole
+    batches, members = cut(pairs.sequences, budget)
+    pairs = replace(pairs, sequences=[])  # they are in the micro-batches now
+    return Work(step.index, len(records), step.skipped, batches, members, pairs)
 
 
 def learn_contrastive(engine: Engine, work: Work, run: RunConfig, world: World) -> Stats:
@@ -121,8 +138,10 @@ def learn_contrastive(engine: Engine, work: Work, run: RunConfig, world: World) 
 def _contrast(
     vectors: Tensor, pairs: Pairs, run: RunConfig, world: World
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    n = pairs.num_queries
-    return info_nce(vectors[:n], vectors[n:], pairs, run.stage2.temperature, world)
+    n, part = pairs.num_queries, run.stage2
+    return info_nce(
+        vectors[:n], vectors[n:], pairs, part.temperature, world, part.false_negative_margin
+    )
 
 
 def _learn_cached(
@@ -132,23 +151,32 @@ def _learn_cached(
 
     1. Encode every micro-batch without a graph. 2. The loss of the whole step and its gradient with
     respect to the vectors. 3. Encode each micro-batch again and send its part of that gradient on.
+
+    Of a larger step only the vectors and their gradient grow on the device: (sequences, D) fp32
+    each. Both encodings visit the modules in one order, so ZeRO-3's prefetch trace stays valid.
     """
-    pieces = []
+    assert work.pairs is not None
+    members = [numbers.to(world.device) for numbers in work.members]
+    cached: Tensor | None = None
     with torch.no_grad():
         for index in range(count):
             batch, weight = micro_batch(work.micro_batches, index)
             vectors = engine(batch.to(world.device))
+            if cached is None:
+                total = sum(len(numbers) for numbers in members)
+                cached = vectors.new_empty(total, vectors.shape[1])
             if weight:
-                pieces.append(vectors)
-    cached = torch.cat(pieces).requires_grad_()
-    loss, stats = _contrast(cached, work.pairs, run, world)  # type: ignore[arg-type]
+                cached[members[index]] = vectors
+    assert cached is not None
+    cached.requires_grad_()
+    loss, stats = _contrast(cached, work.pairs, run, world)
     (slope,) = torch.autograd.grad(loss * world.size, cached)
-    parts = slope.split([m.num_sequences for m in work.micro_batches])
-    for index in range(count):
-        batch, weight = micro_batch(work.micro_batches, index)
-        vectors = engine(batch.to(world.device))
-        surrogate = (vectors * parts[index if weight else 0]).sum() * weight
-        engine.backward(surrogate, last=index == count - 1)
+    with engine.cached_backwards():
+        for index in range(count):
+            batch, weight = micro_batch(work.micro_batches, index)
+            vectors = engine(batch.to(world.device))
+            surrogate = (vectors * slope[members[index if weight else 0]]).sum() * weight
+            engine.backward(surrogate, last=index == count - 1)
     return stats
 
 

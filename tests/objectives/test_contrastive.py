@@ -1,13 +1,15 @@
-"""What InfoNCE counts as a negative: the rule as a truth table over one small step."""
+"""What InfoNCE counts as a negative, as a truth table; and its tiles against the whole matrix."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch.nn.functional import normalize
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 
 from lbr_ds.batching.contrastive import Pairs, hashed
 from lbr_ds.distributed import World
-from lbr_ds.objectives.contrastive import blocked_pairs, info_nce
+from lbr_ds.objectives.contrastive import Rules, info_nce
 
 # Query i answers candidate i; candidates 4..7 are mined negatives, one a query.
 GROUPS = ["a", "a", "b", "c"]
@@ -33,9 +35,10 @@ def pairs() -> Pairs:
 
 
 def test_truth_table() -> None:
-    blocked, own = blocked_pairs(pairs(), World())
-    assert own.tolist() == [0, 1, 2, 3]
-    assert blocked.int().tolist() == BLOCKED
+    rules = Rules.of(pairs(), World())
+    assert rules.own.tolist() == [0, 1, 2, 3]
+    assert rules.blocked(slice(0, 4)).int().tolist() == BLOCKED
+    assert rules.blocked(slice(1, 3)).int().tolist() == BLOCKED[1:3]
 
 
 def test_loss_and_stats_equal_plain_python() -> None:
@@ -54,3 +57,95 @@ def test_loss_and_stats_equal_plain_python() -> None:
     assert torch.isclose(loss, torch.tensor(sum(losses) / 4))
     assert stats["accuracy"].item() == right
     assert torch.isclose(stats["negative_cosine"], torch.tensor(sum(negative)))
+
+
+def dense(
+    queries: Tensor, candidates: Tensor, pairs: Pairs, temperature: float, margin: float | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The oracle: scores and mask whole, gradients by autograd, the margin outside the graph."""
+    n = len(queries)
+    rows = torch.arange(n)
+    positives_group = torch.full((len(candidates),), -1)
+    positives_group[:n] = pairs.group
+    blocked = ~pairs.real[None, :] | (pairs.group[:, None] == positives_group)
+    blocked |= (pairs.known[:, :, None] == pairs.text).any(1)
+    cosines = queries @ candidates.T
+    if margin is not None:
+        blocked |= cosines.detach() > cosines.detach()[rows, rows][:, None] + margin
+    blocked[rows, rows] = False
+    scores = (cosines / temperature).masked_fill(blocked, float("-inf"))
+    losses = cross_entropy(scores, rows, reduction="none")
+    negative = ~blocked
+    negative[rows, rows] = False
+    mean = (cosines * negative).sum(1) / negative.sum(1).clamp_min(1)
+    stats = {
+        "loss": losses.sum(), "accuracy": (scores.argmax(1) == rows).sum(),
+        "positive_cosine": cosines[rows, rows].sum(), "negative_cosine": mean.sum(),
+    }  # fmt: skip
+    return losses.sum() / n, stats
+
+
+def made_up(n: int, negatives: int) -> Pairs:
+    """Hashes with groups, shared positives and missing negatives all about."""
+    generator = torch.Generator().manual_seed(n)
+
+    def draw(*shape: int, high: int) -> Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
+    text = draw(n * (1 + negatives), high=2 * n)
+    known = torch.stack([text[:n], draw(n, high=2 * n), torch.full((n,), -1)]).T
+    real = torch.cat([torch.ones(n), draw(n * negatives, high=4)]) > 0
+    return Pairs([], draw(n, high=n), known, text, real)
+
+
+@pytest.mark.parametrize("tile", [1, 100, 1 << 20])
+@pytest.mark.parametrize("negatives", [0, 2])
+@pytest.mark.parametrize("margin", [None, 0.1, 0.0, -0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiles_equal_the_whole_matrix(
+    tile: int, negatives: int, margin: float | None, dtype: torch.dtype
+) -> None:
+    n, step = 13, made_up(13, negatives)
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(n * (2 + negatives), 8, generator=generator, dtype=dtype)
+    found = []
+    for objective in ("tiled", "dense"):
+        x = normalize(vectors, dim=-1).requires_grad_()
+        if objective == "tiled":
+            loss, stats = info_nce(x[:n], x[n:], step, 0.05, World(), margin, tile)
+        else:
+            loss, stats = dense(x[:n], x[n:], step, 0.05, margin)
+        (slope,) = torch.autograd.grad(3.0 * loss, x)
+        found.append((loss.detach(), slope, *(stats[name].to(dtype) for name in sorted(stats))))
+    near = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=near, atol=near)
+
+
+def test_the_margin_drops_what_is_nearer_than_the_positive() -> None:
+    """One query along x; its positive at cosine 0.6, the others at 0.8 and 0.65."""
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    x = torch.tensor([0.6, 0.8, 0.65])
+    candidates = torch.stack([x, (1 - x * x).sqrt()], 1)
+    step = Pairs([], torch.arange(3), torch.arange(3)[:, None], torch.arange(3), torch.ones(3) > 0)
+
+    def loss(margin: float | None) -> float:
+        return float(info_nce(queries[:3], candidates, step, 1.0, World(), margin)[1]["loss"])
+
+    def by_hand(*kept: list[float]) -> float:
+        return sum(float(torch.tensor(row).logsumexp(0)) - row[0] for row in kept)
+
+    y = (1 - x * x).sqrt().tolist()
+    rest = ([y[1], y[0], y[2]], [y[2], y[0], y[1]])
+    assert loss(None) == pytest.approx(by_hand([0.6, 0.8, 0.65], *rest), abs=1e-6)
+    # Row 0 drops 0.8 > 0.6 + 0.1; row 1 (own 0.6) drops 0.8 and 0.76; row 2 (own 0.76) drops none.
+    assert loss(0.1) == pytest.approx(by_hand([0.6, 0.65], [y[1]], rest[1]), abs=1e-6)
+
+
+def test_vectors_in_half_precision_are_scored_in_fp32() -> None:
+    torch.manual_seed(0)
+    x = normalize(torch.randn(39, 8), dim=-1).bfloat16()
+    loss, _ = info_nce(x[:13], x[13:], made_up(13, 1), 0.05, World())
+    wanted, _ = info_nce(x[:13].float(), x[13:].float(), made_up(13, 1), 0.05, World())
+    assert loss.dtype == torch.float32
+    assert loss == wanted

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_grad
 
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
@@ -18,29 +18,31 @@ from lbr_ds.train.engine import load_ds_config
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 
-# name: (stage, ds_config, tokens of a micro-batch, activation checkpointing)
+# name: (stage, ds_config, tokens of a micro-batch, further overrides)
+CHECKPOINTING = ["model.activation_checkpointing=true"]
 CASES = {
-    "gl-whole": (1, "zero3_cpu", 4096, False),
-    "gl-cut": (1, "zero3_cpu", 100, False),
-    "gl-checkpointing": (1, "zero3_cpu", 100, True),
-    "cl-whole": (2, "zero3_cpu", 4096, False),
-    "cl-cached": (2, "zero3_cpu", 60, False),
-    "cl-checkpointing": (2, "zero3_cpu", 60, True),
+    "gl-whole": (1, "zero3_cpu", 4096, []),
+    "gl-cut": (1, "zero3_cpu", 100, []),
+    "gl-checkpointing": (1, "zero3_cpu", 100, CHECKPOINTING),
+    "cl-whole": (2, "zero3_cpu", 4096, []),
+    "cl-cached": (2, "zero3_cpu", 100, ["stage2.chunk_tokens=60"]),
+    "cl-checkpointing": (2, "zero3_cpu", 60, CHECKPOINTING),
 }
+# Chunks reduced one by one, as where a whole gradient does not fit.
+CASES["cl-reduced-each"] = CASES["cl-cached"]
 # The shipped layouts for GPUs, whose bf16 allows no such closeness; on two ranks.
 HALF = {
-    f"{name}-{layout}": (stage, layout, 60, False)
+    f"{name}-{layout}": (stage, layout, 60, [])
     for layout in ("zero1", "zero2", "zero3")
     for name, stage in (("gl", 1), ("cl", 2))
 }
 
 
 def probe(recipe: str, out: Path, world: World) -> None:
-    """Every case, each on a fresh engine."""
+    """Every case, each on a fresh engine; the step is taken twice."""
     cases = {**CASES, **(HALF if world.size == 2 else {})}
-    for case, (number, ds_config, tokens, checkpointing) in cases.items():
-        overrides = [f"stage{number}.micro_batch_tokens={tokens}", "stage2.from=backbone",
-                     f"model.activation_checkpointing={checkpointing}"]  # fmt: skip
+    for case, (number, ds_config, tokens, more) in cases.items():
+        overrides = [f"stage{number}.micro_batch_tokens={tokens}", "stage2.from=backbone", *more]
         run = load(recipe, overrides)
         stage = STAGES[number]
         engine, encoder = build(run, stage, load_ds_config(ds_config), world)
@@ -48,15 +50,17 @@ def probe(recipe: str, out: Path, world: World) -> None:
         stream = steps(run.data.folder, stage.split, seed=run.seed, samples_per_step=size,
                        rank=world.rank, world=world.size, stop=1)  # fmt: skip
         work = stage.collate(run, encoder, next(iter(stream)))
-        stats = stage.learn(engine, work, run, world)
-        parameters = engine.engine.module.backbone.named_parameters()
-        grads = {name: safe_get_full_grad(p) for name, p in parameters}
-        norm, applied = engine.step(1e-3)
-        assert applied
-        after = dict(engine.weights())
+        if case == "cl-reduced-each":
+            engine._one_reduction = False
+        found: dict[str, Any] = {"micro_batches": len(work.micro_batches)}
+        for turn in ("", "second_"):
+            found[f"{turn}stats"] = stage.learn(engine, work, run, world)
+            found[f"{turn}grads"] = dict(engine.gradients())
+            found[f"{turn}norm"], applied = engine.step(1e-3)
+            assert applied
+            found[f"{turn}after"] = dict(engine.weights())
+        found["one_reduction"] = engine._one_reduction
         if world.first:
-            found = {"stats": stats, "grads": grads, "after": after, "norm": norm,
-                     "micro_batches": len(work.micro_batches)}  # fmt: skip
             torch.save(found, out / f"{case}-{world.size}.pt")
 
 
