@@ -21,7 +21,8 @@ DOORS = {
     "webdataset": {"shards", "bench"},  # bench: the peer that the loader is measured against
     "mteb": {"evaluate"},
     "bm25s": {"mining/bm25.py"},
-    "datasets": {"corpora", "evaluate"},  # evaluate: the types that mteb takes
+    # evaluate: the types that mteb takes; bench: those of sentence-transformers' trainer
+    "datasets": {"corpora", "evaluate", "bench/peers_stage2.py"},
     "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
 }
 NO_TORCH = [
