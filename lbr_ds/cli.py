@@ -269,20 +269,40 @@ def report(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="A suite: loader.")],
+    suite: Annotated[
+        str,
+        typer.Argument(help="attention, stage1, stage2, encode, peers, all, gpu or loader."),
+    ],
     out: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also measure a step's time and memory by length; a .png or .html."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Records (.jsonl, .jsonl.gz) or a prepared folder; default: the demo's."),
+    ] = None,
 ) -> None:
     """Measured ratios, both sides in turn in one run, beside what is wanted of them.
 
-    Example: `lbr-ds bench loader --json loader.json`
+    Example: `lbr-ds bench stage1 --json stage1.json --plot stage1.png`
     """
     import json
 
     from lbr_ds.bench import run_suite
     from lbr_ds.console import show_bench
 
-    result = run_suite(suite)
+    if plot is not None:
+        from lbr_ds.bench.plot import check, draw, sweep
+
+        check(plot)
+    result = run_suite(suite, data)
     show_bench(result)
+    if plot is not None:
+        machine = result["environment"]
+        result["points"] = sweep()
+        draw(result["points"], plot, machine.get("device", machine["processor"]))
+        typer.echo(f"drawn to {plot}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -105,22 +105,30 @@ def show_scores(result: dict[str, Any]) -> None:
 
 def show_bench(result: dict[str, Any]) -> None:
     """The table that `bench` prints: each figure beside what must be and what is aimed at."""
-    table = Table(
-        Column("measure", no_wrap=True), "median", "quartiles", "must", "goal", "", box=SIMPLE
-    )
+    headings = ("value", "quartiles", "theory", "must", "goal", "")
+    table = Table(Column("measure", no_wrap=True), *headings, box=SIMPLE)
     for row in result["rows"]:
-        better = operator.ge if row["better"] == "higher" else operator.le
         sign = ">=" if row["better"] == "higher" else "<="
-        verdict = "MISSED"
-        if better(row["value"], row["floor"]):
-            verdict = "goal" if better(row["value"], row["goal"]) else "reached"
         low, high = row["quartiles"]
+        theory = row["theory"]
+        measured = row["value"] is not None
         table.add_row(
-            row["measure"], f"{row['value']:.3g}", f"{low:.3g} .. {high:.3g}",
-            f"{sign} {row['floor']:g}", f"{sign} {row['goal']:g}", verdict,
+            row["measure"], f"{row['value']:.3g}" if measured else "-",
+            f"{low:.3g} .. {high:.3g}" if measured else "-",
+            "" if theory is None else f"{theory:.3g}",
+            f"{sign} {row['floor']:.3g}", f"{sign} {row['goal']:.3g}", _mark(row),
         )  # fmt: skip
     console = Console()
     console.print(table)
     for row in result["rows"]:
         about = f"{row['measure']}: {row['about']}; {row['rounds']} round(s)"
         console.print(about, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def _mark(row: dict[str, Any]) -> str:
+    if row["value"] is None:
+        return "not measured"
+    better = operator.ge if row["better"] == "higher" else operator.le
+    if better(row["value"], row["goal"]):
+        return "goal"
+    return "must" if better(row["value"], row["floor"]) else "MISSES"

@@ -104,7 +104,8 @@ def join(timeout_minutes: float) -> World:
 
     torchrun's names (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's (SLURM_PROCID, SLURM_NTASKS,
     SLURM_LOCALID), with MASTER_ADDR and MASTER_PORT. Always makes a group, for DeepSpeed wants one.
-    Raises EnvironmentProblem when the rendezvous is not described or fails.
+    A second call returns the same place. Raises EnvironmentProblem when the rendezvous is not
+    described or fails.
     """
     global _joined
     if _joined is not None and dist.is_initialized():

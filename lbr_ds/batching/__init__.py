@@ -10,6 +10,7 @@ from lbr_ds.batching.encode import Sequence, TextEncoder
 from lbr_ds.batching.pack import (
     PackedBatch,
     Segments,
+    Spread,
     fill_by_tokens,
     pack,
     split_by_tokens,
@@ -19,6 +20,7 @@ __all__ = [
     "PackedBatch",
     "Segments",
     "Sequence",
+    "Spread",
     "TextEncoder",
     "fill_by_tokens",
     "pack",

@@ -13,37 +13,52 @@ each. Attention is told by `Segments` which rows attend together:
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lbr_ds.batching.encode import Sequence
 
-_PAD_WASTE = 0.25  # a group of segments is closed when padding would exceed this share
+# A kernel call costs about as much as this many query-key pairs: fewer calls may fill that many up.
+_PAIRS_PER_CALL = 2048
 
 
 @dataclass(frozen=True)
+class Spread:
+    """The rows of a batch laid out for a kernel, and back.
+
+    take (P,) int64: the batch's row behind each kernel row. put (T,) int64: for each row of the
+    batch, the kernel row that holds its output. twice, again (C,) int64: the rows of the batch that
+    stand a second time (B's), and the kernel rows where they do.
+    """
+
+    take: Tensor
+    put: Tensor
+    twice: Tensor
+    again: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Segments:
     """Which rows of a packed batch attend together.
 
-    rows (S,) int64: the batch's row behind each segment row, segment after segment; B's rows of a
-    cut sequence stand twice. starts (G+1,) int32: where each segment begins in `rows`.
-    keep (T,) int64: for each row of the batch, the segment row that holds its output.
-    longest: tokens of the longest segment. identity: rows is 0..T-1, so nothing need be moved.
-    groups: for kernels that take rectangles: (n, L) int64 indices into `rows`, segments of like
-    length together, a short one filled up with its own last row; flat (S,): where each segment
-    row lands in the groups laid end to end.
+    flat: segment after segment, nothing between (P = S rows); starts (G+1,) int32: where each
+    begins. longest: tokens of the longest segment. identity: flat is the batch itself.
+    grid: for kernels that take rectangles: segments of like length together, short ones filled up
+    at the end. shapes: the (n, L) of each rectangle, one after the other in grid's rows.
+    lengths (G,) int64: tokens of each segment in grid's order, for kernels that need a mask.
     """
 
-    rows: Tensor
+    flat: Spread
     starts: Tensor
-    keep: Tensor
     longest: int
     identity: bool
-    groups: tuple[Tensor, ...]
-    flat: Tensor
+    grid: Spread
+    shapes: tuple[tuple[int, int], ...]
+    lengths: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,9 +99,7 @@ def _moved(part: Any, device: torch.device) -> Any:
         value = getattr(part, f.name)
         if isinstance(value, Tensor):
             value = value.to(device, non_blocking=True)
-        elif isinstance(value, tuple):
-            value = tuple(v.to(device, non_blocking=True) for v in value)
-        elif isinstance(value, Segments):
+        elif is_dataclass(value):
             value = _moved(value, device)
         values[f.name] = value
     return type(part)(**values)
@@ -121,61 +134,74 @@ def pack(sequences: list[Sequence]) -> PackedBatch:
 
 
 def _segments(sequences: list[Sequence]) -> Segments:
-    rows: list[Tensor] = []
-    keep: list[Tensor] = []
-    begin = end = 0  # next row of the batch, next segment row
+    first: list[int] = []  # the batch's row at which each segment begins
+    lengths: list[int] = []
+    copies: list[int] = []  # how many rows at the segment's begin stand in the one before it too
+    begin = 0
     for seq in sequences:
         context, target = len(seq.context), len(seq.target)
         if target and not seq.cut:
             context, target = context + target, 0
-        rows.append(torch.arange(begin, begin + context))
-        keep.append(torch.arange(end, end + context))
-        end += context
+        first.append(begin)
+        lengths.append(context)
+        copies.append(0)
         if target:
-            bottleneck = seq.num_bottleneck
-            second = bottleneck + target
-            rows.append(torch.arange(begin + context - bottleneck, begin + context + target))
-            keep.append(torch.arange(end + bottleneck, end + second))
-            end += second
+            first.append(begin + context - seq.num_bottleneck)
+            lengths.append(seq.num_bottleneck + target)
+            copies.append(seq.num_bottleneck)
         begin += context + target
-    lengths = torch.tensor([len(r) for r in rows])
-    starts = torch.zeros(len(rows) + 1, dtype=torch.int64)
-    starts[1:] = lengths.cumsum(0)
-    groups, flat = _group(starts[:-1], lengths)
+    told = np.array([first, lengths, copies])
+    order, shapes = _rectangles(lengths)
+    widths = np.array([width for count, width in shapes for _ in range(count)])
+    starts = np.cumsum([0, *lengths])
+    flat = _spread(told, told[1], begin)
     return Segments(
-        rows=torch.cat(rows),
-        starts=starts.to(torch.int32),
-        keep=torch.cat(keep),
-        longest=int(lengths.max()),
-        identity=end == begin,
-        groups=groups,
         flat=flat,
+        starts=torch.from_numpy(starts.astype(np.int32)),
+        longest=max(lengths),
+        identity=len(flat.take) == begin,
+        grid=_spread(told[:, order], widths, begin),
+        shapes=shapes,
+        lengths=torch.from_numpy(told[1][order]),
     )
 
 
-def _group(starts: Tensor, lengths: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Rectangles of segments of like length, and where each segment row lands in them."""
-    order = torch.argsort(lengths, descending=True, stable=True).tolist()
-    groups: list[Tensor] = []
-    flat = torch.empty(int(lengths.sum()), dtype=torch.int64)
-    offset = 0
-    while order:
-        width = int(lengths[order[0]])
-        used = taken = 0
-        for segment in order:
-            used += int(lengths[segment])
-            if used < (1 - _PAD_WASTE) * width * (taken + 1):
-                break
-            taken += 1
-        chosen = torch.tensor(order[:taken])
-        order = order[taken:]
-        # Fill with the segment's own last row: under a causal mask no real row sees it.
-        inside = torch.minimum(torch.arange(width), lengths[chosen, None] - 1)
-        groups.append(starts[chosen, None] + inside)
-        real = torch.arange(width) < lengths[chosen, None]
-        flat[groups[-1][real]] = offset + real.flatten().nonzero().flatten()
-        offset += taken * width
-    return tuple(groups), flat
+def _spread(told: np.ndarray, widths: np.ndarray, num_rows: int) -> Spread:
+    """Segments one after the other, each filled up to its width by its own last row.
+
+    told (3, G): where each begins in the batch, its length, its copied rows. The filling stands
+    behind its segment, where the causal flag hides it; a last row of another segment could bring a
+    NaN with it, which no weight of zero would stop.
+    """
+    first, lengths, copies = (np.repeat(x, widths) for x in told)
+    inside = np.arange(len(first)) - np.repeat(np.cumsum(widths) - widths, widths)
+    take = first + np.minimum(inside, lengths - 1)
+    again = np.flatnonzero(inside < copies)
+    once = np.flatnonzero((inside >= copies) & (inside < lengths))
+    put = np.empty(num_rows, np.int64)
+    put[take[once]] = once
+    return Spread(*(torch.from_numpy(x) for x in (take, put, take[again], again)))
+
+
+def _rectangles(lengths: list[int]) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+    """(segments from long to short, the (n, L) of the rectangles that they fill in that order).
+
+    A rectangle is closed when going on would fill up more pairs than another call costs.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    shapes: list[tuple[int, int]] = []
+    filled = 0
+    for segment in order:
+        length = lengths[segment]
+        if shapes:
+            count, width = shapes[-1]
+            filled += (width * width - length * length) // 2
+            if filled <= _PAIRS_PER_CALL:
+                shapes[-1] = (count + 1, width)
+                continue
+        shapes.append((1, length))
+        filled = 0
+    return order, tuple(shapes)
 
 
 def split_by_tokens(sequences: list[Sequence], budget: int) -> list[list[int]]:

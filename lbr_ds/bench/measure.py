@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 7  # the least that a row of times may rest on
 
@@ -16,12 +19,12 @@ class Row:
     """One measured figure beside what is wanted of it.
 
     goal: the aim; floor: what must be reached; better: which way is up. quartiles: the first and
-    the third of the rounds, of which `value` is the median. about: what exactly was measured.
-    theory: what the arithmetic alone would give, where it says anything.
+    the third of the rounds, of which `value` is the median (None: it could not be measured, and
+    about says why). about: what exactly was measured. theory: what arithmetic says, where it does.
     """
 
     measure: str
-    value: float
+    value: float | None
     unit: str
     goal: float
     better: Literal["lower", "higher"]
@@ -55,11 +58,13 @@ def ratio(
     measure: str, pairs: list[tuple[float, float]], *, goal: float,
     better: Literal["lower", "higher"], floor: float, about: str, theory: float | None = None,
 ) -> Row:  # fmt: skip
-    """The row of `a` over `b` from the figures of each round."""
+    """The row of `a` over `b` from the figures of each round; says so in the log."""
     ratios = [a / b for a, b in pairs]
     value = statistics.median(ratios)
     low, high = value, value
     if len(ratios) > 1:
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Row(measure, value, "ratio", goal, better, floor, (low, high), len(ratios), about,
-               theory)  # fmt: skip
+    log.info("%s: %.3g", measure, value)
+    return Row(
+        measure, value, "ratio", goal, better, floor, (low, high), len(ratios), about, theory
+    )

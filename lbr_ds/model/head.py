@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK_ROWS = 512
+_MIN_ROWS, _MAX_ROWS = 128, 1024
 
 
 class Head(nn.Module):
@@ -29,13 +29,17 @@ class Head(nn.Module):
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK_ROWS
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None
 ) -> Tensor:
     """sum_r -log softmax(hidden[r] @ weight.T)[targets[r]] in fp32, logits never whole.
 
     hidden (R, D) and weight (V, D) of one dtype, targets (R,) int64. The value is fp32 whatever the
-    inputs' dtype; a bf16 sum would be off by percents.
+    inputs' dtype; a bf16 sum would be off by percents. chunk: rows at a time; None: D / 3, within
+    bounds. The chunk's logits then hold a third of what the weight's gradient holds anyway, and are
+    large enough that adding to that gradient once a chunk costs little.
     """
+    if chunk is None:
+        chunk = min(max(hidden.shape[1] // 3, _MIN_ROWS), _MAX_ROWS)
     return _LinearCrossEntropy.apply(hidden, weight, targets, chunk)
 
 
@@ -52,12 +56,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk)
             logits = torch.mm(hidden[rows], weight.T).to(sums)
             picked = logits.gather(1, targets[rows, None])
-            scale = logits.logsumexp(1, keepdim=True)
-            loss += (scale - picked).sum()
+            # In place from here on: torch's logsumexp would hold the chunk three times over.
+            top = logits.amax(1, keepdim=True)
+            total = logits.sub_(top).exp_().sum(1, keepdim=True)
+            loss += (total.log() + top - picked).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
             # d loss / d logits = softmax - one_hot, written over the logits.
-            slope = logits.sub_(scale).exp_()
+            slope = logits.div_(total)
             slope.scatter_add_(1, targets[rows, None], torch.full_like(picked, -1.0))
             slope = slope.to(hidden.dtype)
             if grad_hidden is not None:
@@ -67,6 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(slope.T, hidden[rows])
                 else:
                     grad_weight += slope.T @ hidden[rows]
+            del logits, slope  # else they would stand beside the next chunk's
         ctx.grads = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return loss
 

@@ -248,12 +248,12 @@ def _keys(file: Path) -> list[str]:
 def _optimizer(
     groups: list[dict[str, Any]], ds_config: dict[str, Any], optim: OptimConfig, world: World
 ) -> torch.optim.Optimizer:
-    """AdamW: torch's own (fused on a GPU), or DeepSpeed's for states that live on the CPU."""
+    """AdamW: torch's own, fused, or DeepSpeed's for states that live on the CPU beside a GPU."""
     options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
     offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
     if offload != "none":
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, fused=world.device.type == "cuda", **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 @contextlib.contextmanager

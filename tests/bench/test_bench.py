@@ -71,7 +71,7 @@ def test_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
         show_bench(tabled("made-up", rows))
         lines = capsys.readouterr().out.splitlines()
         shown = [line for line in lines if line.startswith("  m ")]
-        for line, verdict in zip(shown, ("goal", "reached", "MISSED"), strict=True):
+        for line, verdict in zip(shown, ("goal", "must", "MISSES"), strict=True):
             assert verdict in line
 
 
@@ -94,7 +94,7 @@ def test_interleaved_takes_turns_and_keeps_sides() -> None:
 def test_unknown_suite_is_one_line_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="unknown suite 'loadr'; did you mean 'loader'"):
         run_suite("loadr")
-    with pytest.raises(ConfigError, match="unknown suite 'x'; known: loader"):
+    with pytest.raises(ConfigError, match="unknown suite 'x'; known: attention, stage1"):
         run_suite("x")
     done = run_cli("bench", "loadr")
     assert done.returncode == 2

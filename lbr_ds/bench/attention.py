@@ -1,0 +1,123 @@
+"""Suite `attention`: the operation alone, forward and all gradients, on the shape of SmolLM2-135M.
+
+IB by segments against one dense mask over `[X ; B ; Y]`, against plain causal attention over as
+many tokens, and short sequences packed against one call each. `theory` counts query-key pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from lbr_ds.batching import Sequence, pack
+from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
+from lbr_ds.bench.shapes import BOTTLENECK, SMALL, clock, ib
+from lbr_ds.bench.stage1 import dense_ib_mask, spread_lengths
+from lbr_ds.flops import bottleneck_pairs, causal_pairs
+from lbr_ds.model.attention import segment_attention
+
+
+def suite(
+    rounds: int = ROUNDS, config: dict[str, Any] = SMALL, lengths: tuple[int, ...] = (512, 2048)
+) -> list[Row]:
+    """Rows for X = Y = each length, then the row of short sequences."""
+    torch.manual_seed(0)
+    rows = []
+    for n in lengths:
+        sequence = ib(n, n, 2)
+        allowed = bottleneck_pairs(n, BOTTLENECK, n)
+        ours = by_segments([sequence], config)
+        found = interleaved(ours, by_mask(sequence, config), rounds)
+        rows.append(ratio(
+            f"ib_attention_over_dense_{n}", found, goal=0.4, better="lower", floor=0.6,
+            theory=allowed / len(sequence) ** 2,
+            about=f"attention alone, [X={n}; B=4; Y={n}]: by segments over SDPA with a dense mask",
+        ))  # fmt: skip
+        whole = [Sequence(sequence.context, 0, sequence.target, cut=False)]
+        found = interleaved(ours, by_segments(whole, config), rounds)
+        rows.append(ratio(
+            f"ib_attention_over_causal_{n}", found, goal=0.7, better="lower", floor=0.9,
+            theory=allowed / causal_pairs(len(sequence)),
+            about=f"attention alone, [X={n}; B=4; Y={n}] over plain causal on as many tokens",
+        ))  # fmt: skip
+    short = [Sequence([0] * n, BOTTLENECK) for n in spread_lengths(48, 64)]
+    found = interleaved(by_segments(short, config), one_by_one(short, config), rounds)
+    about = "attention alone, 64 texts of 48 tokens at most: packed over a call for each"
+    rows.append(ratio("packed_attention_over_loop", found, goal=0.7, better="lower", floor=1.0,
+                      about=about))  # fmt: skip
+    return rows
+
+
+Operands = tuple[Tensor, Tensor, Tensor]
+
+
+def operands(tokens: int, config: dict[str, Any], device: str, dtype: torch.dtype) -> Operands:
+    """Query, key and value: (1, H, T, d), (1, Hkv, T, d) twice."""
+    size = config["hidden_size"] // config["num_attention_heads"]
+    query, key, value = (
+        torch.randn(1, tokens, config[heads], size, device=device, dtype=dtype)
+        .transpose(1, 2)
+        .requires_grad_()
+        for heads in ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")
+    )
+    return query, key, value  # fmt: skip
+
+
+def seconds(tensors: Operands, attend: Callable[[], Tensor]) -> Callable[[], float]:
+    """Of the forward and of the gradients of all three."""
+
+    def run() -> float:
+        begin = clock()
+        torch.autograd.grad(attend().sum(), tensors)
+        return clock() - begin
+
+    return run
+
+
+def by_segments(
+    sequences: list[Sequence], config: dict[str, Any], device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[], float]:  # fmt: skip
+    """Our way, on the whole packed batch."""
+    batch = pack(sequences).to(torch.device(device))
+    tensors = operands(batch.num_tokens, config, device, dtype)
+    module = nn.Module()
+    return seconds(
+        tensors, lambda: segment_attention(module, *tensors, None, segments=batch.segments)[0]
+    )
+
+
+def by_mask(
+    sequence: Sequence, config: dict[str, Any], device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[], float]:  # fmt: skip
+    """The dense way, with the keys and values repeated for each head, as transformers does it."""
+    mask = dense_ib_mask(sequence).to(device)[None, None]
+    tensors = operands(len(sequence), config, device, dtype)
+    share = config["num_attention_heads"] // config["num_key_value_heads"]
+
+    def attend() -> Tensor:
+        query, *rest = tensors
+        key, value = (x.repeat_interleave(share, 1) for x in rest)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+    return seconds(tensors, attend)
+
+
+def one_by_one(sequences: list[Sequence], config: dict[str, Any]) -> Callable[[], float]:
+    """A call of plain causal attention for each sequence."""
+    tensors = operands(sum(len(s) for s in sequences), config, "cpu", torch.float32)
+    lengths = [len(s) for s in sequences]
+
+    def attend() -> Tensor:
+        parts = zip(*(x.split(lengths, dim=2) for x in tensors), strict=True)
+        return torch.cat([
+            scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            for q, k, v in parts
+        ], dim=2)  # fmt: skip
+
+    return seconds(tensors, attend)

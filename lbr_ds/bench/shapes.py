@@ -1,0 +1,105 @@
+"""Backbones of a known shape with random weights, batches of given lengths, and timed steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lbr_ds.batching import Sequence
+from lbr_ds.flops import Shape, bottleneck_pairs, causal_pairs, flops
+from lbr_ds.model.bottleneck import Card
+from lbr_ds.model.embedder import Embedder
+
+BOTTLENECK = 4
+_COMMON: dict[str, Any] = {"tie_word_embeddings": True, "max_position_embeddings": 32768}
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "vocab_size": 49152, **_COMMON,
+    },
+    "qwen2.5-0.5b": {
+        "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "vocab_size": 151936, **_COMMON,
+    },
+    "qwen2.5-1.5b": {
+        "model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960,
+        "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+        "vocab_size": 151936, **_COMMON,
+    },
+}  # fmt: skip
+SMALL = SHAPES["smollm2-135m"]
+
+
+def random_model(
+    config: dict[str, Any], device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A causal LM of that shape; its weights are drawn, the same ones at every call."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=dtype)
+
+
+def embedder(model: PreTrainedModel) -> Embedder:
+    """The model with IB attention installed, sharing its weights."""
+    return Embedder(model, Card(BOTTLENECK, 32768, "last", "causal"))
+
+
+def ids(count: int, vocab: int) -> list[int]:
+    """`count` random token ids."""
+    return torch.randint(vocab, (count,)).tolist()
+
+
+def ib(source: int, target: int, vocab: int) -> Sequence:
+    """`[X ; B ; Y]` with Y cut off from X."""
+    context = ids(source + BOTTLENECK, vocab)
+    return Sequence(context, BOTTLENECK, ids(target, vocab))
+
+
+def plain(source: int, target: int, vocab: int) -> Sequence:
+    """`[X ; Y]`, plain causal, loss on Y; source 0: plain pre-training on Y."""
+    return Sequence(ids(max(source, 1), vocab), 0, ids(target, vocab), cut=False)
+
+
+def ib_flops(config: dict[str, Any], source: int, target: int) -> int:
+    """Of one training step on one `ib` sequence."""
+    pairs = bottleneck_pairs(source, BOTTLENECK, target)
+    tokens = source + BOTTLENECK + target
+    return flops(Shape.of(config), tokens=tokens, pairs=pairs, scored=target)
+
+
+def plain_flops(config: dict[str, Any], source: int, target: int) -> int:
+    """Of one training step on one `plain` sequence."""
+    tokens = source + target
+    return flops(Shape.of(config), tokens=tokens, pairs=causal_pairs(tokens), scored=target)
+
+
+def dense_flops(config: dict[str, Any], tokens: int) -> int:
+    """Of one training step under a dense mask, with the head on every row."""
+    return flops(Shape.of(config), tokens=tokens, pairs=tokens * tokens, scored=tokens)
+
+
+def timed_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Callable[[], float]:
+    """Seconds of a whole training step: forward, backward, optimizer."""
+
+    def run() -> float:
+        begin = clock()
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return clock() - begin
+
+    return run
+
+
+def clock() -> float:
+    """Seconds, when all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return perf_counter()
