@@ -48,11 +48,12 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     num_steps = part.steps(num_samples)
     world = join(run.engine.timeout_minutes)
     open_log(folder / "log", world)
+    found = checkpoint.find(run, number, world, force=force)
     if world.first:
         open_run_folder(run)
     world.barrier()
     engine, encoder = build(run, stage, ds_config, world)
-    start, counters = checkpoint.resume(run, number, engine, world, force=force)
+    start, counters = checkpoint.resume(found, engine, world)
     log.info(
         "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %d samples, steps %d to %d",
         number, world.size, engine.stage, engine.num_parameters / 1e6, num_samples, start,
