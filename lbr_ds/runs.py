@@ -26,11 +26,8 @@ def saved(stage_folder: Path) -> list[Path]:
     One still being written has another name (`.part`).
     """
     found = (stage_folder / "checkpoints").glob("step-*")
-    return sorted((p for p in found if re.fullmatch(r"step-\d+", p.name)), key=_number)
-
-
-def _number(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+    named = (p for p in found if re.fullmatch(r"step-\d+", p.name))
+    return sorted(named, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def checkpoints(stage_folder: Path) -> list[Path]:

@@ -125,7 +125,7 @@ def build(
     )  # fmt: skip
     torch.manual_seed(run.seed)
     engine = Engine(
-        make, starting_weights(run, stage.number), ds_config=ds_config,
+        make, starting_weights(run, stage.number, world), ds_config=ds_config,
         optim=run.stage(stage.number).optim, world=world,
     )  # fmt: skip
     encoder = TextEncoder(
@@ -136,15 +136,17 @@ def build(
     return engine, encoder
 
 
-def starting_weights(run: RunConfig, number: int) -> Path:
-    """The folder whose weights a stage starts from. Raises CheckpointError when it is not there."""
+def starting_weights(run: RunConfig, number: int, world: World) -> Path:
+    """The folder whose weights a stage starts from. All ranks call it.
+
+    Raises CheckpointError when it is not there, or no checkpoint of stage 1 is whole.
+    """
     if number == 1 or run.stage2.start_from == "backbone":
         return run.run / "backbone"
     source = run.stage2.start_from
-    found = checkpoints(run.run / "stage1")
-    if source == "last" and found:
-        return found[-1] / "model"
-    for path in found:
+    if source == "last" and (last := checkpoint.newest_whole(run.run / "stage1", world)):
+        return last / "model"
+    for path in checkpoints(run.run / "stage1"):
         if source.isdigit() and step_of(path) == int(source):
             return path / "model"
     if source != "last" and not source.isdigit():

@@ -96,15 +96,17 @@ class Writing(threading.Thread):
             log.warning("%s was passed over; it is now %s", plan.final, aside.name)
         plan.part.rename(plan.final)
         flush(plan.final.parent)
-        prune(plan.final.parent.parent, plan.keep, plan.keep_every)
+        prune(plan.final, plan.keep, plan.keep_every)
 
 
-def prune(stage_folder: Path, keep: int, keep_every: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and those of every `keep_every`-th step.
+def prune(newest: Path, keep: int, keep_every: int | None) -> None:
+    """Remove the checkpoints before `newest` but `keep` (with it) and every `keep_every`-th step's.
 
-    Damaged ones stay for their owner to look at. One on its way out is no checkpoint any more.
+    Those after it were passed over as damaged: they do not count, and stay for their owner to look
+    at, as all do that are not whole. One on its way out is renamed first, and no checkpoint.
     """
-    for old in runs.checkpoints(stage_folder)[:-keep]:
+    found = runs.checkpoints(newest.parent.parent)
+    for old in found[: found.index(newest) + 1][:-keep]:
         if keep_every is None or runs.step_of(old) % keep_every:
             going = old.with_suffix(".part")
             try:

@@ -158,14 +158,15 @@ def rewrite(folder: Path, facts: dict[str, object]) -> None:
     [(1, None, [10]), (2, None, [8, 10]), (1, 4, [4, 8, 10]), (3, 6, [6, 8, 10])],
 )
 def test_what_is_kept(tmp_path: Path, keep: int, keep_every: int | None, left: list[int]) -> None:
-    for step in (2, 4, 6, 8, 10):
+    """Step 12 is one that was passed over."""
+    for step in (2, 4, 6, 8, 10, 12):
         folder = tmp_path / "checkpoints" / f"step-{step:06d}"
         folder.mkdir(parents=True)
         (folder / "files.json").write_text("{}")
         rewrite(folder, {"step": step})
-    prune(tmp_path, keep, keep_every)
+    prune(tmp_path / "checkpoints" / "step-000010", keep, keep_every)
+    assert [int(path.name[5:]) for path in saved(tmp_path)] == [*left, 12]
     assert saved(tmp_path) == checkpoints(tmp_path)
-    assert [int(path.name[5:]) for path in saved(tmp_path)] == left
 
 
 def test_storage_that_fails_or_is_slow(copied: RunConfig) -> None:
