@@ -34,11 +34,12 @@ from lbr_ds.train.stages import STAGES, Stage, Work, rehearse
 log = logging.getLogger(__name__)
 
 
-def train(run: RunConfig, number: int) -> bool:
+def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     """Train stage `number`, from the newest checkpoint if there is one.
 
-    Returns whether it reached its end (false: preempted, and saved). An error leaves the last
-    checkpoint as it is and issues no collectives: another rank may be gone.
+    force: go on from it although recipe or data have changed. Returns whether it reached its end
+    (false: preempted, and saved). An error leaves the last checkpoint as it is and issues no
+    collectives: another rank may be gone.
     """
     stage, part = STAGES[number], run.stage(number)
     folder = run.run / f"stage{number}"
@@ -47,11 +48,12 @@ def train(run: RunConfig, number: int) -> bool:
     num_steps = part.steps(num_samples)
     world = join(run.engine.timeout_minutes)
     open_log(folder / "log", world)
+    found = checkpoint.find(run, number, world, force=force)
     if world.first:
         open_run_folder(run)
     world.barrier()
     engine, encoder = build(run, stage, ds_config, world)
-    start = checkpoint.resume(run, number, engine, world)
+    start, counters = checkpoint.resume(found, engine, world)
     log.info(
         "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %d samples, steps %d to %d",
         number, world.size, engine.stage, engine.num_parameters / 1e6, num_samples, start,
@@ -64,15 +66,17 @@ def train(run: RunConfig, number: int) -> bool:
     )
     step, stopped = start, False
     meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
-    with meter, Preemption(world) as preemption:
+    saver = checkpoint.Saver(run, number, engine, world)
+    with meter, Preemption(world) as preemption, saver:
         while step < num_steps and not stopped:
             lr = learning_rate(step, num_steps, part.optim)
             values = take_step(engine, stage, run, feed, lr, world)
             step += 1
-            meter.log(step, values)
+            saver.poll()
+            meter.log(step, {**values, "save_seconds": saver.seconds})
             stopped = preemption.agreed()
             if step % run.every.save == 0 or step == num_steps or stopped:
-                log.info("saved %s", checkpoint.save(run, number, step, engine, world))
+                saver.save(step, counters)
     leave()
     return step == num_steps
 
@@ -121,7 +125,7 @@ def build(
     )  # fmt: skip
     torch.manual_seed(run.seed)
     engine = Engine(
-        make, starting_weights(run, stage.number), ds_config=ds_config,
+        make, starting_weights(run, stage.number, world), ds_config=ds_config,
         optim=run.stage(stage.number).optim, world=world,
     )  # fmt: skip
     encoder = TextEncoder(
@@ -132,15 +136,17 @@ def build(
     return engine, encoder
 
 
-def starting_weights(run: RunConfig, number: int) -> Path:
-    """The folder whose weights a stage starts from. Raises CheckpointError when it is not there."""
+def starting_weights(run: RunConfig, number: int, world: World) -> Path:
+    """The folder whose weights a stage starts from. All ranks call it.
+
+    Raises CheckpointError when it is not there, or no checkpoint of stage 1 is whole.
+    """
     if number == 1 or run.stage2.start_from == "backbone":
         return run.run / "backbone"
     source = run.stage2.start_from
-    found = checkpoints(run.run / "stage1")
-    if source == "last" and found:
-        return found[-1] / "model"
-    for path in found:
+    if source == "last" and (last := checkpoint.newest_whole(run.run / "stage1", world)):
+        return last / "model"
+    for path in checkpoints(run.run / "stage1"):
         if source.isdigit() and step_of(path) == int(source):
             return path / "model"
     if source != "last" and not source.isdigit():

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from torch.utils.tensorboard import SummaryWriter
 
 from lbr_ds.distributed import World
+from lbr_ds.errors import EnvironmentProblem
 
 log = logging.getLogger(__name__)
 _LINE_SECONDS = 10  # without a terminal: at most one progress line in so many seconds
@@ -73,12 +74,21 @@ class Meter:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record optimizer step `step` (counted from 1) if it is due."""
+        """Record optimizer step `step` (counted from 1) if it is due.
+
+        Raises EnvironmentProblem when the disk takes no more.
+        """
         if self._file is None or self._board is None:
             return
         if step % self.every == 0 or step == self.stop:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise EnvironmentProblem(
+                    f"{self._file.name}: cannot be written: {error.strerror}; make room, and start "
+                    "again: the last checkpoint stands"
+                ) from None
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         note = f"loss {values['loss']:.4f}"
