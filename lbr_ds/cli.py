@@ -55,7 +55,8 @@ def _run() -> int:
         _complain(f"{getattr(error, 'format_message', error.__str__)()} (see lbr-ds --help)")
         return ConfigError.exit_code
     except LbrError as error:
-        _complain(str(error))
+        if not error.told:
+            _complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -149,6 +150,9 @@ def train(
     nproc: Annotated[
         int | None, typer.Option(min=1, help="Ranks on this machine; default: one per GPU.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although recipe or data have changed since.")
+    ] = False,
 ) -> None:
     """Train one stage; goes on from the newest checkpoint of the run folder by itself.
 
@@ -166,9 +170,8 @@ def train(
         if count > 1:
             from lbr_ds.train.launch import launch
 
-            raise typer.Exit(
-                launch(["train", recipe, *(overrides or []), "--stage", str(stage)], count)
-            )
+            arguments = ["train", recipe, *(overrides or []), "--stage", str(stage)]
+            raise typer.Exit(launch([*arguments, *(["--force"] if force else [])], count))
     elif nproc is not None:
         raise ConfigError(
             f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
@@ -176,7 +179,7 @@ def train(
     from lbr_ds.train.loop import train as train_stage
     from lbr_ds.train.preempt import EXIT_CODE
 
-    if not train_stage(run, stage):
+    if not train_stage(run, stage, force=force):
         raise typer.Exit(EXIT_CODE)
 
 

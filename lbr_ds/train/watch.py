@@ -70,7 +70,7 @@ class Watch:
         self.world, self.limit = world, 60 * minutes
         self.words: tuple[int, str] | None = None  # a peer's exit code and line
         self.verdict = ""  # which ranks are silent, or that none gets on
-        self._step, self._doing, self._marks, self._count = 0, "starts", 0, 0
+        self.step, self._doing, self._marks, self._count = 0, "starts", 0, 0
         self._looks = [0, 0]  # at the training thread at work, and waiting for others
         self._steps = deque[tuple[int, int, float]](maxlen=_STEPS)
         self._seen: dict[int, _Seen] = {}
@@ -103,7 +103,7 @@ class Watch:
 
     def mark(self, step: int, doing: str) -> None:
         """The training thread is at optimizer step `step` (from 1) and about to do this."""
-        self._step, self._doing = step, doing
+        self.step, self._doing = step, doing
         self._marks += 1
         self._woken.set()
 
@@ -143,7 +143,7 @@ class Watch:
     def _publish(self) -> None:
         self._count += 1
         frame = sys._current_frames().get(self._watched)
-        beat = Beat(self._count, self._marks, self._step, self._doing, _waits(frame),
+        beat = Beat(self._count, self._marks, self.step, self._doing, _waits(frame),
                     socket.gethostname())  # fmt: skip
         self.world.store.set(str(self.world.rank), json.dumps(beat))
 
@@ -190,7 +190,7 @@ class Watch:
 
     def _stuck(self) -> str:
         """The line that names the rank furthest behind; of equals one that waits for nobody."""
-        own = Beat(0, self._marks, self._step, self._doing, False, socket.gethostname())
+        own = Beat(0, self._marks, self.step, self._doing, False, socket.gethostname())
         beats = {rank: seen.beat for rank, seen in self._seen.items()} or {self.world.rank: own}
         rank = min(beats, key=lambda r: (beats[r].marks, beats[r].waits, r))
         return (
@@ -282,6 +282,17 @@ def _waits(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def stragglers(own_seconds: list[float]) -> dict[str, float | list[float]]:
+    """The ranks' own seconds of a step, and how far the slowest is behind.
+
+    straggler: the fastest rank's seconds / the slowest one's; 1 when all are alike. Below 0.7, by
+    a tenth of a second or more, the slowest is worth a look (its data, its processor, its node).
+    """
+    slowest = max(range(len(own_seconds)), key=own_seconds.__getitem__)
+    score = min(own_seconds) / own_seconds[slowest] if own_seconds[slowest] else 1.0
+    return {"rank_seconds": own_seconds, "straggler": score, "slowest_rank": slowest}
 
 
 def last_seen(store: Any, rank: int) -> str:
