@@ -135,7 +135,9 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
-    def step(self, lr: float, accept: Callable[[float], bool] = math.isfinite) -> tuple[float, bool]:
+    def step(
+        self, lr: float, accept: Callable[[float], bool] = math.isfinite
+    ) -> tuple[float, bool]:
         """Clip, update, forget the gradients. Returns (gradient norm before clipping, applied).
 
         accept(norm) decides before anything changes, on numbers that are the same on all ranks.

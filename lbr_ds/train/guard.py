@@ -30,7 +30,7 @@ _NAMED = 4  # samples that the log names; the file has all
 
 
 class Guard:
-    """Judges each step before its update, and counts. `counters`: what `state` gave, {} at first."""
+    """Judges each step before its update, and counts. counters: what `state` gave, {} at first."""
 
     def __init__(
         self, config: GuardConfig, counters: dict[str, Any], folder: Path, start: int, world: World

@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from lbr_ds import environment
+from lbr_ds.address import mask_record, masked
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
@@ -103,9 +103,7 @@ def take_step(
     seconds = time.perf_counter() - began
     own = [0.0] * world.size
     own[world.rank] = watch.own_seconds(seconds)
-    tokens, samples, skipped, *ranks = world.sum(
-        work.num_tokens, work.samples, work.skipped, *own
-    )
+    tokens, samples, skipped, *ranks = world.sum(work.num_tokens, work.samples, work.skipped, *own)
     guard.count(work, applied, int(skipped), run.data.folder, stage.split)
     part = run.stage(stage.number)
     return {
@@ -175,7 +173,8 @@ def open_run_folder(run: RunConfig) -> None:
     (run.run / "recipe.yaml").write_text(run.dump(), encoding="utf-8")
     submitted = Path(os.environ.get("LBR_SUBMIT_SCRIPT", ""))
     if submitted.is_file():  # SLURM's copy of the job script; a container may not see it
-        shutil.copy(submitted, run.run / "submit.sbatch")
+        text = submitted.read_text(encoding="utf-8", errors="replace")
+        (run.run / "submit.sbatch").write_text(masked(text), encoding="utf-8")
     facts = json.dumps(environment.describe(), indent=2)
     (run.run / "environment.json").write_text(facts + "\n", encoding="utf-8")
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
@@ -187,6 +186,7 @@ def open_log(folder: Path, world: World) -> None:
     root = logging.getLogger("lbr_ds")
     handler = logging.FileHandler(folder / f"rank-{world.rank}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(mask_record)
     root.addHandler(handler)
     if not world.first:
         for other in list(root.handlers):
