@@ -63,12 +63,12 @@ class Guard:
             self.reason = self._reason(loss, norm)
             return not self.reason
 
-        self.reason = f"loss {loss}, gradient norm not finite"  # where the engine never asks
+        self.reason = f"loss {loss:.6g}, gradient norm not finite"  # where the engine never asks
         return accept
 
     def _reason(self, loss: float, norm: float) -> str:
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return f"loss {loss}, gradient norm {norm}"
+            return f"loss {loss:.6g}, gradient norm {norm:.6g}"
         if self.config.spike_sigmas is None:
             return ""
         found = [

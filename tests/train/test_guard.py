@@ -67,7 +67,7 @@ def test_non_finite_steps_are_counted_named_and_end_the_run(run: RunConfig, tmp_
     assert [line["step"] for line in lines] == [1, 2, 4, 5]
     where = Manifest.load(run.data.folder).shards("gl")[0].file
     assert lines[0]["samples"] == {"0": [f"r1 ({where} record 3)"]}
-    assert lines[0]["reason"] == "loss nan, gradient norm 1.0"
+    assert lines[0]["reason"] == "loss nan, gradient norm 1"
     with pytest.raises(TrainingError, match=r"step 6: .*3 updates left out.*max_skipped=2"):
         take(own, run, 5, math.nan, 1.0)
     again = guard(run, tmp_path, own.state(), max_skipped=9, max_skipped_total=4)
