@@ -51,11 +51,12 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     world = join(run.engine.timeout_minutes)
     open_log(folder / "log", world)
     with Watch(world, run.engine.timeout_minutes) as watch:
+        found = checkpoint.find(run, number, world, force=force)
         if world.first:
             open_run_folder(run)
         world.barrier()
         engine, encoder = build(run, stage, ds_config, world)
-        start, counters = checkpoint.resume(run, number, engine, world, force=force)
+        start, counters = checkpoint.resume(found, engine, world)
         note_start(folder, start, world)
         watch.mark(start, "starts")
         log.info(
