@@ -63,8 +63,7 @@ class Writing(threading.Thread):
             if self.plan.rank == 0:
                 self._publish()
         except Exception as error:
-            reason = (isinstance(error, OSError) and error.strerror) or f"{error}"
-            self.failure = reason or type(error).__name__
+            self.failure = reason(error)
 
     def _write(self) -> None:
         plan, listed = self.plan, {}
@@ -121,6 +120,17 @@ def sweep(stage_folder: Path) -> None:
         for path in (stage_folder / "checkpoints").glob(f"step-*{suffix}"):
             shutil.rmtree(path, ignore_errors=True)
             log.info("removed %s, left by a process that was killed", path)
+
+
+def reason(error: BaseException) -> str:
+    """What the operating system said, if it is at the root of `error`; else what `error` says.
+
+    torch.save closes its archive over an OSError and then complains of that archive.
+    """
+    root: BaseException | None = error
+    while root is not None and not isinstance(root, OSError):
+        root = root.__cause__ or root.__context__
+    return (root and root.strerror) or str(error) or type(error).__name__
 
 
 def save_tensors(state: Any, path: Path) -> None:
