@@ -179,6 +179,7 @@ class MiningConfig(Part):
 
     methods: tuple[Literal["bm25", "dense"], ...] = Field(default=("bm25",), min_length=1)
     model: str = ""  # dense: a folder, run, checkpoint, or a name that sentence-transformers loads
+    trust_remote_code: bool = False  # of model and guide
     guide: str = ""  # as model; drops what it scores at or above the positive. Empty: no guide
     passages: tuple[Literal["cl", "gl"], ...] = Field(default=("cl",), min_length=1)
     ranks: tuple[int, int] = (1, 100)  # first and last rank that a negative may have
@@ -201,7 +202,15 @@ class EngineConfig(Part):
     """Read by `train/engine.py`."""
 
     ds_config: str = "auto"  # a shipped name or a path; auto: zero3, without a GPU zero3_cpu
-    timeout_minutes: float = Field(default=30, gt=0)  # a collective that waits longer ends the run
+    timeout_minutes: float = Field(default=30, gt=0)  # without progress of any rank: the run ends
+
+
+class GuardConfig(Part):
+    """When an update is left out, and when that ends the run. Read by `train/guard.py`."""
+
+    max_skipped: int = Field(default=3, ge=0)  # in a row; one more ends the run
+    max_skipped_total: int = Field(default=100, ge=0)  # over the stage; one more ends the run
+    spike_sigmas: float | None = Field(default=None, gt=0)  # 6: loss or norm so far above the mean
 
 
 class EveryConfig(Part):
@@ -227,6 +236,7 @@ class RunConfig(Part):
     stage2: Stage2Config
     mining: MiningConfig = MiningConfig()
     engine: EngineConfig = EngineConfig()
+    guard: GuardConfig = GuardConfig()
     every: EveryConfig = EveryConfig()
 
     @model_validator(mode="after")
@@ -258,8 +268,10 @@ class RunConfig(Part):
 
         A resume must find it unchanged. The data has a fingerprint of its own, in its manifest.
         """
-        apart = {"run", "name", "every", "engine", "data", "mining"}
+        apart = {"run", "name", "every", "engine", "guard", "data", "mining"}
         plain = json.loads(self.model_dump_json(exclude=apart))
+        if self.guard.spike_sigmas is not None:
+            plain["guard"] = {"spike_sigmas": self.guard.spike_sigmas}
         plain.pop(f"stage{3 - stage}")
         plain["model"].pop("activation_checkpointing")
         for memory_only in ("micro_batch_tokens", "chunk_tokens"):

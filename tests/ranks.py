@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
-
-from lbr_ds.train.launch import free_port
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 300
 
 
-def run_ranks(module: str, world: int, *arguments: str) -> None:
-    """Run `python -m MODULE ARGUMENTS` as `world` ranks; fails with the ranks' output."""
+def start_ranks(module: str, world: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """`python -m MODULE ARGUMENTS` as `world` ranks, stdout and stderr in one pipe each."""
     port = free_port()
     ranks = []
     for rank in range(world):
@@ -29,6 +28,12 @@ def run_ranks(module: str, world: int, *arguments: str) -> None:
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
         )  # fmt: skip
+    return ranks
+
+
+def run_ranks(module: str, world: int, *arguments: str) -> None:
+    """The same until all have ended; fails with the ranks' output."""
+    ranks = start_ranks(module, world, *arguments)
     try:
         outputs = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in ranks]
     finally:
@@ -48,3 +53,10 @@ def run_cli(*arguments: str, file_limit: int = -1, **env: str) -> subprocess.Com
         timeout=TIMEOUT_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)),
     )  # fmt: skip
+
+
+def free_port() -> int:
+    """A TCP port that nobody on this machine listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -42,6 +42,7 @@ class Work:
     skipped: int
     micro_batches: list[PackedBatch]
     members: list[Tensor]
+    names: list[tuple[str, int, int]]  # of each sample: record id, shard, row in it
     pairs: Pairs | None = None
 
     @property
@@ -65,6 +66,11 @@ class Stage:
     learn: Callable[[Engine, Work, RunConfig, World], Stats]
 
 
+def names(step: Step) -> list[tuple[str, int, int]]:
+    """What to call a step's samples when something is wrong with it."""
+    return [(sample.record.id, sample.shard, sample.row) for sample in step.samples]
+
+
 def cut(sequences: list[Sequence], budget: int) -> tuple[list[PackedBatch], list[Tensor]]:
     """Packed micro-batches of at most `budget` tokens, and which sequences each one holds."""
     chosen = fill_by_tokens(sequences, budget)
@@ -85,7 +91,7 @@ def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work
             )
         )  # fmt: skip
     batches, members = cut(sequences, run.stage1.micro_batch_tokens)
-    return Work(step.index, len(sequences), step.skipped, batches, members)
+    return Work(step.index, len(sequences), step.skipped, batches, members, names(step))
 
 
 def learn_generative(engine: Engine, work: Work, run: RunConfig, world: World) -> Stats:
@@ -116,7 +122,7 @@ def collate_contrastive(run: RunConfig, encoder: TextEncoder, step: Step) -> Wor
         budget = run.stage2.chunk_tokens or whole
     batches, members = cut(pairs.sequences, budget)
     pairs = replace(pairs, sequences=[])  # they are in the micro-batches now
-    return Work(step.index, len(records), step.skipped, batches, members, pairs)
+    return Work(step.index, len(records), step.skipped, batches, members, names(step), pairs)
 
 
 def learn_contrastive(engine: Engine, work: Work, run: RunConfig, world: World) -> Stats:
