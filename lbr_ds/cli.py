@@ -149,6 +149,9 @@ def train(
     nproc: Annotated[
         int | None, typer.Option(min=1, help="Ranks on this machine; default: one per GPU.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although recipe or data have changed since.")
+    ] = False,
 ) -> None:
     """Train one stage; goes on from the newest checkpoint of the run folder by itself.
 
@@ -166,9 +169,8 @@ def train(
         if count > 1:
             from lbr_ds.train.launch import launch
 
-            raise typer.Exit(
-                launch(["train", recipe, *(overrides or []), "--stage", str(stage)], count)
-            )
+            arguments = ["train", recipe, *(overrides or []), "--stage", str(stage)]
+            raise typer.Exit(launch([*arguments, *(["--force"] if force else [])], count))
     elif nproc is not None:
         raise ConfigError(
             f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
@@ -176,7 +178,7 @@ def train(
     from lbr_ds.train.loop import train as train_stage
     from lbr_ds.train.preempt import EXIT_CODE
 
-    if not train_stage(run, stage):
+    if not train_stage(run, stage, force=force):
         raise typer.Exit(EXIT_CODE)
 
 

@@ -195,6 +195,8 @@ class EveryConfig(Part):
     log: int = Field(default=1, ge=1)
     save: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)  # newest checkpoints kept
+    keep_every: int | None = Field(default=None, ge=1)  # and those of every so many steps, for good
+    save_async: bool = True  # write in the background, from a copy of the state in host memory
 
 
 class RunConfig(Part):

@@ -55,12 +55,12 @@ class World:
         dist.all_reduce(numbers, op)
         return numbers.tolist()
 
-    def share(self, value: Any) -> Any:
-        """Rank 0's value (any picklable thing of our own) on every rank."""
+    def share(self, value: Any, source: int = 0) -> Any:
+        """The value of rank `source` (any picklable thing of our own) on every rank."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=source)
         return box[0]
 
     def barrier(self) -> None:

@@ -14,21 +14,26 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "we
              "sentence-transformers", "safetensors", "pydantic", "numpy")  # fmt: skip
 
 
+def versions(names: tuple[str, ...] = ("torch", "deepspeed", "transformers")) -> dict[str, Any]:
+    """Ours, and of each package the installed version or None."""
+    found: dict[str, Any] = {"lbr-ds": lbr_ds.__version__}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def describe() -> dict[str, Any]:
     """JSON-ready. Devices come from NVML (extra `gpu`), or from torch where that is loaded."""
-    versions: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
     facts: dict[str, Any] = {
         "lbr-ds": lbr_ds.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "versions": versions,
+        "versions": {k: v for k, v in versions(_PACKAGES).items() if k != "lbr-ds"},
     }
     facts |= _devices()
     job = os.environ.get("SLURM_JOB_ID")

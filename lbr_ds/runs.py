@@ -1,21 +1,80 @@
 """What lies where in a run folder. No torch: reports and job scripts ask too.
 
 RUN/recipe.yaml environment.json backbone/ eval/*.json
-RUN/stage1/ stage2/   metrics.jsonl tensorboard/ log/ checkpoints/step-000500/{state,model}/
+RUN/stage1/ stage2/   metrics.jsonl tensorboard/ log/
+                      checkpoints/step-000500/{state.json,files.json,state/,model/}
+
+A checkpoint is whole when every file has the size and sha256 that its files.json says.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 
 from lbr_ds.errors import CheckpointError
 
+MANIFEST = "files.json"  # of a checkpoint: {name: {"bytes": size, "sha256": hex}}
+_BLOCK = 4 << 20
+
+
+def saved(stage_folder: Path) -> list[Path]:
+    """Every checkpoint of `RUN/stageN` that was saved to its end, oldest first; whole or damaged.
+
+    One still being written has another name (`.part`).
+    """
+    found = (stage_folder / "checkpoints").glob("step-*")
+    return sorted((p for p in found if re.fullmatch(r"step-\d+", p.name)), key=_number)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
 
 def checkpoints(stage_folder: Path) -> list[Path]:
-    """The whole checkpoints of `RUN/stageN`, oldest first; one still being written is none."""
-    found = (stage_folder / "checkpoints").glob("step-*")
-    return sorted(p for p in found if p.suffix != ".part" and (p / "state.json").is_file())
+    """The checkpoints of `RUN/stageN` whose files are all there in full size, oldest first."""
+    return [p for p in saved(stage_folder) if not fault(p, part=0, parts=0)]
+
+
+def fault(checkpoint: Path, *, part: int = 0, parts: int = 1) -> str:
+    """What is wrong with a checkpoint's files, as `name: reason`; empty when it is whole.
+
+    Sizes are always compared. Contents are read (at the disk's or sha256's speed, whichever is
+    less) and compared for every `parts`-th file from `part` on, so that ranks can share the
+    reading; parts=0 reads none.
+    """
+    try:
+        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = [(name, int(is_["bytes"]), str(is_["sha256"])) for name, is_ in listed.items()]
+    except FileNotFoundError:
+        return f"{MANIFEST}: missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST}: not readable ({error})"
+    if "state.json" not in listed:
+        return f"{MANIFEST}: lists no state.json"
+    try:
+        for name, size, _ in files:
+            if (found := (checkpoint / name).stat().st_size) != size:
+                return f"{name}: {found} bytes, {size} were saved"
+        for name, _, digest in sorted(files)[part::parts] if parts else ():
+            if sha256(checkpoint / name) != digest:
+                return f"{name}: its contents have changed since it was saved (sha256)"
+    except FileNotFoundError:
+        return f"{name}: missing"
+    except OSError as error:
+        return f"{name}: not readable ({error.strerror})"
+    return ""
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file's contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def step_of(checkpoint: Path) -> int:

@@ -1,70 +1,170 @@
-"""Checkpoints: written beside, renamed when whole, the newest whole one used, old ones pruned.
+"""Checkpoints: saved while training goes on, found again, and taken up only when they fit.
 
 RUN/stageN/checkpoints/step-000500/
-    state.json   step, stage, ranks, the keys that decide the numbers, the data's hash
-    state/       the engine's shards (optimizer, parameters, random states), for resuming
+    files.json   every file's size and sha256; written last, so it vouches for a whole folder
+    state.json   step, counters, ranks, versions, the keys that decide the numbers, the data's hash
+    state/       the engine's shards (parameters, optimizer) and each rank's random states
     model/       the weights as a Hugging Face folder, for stage 2, export and evaluation
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-import os
+import logging
 import random
 import shutil
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lbr_ds import environment
 from lbr_ds.config import RunConfig
 from lbr_ds.corpora import overlap
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
-from lbr_ds.runs import checkpoints
+from lbr_ds.runs import fault, saved
 from lbr_ds.shards import Manifest
 from lbr_ds.train.engine import Engine
+from lbr_ds.train.snapshot import HostMemory
+from lbr_ds.train.writer import Plan, Writing, save_tensors, sweep
 
+log = logging.getLogger(__name__)
+Counters = dict[str, float]
 _FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
+_POLL_SECONDS = 0.02
+_GRACE_SECONDS = 10  # that a failing rank gives a save under way
 
 
-def save(run: RunConfig, stage: int, step: int, engine: Engine, world: World) -> Path:
-    """Save after `step` optimizer steps and prune. All ranks call it."""
-    folder = run.run / f"stage{stage}"
-    final = folder / "checkpoints" / f"step-{step:06d}"
-    part = final.with_suffix(".part")
-    if world.first:
-        shutil.rmtree(part, ignore_errors=True)
-        (part / "model").mkdir(parents=True)
-    world.barrier()
-    engine.save_state(part, mine=random_states())
-    save_model(run, engine, part / "model", world)
-    if world.first:
-        if isinstance(run.data.folder, Path):  # of data behind a URL eval cannot check overlap
-            overlap.copy(run.data.folder, part / "model")
-        facts = {
-            "step": step, "stage": stage, "world_size": world.size, "zero_stage": engine.stage,
-            "samples": step * run.stage(stage).samples_per_step,
-            "data": _data(run, stage), "recipe": run.decisive(stage),
+class Saver:
+    """Open for the length of a stage: `with Saver(...) as saver: saver.save(step, counters)`.
+
+    Entered or left, all ranks call every method at the same steps. An error inside the `with`
+    leaves without collectives, since another rank may be gone, but lets the writing end.
+    """
+
+    def __init__(self, run: RunConfig, stage: int, engine: Engine, world: World) -> None:
+        self.run, self.stage, self.engine, self.world = run, stage, engine, world
+        self.seconds = 0.0  # that training has stood still for saving
+        self._memory = HostMemory() if run.every.save_async else None
+        self._writing: Writing | None = None
+        self._data = _data(run, stage)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def save(self, step: int, counters: Counters) -> None:
+        """Save after `step` optimizer steps: copy the state, and write the copy meanwhile.
+
+        `counters` are numbers of the whole run, equal on all ranks; `resume` gives them back.
+        Waits for the save before. Raises CheckpointError when that or (not save_async) this fails.
+        """
+        self.finish()
+        with self._timed():
+            self._writing = Writing(self._plan(step, counters))
+            self._writing.start()
+        if not self.run.every.save_async:
+            self.finish()
+
+    def poll(self) -> None:
+        """At a step's end: agree on how the save under way is getting on.
+
+        Raises CheckpointError on all ranks when one could not write; its `.part` is removed.
+        """
+        if self._writing is not None:
+            with self._timed():
+                self._agree(self._writing)
+
+    def finish(self) -> None:
+        """Wait until the save under way, if any, stands. Raises as `poll` does."""
+        with self._timed():
+            while self._writing is not None and not self._agree(self._writing):
+                time.sleep(_POLL_SECONDS)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    def _agree(self, writing: Writing) -> bool:
+        """Whether the writing has ended, on all ranks."""
+        busy = writing.is_alive()
+        mine = 0 if busy or not writing.failure else self.world.rank + 1
+        failed, still_busy = self.world.max(mine, busy)
+        if failed:
+            self._give_up(writing, source=int(failed) - 1)
+        if not still_busy:
+            self._writing = None
+            log.info("saved %s", writing.plan.final)
+        return not still_busy
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if error is None:
+            self.finish()
+        elif self._writing is not None:
+            self._writing.join(_GRACE_SECONDS)
+
+    def _give_up(self, writing: Writing, source: int) -> None:
+        writing.cancel.set()
+        writing.join()
+        self._writing = None
+        part, why = writing.plan.part, self.world.share(writing.failure, source)
+        self.world.barrier()
+        if self.world.first:
+            shutil.rmtree(part, ignore_errors=True)
+        raise CheckpointError(
+            f"{part}: rank {source} cannot write the checkpoint: {why}; make room or give another "
+            "run folder with run=..., and start again: the checkpoints before it stand"
+        )
+
+    def _plan(self, step: int, counters: Counters) -> Plan:
+        run, world, engine = self.run, self.world, self.engine
+        states = engine.snapshot(self._memory)
+        states[f"state/random-{world.rank}.pt"] = random_states()
+        weights = {name: tensor for name, tensor in engine.weights() if tensor is not None}
+
+        def write(part: Path) -> list[Path]:
+            for name, state in states.items():
+                save_tensors(state, part / name)
+            made = [part / name for name in states]
+            return made + (save_model(run, weights.items(), part / "model") if weights else [])
+
+        return Plan(
+            run.run / f"stage{self.stage}" / "checkpoints" / f"step-{step:06d}",
+            world.rank, world.size, write, self._facts(step, counters),
+            run.every.keep, run.every.keep_every,
+        )  # fmt: skip
+
+    def _facts(self, step: int, counters: Counters) -> dict[str, Any]:
+        recipe = self.run.decisive(self.stage)
+        return {
+            "step": step, "stage": self.stage, "world_size": self.world.size,
+            "zero_stage": self.engine.stage, "dtype": str(self.engine.dtype),
+            "samples": step * self.run.stage(self.stage).samples_per_step,
+            "counters": counters, "data": self._data,
+            "config": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
+            "recipe": recipe, "versions": environment.versions(),
         }  # fmt: skip
-        (part / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
-    world.barrier()
-    if world.first:
-        _flush(part)
-        shutil.rmtree(final, ignore_errors=True)
-        part.rename(final)
-        _flush(final.parent)
-        for old in checkpoints(folder)[: -run.every.keep]:
-            shutil.rmtree(old)
-    world.barrier()
-    return final
 
 
-def save_model(run: RunConfig, engine: Engine, folder: Path, world: World) -> None:
-    """The whole weights as safetensors, file by file, with config and tokenizer beside them."""
+def save_model(run: RunConfig, weights: Iterable[tuple[str, Tensor]], folder: Path) -> list[Path]:
+    """The whole weights as safetensors with config, tokenizer and hashes of the training texts.
+
+    Returns the files made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     waiting: dict[str, Tensor] = {}
     where: dict[str, str] = {}
 
@@ -74,14 +174,12 @@ def save_model(run: RunConfig, engine: Engine, folder: Path, world: World) -> No
         where.update(dict.fromkeys(waiting, name))
         waiting.clear()
 
-    for name, tensor in engine.weights():
-        if tensor is None:
-            continue
+    dtype = ""
+    for name, tensor in weights:
         waiting[name] = tensor
+        dtype = str(tensor.dtype).removeprefix("torch.")
         if sum(t.nbytes for t in waiting.values()) > _FILE_BYTES:
             close_file()
-    if not world.first:
-        return
     if waiting:
         close_file()
     if len(set(where.values())) == 1:
@@ -93,37 +191,95 @@ def save_model(run: RunConfig, engine: Engine, folder: Path, world: World) -> No
         if path.is_file() and path.suffix != ".safetensors" and ".index." not in path.name:
             shutil.copy(path, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = str(engine.dtype).removeprefix("torch.")
+    config["dtype"] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if isinstance(run.data.folder, Path):  # of data behind a URL eval cannot check overlap
+        overlap.copy(run.data.folder, folder)
+    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
-def resume(run: RunConfig, stage: int, engine: Engine, world: World) -> int:
-    """Load the newest checkpoint; returns its step, or 0 when there is none.
+class Resumed(NamedTuple):
+    """Where a stage goes on: optimizer steps taken, and the counters that were saved with them."""
 
-    Raises CheckpointError when it was made by a recipe that gives other numbers.
+    step: int
+    counters: Counters
+
+
+def resume(
+    run: RunConfig, stage: int, engine: Engine, world: World, *, force: bool = False
+) -> Resumed:
+    """Take up the newest checkpoint that is whole; step 0 when there never was one.
+
+    Raises CheckpointError when none is whole, or the newest whole one was made by a recipe, data
+    or layout that gives other numbers; force accepts another recipe and other data.
     """
-    found = checkpoints(run.run / f"stage{stage}")
-    if not found:
-        return 0
-    facts = json.loads((found[-1] / "state.json").read_text())
-    if changed := ", ".join(_differences(facts["recipe"], run.decisive(stage))):
+    folder = run.run / f"stage{stage}"
+    if world.first:
+        sweep(folder)
+    world.barrier()
+    found = newest_whole(folder, world)
+    if found is None:
+        return Resumed(0, {})
+    facts = json.loads((found / "state.json").read_text(encoding="utf-8"))
+    _check_fit(found, facts, run, stage, engine, force)
+    if facts["world_size"] == world.size:
+        engine.load_state(found / "state")
+    else:
+        log.info("%s: from %d ranks to %d", found, facts["world_size"], world.size)
+        engine.load_reshaped(found / "state", found.with_suffix(".universal"))
+    # Of more ranks than there were, some start from the same numbers: nothing in a step is drawn.
+    mine = found / "state" / f"random-{world.rank % facts['world_size']}.pt"
+    restore_random_states(torch.load(mine, weights_only=True))
+    return Resumed(int(facts["step"]), facts["counters"])
+
+
+def newest_whole(stage_folder: Path, world: World) -> Path | None:
+    """The newest checkpoint whose files are as they were saved; the ranks share the reading.
+
+    Damaged ones are named in the log and passed over. Raises CheckpointError when all are.
+    """
+    found = world.share(saved(stage_folder))
+    for path in reversed(found):
+        mine = fault(path, part=world.rank, parts=world.size)
+        (finder,) = world.max(world.rank + 1 if mine else 0)
+        if not finder:
+            return Path(path)
+        why = world.share(mine, source=int(finder) - 1)
+        log.warning("%s is damaged and passed over: %s", path, why)
+    if found:
         raise CheckpointError(
-            f"{found[-1]} was made by another recipe ({changed}); "
-            "undo the change, or give a new run folder with run=..."
+            f"{stage_folder / 'checkpoints'}: all {len(found)} checkpoints are damaged (the oldest "
+            f"one: {why}); restore one, or remove them to start from step 0"
         )
-    data = _data(run, stage)
-    if facts["data"] != data:
+    return None
+
+
+def _check_fit(
+    found: Path, facts: dict[str, Any], run: RunConfig, stage: int, engine: Engine, force: bool
+) -> None:
+    """Raises CheckpointError unless the checkpoint is of this recipe, data and layout."""
+    for key, mine in (("zero_stage", engine.stage), ("dtype", str(engine.dtype))):
+        if facts[key] != mine:
+            raise CheckpointError(
+                f"{found} was saved with {key} {facts[key]} and engine.ds_config now gives {mine}; "
+                "use the ds_config of before"
+            )
+    reasons = []
+    if changed := ", ".join(differences(facts["recipe"], run.decisive(stage))):
+        reasons.append(f"was made by another recipe ({changed})")
+    if facts["data"] != (data := _data(run, stage)):
+        reasons.append(
+            f"was trained on data {facts['data'][:12]} and {run.data.folder} now holds {data[:12]}"
+        )
+    if reasons and not force:
         raise CheckpointError(
-            f"{found[-1]} was trained on data {facts['data'][:12]}, {run.data.folder} now holds "
-            f"{data[:12]}; prepare the same data again, or give a new run folder with run=..."
+            f"{found} {' and '.join(reasons)}; undo the change, give a new run folder with "
+            "run=..., or go on all the same with --force"
         )
-    if facts["world_size"] != world.size:
-        raise CheckpointError(
-            f"{found[-1]} was saved by {facts['world_size']} ranks and this run has {world.size}; "
-            "start it with as many"
-        )
-    restore_random_states(engine.load_state(found[-1]))
-    return int(facts["step"])
+    for reason in reasons:
+        log.warning("--force: %s %s; going on all the same", found, reason)
+    if other := ", ".join(differences(facts["versions"], environment.versions())):
+        log.warning("%s was made with other versions (%s); numbers may differ", found, other)
 
 
 def _data(run: RunConfig, stage: int) -> str:
@@ -132,18 +288,23 @@ def _data(run: RunConfig, stage: int) -> str:
     return manifest.prepared if stage == 1 else manifest.fingerprint
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """`key: old -> new` for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}")]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}")]
     return [] if old == new else [f"{path[1:]}: {old} -> {new}"]
 
 
 def random_states() -> dict[str, Any]:
-    """This process's random generators."""
-    states = {"python": random.getstate(), "numpy": np.random.get_state(),
-              "torch": torch.get_rng_state()}  # fmt: skip
+    """This process's random generators, as numbers and tensors only."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    states = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
@@ -151,18 +312,10 @@ def random_states() -> dict[str, Any]:
 
 def restore_random_states(states: dict[str, Any]) -> None:
     """Undo `random_states`."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-
-
-def _flush(place: Path) -> None:
-    """Make a folder's files and names durable before anything relies on them."""
-    for path in [place, *place.rglob("*")]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -11,6 +11,9 @@ import contextlib
 import json
 import logging
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,14 @@ from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.train.optim import parameter_groups
+from lbr_ds.train.snapshot import HostMemory
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 import deepspeed
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 OWNED_BY_RECIPE = {
     "train_batch_size": "stageN.samples_per_step",
@@ -106,6 +111,8 @@ class Engine:
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=model, optimizer=_optimizer(groups, ds_config, optim, world), config=config
             )
+        # DeepSpeed puts a script beside every checkpoint; rank 0 alone would fail on a full disk.
+        self.engine._copy_recovery_script = lambda folder: None
 
     def _sharded(self, config: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
         """Where the module is built: parameters are cut up as each submodule is made."""
@@ -133,23 +140,66 @@ class Engine:
         norm = self.engine.get_global_grad_norm()
         return float(norm), self.engine.was_step_applied()
 
-    def save_state(self, folder: Path, mine: dict[str, Any]) -> None:
-        """Everything that a resume needs; `mine` is this rank's own. All ranks call it."""
-        with _quiet():
-            self.engine.save_checkpoint(
-                str(folder / "state"), tag="ranks", client_state={"mine": mine}, save_latest=False
-            )
+    def snapshot(self, memory: HostMemory | None) -> dict[str, Any]:
+        """This rank's share of parameters, optimizer and counts: file name -> what to torch.save.
 
-    def load_state(self, folder: Path) -> dict[str, Any]:
-        """Undo `save_state`; returns this rank's `mine`. Raises CheckpointError."""
+        With `memory` it is a copy as of now, on the host; without, the tensors live on and must
+        be written before the next step. The files lie as DeepSpeed's own. All ranks call it.
+        """
+        collector = _Collector(memory)
+        self.engine.checkpoint_engine = collector
+        with _quiet():
+            self.engine.save_checkpoint("state", tag="ranks", save_latest=False)
+        return collector.files
+
+    def load_state(self, folder: Path) -> None:
+        """Take over what `snapshot` gave on as many ranks. Raises CheckpointError."""
+        self._load(folder, "ranks")
+
+    def load_reshaped(self, folder: Path, scratch: Path) -> None:
+        """As `load_state`, from any number of ranks, by way of DeepSpeed's universal format.
+
+        Rank 0 makes `scratch` (24 bytes a parameter, half of it for a moment) on a file system that
+        all ranks see, and removes it. Random states are none of DeepSpeed's business.
+        """
+        failure = to_universal(folder / "ranks", scratch / "all") if self.world.first else ""
+        if failure := self.world.share(failure):
+            raise CheckpointError(f"{folder}: cannot be laid out for other ranks: {failure}")
+        groups = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        self.engine._config.load_universal_checkpoint = True
+        self._load(scratch, "all")
+        self.engine._config.load_universal_checkpoint = False
+        self._mend(groups)
+        self.world.barrier()
+        if self.world.first:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _load(self, folder: Path, tag: str) -> None:
+        self.engine.checkpoint_engine = _Collector(None)
         try:
             with _quiet():
-                path, client = self.engine.load_checkpoint(str(folder / "state"), tag="ranks")
+                path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
         except Exception as error:  # DeepSpeed raises bare exceptions of many kinds here
             raise CheckpointError(f"{folder}: cannot be loaded: {error}") from None
         if path is None:
             raise CheckpointError(f"{folder}: holds no state for {self.world.size} ranks")
-        return client["mine"]
+
+    def _mend(self, groups: list[dict[str, Any]]) -> None:
+        """What DeepSpeed 0.19.8's universal load gets wrong under ZeRO-3.
+
+        It gives every parameter group the first one's options, weight decay among them, and all
+        states one and the same step tensor, which Adam then counts up once for each of them.
+        """
+        for group, options in zip(self.optimizer.param_groups, groups, strict=True):
+            group.update(options)
+        for parameter, state in self.optimizer.state.items():
+            if isinstance(state.get("step"), Tensor):
+                fused = self.world.device.type == "cuda" and parameter.is_cuda
+                where = parameter.device if fused else torch.device("cpu")
+                state["step"] = state["step"].to(where, copy=True)
 
     def weights(self) -> Iterator[tuple[str, Tensor | None]]:
         """(name, whole tensor on the CPU) one by one on rank 0; None elsewhere. All ranks iterate.
@@ -160,6 +210,38 @@ class Engine:
             with gathered(parameter):
                 whole = parameter.detach().to("cpu", copy=True) if self.world.first else None
             yield name, whole
+
+
+class _Collector(TorchCheckpointEngine):
+    """What DeepSpeed asks to have saved, kept instead; and no folder made, for that may fail."""
+
+    def __init__(self, memory: HostMemory | None) -> None:
+        super().__init__()
+        self.memory = memory
+        self.files: dict[str, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing: whoever writes the files makes their folders."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Note (a copy of) the state under its file's name."""
+        copied = self.memory.copy(path, state_dict) if self.memory else state_dict
+        self.files[Path(path).as_posix()] = copied
+
+
+def to_universal(folder: Path, out: Path) -> str:
+    """Convert one tag of a DeepSpeed checkpoint, in a process of its own; returns what failed.
+
+    The converter forks workers, which a rank with its communication threads must not.
+    """
+    workers = str(min(8, os.cpu_count() or 1))
+    command = [
+        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
+        "--input_folder", str(folder), "--output_folder", str(out),
+        "--num_extract_workers", workers, "--num_merge_workers", workers,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def gathered(parameter: nn.Parameter, *, writer: int | None = None) -> Any:

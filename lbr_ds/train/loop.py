@@ -34,11 +34,12 @@ from lbr_ds.train.stages import STAGES, Stage, Work, rehearse
 log = logging.getLogger(__name__)
 
 
-def train(run: RunConfig, number: int) -> bool:
+def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     """Train stage `number`, from the newest checkpoint if there is one.
 
-    Returns whether it reached its end (false: preempted, and saved). An error leaves the last
-    checkpoint as it is and issues no collectives: another rank may be gone.
+    force: go on from it although recipe or data have changed. Returns whether it reached its end
+    (false: preempted, and saved). An error leaves the last checkpoint as it is and issues no
+    collectives: another rank may be gone.
     """
     stage, part = STAGES[number], run.stage(number)
     folder = run.run / f"stage{number}"
@@ -51,7 +52,7 @@ def train(run: RunConfig, number: int) -> bool:
         open_run_folder(run)
     world.barrier()
     engine, encoder = build(run, stage, ds_config, world)
-    start = checkpoint.resume(run, number, engine, world)
+    start, counters = checkpoint.resume(run, number, engine, world, force=force)
     log.info(
         "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %d samples, steps %d to %d",
         number, world.size, engine.stage, engine.num_parameters / 1e6, num_samples, start,
@@ -64,15 +65,17 @@ def train(run: RunConfig, number: int) -> bool:
     )
     step, stopped = start, False
     meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
-    with meter, Preemption(world) as preemption:
+    saver = checkpoint.Saver(run, number, engine, world)
+    with meter, Preemption(world) as preemption, saver:
         while step < num_steps and not stopped:
             lr = learning_rate(step, num_steps, part.optim)
             values = take_step(engine, stage, run, feed, lr, world)
             step += 1
-            meter.log(step, values)
+            saver.poll()
+            meter.log(step, {**values, "save_seconds": saver.seconds})
             stopped = preemption.agreed()
             if step % run.every.save == 0 or step == num_steps or stopped:
-                log.info("saved %s", checkpoint.save(run, number, step, engine, world))
+                saver.save(step, counters)
     leave()
     return step == num_steps
 
