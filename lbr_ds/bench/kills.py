@@ -6,6 +6,7 @@ end of the run must be, bit for bit, the end of one that was left alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import signal
@@ -22,6 +23,7 @@ from lbr_ds.runs import checkpoints, step_of
 log = logging.getLogger(__name__)
 WORLD = 2
 _SAVE = 3  # steps from one checkpoint to the next where kills come at any time
+_PATIENCE = 1.0  # seconds, at most, that the survivors of a killed rank go on
 _LIMIT = 600  # seconds for the last, undisturbed part
 
 
@@ -73,14 +75,15 @@ class Victim:
         return step_of(found[-1]) if found else 0
 
     def unfinished(self) -> set[tuple[str, int]]:
-        """The checkpoints that are being written, or were when a rank died: name and last change."""
-        found = (self.stage / "checkpoints").glob("*.part")
-        seen = set()
-        for path in found:
-            try:
-                seen.add((path.name, path.stat().st_ctime_ns))
-            except FileNotFoundError:
-                continue
+        """New checkpoints being written, or left so when a rank died: name and last change.
+
+        An old one on its way out has the same suffix; those are not meant.
+        """
+        newest, seen = self.newest(), set()
+        for path in (self.stage / "checkpoints").glob("*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if int(path.stem.removeprefix("step-")) > newest:
+                    seen.add((path.name, path.stat().st_ctime_ns))
         return seen
 
     def begun(self, ranks: Ranks, expected: int, found: Campaign) -> bool:
@@ -128,11 +131,13 @@ def kill_at_any_time(victim: Victim, kills: int) -> Campaign:
                 if not victim.begun(ranks, expected, found):
                     break
                 started = time.monotonic() - ranks.began
-                _reach(aim, ranks, rank or 0, victim, left)
+                if not _reach(aim, ranks, rank or 0, victim, left):
+                    found.failed(ranks)
+                    break
             ranks.send(signal.SIGKILL, rank)
             phase = SAVING if victim.unfinished() - left else ranks.phases()[rank or 0]
             found.where[PHASES[phase]] += 1
-            ranks.kill(rank)
+            ranks.kill(rank, victim.draw.uniform(0, _PATIENCE))
         found.kills += 1
         log.info("stage %d: kill %d of %d, %s, newest checkpoint %d", victim.number, number + 1,
                  kills, PHASES[phase], victim.newest())  # fmt: skip
@@ -141,8 +146,8 @@ def kill_at_any_time(victim: Victim, kills: int) -> Campaign:
 
 def _reach(
     aim: int, ranks: Ranks, rank: int, victim: Victim, left: set[tuple[str, int]]
-) -> None:
-    """Return at a random instant of a phase, some steps after the start."""
+) -> bool:
+    """Return at a random instant of a phase, some steps after the start; whether it was reached."""
     steps = victim.draw.randint(1, 2 * _SAVE)
 
     def there() -> bool:
@@ -150,8 +155,9 @@ def _reach(
             return False
         return bool(victim.unfinished() - left) if aim == SAVING else ranks.phases()[rank] == aim
 
-    ranks.until(there)
+    reached = ranks.until(there)
     time.sleep(victim.draw.uniform(0, 0.02))
+    return reached
 
 
 def kill_in_saves(victim: Victim, kills: int) -> Campaign:
@@ -182,7 +188,7 @@ def kill_in_saves(victim: Victim, kills: int) -> Campaign:
             before = victim.newest()
             ranks.send(signal.SIGKILL, rank)
             inside = bool(victim.unfinished() - left)
-            ranks.kill(rank)
+            ranks.kill(rank, victim.draw.uniform(0, _PATIENCE))
         if inside and victim.newest() == before:
             found.kills += 1
             found.where["of all ranks" if rank is None else "of one rank"] += 1

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,6 @@ _PRELOAD = ["lbr_ds.bench.ranks", "lbr_ds.train.loop", "lbr_ds.cli", "webdataset
 _SERVER = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
            "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
 _POLL = 0.0005
-_SURVIVOR_SECONDS = 10  # a launcher gives the peers of a dead rank as long
 Hook = Callable[[int], None]  # called in each rank with its number, before the training
 
 
@@ -48,15 +48,13 @@ class Ranks:
         stage: int = 1, hook: Hook | None = None,
     ) -> None:  # fmt: skip
         """folder: for output and notes; hook: done in every rank first (must be picklable)."""
-        from lbr_ds.train.launch import free_port
-
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "notes").write_bytes(bytes(2 * world))
         for old in folder.glob("rank-*.out"):
             old.unlink()
         self.folder, self.began = folder, time.monotonic()
         arguments = ["train", str(recipe), *overrides, "--stage", str(stage)]
-        port = str(free_port())
+        port = str(_free_port())
         self.processes: list[ForkServerProcess] = []
         for rank in range(world):
             env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
@@ -108,10 +106,10 @@ class Ranks:
                 if process.pid is not None and process.is_alive():
                     os.kill(process.pid, number)
 
-    def kill(self, rank: int | None = None) -> None:
-        """kill -9 of one rank or of all; a survivor may end by itself, and is killed after 10 s."""
+    def kill(self, rank: int | None = None, patience: float = 0.0) -> None:
+        """kill -9 of one rank or of all; the survivors have `patience` seconds to end as well."""
         self.send(signal.SIGKILL, rank)
-        self.wait(_SURVIVOR_SECONDS)
+        self.wait(patience)
 
     def wait(self, limit: float = 120) -> list[int]:
         """The exit codes once all have ended; those that have not by then are killed."""
@@ -127,6 +125,12 @@ class Ranks:
         """Everything that the ranks have written to the terminal so far, rank after rank."""
         outputs = [self.folder / f"rank-{rank}.out" for rank in range(len(self.processes))]
         return "".join(path.read_text(errors="replace") for path in outputs if path.exists())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _server() -> ForkServerContext:
@@ -157,6 +161,8 @@ def _rank(arguments: list[str], env: dict[str, str], folder: Path, hook: Hook | 
     _take_notes(folder, rank, int(env["WORLD_SIZE"]))
     if hook is not None:
         hook(rank)
+    # Loader processes start as they do elsewhere, and not by this server.
+    multiprocessing.set_start_method("fork", force=True)
     sys.argv = ["lbr-ds", *arguments]
     from lbr_ds.cli import main
 
@@ -189,7 +195,7 @@ def _take_notes(folder: Path, rank: int, world: int) -> None:
     wrap(loop, "take_step", LEARNING, lambda **_: LEARNING)
     wrap(Engine, "backward", LEARNING, lambda last, **_: LEARNING if last else ACCUMULATING)
     wrap(Engine, "step", UPDATING, lambda **_: LEARNING)
-    wrap(checkpoint, "save", SAVING, lambda **_: LEARNING)
+    wrap(checkpoint.Saver, "save", SAVING, lambda **_: LEARNING)
     samples = os.open(folder / f"samples-{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number, stage in STAGES.items():
 
