@@ -55,7 +55,8 @@ def _run() -> int:
         _complain(f"{getattr(error, 'format_message', error.__str__)()} (see lbr-ds --help)")
         return ConfigError.exit_code
     except LbrError as error:
-        _complain(str(error))
+        if not error.told:
+            _complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130

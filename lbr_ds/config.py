@@ -186,7 +186,15 @@ class EngineConfig(Part):
     """Read by `train/engine.py`."""
 
     ds_config: str = "auto"  # a shipped name or a path; auto: zero3, without a GPU zero3_cpu
-    timeout_minutes: float = Field(default=30, gt=0)  # a collective that waits longer ends the run
+    timeout_minutes: float = Field(default=30, gt=0)  # without progress of any rank: the run ends
+
+
+class GuardConfig(Part):
+    """When an update is left out, and when that ends the run. Read by `train/guard.py`."""
+
+    max_skipped: int = Field(default=3, ge=0)  # in a row; one more ends the run
+    max_skipped_total: int = Field(default=100, ge=0)  # over the stage; one more ends the run
+    spike_sigmas: float | None = Field(default=None, gt=0)  # 6: loss or norm so far above the mean
 
 
 class EveryConfig(Part):
@@ -212,6 +220,7 @@ class RunConfig(Part):
     stage2: Stage2Config
     mining: MiningConfig = MiningConfig()
     engine: EngineConfig = EngineConfig()
+    guard: GuardConfig = GuardConfig()
     every: EveryConfig = EveryConfig()
 
     @model_validator(mode="after")
@@ -243,8 +252,10 @@ class RunConfig(Part):
 
         A resume must find it unchanged. The data has a fingerprint of its own, in its manifest.
         """
-        apart = {"run", "name", "every", "engine", "data", "mining"}
+        apart = {"run", "name", "every", "engine", "guard", "data", "mining"}
         plain = json.loads(self.model_dump_json(exclude=apart))
+        if self.guard.spike_sigmas is not None:
+            plain["guard"] = {"spike_sigmas": self.guard.spike_sigmas}
         plain.pop(f"stage{3 - stage}")
         plain["model"].pop("activation_checkpointing")
         plain[f"stage{stage}"].pop("micro_batch_tokens")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,8 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from lbr_ds.errors import EnvironmentProblem
+
+_WORDS_SECONDS = 10  # until the host of the store counts as gone
+_GLOO = re.compile(r"gloo|Connection (closed|reset) by peer|Socket Timeout|Broken pipe")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    store: Any = field(default=None, compare=False, repr=False)  # small words; None: no others
 
     @property
     def first(self) -> bool:
@@ -62,6 +68,13 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=source)
         return box[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """Each rank's value (any picklable thing of our own), in rank order, on every rank."""
+        found = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -125,19 +138,45 @@ def join(timeout_minutes: float) -> World:
         device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(minutes=timeout_minutes)
+    # Later than train/watch.py, which ends a run without progress and can say who is at fault.
+    timeout = timedelta(minutes=timeout_minutes + 1)
+    rank, size, words = int(env["RANK"]), int(env["WORLD_SIZE"]), None
     try:
-        if alone:
-            store = dist.HashStore()
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-        else:
-            dist.init_process_group(backend, timeout=timeout)
+        store: Any = dist.HashStore()
+        if not alone:
+            store, rank, size = next(rendezvous("env://", timeout=timeout))
+            words = words_of(store)
+        place = dist.PrefixStore("ranks", store)
+        dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         where = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
         raise EnvironmentProblem(f"rendezvous at {where} failed: {error}") from None
     global _joined
     _joined = True
-    return World(int(env["RANK"]), int(env["WORLD_SIZE"]), local, device)
+    return World(rank, size, local, device, words)
+
+
+def words_of(store: Any) -> Any:
+    """A connection of one's own to the words that `train/watch.py` leaves in a store."""
+    own = dist.PrefixStore("words", store.clone())
+    own.set_timeout(timedelta(seconds=_WORDS_SECONDS))
+    return own
+
+
+def host_store() -> Any:
+    """A store in this process for ranks of this machine: it outlives them. `port` is where."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+# What a launcher that hosts the store tells its ranks; torchrun's agent does the same.
+HOSTED = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+
+def is_collective_error(error: BaseException) -> bool:
+    """Whether a peer's end looks like this: NCCL's errors have a type, gloo's have its words."""
+    if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(_GLOO.search(str(error)))
 
 
 def leave() -> None:

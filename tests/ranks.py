@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
-
-from lbr_ds.train.launch import free_port
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 300
@@ -43,3 +42,10 @@ def run_cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "lbr_ds", *arguments], cwd=ROOT, capture_output=True, text=True,
         timeout=TIMEOUT_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
     )  # fmt: skip
+
+
+def free_port() -> int:
+    """A TCP port that nobody on this machine listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

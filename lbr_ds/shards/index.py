@@ -1,72 +1,109 @@
-"""tar -> where each record lies in it: an array of (offset, size), kept beside the tar as `.idx`.
+"""tar -> where each record lies in it and its checksum, kept beside the tar as `.idx`.
 
-Layout of an index: 8 bytes magic, the tar's length and the number of records (two little-endian
-u64), then one (offset, size) pair of little-endian i64 a record. It is a cache: when it is missing
-or stale (tar newer, or of another length) it is built again from the tar's headers.
+Layout of an index: 8 bytes magic, the sha256 of the tar (32 bytes), its length and the number of
+records (two little-endian u64); then for each record its offset and size (two little-endian i64),
+then for each its CRC-32 (little-endian u32). An index is only ever made from a tar that has the
+manifest's sha256, so a tar that is damaged later is found out record by record. It is a cache: one
+that is missing or of another tar is made again from the whole tar.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.errors import DataError
 
-_MAGIC = b"LBRIDX1\n"
-_HEAD = struct.Struct("<8sQQ")
+_MAGIC = b"LBRIDX2\n"
+_HEAD = struct.Struct("<8s32sQQ")
 _BLOCK = 512  # tar's unit
+_PIECE = 1 << 20  # bytes read at once to hash a tar
 _ORDINARY = (b"0", b"\0")  # type flags of a plain file
 
 
-def index_of(tar: Path, descriptor: int, name: str) -> NDArray[np.int64]:
-    """(records, 2) offsets and sizes in bytes of the `.json` members of a tar, in file order.
+class Index(NamedTuple):
+    """The `.json` members of a tar in file order, n of them."""
+
+    spans: NDArray[np.int64]  # (n, 2) offsets and sizes in bytes
+    checksums: NDArray[np.uint32]  # (n,) CRC-32 of each member's bytes
+
+
+def index_of(tar: Path, descriptor: int, name: str, sha256: str) -> Index:
+    """The index of a tar that had this sha256 when it was made.
 
     descriptor: the open tar, which may have left its folder since; name: the tar in messages.
-    Reads the index file, or scans the tar and leaves an index where the folder may be written.
-    Raises DataError for a damaged tar.
+    Reads the index file, or the whole tar, and then leaves an index where the folder may be
+    written. Raises DataError for a tar that has no index and is not the one of that sha256.
     """
-    found = _load(tar, os.fstat(descriptor))
+    found = _load(tar, sha256)
     if found is None:
-        found = scan(descriptor, name)
-        save(tar, found)
+        if (now := _hash(descriptor)) != sha256:
+            scan(descriptor, name)  # names the place where it can
+            raise DataError(
+                f"{name}: altered, sha256 {now[:12]}.. and not the manifest's {sha256[:12]}.., and "
+                "no .idx file tells which records; copy the file again or run `lbr-ds prepare`"
+            )
+        found = make(descriptor, name)
+        save(tar, found, sha256)
     return found
 
 
-def save(tar: Path, spans: NDArray[np.int64]) -> None:
+def make(descriptor: int, name: str) -> Index:
+    """The index of an open tar, whose bytes are taken to be right. Raises DataError."""
+    spans = scan(descriptor, name)
+    sums = [zlib.crc32(os.pread(descriptor, size, offset)) for offset, size in spans.tolist()]
+    return Index(spans, np.array(sums, dtype=np.uint32))
+
+
+def save(tar: Path, found: Index, sha256: str) -> None:
     """Write the index of `tar` in one rename; a folder that cannot be written is left as it is."""
     path = tar.with_suffix(".idx")
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        head = _HEAD.pack(_MAGIC, tar.stat().st_size, len(spans))
-        part.write_bytes(head + spans.astype("<i8").tobytes())
+        length, count = tar.stat().st_size, len(found.spans)
+        head = _HEAD.pack(_MAGIC, bytes.fromhex(sha256), length, count)
+        body = found.spans.astype("<i8").tobytes() + found.checksums.astype("<u4").tobytes()
+        part.write_bytes(head + body)
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)  # only a cache: the next reader scans again
+        part.unlink(missing_ok=True)  # only a cache: the next reader makes it again
 
 
-def _load(tar: Path, state: os.stat_result) -> NDArray[np.int64] | None:
-    """The index as kept, or None when it is missing, stale or damaged."""
-    path = tar.with_suffix(".idx")
+def _load(tar: Path, sha256: str) -> Index | None:
+    """The index as kept, or None when it is missing, damaged or of another tar."""
     try:
-        raw, age = path.read_bytes(), path.stat().st_mtime_ns
+        raw = tar.with_suffix(".idx").read_bytes()
     except OSError:
         return None
-    if len(raw) < _HEAD.size or age < state.st_mtime_ns:
+    if len(raw) < _HEAD.size:
         return None
-    magic, length, count = _HEAD.unpack_from(raw)
-    if magic != _MAGIC or length != state.st_size or len(raw) != _HEAD.size + 16 * count:
+    magic, made_of, length, count = _HEAD.unpack_from(raw)
+    if magic != _MAGIC or made_of.hex() != sha256 or len(raw) != _HEAD.size + 20 * count:
         return None
-    spans = np.frombuffer(raw, dtype="<i8", offset=_HEAD.size).reshape(count, 2).astype(np.int64)
+    spans = np.frombuffer(raw, "<i8", 2 * count, _HEAD.size).reshape(count, 2).astype(np.int64)
+    sums = np.frombuffer(raw, "<u4", count, _HEAD.size + 16 * count).astype(np.uint32)
     inside = spans.min(initial=0) >= 0 and spans.sum(axis=1).max(initial=0) <= length
-    return spans if inside else None
+    return Index(spans, sums) if inside else None
+
+
+def _hash(descriptor: int) -> str:
+    """The sha256 of an open file, in hex."""
+    digest, place = hashlib.sha256(), 0
+    while piece := os.pread(descriptor, _PIECE, place):
+        digest.update(piece)
+        place += len(piece)
+    return digest.hexdigest()
 
 
 def scan(descriptor: int, name: str) -> NDArray[np.int64]:
-    """Walk the headers of the open tar once. Returns the same array as `index_of`."""
+    """Walk the headers of the open tar once. Returns `Index.spans`."""
     spans: list[tuple[int, int]] = []
     place = 0
     while True:

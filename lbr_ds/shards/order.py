@@ -73,19 +73,21 @@ class Order:
         self._shards: dict[int, tuple[list[int], list[int]]] = {}
 
     def place(self, lane: int, step: int, attempt: int = 0) -> Place:
-        """The sample of `lane` at `step`; attempt n: the n-th after it in its block, cyclically."""
+        """The sample of `lane` at `step`; attempt n < total: what stands in for n unreadable ones.
+
+        That is the n-th after it in its block, cyclically, and then what follows the block.
+        """
         block = self._blocks.get(lane)
         if block is None or not block.begin <= step < block.end:
             block = self._blocks[lane] = self._enter(lane, step)
         order, starts = block.order, block.starts
-        position = block.first + order[(step - block.begin + attempt) % len(order)]
+        length = len(order)
+        if attempt < length:
+            position = block.first + order[(step - block.begin + attempt) % length]
+        else:
+            position = (block.first + attempt) % self.total
         nth = bisect_right(starts, position) - 1
         return Place(block.epoch, block.shards[nth], position - starts[nth])
-
-    def block_length(self, lane: int, step: int) -> int:
-        """How many attempts `place` knows before it comes round."""
-        length = (lane + 1) * self.total // self.lanes - lane * self.total // self.lanes
-        return min(WINDOW, length - step % length // WINDOW * WINDOW)
 
     def _enter(self, lane: int, step: int) -> _Block:
         """The block that `lane` walks at `step`."""

@@ -8,7 +8,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zlib import crc32
 
 from lbr_ds.address import CACHE_GIB
 from lbr_ds.errors import DataError
@@ -20,63 +21,92 @@ _OPEN_FILES = 256  # below the usual limit of 1024 a process; a closed shard cos
 _OPEN_TRIES = 5  # of a shard that other processes drop from the cache again and again
 
 
+class _Shard(NamedTuple):
+    """What is kept of a shard that was opened once: 20 bytes a record."""
+
+    spans: array[int]  # offset, size, offset, size, ...
+    checksums: array[int] | None  # None: the whole tar was checked as it was fetched
+
+
 class Tars:
     """Random access to the records of a split. Picklable; opens files as they are needed.
 
-    Keeps 16 bytes of index a record of the shards it has touched, and at most 256 open files.
+    Keeps 20 bytes of index a record of the shards it has touched, and at most 256 open files.
+    partial: a shard of another length than the manifest's gives the records that it still holds.
     """
 
-    def __init__(self, manifest: Manifest, split: str) -> None:
+    def __init__(self, manifest: Manifest, split: str, *, partial: bool = False) -> None:
         self.manifest = manifest
         self.shards = manifest.shards(split)
-        self._spans: dict[int, array[int]] = {}  # offset, size, offset, size, ...
+        self.partial = partial
+        self._known: dict[int, _Shard] = {}
+        self._lost: dict[int, str] = {}  # partial: shards that cannot be read at all, and why
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files belong to one process.
-        return {**self.__dict__, "_spans": {}, "_files": OrderedDict()}
+        return {**self.__dict__, "_known": {}, "_lost": {}, "_files": OrderedDict()}
 
     def __del__(self) -> None:
         for descriptor in self._files.values():
             os.close(descriptor)
 
     def read(self, shard: int, record: int) -> bytes:
-        """The raw bytes of a record. Raises DataError for a missing, cut or unreadable tar."""
+        """The raw bytes of a record, as they were written.
+
+        Raises DataError for a missing, cut, altered or unreadable tar or record.
+        """
         descriptor = self._files.get(shard)
         if descriptor is None:
             descriptor = self._open(shard)
         else:
             self._files.move_to_end(shard)
-        spans, at = self._spans[shard], 2 * record
-        size = spans[at + 1]
+        spans, checksums = self._known[shard]
+        offset, size = spans[2 * record], spans[2 * record + 1]
         try:
             # Not mmap: a tar that is cut while it is read would kill the process (SIGBUS).
-            data = os.pread(descriptor, size, spans[at])
+            data = os.pread(descriptor, size, offset)
         except OSError as error:
             raise DataError(f"{self.where(shard, record)}: {error.strerror}") from None
         if len(data) != size:
             raise DataError(f"{self.where(shard, record)}: the tar ends inside this record")
+        if checksums is not None and crc32(data) != checksums[record]:
+            raise DataError(f"{self.where(shard, record)}: altered since it was written (CRC-32)")
         return data
 
     def where(self, shard: int, record: int) -> str:
         """The place of a record, for messages."""
         name = self.manifest.where(self.shards[shard])
-        return f"{name}: record {record} at byte {self._spans[shard][2 * record]}"
+        known = self._known.get(shard)
+        return f"{name}: record {record}" + (f" at byte {known.spans[2 * record]}" if known else "")
 
     def _open(self, shard: int) -> int:
         """Open a shard, compare it with the manifest, and read its index once."""
-        stated = self.shards[shard]
-        descriptor, path = self._descriptor(stated)
+        if shard in self._lost:
+            raise DataError(self._lost[shard])
         try:
-            check_size(self.manifest.where(stated), stated, os.fstat(descriptor).st_size)
-            if shard not in self._spans:
-                self._spans[shard] = self._checked_index(path, descriptor, stated)
-        except BaseException:
-            os.close(descriptor)
+            descriptor = self._opened(shard)
+        except DataError as error:
+            if self.partial:
+                self._lost[shard] = str(error)
             raise
         self._files[shard] = descriptor
         if len(self._files) > _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
+        return descriptor
+
+    def _opened(self, shard: int) -> int:
+        stated = self.shards[shard]
+        descriptor, path = self._descriptor(stated)
+        try:
+            if not self.partial:
+                name = self.manifest.where(stated)
+                check_size(name, stated, os.fstat(descriptor).st_size)
+            if shard not in self._known:
+                self._known[shard] = self._checked_index(path, descriptor, stated)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _descriptor(self, stated: ShardFile) -> tuple[int, Path]:
@@ -94,17 +124,20 @@ class Tars:
                 raise DataError(f"{name}: cannot open this shard ({error.strerror})") from None
         raise DataError(f"{name}: cannot open this shard ({reason})")
 
-    def _checked_index(self, path: Path, descriptor: int, stated: ShardFile) -> array[int]:
+    def _checked_index(self, path: Path, descriptor: int, stated: ShardFile) -> _Shard:
         name = self.manifest.where(stated)
-        # An index in the cache would be one more file to count there.
-        cached = self.manifest.remote is not None
-        spans = scan(descriptor, name) if cached else index_of(path, descriptor, name)
+        if self.manifest.remote is not None:
+            # An index in the cache would be one more file to count there.
+            spans, checksums = scan(descriptor, name), None
+        else:
+            spans, sums = index_of(path, descriptor, name, stated.sha256)
+            checksums = array("I", sums.astype("=u4").tobytes())
         if len(spans) != stated.records:
             raise DataError(
                 f"{name}: holds {len(spans)} records and not the manifest's {stated.records}; "
                 "run `lbr-ds prepare` again"
             )
-        return array("q", spans.tobytes())
+        return _Shard(array("q", spans.tobytes()), checksums)
 
 
 def decode_sound(data: Sequence[bytes]) -> list[Record] | None:

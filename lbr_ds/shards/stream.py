@@ -7,6 +7,7 @@ the number of ranks, and the only state of a run's data is the number of its ste
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -23,18 +24,23 @@ from lbr_ds.shards.reader import Tars, decode, decode_sound
 if TYPE_CHECKING:
     from webdataset import DataPipeline
 
+log = logging.getLogger(__name__)
+_TOLD = 10  # unreadable records that a reading process logs
+
 
 class Sample(NamedTuple):
-    """One record, the lane that drew it and that lane's epoch."""
+    """One record, the lane that drew it, that lane's epoch, and the record's place."""
 
     lane: int
     epoch: int
     record: Record
+    shard: int
+    row: int
 
 
 @dataclass(frozen=True)
 class Step:
-    """A rank's samples of one optimizer step, by rising lane; `skipped` unreadable ones aside."""
+    """A rank's samples of one optimizer step, by rising lane; `skipped` of them are stand-ins."""
 
     index: int
     samples: list[Sample]
@@ -75,24 +81,29 @@ class Draw:
 
 
 class Read:
-    """Stage 2: the bytes found there."""
+    """Stage 2: the bytes found there; none for a record that cannot be read, `Decode` says why."""
 
     def __init__(self, tars: Tars) -> None:
         self.tars = tars
 
     def __call__(self, drawn: Iterator[Places]) -> Iterator[Raw]:
-        read = self.tars.read
         for step, places in drawn:
-            yield Raw(step, places, [read(shard, record) for _, shard, record in places])
+            yield Raw(step, places, [self._read(shard, record) for _, shard, record in places])
+
+    def _read(self, shard: int, record: int) -> bytes:
+        try:
+            return self.tars.read(shard, record)
+        except DataError:
+            return b""
 
 
 class Decode:
     """Stage 3: bytes -> records -> a Step.
 
-    A record that cannot be read ends the run (strict), or the next readable one of the same block
-    takes its place and it is counted (skip). The choice is again a pure function of the step, so
-    ranks stay in step; the record that stands in is also seen at its own turn. A missing or
-    truncated shard is an error under both.
+    A record that cannot be read (it, or its shard, is missing, cut, altered or no JSON) ends the
+    run (strict), or it is counted and the next readable one takes its place (skip). The choice is
+    again a pure function of the step, so ranks stay in step and no other sample changes; the
+    record that stands in is also seen at its own turn.
     """
 
     def __init__(
@@ -102,42 +113,57 @@ class Decode:
         self.order = order
         self.lanes = lanes
         self.on_error = on_error
+        self.told = 0
 
     def __call__(self, raws: Iterator[Raw]) -> Iterator[Step]:
         for raw in raws:
-            records, skipped = decode_sound(raw.data), 0
+            records, skipped, places = decode_sound(raw.data), 0, raw.places
             if records is None:
-                records, skipped = self._one_by_one(raw)
-            drawn = zip(self.lanes, raw.places, records, strict=True)
-            samples = [Sample(lane, place[0], record) for lane, place, record in drawn]
+                records, places, skipped = self._one_by_one(raw)
+            drawn = zip(self.lanes, raw.places, records, places, strict=True)
+            samples = [
+                Sample(lane, turn[0], record, place[1], place[2])
+                for lane, turn, record, place in drawn
+            ]
             yield Step(raw.step, samples, skipped)
 
-    def _one_by_one(self, raw: Raw) -> tuple[list[Record], int]:
-        """The records of a step with a fault in it, and how many were skipped."""
-        records, skipped = [], 0
-        for lane, place, data in zip(self.lanes, raw.places, raw.data, strict=True):
+    def _one_by_one(self, raw: Raw) -> tuple[list[Record], list[Place], int]:
+        """The records of a step with a fault in it, where they lie, and how many stand in."""
+        records, places, skipped = [], [], 0
+        for lane, place in zip(self.lanes, raw.places, strict=True):
             try:
-                records.append(decode(data, self.tars.where(place.shard, place.record)))
+                record = self._record(place)
             except DataError as error:
                 if self.on_error == "strict":
                     raise DataError(
                         f"{error}; run `lbr-ds prepare` again, or set data.on_error=skip"
                     ) from None
-                record, attempts = self._substitute(lane, raw.step, error)
-                records.append(record)
-                skipped += attempts
-        return records, skipped
+                self._tell(error)
+                record, place = self._substitute(lane, raw.step, error)
+                skipped += 1
+            records.append(record)
+            places.append(place)
+        return records, places, skipped
 
-    def _substitute(self, lane: int, step: int, error: DataError) -> tuple[Record, int]:
-        length = self.order.block_length(lane, step)
-        for attempt in range(1, length):
-            _, shard, record = self.order.place(lane, step, attempt)
-            data = self.tars.read(shard, record)
+    def _record(self, place: Place) -> Record:
+        data = self.tars.read(place.shard, place.record)
+        return decode(data, self.tars.where(place.shard, place.record))
+
+    def _substitute(self, lane: int, step: int, error: DataError) -> tuple[Record, Place]:
+        for attempt in range(1, self.order.total):
+            place = self.order.place(lane, step, attempt)
             try:
-                return decode(data, self.tars.where(shard, record)), attempt
-            except DataError as another:
-                error = another
-        raise DataError(f"{error}; so are all {length} records of its block: prepare again")
+                return self._record(place), place
+            except DataError:
+                continue
+        raise DataError(f"{error}; and no other record of the split can be read: prepare again")
+
+    def _tell(self, error: DataError) -> None:
+        """The first few in the log; all are counted."""
+        self.told += 1
+        if self.told <= _TOLD:
+            more = "; further ones are only counted" if self.told == _TOLD else ""
+            log.warning("skipped: %s%s", error, more)
 
 
 def steps(
@@ -162,14 +188,15 @@ def steps(
     take the workers' steps in turn see every step from `start` on, in order.
 
     Raises ConfigError when `world` does not divide `samples_per_step`, DataError when the split is
-    missing, damaged or smaller than `samples_per_step`.
+    missing, (strict) damaged or smaller than `samples_per_step`.
     """
     assert start >= 0
     assert 0 <= rank < world
     assert 0 <= worker < workers
     _check_world(samples_per_step, world)
     manifest = Manifest.load(folder, cache_gib)
-    manifest.check(split)
+    if on_error == "strict":
+        manifest.check(split)
     total = manifest.records(split)
     if total < samples_per_step:
         raise DataError(
@@ -182,7 +209,7 @@ def steps(
     shards = manifest.shards(split)
     order = Order([shard.records for shard in shards], seed=seed, lanes=samples_per_step)
     lanes = range(rank, samples_per_step, world)
-    tars = Tars(manifest, split)
+    tars = Tars(manifest, split, partial=on_error == "skip")
     return DataPipeline(
         Draw(order, lanes=lanes, first=start + worker, stop=stop, stride=workers),
         Read(tars),

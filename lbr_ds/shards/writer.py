@@ -33,11 +33,12 @@ def write_split(
         last = min(first + records_per_shard, len(records))
         _write_tar(tar, first, [records[i] for i in order[first:last]])
         with tar.open("rb") as file:
-            spans = index.scan(file.fileno(), str(tar))
-        assert len(spans) == last - first
-        index.save(tar, spans)
+            found = index.make(file.fileno(), str(tar))
+        assert len(found.spans) == last - first
+        sha256 = file_sha256(tar)
+        index.save(tar, found, sha256)
         size = tar.stat().st_size
-        shards.append(ShardFile(f"{split}/{tar.name}", last - first, size, file_sha256(tar)))
+        shards.append(ShardFile(f"{split}/{tar.name}", last - first, size, sha256))
         if progress:
             progress(f"write {split}", last, len(records))
     return shards

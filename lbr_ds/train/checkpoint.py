@@ -38,7 +38,7 @@ from lbr_ds.train.snapshot import HostMemory
 from lbr_ds.train.writer import Plan, Writing, save_tensors, sweep
 
 log = logging.getLogger(__name__)
-Counters = dict[str, float]
+Counters = dict[str, Any]  # JSON-ready
 _FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 10  # that a failing rank gives a save under way

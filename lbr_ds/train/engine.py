@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -98,6 +99,8 @@ class Engine:
             "gradient_clipping": optim.clip,
             "steps_per_print": 1_000_000_000,
         }
+        if bf16:  # ZeRO-1 and 2 would let a non-finite update through without it
+            config["bf16"] = {**ds_config["bf16"], "check_grad_overflow": True}
         with self._sharded(config):
             model = make(self.dtype)
         if self.stage < 3:
@@ -111,6 +114,9 @@ class Engine:
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=model, optimizer=_optimizer(groups, ds_config, optim, world), config=config
             )
+        self._accept: Callable[[float], bool] = math.isfinite
+        self._norm = math.nan
+        self._judge_norms()
         # DeepSpeed puts a script beside every checkpoint; rank 0 alone would fail on a full disk.
         self.engine._copy_recovery_script = lambda folder: None
 
@@ -129,16 +135,39 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
-    def step(self, lr: float) -> tuple[float, bool]:
+    def step(self, lr: float, accept: Callable[[float], bool] = math.isfinite) -> tuple[float, bool]:
         """Clip, update, forget the gradients. Returns (gradient norm before clipping, applied).
 
-        Not applied: the norm was not finite, and DeepSpeed left the parameters as they were.
+        accept(norm) decides before anything changes, on numbers that are the same on all ranks.
+        Where it says no, or the norm is not finite, parameters and optimizer stay as they were.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self._accept, self._norm = accept, math.nan
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return float(norm), self.engine.was_step_applied()
+        return self._norm, self.engine.was_step_applied()
+
+    def _judge_norms(self) -> None:
+        """Put `accept` where DeepSpeed 0.19 asks for the norm.
+
+        Its optimizers (stage3.py, stage_1_and_2.py: step) leave an update out on all ranks, and
+        forget the gradients, when the norm is infinite; so that is what a refused one becomes.
+        ZeRO-1 and 2 look at the gradients first and never ask when those are not finite.
+        """
+        name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        ask = getattr(self.optimizer, name)
+
+        def judged() -> Any:
+            found = ask()
+            parts = [float(n) for n in (found if self.stage == 3 else [found])]
+            # -1 stands for a norm that is not finite.
+            self._norm = math.nan if min(parts) < 0 else math.hypot(*parts)
+            if math.isfinite(self._norm) and self._accept(self._norm):
+                return found
+            refused = torch.full((), math.inf, device=self.world.device)
+            return [refused] if self.stage == 3 else refused
+
+        setattr(self.optimizer, name, judged)
 
     def snapshot(self, memory: HostMemory | None) -> dict[str, Any]:
         """This rank's share of parameters, optimizer and counts: file name -> what to torch.save.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import os
 import random
 import shutil
@@ -20,7 +19,7 @@ from lbr_ds import environment
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
-from lbr_ds.errors import CheckpointError, TrainingError
+from lbr_ds.errors import CheckpointError
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.embedder import build_embedder
 from lbr_ds.runs import checkpoints, step_of
@@ -28,10 +27,13 @@ from lbr_ds.shards import Manifest
 from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import Engine, load_ds_config
 from lbr_ds.train.feed import open_feed
+from lbr_ds.train.guard import Guard
 from lbr_ds.train.meter import Meter, memory_gib
 from lbr_ds.train.optim import learning_rate
 from lbr_ds.train.preempt import Preemption
 from lbr_ds.train.stages import STAGES, Stage, Work, rehearse
+from lbr_ds.train.starts import note_start
+from lbr_ds.train.watch import Watch, stragglers
 
 log = logging.getLogger(__name__)
 
@@ -50,55 +52,63 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     num_steps = part.steps(num_samples)
     world = join(run.engine.timeout_minutes)
     open_log(folder / "log", world)
-    if world.first:
-        open_run_folder(run)
-    world.barrier()
-    engine, encoder = build(run, stage, ds_config, world)
-    start, counters = checkpoint.resume(run, number, engine, world, force=force)
-    log.info(
-        "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %d samples, steps %d to %d",
-        number, world.size, engine.stage, engine.num_parameters / 1e6, num_samples, start,
-        num_steps,
-    )  # fmt: skip
-    if start < num_steps:
-        rehearse(engine, stage, run, encoder, world)
-    feed = open_feed(
-        run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
-    )
-    step, stopped = start, False
-    meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
-    saver = checkpoint.Saver(run, number, engine, world)
-    with meter, Preemption(world) as preemption, saver:
-        while step < num_steps and not stopped:
-            lr = learning_rate(step, num_steps, part.optim)
-            values = take_step(engine, stage, run, feed, lr, world)
-            step += 1
-            saver.poll()
-            meter.log(step, {**values, "save_seconds": saver.seconds})
-            stopped = preemption.agreed()
-            if step % run.every.save == 0 or step == num_steps or stopped:
-                saver.save(step, counters)
+    with Watch(world, run.engine.timeout_minutes) as watch:
+        if world.first:
+            open_run_folder(run)
+        world.barrier()
+        engine, encoder = build(run, stage, ds_config, world)
+        start, counters = checkpoint.resume(run, number, engine, world, force=force)
+        note_start(folder, start, world)
+        watch.mark(start, "starts")
+        log.info(
+            "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %d samples, steps %d to %d",
+            number, world.size, engine.stage, engine.num_parameters / 1e6, num_samples, start,
+            num_steps,
+        )  # fmt: skip
+        if start < num_steps:
+            rehearse(engine, stage, run, encoder, world)
+        feed = open_feed(
+            run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
+        )
+        step, stopped = start, False
+        meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
+        saver = checkpoint.Saver(run, number, engine, world)
+        guard = Guard(run.guard, counters, folder, start, world)
+        with meter, Preemption(world) as preemption, saver:
+            while step < num_steps and not stopped:
+                lr = learning_rate(step, num_steps, part.optim)
+                values = take_step(engine, stage, run, feed, lr, world, guard, watch)
+                step += 1
+                saver.poll()
+                meter.log(step, {**values, "save_seconds": saver.seconds})
+                stopped = preemption.agreed()
+                if step % run.every.save == 0 or step == num_steps or stopped:
+                    watch.mark(step, "saves")
+                    saver.save(step, guard.state())
     leave()
     return step == num_steps
 
 
 def take_step(
-    engine: Engine, stage: Stage, run: RunConfig, feed: Iterator[Work], lr: float, world: World
-) -> dict[str, float]:
+    engine: Engine, stage: Stage, run: RunConfig, feed: Iterator[Work], lr: float, world: World,
+    guard: Guard, watch: Watch,
+) -> dict[str, float | list[float]]:  # fmt: skip
     """One optimizer step: wait for work, learn, update. Returns the step's metrics."""
     began = time.perf_counter()
+    watch.mark(watch.step + 1, "waits for data")
     work = next(feed)
     waited = time.perf_counter() - began
+    watch.mark(work.step + 1, "learns")
     stats = stage.learn(engine, work, run, world)
-    norm, applied = engine.step(lr)
-    if not (applied and math.isfinite(stats["loss"]) and math.isfinite(norm)):
-        raise TrainingError(
-            f"step {work.step + 1}: loss {stats['loss']}, gradient norm {norm}; the parameters "
-            "were left as they were. Lower optim.lr or look at the samples of that step; "
-            "the last checkpoint stands"
-        )
+    watch.mark(work.step + 1, "updates")
+    norm, applied = engine.step(lr, guard.judge(stats["loss"]))
     seconds = time.perf_counter() - began
-    tokens, samples, skipped = world.sum(work.num_tokens, work.samples, work.skipped)
+    own = [0.0] * world.size
+    own[world.rank] = watch.own_seconds(seconds)
+    tokens, samples, skipped, *ranks = world.sum(
+        work.num_tokens, work.samples, work.skipped, *own
+    )
+    guard.count(work, applied, int(skipped), run.data.folder, stage.split)
     part = run.stage(stage.number)
     return {
         **stats,
@@ -106,11 +116,14 @@ def take_step(
         "lr": lr,
         "samples": (work.step + 1) * part.samples_per_step,
         "skipped": skipped,
+        "skipped_samples": guard.samples,
+        "skipped_updates": guard.total,
         "tokens_per_second": tokens / seconds,
         "samples_per_second": samples / seconds,
         "step_seconds": seconds,
         "data_wait_seconds": waited,
         "memory_gib": memory_gib(),
+        **stragglers(ranks),
     }
 
 

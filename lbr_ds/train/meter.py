@@ -49,7 +49,7 @@ class Meter:
         if self.world.first:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "metrics.jsonl"
-            _forget_after(path, self.start)
+            forget_after(path, self.start)
             self._file = path.open("a", encoding="utf-8")
             self._board = SummaryWriter(self.folder / "tensorboard", purge_step=self.start + 1)
             self._open_bar()
@@ -72,15 +72,16 @@ class Meter:
             self.folder.name, total=self.stop, completed=self.start, note=""
         )
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record optimizer step `step` (counted from 1) if it is due."""
+    def log(self, step: int, values: Mapping[str, float | list[float]]) -> None:
+        """Record optimizer step `step` (counted from 1) if it is due. A list has a number a rank."""
         if self._file is None or self._board is None:
             return
         if step % self.every == 0 or step == self.stop:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                if not isinstance(value, list):
+                    self._board.add_scalar(name, value, step)
         note = f"loss {values['loss']:.4f}"
         if "accuracy" in values:
             note += f"  accuracy {values['accuracy']:.2f}"
@@ -102,7 +103,7 @@ class Meter:
             self._board.close()
 
 
-def _forget_after(path: Path, step: int) -> None:
+def forget_after(path: Path, step: int) -> None:
     """Drop the lines of steps that a resume is about to take again, and a line cut short."""
     if not path.exists():
         return

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 from lbr_ds.distributed import World
 
 EXIT_CODE = 85  # saved and stopped before the end: the job script may requeue
+_ONE_ORDER = 5.0  # seconds within which two signals are one
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class Preemption:
-    """While entered, SIGUSR1, SIGUSR2 and SIGTERM only set a flag; a second SIGTERM kills."""
+    """While entered, SIGUSR1, SIGUSR2 and SIGTERM only set a flag; a later SIGTERM kills.
+
+    Later: a launcher passes on what a scheduler has sent to every process, so the first comes twice.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.signalled = 0
+        self._since = math.inf  # by time.monotonic
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Preemption:
@@ -33,9 +40,11 @@ class Preemption:
             signal.signal(number, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM and self.signalled == signal.SIGTERM:
+        now = time.monotonic()
+        if number == signal.SIGTERM and now - self._since > _ONE_ORDER:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
+        self._since = min(now, self._since)
         self.signalled = number
 
     def agreed(self) -> bool:

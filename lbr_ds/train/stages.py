@@ -34,6 +34,7 @@ class Work:
     samples: int
     skipped: int
     micro_batches: list[PackedBatch]
+    names: list[tuple[str, int, int]]  # of each sample: record id, shard, row in it
     pairs: Pairs | None = None
 
     @property
@@ -57,6 +58,11 @@ class Stage:
     learn: Callable[[Engine, Work, RunConfig, World], Stats]
 
 
+def names(step: Step) -> list[tuple[str, int, int]]:
+    """What to call a step's samples when something is wrong with it."""
+    return [(sample.record.id, sample.shard, sample.row) for sample in step.samples]
+
+
 def cut(sequences: list[Sequence], budget: int) -> list[PackedBatch]:
     """Packed micro-batches of at most `budget` tokens, in order."""
     return [pack([sequences[i] for i in chosen]) for chosen in split_by_tokens(sequences, budget)]
@@ -75,7 +81,7 @@ def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work
             )
         )  # fmt: skip
     batches = cut(sequences, run.stage1.micro_batch_tokens)
-    return Work(step.index, len(sequences), step.skipped, batches)
+    return Work(step.index, len(sequences), step.skipped, batches, names(step))
 
 
 def learn_generative(engine: Engine, work: Work, run: RunConfig, world: World) -> Stats:
@@ -99,7 +105,7 @@ def collate_contrastive(run: RunConfig, encoder: TextEncoder, step: Step) -> Wor
     turns = [sample.epoch for sample in step.samples]
     pairs = contrastive_pairs(records, turns, encoder, run.stage2.num_negatives)
     batches = cut(pairs.sequences, run.stage2.micro_batch_tokens)
-    return Work(step.index, len(records), step.skipped, batches, pairs)
+    return Work(step.index, len(records), step.skipped, batches, names(step), pairs)
 
 
 def learn_contrastive(engine: Engine, work: Work, run: RunConfig, world: World) -> Stats:
