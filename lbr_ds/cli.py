@@ -272,8 +272,9 @@ def report(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="A suite: loader.")],
+    suite: Annotated[str, typer.Argument(help="A suite: loader, faults.")],
     out: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A short version, to see it run.")] = False,
 ) -> None:
     """Measured ratios, both sides in turn in one run, beside what is wanted of them.
 
@@ -284,7 +285,7 @@ def bench(
     from lbr_ds.bench import run_suite
     from lbr_ds.console import show_bench
 
-    result = run_suite(suite)
+    result = run_suite(suite, quick=quick)
     show_bench(result)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

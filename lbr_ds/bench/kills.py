@@ -7,6 +7,7 @@ end of the run must be, bit for bit, the end of one that was left alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import random
 import signal
@@ -107,9 +108,7 @@ class Victim:
         alone = self.folder / "alone" / self.stage.name
         found.lost_steps += steps_not_once(self.stage, self.last)
         found.differing_bits += differing_bits(self.stage, alone)
-        found.wrong_samples += wrong_samples(
-            self.folder / "notes-run", self.folder / "notes-alone"
-        )
+        found.wrong_samples += wrong_samples(self.folder / "notes-run", self.folder / "notes-alone")
         return found
 
 
@@ -144,9 +143,7 @@ def kill_at_any_time(victim: Victim, kills: int) -> Campaign:
     return victim.finish(found)
 
 
-def _reach(
-    aim: int, ranks: Ranks, rank: int, victim: Victim, left: set[tuple[str, int]]
-) -> bool:
+def _reach(aim: int, ranks: Ranks, rank: int, victim: Victim, left: set[tuple[str, int]]) -> bool:
     """Return at a random instant of a phase, some steps after the start; whether it was reached."""
     steps = victim.draw.randint(1, 2 * _SAVE)
 
@@ -174,23 +171,31 @@ def kill_in_saves(victim: Victim, kills: int) -> Campaign:
         with victim.start("every.save=1") as ranks:
             if not victim.begun(ranks, expected, found):
                 break
-            whole = expected + victim.draw.randint(0, 2) + (length == 0)  # saves left alone
-            while True:
-                if not ranks.until(lambda: bool(victim.unfinished() - left)):
-                    found.failed(ranks)
-                    return found
-                if victim.newest() >= whole:
-                    break
-                began, now = time.monotonic(), victim.newest()
-                ranks.until(lambda: victim.newest() > now)
-                length = time.monotonic() - began if not length else 0.5 * (length + time.monotonic() - began)
+            alone = victim.draw.randint(0, 2) + (length == 0)  # saves that are let through
+            seconds = [_see_through(victim, ranks, left) for _ in range(alone)]
+            length = max([length / 2, *seconds])
+            if not ranks.until(functools.partial(_saving, victim, left)):
+                found.failed(ranks)
+                break
             time.sleep(victim.draw.uniform(0, length))
             before = victim.newest()
             ranks.send(signal.SIGKILL, rank)
-            inside = bool(victim.unfinished() - left)
+            inside = _saving(victim, left)
             ranks.kill(rank, victim.draw.uniform(0, _PATIENCE))
         if inside and victim.newest() == before:
             found.kills += 1
             found.where["of all ranks" if rank is None else "of one rank"] += 1
             log.info("kill %d of %d in a save, newest checkpoint %d", found.kills, kills, before)
     return victim.finish(found)
+
+
+def _saving(victim: Victim, left: set[tuple[str, int]]) -> bool:
+    return bool(victim.unfinished() - left)
+
+
+def _see_through(victim: Victim, ranks: Ranks, left: set[tuple[str, int]]) -> float:
+    """Wait for the next save from its first byte to its rename; its seconds."""
+    ranks.until(functools.partial(_saving, victim, left))
+    began, newest = time.monotonic(), victim.newest()
+    ranks.until(lambda: victim.newest() > newest)
+    return time.monotonic() - began

@@ -22,9 +22,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.context import ForkServerContext, ForkServerProcess
-from multiprocessing.connection import wait
 from dataclasses import replace
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any

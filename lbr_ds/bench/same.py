@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lbr_ds.runs import checkpoints
 
 # What a step's line in metrics.jsonl says of the clock and the machine, not of the learning.
-_CLOCK = ("_seconds", "_per_second", "memory_gib")
+_CLOCK = ("_seconds", "_per_second", "memory_gib", "straggler", "slowest_rank")
 
 
 def differing_bits(ours: Path, theirs: Path) -> int:

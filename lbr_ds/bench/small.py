@@ -1,4 +1,4 @@
-"""A run small enough to be started hundreds of times: random weights, made-up texts, real shards."""
+"""A run small enough to be started hundreds of times: random weights, made-up texts, real tars."""
 
 from __future__ import annotations
 

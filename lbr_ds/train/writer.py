@@ -63,8 +63,7 @@ class Writing(threading.Thread):
             if self.plan.rank == 0:
                 self._publish()
         except Exception as error:
-            reason = (isinstance(error, OSError) and error.strerror) or f"{error}"
-            self.failure = reason or type(error).__name__
+            self.failure = _reason(error)
 
     def _write(self) -> None:
         plan, listed = self.plan, {}
@@ -98,6 +97,16 @@ class Writing(threading.Thread):
         plan.part.rename(plan.final)
         flush(plan.final.parent)
         prune(plan.final.parent.parent, plan.keep, plan.keep_every)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's word for it: on a full disk torch.save covers that with an error of its own."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__context__
+    return str(error) or type(error).__name__
 
 
 def prune(stage_folder: Path, keep: int, keep_every: int | None) -> None:

@@ -94,7 +94,7 @@ def test_interleaved_takes_turns_and_keeps_sides() -> None:
 def test_unknown_suite_is_one_line_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="unknown suite 'loadr'; did you mean 'loader'"):
         run_suite("loadr")
-    with pytest.raises(ConfigError, match="unknown suite 'x'; known: loader"):
+    with pytest.raises(ConfigError, match="unknown suite 'x'; known: loader, faults"):
         run_suite("x")
     done = run_cli("bench", "loadr")
     assert done.returncode == 2
