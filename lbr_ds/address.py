@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,31 @@ def shown(place: str | Path) -> str:
     return f"{parts.scheme}://{host}{parts.path}".rstrip("/")
 
 
+_SECRETS = (
+    # scheme://user:password@host
+    (re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.I), r"\1"),
+    # ?token=..., of a presigned URL the whole query
+    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s?'\"#]*)\?[^\s'\"#]*", re.I), r"\1"),
+    # HF_TOKEN=..., "password": "..."; not micro_batch_tokens=...
+    (re.compile(r"(\b\w*(?:token|secret|passw(?:or)?d|api_?key|access_?key)['\"]?\s*[=:]\s*)"
+                r"['\"]?[^\s'\"]+['\"]?", re.I), r"\1***"),
+    (re.compile(r"\b(?:hf_\w{20,}|AKIA[A-Z0-9]{16}|(?:Bearer|Basic) [\w.~+/=-]{8,})"), "***"),
+)  # fmt: skip
+
+
+def masked(text: str) -> str:
+    """A text without what looks like a secret: users, passwords and queries of URLs, tokens."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def mask_record(record: logging.LogRecord) -> bool:
+    """A filter for the handlers of our log."""
+    record.msg, record.args = masked(record.getMessage()), ()
+    return True
+
+
 def local(place: Path | str) -> Path:
     """The path, for what writes into it. Raises ConfigError for a URL."""
     if isinstance(place, str):
@@ -56,3 +82,6 @@ Folder = Annotated[
     AfterValidator(folder_of),
     PlainSerializer(shown, return_type=str, when_used="json"),
 ]
+
+# Of a text that may be a URL, likewise.
+Masked = Annotated[str, PlainSerializer(masked, return_type=str, when_used="json")]

@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from lbr_ds import __version__
+from lbr_ds.address import mask_record, masked
 from lbr_ds.errors import ConfigError, LbrError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes fork
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a lost peer gets one line, of ours
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars are noise in a log file
     code = _run()
@@ -64,7 +66,7 @@ def _run() -> int:
 
 def _complain(message: str) -> None:
     """One line, whatever the message was made of."""
-    print("lbr-ds: error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    print("lbr-ds: error:", masked(" ".join(message.split())), file=sys.stderr, flush=True)
 
 
 def _open_console() -> None:
@@ -73,7 +75,9 @@ def _open_console() -> None:
     own = logging.getLogger("lbr_ds")
     own.setLevel(logging.INFO)
     own.propagate = False
-    own.addHandler(logging.StreamHandler(sys.stderr))
+    speaker = logging.StreamHandler(sys.stderr)
+    speaker.addFilter(mask_record)
+    own.addHandler(speaker)
     # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls at every step.
     warnings.filterwarnings("ignore", r"`torch.distributed.*is deprecated", FutureWarning)
 

@@ -164,6 +164,7 @@ class MiningConfig(Part):
 
     methods: tuple[Literal["bm25", "dense"], ...] = Field(default=("bm25",), min_length=1)
     model: str = ""  # dense: a folder, run, checkpoint, or a name that sentence-transformers loads
+    trust_remote_code: bool = False  # of model and guide
     guide: str = ""  # as model; drops what it scores at or above the positive. Empty: no guide
     passages: tuple[Literal["cl", "gl"], ...] = Field(default=("cl",), min_length=1)
     ranks: tuple[int, int] = (1, 100)  # first and last rank that a negative may have

@@ -1,7 +1,8 @@
 """What can go wrong by a user's hand. The command line prints the one line and exits non-zero.
 
 Each class has an exit code of its own, so that a job script can tell a hopeless error (a recipe
-that can never work) from one that another try may cure (a lost node). slurm/README.md has the table.
+that can never work) from one that another try may cure (a lost node). The table stands in
+slurm/README.md.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class EnvironmentProblem(LbrError):
 
 
 class LostRank(LbrError):
-    """A rank that was killed or hangs. The last checkpoint stands: another try may go on from it."""
+    """A rank that was killed or hangs. The last checkpoint stands: another try may go on."""
 
     exit_code = 86
 

@@ -25,6 +25,7 @@ from lbr_ds import runs
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.trust import SAFE
 
 TOLERANCE = 1e-5  # largest difference of a component, in fp32
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -121,7 +122,10 @@ def prove(folder: Path) -> dict[str, Any]:
     texts = proof_texts(card.max_length)
     ours = PackedEncoder(folder, device="cpu", dtype=torch.float32).encode(texts)
     stock = SentenceTransformer(
-        str(folder), device="cpu", model_kwargs={"dtype": torch.float32}, local_files_only=True
+        str(folder),
+        device="cpu",
+        model_kwargs={"dtype": torch.float32, **SAFE},
+        local_files_only=True,
     )
     largest = {}
     for batch_size in (1, 3, len(texts)):  # alone, in mixed batches, all together

@@ -27,6 +27,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 
 _WHEEL = re.compile(
@@ -114,7 +115,9 @@ def _download(place: str) -> Path:
     """The kept copy of a URL's file."""
     match = _URL.fullmatch(place)
     if match is None:
-        raise ConfigError(f"{place!r} is not https://HOST/FILE or that with #sha256=64_HEX_DIGITS")
+        raise ConfigError(
+            f"{shown(place)!r} is not https://HOST/FILE or that with #sha256=64_HEX_DIGITS"
+        )
     url = match["url"]
     name = Path(urllib.parse.urlparse(url).path).name or "file"
     kept = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
@@ -131,8 +134,10 @@ def _download(place: str) -> Path:
                     target.write(piece)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
             reason = getattr(error, "reason", error)
-            raise EnvironmentProblem(f"{url}: cannot be fetched ({reason})") from None
+            raise EnvironmentProblem(f"{shown(url)}: cannot be fetched ({reason})") from None
         if match["hash"] and digest.hexdigest() != match["hash"]:
-            raise DataError(f"{url}: the file's sha256 is {digest.hexdigest()}, not the recipe's")
+            raise DataError(
+                f"{shown(url)}: the file's sha256 is {digest.hexdigest()}, not the recipe's"
+            )
         part.rename(kept)
     return kept

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from lbr_ds.address import Masked
+
 
 class Part(BaseModel):
     """A part of the recipe: frozen, unknown keys refused."""
@@ -38,7 +40,7 @@ class SourceConfig(Part):
 
     # File or folder, wheel:NAME==VERSION/FILE#sha256=..., https://..., python:stdlib or
     # python:PACKAGE (an installed one), hf:NAME[@REVISION] (a Hugging Face data set, streamed).
-    path: str
+    path: Masked
     format: str = ""  # a name in corpora.FORMATS; empty: told by the file's suffix
     shape: Literal["", "records", "pairs", "choices", "titled", "passages"] = ""  # see shapes.py
     columns: ColumnsConfig = ColumnsConfig()

@@ -139,18 +139,19 @@ wait_for_step() {
     fi
 }
 
-# What the exit code means for this job. 85 is the program's word for "saved, run me again".
+# What the exit code means for this job (README.md has the table). 85 is the program's word for
+# "saved, run me again", 86 for "a rank is gone, the last checkpoint stands". Above 128 a task was
+# killed: by the kernel for memory, with its node, or by a stop before it listened.
 end() {
     case $code in
         0) exit 0 ;;
-        2 | 3 | 4)
+        2 | 3 | 4 | 5)
             echo "exit code $code: another try would fail the same way; mend it and resubmit" >&2
             exit "$code"
             ;;
     esac
-    # Above 128: killed by a signal. After a stop that means that the signal came before the program
-    # listened, or that a rank was slow to end; the last checkpoint is whole either way.
-    if ((code != 85)) && ((!stopping || code <= 128)); then
+    # A job that is lost again and again before its next checkpoint ends with 5, by the program.
+    if ((code != 85 && code != 86 && code <= 128 || code == 130)); then
         echo "exit code $code; not requeued, the cause is above. To go on from the last" \
             "checkpoint submit the same again" >&2
         exit "$code"

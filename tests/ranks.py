@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 300
 
 
-def run_ranks(module: str, world: int, *arguments: str) -> None:
-    """Run `python -m MODULE ARGUMENTS` as `world` ranks; fails with the ranks' output."""
+def start_ranks(module: str, world: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """`python -m MODULE ARGUMENTS` as `world` ranks, stdout and stderr in one pipe each."""
     port = free_port()
     ranks = []
     for rank in range(world):
@@ -27,6 +27,12 @@ def run_ranks(module: str, world: int, *arguments: str) -> None:
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
         )  # fmt: skip
+    return ranks
+
+
+def run_ranks(module: str, world: int, *arguments: str) -> None:
+    """The same until all have ended; fails with the ranks' output."""
+    ranks = start_ranks(module, world, *arguments)
     try:
         outputs = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in ranks]
     finally:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lbr_ds.address import masked
 from lbr_ds.corpora import FORMATS
 from lbr_ds.corpora.functions import source_files
 from lbr_ds.corpora.reading import Found, source_name
@@ -57,7 +58,7 @@ class Corpus:
         size, sha256 = (0, "") if self.format == "hub" else _fingerprint(self.path, self.format)
         return {
             "name": self.name,
-            "path": self.source.path,
+            "path": masked(self.source.path),
             "format": self.format,
             "license": self.source.license,
             "origin": self.source.origin,

@@ -14,6 +14,7 @@ from mteb.models.model_meta import ScoringFunction
 
 from lbr_ds import runs
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
+from lbr_ds.model.trust import SAFE, no_pickles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +83,12 @@ def _sentence_transformer(name: str, trust_remote_code: bool) -> SentenceTransfo
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(name, trust_remote_code=trust_remote_code)
+        with no_pickles(name):
+            model = SentenceTransformer(
+                name, trust_remote_code=trust_remote_code, model_kwargs=dict(SAFE)
+            )
+    except ConfigError:
+        raise
     except Exception as error:  # the hub, safetensors and remote configs each raise their own
         raise _cannot_load(name, error) from error
     return SentenceTransformerEncoderWrapper(model)
@@ -100,7 +106,10 @@ def _by_name(name: str, trust_remote_code: bool) -> MTEBModels:
             "if you trust its authors"
         )
     try:
-        return meta.load_model()
+        with no_pickles(name):
+            return meta.load_model()
+    except ConfigError:
+        raise
     except Exception as error:  # each loader of the registry raises its own kinds
         raise _cannot_load(name, error) from error
 
@@ -115,7 +124,7 @@ def _runs_own_code(meta: ModelMeta) -> bool:
         source = inspect.getsource(inspect.unwrap(getattr(meta.loader, "func", meta.loader)))
     except (OSError, TypeError):
         return True
-    return re.search(r"trust_remote_code\W+True", source) is not None
+    return re.search(r"trust_remote_code\W+(\w+\W+)?True", source) is not None
 
 
 def _cannot_load(name: str, error: Exception) -> EnvironmentProblem:

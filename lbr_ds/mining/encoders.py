@@ -58,8 +58,8 @@ class Own:
 class Stock:
     """A folder or a name through sentence-transformers. Loaded at the first text."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, trust_remote_code: bool = False) -> None:
+        self.name, self.trust_remote_code = name, trust_remote_code
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,8 +77,15 @@ class Stock:
     def _model(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
+        from lbr_ds.model.trust import SAFE, no_pickles
+
         try:
-            return SentenceTransformer(self.name)
+            with no_pickles(self.name):
+                return SentenceTransformer(
+                    self.name, trust_remote_code=self.trust_remote_code, model_kwargs=dict(SAFE)
+                )
+        except ConfigError:
+            raise
         except Exception as error:  # the hub, safetensors and remote configs each raise their own
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise EnvironmentProblem(
@@ -93,7 +100,7 @@ class Stock:
         return np.asarray(found, np.float32)
 
 
-def find_encoder(model: str) -> TextVectors:
+def find_encoder(model: str, trust_remote_code: bool = False) -> TextVectors:
     """The encoder that `model` stands for; nothing is loaded yet.
 
     A folder with `modules.json`: sentence-transformers. A run, a stage or a checkpoint: its newest
@@ -104,14 +111,14 @@ def find_encoder(model: str) -> TextVectors:
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
-        return Stock(model)
+        return Stock(model, trust_remote_code)
     if (folder / "modules.json").is_file():
-        return Stock(model)
+        return Stock(model, trust_remote_code)
     try:
         return Own(model, runs.model_folder(folder))
     except CheckpointError:
         if (folder / "config.json").is_file():
-            return Stock(model)
+            return Stock(model, trust_remote_code)
         raise ConfigError(
             f"{model}: holds no model (no modules.json, lbr.json or config.json, no checkpoint); "
             "give a run, a checkpoint or an exported folder"

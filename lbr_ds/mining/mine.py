@@ -73,7 +73,7 @@ def mine(run: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
 def _encoders(mining: MiningConfig) -> dict[str, TextVectors]:
     """The models by what they do: `dense`, `guide`; the same name is one model."""
     names = {"dense": mining.model if "dense" in mining.methods else "", "guide": mining.guide}
-    found = {name: find_encoder(name) for name in names.values() if name}
+    found = {name: find_encoder(name, mining.trust_remote_code) for name in names.values() if name}
     return {part: found[name] for part, name in names.items() if name}
 
 
@@ -81,7 +81,9 @@ def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, TextVec
     """Hash of all that decides the negatives; a model counts by its content, not by its name."""
     shards = [s.sha256 for name in (source_split(manifest), "gl", "eval")
               for s in manifest.splits.get(name, [])]  # fmt: skip
-    settings = json.loads(run.mining.model_dump_json(exclude={"model", "guide"}))
+    settings = json.loads(
+        run.mining.model_dump_json(exclude={"model", "guide", "trust_remote_code"})
+    )
     models = {part: encoder.fingerprint for part, encoder in encoders.items()}
     plain = [_RULES, lbr_ds.__version__, run.seed, run.data.records_per_shard, settings, models,
              shards]  # fmt: skip

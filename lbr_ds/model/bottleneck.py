@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.locate import locate
+from lbr_ds.model.trust import SAFE, no_pickles
 
 CARD = "lbr.json"
 _ROUND_TO = 64  # new embedding tables get a multiple of this many rows: kernels like it
@@ -103,11 +104,18 @@ def _load(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         name = str(Path(name).parent)
     else:
         options["revision"] = model.revision
-    # Pickled weights could run code when they are opened.
-    weights = {} if "gguf_file" in options else {"use_safetensors": True}
+    weights = {} if "gguf_file" in options else SAFE
+    if (folder := Path(name)).is_dir() and weights and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"model.backbone={model.backbone!r} holds no .safetensors file; pickled weights (.bin, "
+            ".pt) could run code when they are opened, so convert them where you trust them"
+        )
     try:
-        backbone = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **options, **weights)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        with no_pickles(f"model.backbone={model.backbone!r}"):
+            backbone = AutoModelForCausalLM.from_pretrained(
+                name, dtype="auto", **options, **weights
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"model.backbone={model.backbone!r} cannot be loaded: {reason}") from None

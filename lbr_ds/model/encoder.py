@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from lbr_ds.batching import TextEncoder, pack, split_by_tokens
 from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.embedder import Embedder
+from lbr_ds.model.trust import SAFE
 
 
 class PackedEncoder:
@@ -22,9 +23,7 @@ class PackedEncoder:
         """dtype None: as the weights are stored."""
         self.card = Card.load(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        backbone = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or "auto", use_safetensors=True
-        )
+        backbone = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **SAFE)
         self.model = Embedder(backbone, self.card).to(self.device).eval()
         self.texts = TextEncoder(
             load_tokenizer(folder),

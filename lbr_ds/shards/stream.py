@@ -81,10 +81,11 @@ class Draw:
 
 
 class Read:
-    """Stage 2: the bytes found there; none for a record that cannot be read, `Decode` says why."""
+    """Stage 2: the bytes found there; with `skip` none for a record that cannot be read."""
 
-    def __init__(self, tars: Tars) -> None:
+    def __init__(self, tars: Tars, on_error: Literal["strict", "skip"]) -> None:
         self.tars = tars
+        self.on_error = on_error
 
     def __call__(self, drawn: Iterator[Places]) -> Iterator[Raw]:
         for step, places in drawn:
@@ -93,8 +94,10 @@ class Read:
     def _read(self, shard: int, record: int) -> bytes:
         try:
             return self.tars.read(shard, record)
-        except DataError:
-            return b""
+        except DataError as error:
+            if self.on_error == "strict":
+                raise _with_cure(error) from None
+            return b""  # `Decode` tries once more and counts it
 
 
 class Decode:
@@ -135,9 +138,7 @@ class Decode:
                 record = self._record(place)
             except DataError as error:
                 if self.on_error == "strict":
-                    raise DataError(
-                        f"{error}; run `lbr-ds prepare` again, or set data.on_error=skip"
-                    ) from None
+                    raise _with_cure(error) from None
                 self._tell(error)
                 record, place = self._substitute(lane, raw.step, error)
                 skipped += 1
@@ -164,6 +165,11 @@ class Decode:
         if self.told <= _TOLD:
             more = "; further ones are only counted" if self.told == _TOLD else ""
             log.warning("skipped: %s%s", error, more)
+
+
+def _with_cure(error: DataError) -> DataError:
+    again = "" if "lbr-ds prepare" in str(error) else "run `lbr-ds prepare` again, or "
+    return DataError(f"{error}; {again}set data.on_error=skip to go on without it")
 
 
 def steps(
@@ -212,7 +218,7 @@ def steps(
     tars = Tars(manifest, split, partial=on_error == "skip")
     return DataPipeline(
         Draw(order, lanes=lanes, first=start + worker, stop=stop, stride=workers),
-        Read(tars),
+        Read(tars, on_error),
         Decode(tars, order, lanes, on_error),
     )
 

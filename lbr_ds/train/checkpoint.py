@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import random
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,6 +32,7 @@ from lbr_ds.errors import CheckpointError
 from lbr_ds.runs import fault, saved
 from lbr_ds.shards import Manifest
 from lbr_ds.train.engine import Engine
+from lbr_ds.train.random_states import random_states, restore_random_states
 from lbr_ds.train.snapshot import HostMemory
 from lbr_ds.train.writer import Plan, Writing, save_tensors, sweep
 
@@ -205,27 +204,41 @@ class Resumed(NamedTuple):
     counters: Counters
 
 
-def resume(
-    run: RunConfig, stage: int, engine: Engine, world: World, *, force: bool = False
-) -> Resumed:
-    """Take up the newest checkpoint that is whole; step 0 when there never was one.
+def find(run: RunConfig, stage: int, world: World, *, force: bool = False) -> Path | None:
+    """The checkpoint to go on from: the newest that is whole; None when there never was one.
 
-    Raises CheckpointError when none is whole, or the newest whole one was made by a recipe, data
-    or layout that gives other numbers; force accepts another recipe and other data.
+    All ranks call it, before anything in the run folder is changed. Raises CheckpointError when
+    none is whole, or that one was made by a recipe or from data that give other numbers; force
+    accepts those.
     """
     folder = run.run / f"stage{stage}"
     if world.first:
         sweep(folder)
     world.barrier()
     found = newest_whole(folder, world)
+    if found is not None:
+        _check_fit(found, run, stage, force)
+    return found
+
+
+def resume(found: Path | None, engine: Engine, world: World) -> Resumed:
+    """Load what `find` found. All ranks call it; nothing found is step 0.
+
+    Raises CheckpointError when it cannot be loaded, as after a change of ZeRO stage or precision.
+    """
     if found is None:
         return Resumed(0, {})
-    facts = json.loads((found / "state.json").read_text(encoding="utf-8"))
-    _check_fit(found, facts, run, stage, engine, force)
+    facts = _facts_of(found)
+    for key, now in (("zero_stage", engine.stage), ("dtype", str(engine.dtype))):
+        if facts[key] != now:
+            raise CheckpointError(
+                f"{found} was saved with {key} {facts[key]} and engine.ds_config now gives {now}; "
+                "use the ds_config of before"
+            )
     if facts["world_size"] == world.size:
         engine.load_state(found / "state")
     else:
-        log.info("%s: from %d ranks to %d", found, facts["world_size"], world.size)
+        log.info("%s: laid out for %d ranks, was %d", found, world.size, facts["world_size"])
         engine.load_reshaped(found / "state", found.with_suffix(".universal"))
     # Of more ranks than there were, some start from the same numbers: nothing in a step is drawn.
     mine = found / "state" / f"random-{world.rank % facts['world_size']}.pt"
@@ -254,17 +267,9 @@ def newest_whole(stage_folder: Path, world: World) -> Path | None:
     return None
 
 
-def _check_fit(
-    found: Path, facts: dict[str, Any], run: RunConfig, stage: int, engine: Engine, force: bool
-) -> None:
-    """Raises CheckpointError unless the checkpoint is of this recipe, data and layout."""
-    for key, mine in (("zero_stage", engine.stage), ("dtype", str(engine.dtype))):
-        if facts[key] != mine:
-            raise CheckpointError(
-                f"{found} was saved with {key} {facts[key]} and engine.ds_config now gives {mine}; "
-                "use the ds_config of before"
-            )
-    reasons = []
+def _check_fit(found: Path, run: RunConfig, stage: int, force: bool) -> None:
+    """Raises CheckpointError unless the checkpoint is of this recipe and data."""
+    facts, reasons = _facts_of(found), []
     if changed := ", ".join(differences(facts["recipe"], run.decisive(stage))):
         reasons.append(f"was made by another recipe ({changed})")
     if facts["data"] != (data := _data(run, stage)):
@@ -282,6 +287,11 @@ def _check_fit(
         log.warning("%s was made with other versions (%s); numbers may differ", found, other)
 
 
+def _facts_of(found: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((found / "state.json").read_text(encoding="utf-8"))
+    return facts
+
+
 def _data(run: RunConfig, stage: int) -> str:
     """The fingerprint of what the stage reads: mined negatives are none of stage 1's business."""
     manifest = Manifest.load(run.data.folder)
@@ -294,28 +304,3 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         keys = list(dict.fromkeys([*old, *new]))
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}")]
     return [] if old == new else [f"{path[1:]}: {old} -> {new}"]
-
-
-def random_states() -> dict[str, Any]:
-    """This process's random generators, as numbers and tensors only."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    states = {
-        "python": [version, list(numbers), gauss],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo `random_states`."""
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

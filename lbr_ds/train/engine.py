@@ -50,6 +50,8 @@ OWNED_BY_RECIPE = {
 
 for name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(name).setLevel(logging.WARNING)
+    # Says of every refused update that its gradients are not finite; the guard says which and why.
+    logging.getLogger(name).addFilter(lambda record: "OVERFLOW" not in record.getMessage())
 # On CPU ranks DeepSpeed would compile a shared-memory all-reduce that only its inference uses.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -135,7 +137,9 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
-    def step(self, lr: float, accept: Callable[[float], bool] = math.isfinite) -> tuple[float, bool]:
+    def step(
+        self, lr: float, accept: Callable[[float], bool] = math.isfinite
+    ) -> tuple[float, bool]:
         """Clip, update, forget the gradients. Returns (gradient norm before clipping, applied).
 
         accept(norm) decides before anything changes, on numbers that are the same on all ranks.

@@ -30,7 +30,7 @@ _NAMED = 4  # samples that the log names; the file has all
 
 
 class Guard:
-    """Judges each step before its update, and counts. `counters`: what `state` gave, {} at first."""
+    """Judges each step before its update, and counts. counters: what `state` gave, {} at first."""
 
     def __init__(
         self, config: GuardConfig, counters: dict[str, Any], folder: Path, start: int, world: World
@@ -63,12 +63,12 @@ class Guard:
             self.reason = self._reason(loss, norm)
             return not self.reason
 
-        self.reason = f"loss {loss}, gradient norm not finite"  # where the engine never asks
+        self.reason = f"loss {loss:.6g}, gradient norm not finite"  # where the engine never asks
         return accept
 
     def _reason(self, loss: float, norm: float) -> str:
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return f"loss {loss}, gradient norm {norm}"
+            return f"loss {loss:.6g}, gradient norm {norm:.6g}"
         if self.config.spike_sigmas is None:
             return ""
         found = [

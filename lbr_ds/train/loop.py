@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from lbr_ds import environment
+from lbr_ds.address import mask_record, masked
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
@@ -53,11 +53,12 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     world = join(run.engine.timeout_minutes)
     open_log(folder / "log", world)
     with Watch(world, run.engine.timeout_minutes) as watch:
+        found = checkpoint.find(run, number, world, force=force)
         if world.first:
             open_run_folder(run)
         world.barrier()
         engine, encoder = build(run, stage, ds_config, world)
-        start, counters = checkpoint.resume(run, number, engine, world, force=force)
+        start, counters = checkpoint.resume(found, engine, world)
         note_start(folder, start, world)
         watch.mark(start, "starts")
         log.info(
@@ -105,9 +106,7 @@ def take_step(
     seconds = time.perf_counter() - began
     own = [0.0] * world.size
     own[world.rank] = watch.own_seconds(seconds)
-    tokens, samples, skipped, *ranks = world.sum(
-        work.num_tokens, work.samples, work.skipped, *own
-    )
+    tokens, samples, skipped, *ranks = world.sum(work.num_tokens, work.samples, work.skipped, *own)
     guard.count(work, applied, int(skipped), run.data.folder, stage.split)
     part = run.stage(stage.number)
     return {
@@ -184,7 +183,8 @@ def open_run_folder(run: RunConfig) -> None:
     (run.run / "recipe.yaml").write_text(run.dump(), encoding="utf-8")
     submitted = Path(os.environ.get("LBR_SUBMIT_SCRIPT", ""))
     if submitted.is_file():  # SLURM's copy of the job script; a container may not see it
-        shutil.copy(submitted, run.run / "submit.sbatch")
+        text = submitted.read_text(encoding="utf-8", errors="replace")
+        (run.run / "submit.sbatch").write_text(masked(text), encoding="utf-8")
     facts = json.dumps(environment.describe(), indent=2)
     (run.run / "environment.json").write_text(facts + "\n", encoding="utf-8")
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
@@ -196,6 +196,7 @@ def open_log(folder: Path, world: World) -> None:
     root = logging.getLogger("lbr_ds")
     handler = logging.FileHandler(folder / f"rank-{world.rank}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(mask_record)
     root.addHandler(handler)
     if not world.first:
         for other in list(root.handlers):

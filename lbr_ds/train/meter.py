@@ -73,7 +73,7 @@ class Meter:
         )
 
     def log(self, step: int, values: Mapping[str, float | list[float]]) -> None:
-        """Record optimizer step `step` (counted from 1) if it is due. A list has a number a rank."""
+        """Record optimizer step `step` (from 1) if it is due. A list has a number a rank."""
         if self._file is None or self._board is None:
             return
         if step % self.every == 0 or step == self.stop:

@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 class Preemption:
     """While entered, SIGUSR1, SIGUSR2 and SIGTERM only set a flag; a later SIGTERM kills.
 
-    Later: a launcher passes on what a scheduler has sent to every process, so the first comes twice.
+    Later: a launcher passes on what a scheduler sent to every process; the first comes twice then.
     """
 
     def __init__(self, world: World) -> None:

@@ -26,12 +26,14 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
+from lbr_ds.address import masked
 from lbr_ds.distributed import World, end, is_collective_error
 from lbr_ds.errors import LbrError, LostRank, PeerFailed
 
 _LOOK = 0.05  # seconds between two looks at what the training thread does
 _BEAT = 1.0  # seconds between two beats, for up to _RANKS ranks; more in proportion
 _RANKS = 64
+_MISSED = 3.5  # beats that a rank may miss when a collective has broken, before it is the one
 _SILENT = 120.0  # seconds without a beat; a thread may wait that long for a large pickle
 _PATIENCE = 5.0  # seconds that the training thread has to end by itself after a peer's failure
 _STEPS = 20  # own seconds are averaged over so many steps
@@ -213,7 +215,7 @@ class Watch:
             if self.words is not None:
                 _note(self.words[1])
                 return PeerFailed(self.words[1], self.words[0])
-            line = self._lost_host() if self._lost_store else self._silent(3.5 * _BEAT)
+            line = self._lost_host() if self._lost_store else self._silent(_MISSED * _BEAT)
         reason = " ".join(str(error).split())[:200]
         found = LostRank(line or f"a collective failed: {reason}{_STANDS}")
         found.told = not self._tell(found.exit_code, str(found))
@@ -223,20 +225,27 @@ class Watch:
     def _tell(self, code: int, line: str) -> bool:
         """Leave last words for the others; whether they are the first."""
         store = self.world.store
-        if store is None:
+        if store is None or self._lost_store:
             return True
         mine = json.dumps([code, line, self.world.rank])
         try:
             if store.compare_set("last", "", mine).decode() != mine:
                 return False
             # This process may host the store: the others must have read before it goes.
-            others = [f"read-{r}" for r in range(self.world.size) if r != self.world.rank]
             deadline = time.monotonic() + _PATIENCE
-            while time.monotonic() < deadline and not store.check(others):
+            while time.monotonic() < deadline and not store.check(self._listeners()):
                 time.sleep(_LOOK)
         except Exception:  # its host is gone, and with it the others' way to know
             pass
         return True
+
+    def _listeners(self) -> list[str]:
+        """The keys by which the ranks that still beat say that they have read the last words."""
+        now = time.monotonic()
+        return [
+            f"read-{rank}" for rank, seen in self._seen.items()
+            if rank != self.world.rank and now - seen.at <= _MISSED * _BEAT
+        ]  # fmt: skip
 
     def _wait_for_the_rank(self) -> None:
         """The training thread may be about to end with an error of its own."""
@@ -250,7 +259,7 @@ class Watch:
             return
         _note(line, stacks=True)
         if tell and self._tell(code, line):
-            print("lbr-ds: error:", line, file=sys.stderr, flush=True)
+            print("lbr-ds: error:", masked(line), file=sys.stderr, flush=True)
         end(code)
         os._exit(code)
 
@@ -266,7 +275,7 @@ def _note(line: str, *, stacks: bool = False) -> None:
     """Into the rank's own log file; the terminal has the line once, from whoever is at fault."""
     for handler in logging.getLogger("lbr_ds").handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.stream.write(f"{line}\n")
+            handler.stream.write(f"{masked(line)}\n")
             handler.flush()
             if stacks:
                 faulthandler.dump_traceback(handler.stream)

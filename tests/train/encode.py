@@ -24,7 +24,8 @@ if __name__ == "__main__":
     run, out = load(sys.argv[1]), Path(sys.argv[2])
     world = join(timeout_minutes=2)
     engine, encoder = build(run, STAGES[2], load_ds_config(run.engine.ds_config), world)
-    assert checkpoint.resume(run, 2, engine, world).step == run.stage2.num_steps
+    found = checkpoint.find(run, 2, world)
+    assert checkpoint.resume(found, engine, world).step == run.stage2.num_steps
     sequences = encoder.embed(json.loads((out / "texts.json").read_text()))
     with torch.no_grad():
         vectors = engine(pack(sequences))

@@ -1,0 +1,33 @@
+"""What comes from others is read, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+from lbr_ds.errors import ConfigError
+
+# For every `from_pretrained` of what others made: a .bin or .pt file is a pickle.
+SAFE = {"use_safetensors": True}
+
+
+@contextmanager
+def no_pickles(name: str) -> Iterator[None]:
+    """While entered, torch opens no pickle, whichever library asks; `name` is the model's.
+
+    `weights_only=True` is no boundary (CVE-2025-32434, CVE-2026-24747), and sentence-transformers
+    falls back to `pytorch_model.bin` for the layers that are not transformers. Raises ConfigError.
+    """
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise ConfigError(
+            f"{name}: its weights are pickles (.bin, .pt), which could run code when they are "
+            "opened; convert them to safetensors where you trust them"
+        )
+
+    with mock.patch.object(torch, "load", refuse):
+        yield

@@ -1,0 +1,46 @@
+"""Stage 1 from what a run folder holds up to a step, which is saved; several runs in one go.
+
+`python -m tests.train.takes STOP SAVE_EVERY RECIPE[,OVERRIDE...]...`, started by run_ranks.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from lbr_ds.config import load
+from lbr_ds.distributed import World, end, join, leave
+from lbr_ds.train import checkpoint
+from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.feed import open_feed
+from lbr_ds.train.loop import build, open_run_folder, take_step
+from lbr_ds.train.optim import learning_rate
+from lbr_ds.train.stages import STAGES
+
+
+def take(recipe: str, stop: int, world: World) -> None:
+    """Up to step `stop`; the last step is always saved."""
+    path, *overrides = recipe.split(",")
+    run, stage = load(path, overrides), STAGES[1]
+    found = checkpoint.find(run, 1, world)
+    if world.first:
+        open_run_folder(run)
+    world.barrier()
+    engine, encoder = build(run, stage, load_ds_config(run.engine.ds_config), world)
+    start, counters = checkpoint.resume(found, engine, world)
+    assert counters == ({"steps": start} if start else {})
+    feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=stop)
+    with checkpoint.Saver(run, 1, engine, world) as saver:
+        for step in range(start, stop):
+            lr = learning_rate(step, run.stage1.steps(0), run.stage1.optim)
+            take_step(engine, stage, run, feed, lr, world)
+            saver.poll()
+            if (step + 1) % run.every.save == 0 or step + 1 == stop:
+                saver.save(step + 1, {"steps": step + 1})
+
+
+if __name__ == "__main__":
+    place = join(timeout_minutes=2)
+    for one in sys.argv[2:]:
+        take(one, int(sys.argv[1]), place)
+    leave()
+    end(0)
