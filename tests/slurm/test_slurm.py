@@ -104,11 +104,11 @@ def test_requeued_twice_and_a_node_lost_ends_in_the_same_bits(
 
     def got_on(starts: int) -> bool:
         """Whether that start has begun, and taken more steps than it found."""
-        output = checkout / f"slurm-lbr-stage1-{job}.out"
-        found = re.findall(
-            rf"steps (\d+) to {steps}", output.read_text() if output.exists() else ""
-        )
-        return len(found) == starts and steps_of(stage / "metrics.jsonl")[-1:] > [int(found[-1])]
+        output, metrics = checkout / f"slurm-lbr-stage1-{job}.out", stage / "metrics.jsonl"
+        if not (output.exists() and metrics.exists()):
+            return False
+        found = re.findall(rf"steps (\d+) to {steps}", output.read_text())
+        return len(found) == starts and steps_of(metrics)[-1:] > [int(found[-1])]
 
     for start in (1, 2, 3):
         cluster.wait_until(functools.partial(got_on, start), TRAINING, job)
