@@ -63,7 +63,7 @@ class Writing(threading.Thread):
             if self.plan.rank == 0:
                 self._publish()
         except Exception as error:
-            self.failure = _reason(error)
+            self.failure = reason(error)
 
     def _write(self) -> None:
         plan, listed = self.plan, {}
@@ -96,25 +96,17 @@ class Writing(threading.Thread):
             log.warning("%s was passed over; it is now %s", plan.final, aside.name)
         plan.part.rename(plan.final)
         flush(plan.final.parent)
-        prune(plan.final.parent.parent, plan.keep, plan.keep_every)
+        prune(plan.final, plan.keep, plan.keep_every)
 
 
-def _reason(error: BaseException) -> str:
-    """The system's word for it: on a full disk torch.save covers that with an error of its own."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror
-        inner = inner.__context__
-    return str(error) or type(error).__name__
+def prune(newest: Path, keep: int, keep_every: int | None) -> None:
+    """Remove the checkpoints before `newest` but `keep` (with it) and every `keep_every`-th step's.
 
-
-def prune(stage_folder: Path, keep: int, keep_every: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and those of every `keep_every`-th step.
-
-    Damaged ones stay for their owner to look at. One on its way out is no checkpoint any more.
+    Those after it were passed over as damaged: they do not count, and stay for their owner to look
+    at, as all do that are not whole. One on its way out is renamed first, and no checkpoint.
     """
-    for old in runs.checkpoints(stage_folder)[:-keep]:
+    found = runs.checkpoints(newest.parent.parent)
+    for old in found[: found.index(newest) + 1][:-keep]:
         if keep_every is None or runs.step_of(old) % keep_every:
             going = old.with_suffix(".part")
             try:
@@ -130,6 +122,17 @@ def sweep(stage_folder: Path) -> None:
         for path in (stage_folder / "checkpoints").glob(f"step-*{suffix}"):
             shutil.rmtree(path, ignore_errors=True)
             log.info("removed %s, left by a process that was killed", path)
+
+
+def reason(error: BaseException) -> str:
+    """What the operating system said, if it is at the root of `error`; else what `error` says.
+
+    torch.save closes its archive over an OSError and then complains of that archive.
+    """
+    root: BaseException | None = error
+    while root is not None and not isinstance(root, OSError):
+        root = root.__cause__ or root.__context__
+    return (root and root.strerror) or str(error) or type(error).__name__
 
 
 def save_tensors(state: Any, path: Path) -> None:
