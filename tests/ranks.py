@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -42,11 +43,15 @@ def run_ranks(module: str, world: int, *arguments: str) -> None:
     assert codes == [0] * world, "\n".join(f"--- rank {i}\n{o}" for i, o in enumerate(outputs))
 
 
-def run_cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """`lbr-ds ARGUMENTS` in a process of its own; the caller looks at returncode and stderr."""
+def run_cli(*arguments: str, file_limit: int = -1, **env: str) -> subprocess.CompletedProcess[str]:
+    """`lbr-ds ARGUMENTS` in a process of its own; the caller looks at returncode and stderr.
+
+    file_limit: no file may grow beyond so many bytes, as on a full disk.
+    """
     return subprocess.run(
         [sys.executable, "-m", "lbr_ds", *arguments], cwd=ROOT, capture_output=True, text=True,
         timeout=TIMEOUT_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from mteb.models.model_meta import ScoringFunction
 
 from lbr_ds import runs
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
-from lbr_ds.model.trust import SAFE, no_pickles
+from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,8 +129,7 @@ def _runs_own_code(meta: ModelMeta) -> bool:
 
 def _cannot_load(name: str, error: Exception) -> EnvironmentProblem:
     """One line: the name, the first line of the reason, the cure."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return EnvironmentProblem(
-        f"cannot load model {name!r}: {reason} (give a folder, a run, or a name; "
+        f"cannot load model {name!r}: {why_not(error)} (give a folder, a run, or a name; "
         "a name needs the network or a local copy)"
     )

@@ -77,7 +77,7 @@ class Stock:
     def _model(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
-        from lbr_ds.model.trust import SAFE, no_pickles
+        from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
         try:
             with no_pickles(self.name):
@@ -87,10 +87,9 @@ class Stock:
         except ConfigError:
             raise
         except Exception as error:  # the hub, safetensors and remote configs each raise their own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise EnvironmentProblem(
-                f"cannot load model {self.name!r}: {reason} (give a folder, a run, or a name; "
-                "a name needs the network or a local copy)"
+                f"cannot load model {self.name!r}: {why_not(error)} "
+                "(give a folder, a run, or a name; a name needs the network or a local copy)"
             ) from error
 
     def encode(self, texts: list[str], role: Role) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.locate import locate
-from lbr_ds.model.trust import SAFE, no_pickles
+from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
 CARD = "lbr.json"
 _ROUND_TO = 64  # new embedding tables get a multiple of this many rows: kernels like it
@@ -117,8 +117,9 @@ def _load(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
             )
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"model.backbone={model.backbone!r} cannot be loaded: {reason}") from None
+        raise ConfigError(
+            f"model.backbone={model.backbone!r} cannot be loaded: {why_not(error)}"
+        ) from None
     if not tokenizer.is_fast:
         raise ConfigError(
             f"model.backbone={model.backbone!r} has no fast tokenizer (tokenizer.json)"

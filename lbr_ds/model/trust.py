@@ -31,3 +31,11 @@ def no_pickles(name: str) -> Iterator[None]:
 
     with mock.patch.object(torch, "load", refuse):
         yield
+
+
+def why_not(error: Exception) -> str:
+    """What kept a model of others from being loaded, in a line's part."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in text:
+        return "it brings code of its own, to be allowed with trust_remote_code by who trusts it"
+    return text[:300]

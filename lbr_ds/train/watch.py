@@ -40,9 +40,9 @@ _STEPS = 20  # own seconds are averaged over so many steps
 
 
 class Beat(NamedTuple):
-    """What a rank says of itself; `count` rises with every beat, `marks` with its progress."""
+    """What a rank says of itself; `number` rises with every beat, `marks` with its progress."""
 
-    count: int
+    number: int
     marks: int
     step: int
     doing: str
@@ -156,7 +156,7 @@ class Watch:
         for rank, text in enumerate(store.multi_get(keys) if store.check(keys) else ()):
             beat = Beat(*json.loads(text))
             known = self._seen.get(rank)
-            if known is None or known.beat.count != beat.count:
+            if known is None or known.beat.number != beat.number:
                 self._seen[rank] = _Seen(beat, now)
         if self.words is None and store.check(["last"]):
             code, line, teller = json.loads(store.get("last"))
@@ -274,7 +274,7 @@ _STANDS = "; the last checkpoint stands"
 def _note(line: str, *, stacks: bool = False) -> None:
     """Into the rank's own log file; the terminal has the line once, from whoever is at fault."""
     for handler in logging.getLogger("lbr_ds").handlers:
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
             handler.stream.write(f"{masked(line)}\n")
             handler.flush()
             if stacks:

@@ -19,6 +19,16 @@ from lbr_ds.errors import DataError
 from lbr_ds.train import stages, watch
 
 
+def spoiled(sound: Any, engine: Any, *rest: Any) -> Any:
+    """Learn, with a gradient that is not a number."""
+    backward = engine.backward
+    engine.backward = lambda loss, *, last: backward(loss * math.nan, last=last)
+    try:
+        return sound(engine, *rest)
+    finally:
+        engine.backward = backward
+
+
 def plant(faults: list[str], rank: int, first: int) -> None:
     """Put the faults in front of stage 1's learning."""
     sound = stages.STAGES[1].learn
@@ -31,22 +41,15 @@ def plant(faults: list[str], rank: int, first: int) -> None:
             time.sleep(0.3)
         if world.rank != rank or work.step != first:
             return sound(engine, work, run, world)
-        if "kill" in faults:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if "stop" in faults:
-            os.kill(os.getpid(), signal.SIGSTOP)
+        for name, number in (("kill", signal.SIGKILL), ("stop", signal.SIGSTOP)):
+            if name in faults:
+                os.kill(os.getpid(), number)
         if "hang" in faults:
             time.sleep(3600)
         if "raise" in faults:
             raise DataError("a planted fault")
-        if "nan" not in faults:
-            return sound(engine, work, run, world)
-        backward = engine.backward
-        engine.backward = lambda loss, *, last: backward(loss * math.nan, last=last)
-        try:
-            return sound(engine, work, run, world)
-        finally:
-            engine.backward = backward
+        work_of = spoiled if "nan" in faults else lambda sound, *rest: sound(*rest)
+        return work_of(sound, engine, work, run, world)
 
     stages.STAGES[1] = dataclasses.replace(stages.STAGES[1], learn=learn)
     enter = watch.Watch.__enter__

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from lbr_ds.config import RunConfig
 from lbr_ds.errors import LostRank
 from lbr_ds.runs import checkpoints
 from tests.ranks import ROOT, start_ranks

@@ -19,7 +19,7 @@ from lbr_ds.train.preempt import EXIT_CODE
 from tests.ranks import ROOT, run_cli
 
 VOLATILE = ("tokens_per_second", "samples_per_second", "step_seconds", "data_wait_seconds",
-            "memory_gib", "rank_seconds", "straggler", "slowest_rank")  # fmt: skip
+            "memory_gib", "rank_seconds", "straggler", "slowest_rank", "save_seconds")  # fmt: skip
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -88,9 +88,3 @@ def test_another_recipe_is_refused(copied: Path, change: list[str], message: str
     assert done.returncode == 4
     assert message in done.stderr
     assert weights(copied.parent / "run" / "stage1") == before
-
-
-def test_another_world_size_is_refused(copied: Path) -> None:
-    done = run_cli("train", str(copied), "--stage", "1", "--nproc", "1")
-    assert done.returncode == 4
-    assert "saved by 2 ranks and this run has 1; start it with as many" in done.stderr

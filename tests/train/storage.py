@@ -1,0 +1,94 @@
+"""Saves on two ranks whose disks fail or are slow. `python -m tests.train.storage RECIPE`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lbr_ds.config import RunConfig, load
+from lbr_ds.distributed import World, end, join, leave
+from lbr_ds.errors import CheckpointError
+from lbr_ds.runs import fault, saved
+from lbr_ds.train import checkpoint
+from lbr_ds.train.engine import Engine, load_ds_config
+from lbr_ds.train.loop import build
+from lbr_ds.train.stages import STAGES
+
+
+def failing_save(run: RunConfig, engine: Engine, world: World, code: int, culprit: int) -> None:
+    """All ranks get the same error, nothing is left, and the checkpoints before it stand."""
+    before = saved(run.run / "stage1")
+
+    def fail(state: Any, path: Path) -> None:
+        if world.rank == culprit:
+            raise OSError(code, os.strerror(code))
+        save_tensors(state, path)
+
+    save_tensors, checkpoint.save_tensors = checkpoint.save_tensors, fail
+    message = ""
+    try:
+        with checkpoint.Saver(run, 1, engine, world) as saver:
+            saver.save(9, {})
+            saver.finish()
+    except CheckpointError as error:
+        message = str(error)
+    finally:
+        checkpoint.save_tensors = save_tensors
+    expected = f"rank {culprit} cannot write the checkpoint: {os.strerror(code)}"
+    assert expected in message, message
+    assert world.share(message) == message
+    world.barrier()
+    assert saved(run.run / "stage1") == before
+    assert not list((run.run / "stage1/checkpoints").glob("*.part"))
+    assert not any(fault(path) for path in before)
+    world.barrier()
+
+
+def slow_save(run: RunConfig, engine: Engine, world: World) -> None:
+    """While one rank's disk dawdles there is no checkpoint; what is saved is of the save's time."""
+    go, final = threading.Event(), run.run / "stage1/checkpoints/step-000009"
+
+    def dawdle(state: Any, path: Path) -> None:
+        if world.rank == 1:
+            go.wait()
+        save_tensors(state, path)
+
+    save_tensors, checkpoint.save_tensors = checkpoint.save_tensors, dawdle
+    with checkpoint.Saver(run, 1, engine, world) as saver:
+        saver.save(9, {"skipped": 3})
+        for parameter in engine.optimizer.fp32_partitioned_groups_flat:
+            parameter.data.zero_()  # the next steps must not reach what is being written
+        for _ in range(3):
+            saver.poll()
+        assert not final.exists()
+        world.barrier()
+        go.set()
+    checkpoint.save_tensors = save_tensors
+    assert fault(final) == ""
+    name = f"state/ranks/zero_pp_rank_{world.rank}_mp_rank_00_optim_states.pt"
+    theirs, ours = (
+        torch.load(path / name, weights_only=False)["optimizer_state_dict"]["fp32_flat_groups"]
+        for path in saved(run.run / "stage1")[-2:]
+    )
+    assert float(ours[0].abs().sum()) > 0
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+if __name__ == "__main__":
+    place = join(timeout_minutes=2)
+    later, at_once = (load(sys.argv[1], [f"every.save_async={on}"]) for on in ("true", "false"))
+    model, _ = build(later, STAGES[1], load_ds_config(later.engine.ds_config), place)
+    found = checkpoint.find(later, 1, place)
+    checkpoint.resume(found, model, place)
+    failing_save(later, model, place, errno.ENOSPC, culprit=1)
+    failing_save(later, model, place, errno.EDQUOT, culprit=0)
+    failing_save(at_once, model, place, errno.EROFS, culprit=1)
+    slow_save(later, model, place)
+    leave()
+    end(0)
