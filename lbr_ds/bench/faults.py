@@ -49,7 +49,7 @@ QUICK = {"size": SHORT}
 
 
 def suite(size: Size = LONG) -> list[Row]:
-    """The rows. LONG takes about 20 minutes on two quiet cores, SHORT about one."""
+    """The rows. LONG takes about 20 minutes on two quiet cores, SHORT about two."""
     with tempfile.TemporaryDirectory(prefix="lbr-ds-faults-") as place:
         folder = Path(place)
         run = small_run(folder / "small", num_steps=1)

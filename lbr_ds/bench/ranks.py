@@ -17,6 +17,7 @@ import mmap
 import multiprocessing
 import os
 import re
+import runpy
 import signal
 import socket
 import sys
@@ -152,7 +153,7 @@ def _environment() -> Iterator[None]:
 
 
 def _rank(arguments: list[str], env: dict[str, str], folder: Path, hook: Hook | None) -> None:
-    """The life of a rank process."""
+    """The life of a rank process: `python -m lbr_ds` but for what is imported already."""
     os.environ.update(env)
     rank = int(env["RANK"])
     output = os.open(folder / f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -164,9 +165,7 @@ def _rank(arguments: list[str], env: dict[str, str], folder: Path, hook: Hook | 
     # Loader processes start as they do elsewhere, and not by this server.
     multiprocessing.set_start_method("fork", force=True)
     sys.argv = ["lbr-ds", *arguments]
-    from lbr_ds.cli import main
-
-    main()
+    runpy.run_module("lbr_ds", run_name="__main__")
 
 
 def _take_notes(folder: Path, rank: int, world: int) -> None:
