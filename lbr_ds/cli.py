@@ -278,7 +278,7 @@ def report(
 def bench(
     suite: Annotated[
         str,
-        typer.Argument(help="attention, stage1, stage2, encode, peers, all, gpu or loader."),
+        typer.Argument(help="attention, stage1, stage2, encode, peers, all, gpu, loader, faults."),
     ],
     out: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
     plot: Annotated[
@@ -289,6 +289,7 @@ def bench(
         Path | None,
         typer.Option(help="Records (.jsonl, .jsonl.gz) or a prepared folder; default: the demo's."),
     ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A short version, to see it run.")] = False,
 ) -> None:
     """Measured ratios, both sides in turn in one run, beside what is wanted of them.
 
@@ -303,7 +304,7 @@ def bench(
         from lbr_ds.bench.plot import check, draw, sweep
 
         check(plot)
-    result = run_suite(suite, data)
+    result = run_suite(suite, data, quick=quick)
     show_bench(result)
     if plot is not None:
         machine = result["environment"]

@@ -24,6 +24,7 @@ SPLIT = "gl"
 LANES = 64  # samples a step where throughput is measured
 NEAR, FAR = 10, 10**6  # positions in samples
 TIMES = 20  # how much larger the large corpus is
+QUICK = {"rounds": 3, "times": 2}
 
 
 def suite(data: Path | None = None, rounds: int = ROUNDS, times: int = TIMES) -> list[Row]:

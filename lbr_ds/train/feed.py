@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lbr_ds.batching import TextEncoder
@@ -67,6 +68,8 @@ def open_feed(
             num_workers=workers,
             prefetch_factor=_AHEAD,
             worker_init_fn=_leave_signals_to_the_rank,
+            # From the rank's own generator each start would take a number, each resume one more.
+            generator=torch.Generator().manual_seed(run.seed),
         )
     for work in loader:
         if isinstance(work, LbrError):

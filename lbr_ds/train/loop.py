@@ -6,10 +6,12 @@ import functools
 import json
 import logging
 import os
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lbr_ds import environment
@@ -134,7 +136,7 @@ def build(
         activation_checkpointing=run.model.activation_checkpointing,
         trust_remote_code=run.model.trust_remote_code,
     )  # fmt: skip
-    torch.manual_seed(run.seed)
+    seed_all(run.seed)
     engine = Engine(
         make, starting_weights(run, stage.number, world), ds_config=ds_config,
         optim=run.stage(stage.number).optim, world=world,
@@ -145,6 +147,13 @@ def build(
         num_bottleneck=run.bottleneck.count,
     )
     return engine, encoder
+
+
+def seed_all(seed: int) -> None:
+    """Begin every random generator of this process alike, so that two runs end in equal states."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def starting_weights(run: RunConfig, number: int, world: World) -> Path:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from lbr_ds import resources
+from lbr_ds.bench.same import differing_bits, steps_not_once
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_recipe
 
@@ -75,6 +81,54 @@ def test_a_stopped_training_saves_requeues_and_goes_on(
     assert "back to the queue (restart 1)" in log
     assert log.count("steps 0 to 200") == 1
     assert steps_of(metrics) == list(range(1, 201))
+
+
+def test_requeued_twice_and_a_node_lost_ends_in_the_same_bits(
+    cluster: SlurmCluster, checkout: Path
+) -> None:
+    """`scontrol requeue` twice, then a node that is set down under the job and comes back.
+
+    The oracle is the same run left alone: on two ranks of this host, no SLURM about it.
+    """
+    steps = 400
+    recipe = tiny_recipe(checkout / "tiny", stage1__num_steps=steps, every__save=20)
+    stage = checkout / "runs/tiny/stage1"
+    one = {"OMP_NUM_THREADS": "1"}
+    job = cluster.submit(
+        "slurm/stage1.sbatch", cwd=checkout,
+        env={"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny", **one},
+    )  # fmt: skip
+    command = ["train", str(recipe), "--stage", "1", "--nproc", "2", f"run={checkout}/alone"]
+    alone = subprocess.Popen(
+        [sys.executable, "-m", "lbr_ds", *command], env={**os.environ, **one}, cwd=checkout
+    )
+
+    def got_on(starts: int) -> bool:
+        """Whether that start has begun, and taken more steps than it found."""
+        output, metrics = checkout / f"slurm-lbr-stage1-{job}.out", stage / "metrics.jsonl"
+        if not (output.exists() and metrics.exists()):
+            return False
+        found = re.findall(rf"steps (\d+) to {steps}", output.read_text())
+        return len(found) == starts and steps_of(metrics)[-1:] > [int(found[-1])]
+
+    for start in (1, 2, 3):
+        cluster.wait_until(functools.partial(got_on, start), TRAINING, job)
+        if start < 3:
+            cluster.run("scontrol", "requeue", job)
+            continue
+        try:
+            cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+            cluster.wait_until(lambda: cluster.show(job)["Restarts"] == "3", QUICK, job)
+        finally:
+            with contextlib.suppress(RuntimeError):  # it has registered, and is back already
+                cluster.run("scontrol", "update", "nodename=n2", "state=resume")
+    state = cluster.wait(job, TRAINING)
+    log = cluster.log(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "3"), log
+    assert alone.wait(TRAINING) == 0
+    assert log.count("steps 0 to") == 1
+    assert differing_bits(stage, checkout / "alone" / "stage1") == 0
+    assert steps_not_once(stage, steps) == 0
 
 
 def test_a_broken_recipe_fails_with_code_2_and_is_not_requeued(

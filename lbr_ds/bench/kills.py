@@ -1,0 +1,201 @@
+"""kill -9, and start again: does the run go on as if nothing had happened?
+
+Every start must go on from the newest checkpoint that was whole when its predecessor died, and the
+end of the run must be, bit for bit, the end of one that was left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lbr_ds.bench.ranks import ACCUMULATING, LEARNING, PHASES, SAVING, Ranks
+from lbr_ds.bench.same import differing_bits, steps_not_once, wrong_samples
+from lbr_ds.config import RunConfig
+from lbr_ds.runs import checkpoints, step_of
+
+log = logging.getLogger(__name__)
+WORLD = 2
+_SAVE = 3  # steps from one checkpoint to the next where kills come at any time
+_PATIENCE = 1.0  # seconds, at most, that the survivors of a killed rank go on
+_LIMIT = 600  # seconds for the last, undisturbed part
+
+
+@dataclass
+class Campaign:
+    """What came of killing a run again and again."""
+
+    kills: int = 0
+    lost_steps: int = 0  # behind the newest whole checkpoint at a start; not once in metrics.jsonl
+    differing_bits: int = 0
+    wrong_samples: int = 0
+    unloadable: int = 0  # starts that did not come to load a whole checkpoint, or did not end well
+    where: Counter[str] = field(default_factory=Counter)  # what the killed ranks were at
+    trouble: list[str] = field(default_factory=list)  # what the ranks said when they failed
+
+    def __add__(self, other: Campaign) -> Campaign:
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Campaign(*(a + b for a, b in pairs))
+
+    def failed(self, ranks: Ranks) -> None:
+        """Count a start that failed by itself."""
+        codes = ranks.wait(1)
+        self.unloadable += 1
+        self.trouble.append(f"exit codes {codes}: {ranks.said()[-2000:]}")
+        log.warning("a start failed: %s", self.trouble[-1])
+
+
+class Victim:
+    """A stage of a small run that is started again and again, beside one that is left alone."""
+
+    def __init__(self, run: RunConfig, folder: Path, stage: int, steps: int, seed: int = 0) -> None:
+        """run: a `small_run`; folder: a new one, for both runs; steps: length of the stage."""
+        self.recipe = Path(run.model.backbone).parent / "recipe.yaml"
+        self.folder, self.number, self.last = folder, stage, steps
+        self.stage = folder / "run" / f"stage{stage}"
+        self.draw = random.Random(seed)
+
+    def start(self, *overrides: str, name: str = "run", world: int = WORLD) -> Ranks:
+        """Start the ranks: of the disturbed run, or of another under its `name`."""
+        fixed = [f"run={self.folder / name}", f"stage{self.number}.num_steps={self.last}"]
+        return Ranks(
+            self.recipe, world, self.folder / f"notes-{name}", [*fixed, *overrides],
+            stage=self.number,
+        )  # fmt: skip
+
+    def newest(self) -> int:
+        """The step of the newest whole checkpoint on disk; 0 without one."""
+        found = checkpoints(self.stage)
+        return step_of(found[-1]) if found else 0
+
+    def unfinished(self) -> set[tuple[str, int]]:
+        """New checkpoints being written, or left so when a rank died: name and last change.
+
+        An old one on its way out has the same suffix; those are not meant.
+        """
+        newest, seen = self.newest(), set()
+        for path in (self.stage / "checkpoints").glob("*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if int(path.stem.removeprefix("step-")) > newest:
+                    seen.add((path.name, path.stat().st_ctime_ns))
+        return seen
+
+    def begun(self, ranks: Ranks, expected: int, found: Campaign) -> bool:
+        """Wait until the ranks say where they go on; counts what they lost, or that they failed."""
+        if not ranks.until(lambda: ranks.start() is not None):
+            found.failed(ranks)
+            return False
+        found.lost_steps += abs(expected - (ranks.start() or 0))
+        return True
+
+    def finish(self, found: Campaign) -> Campaign:
+        """Run to the end undisturbed, run another from the start, and compare the two."""
+        for name in ("run", "alone"):
+            expected = self.newest() if name == "run" else 0
+            with self.start(f"every.save={self.last}", name=name) as ranks:
+                if not self.begun(ranks, expected, found):
+                    return found
+                if any(ranks.wait(_LIMIT)):
+                    found.failed(ranks)
+                    return found
+        alone = self.folder / "alone" / self.stage.name
+        found.lost_steps += steps_not_once(self.stage, self.last)
+        found.differing_bits += differing_bits(self.stage, alone)
+        found.wrong_samples += wrong_samples(self.folder / "notes-run", self.folder / "notes-alone")
+        return found
+
+
+def kill_at_any_time(victim: Victim, kills: int) -> Campaign:
+    """`kills` times kill -9 of one rank or of all; then to the end.
+
+    In turns: at any time after the start, between two micro-batches, anywhere in a step, in a save.
+    """
+    found = Campaign()
+    started = 2.0  # seconds until the ranks say where they go on, as far as known
+    for number in range(kills):
+        aim = (None, ACCUMULATING, LEARNING, SAVING)[number % 4]
+        rank = victim.draw.choice((None, 0, 1))
+        expected, left = victim.newest(), victim.unfinished()
+        with victim.start(f"every.save={_SAVE}", f"data.workers={number // 4 % 2}") as ranks:
+            if aim is None:
+                time.sleep(victim.draw.uniform(0, 1.5 * started))
+            else:
+                if not victim.begun(ranks, expected, found):
+                    break
+                started = time.monotonic() - ranks.began
+                if not _reach(aim, ranks, rank or 0, victim, left):
+                    found.failed(ranks)
+                    break
+            ranks.send(signal.SIGKILL, rank)
+            phase = SAVING if victim.unfinished() - left else ranks.phases()[rank or 0]
+            found.where[PHASES[phase]] += 1
+            ranks.kill(rank, victim.draw.uniform(0, _PATIENCE))
+        found.kills += 1
+        log.info("stage %d: kill %d of %d, %s, newest checkpoint %d", victim.number, number + 1,
+                 kills, PHASES[phase], victim.newest())  # fmt: skip
+    return victim.finish(found)
+
+
+def _reach(aim: int, ranks: Ranks, rank: int, victim: Victim, left: set[tuple[str, int]]) -> bool:
+    """Return at a random instant of a phase, some steps after the start; whether it was reached."""
+    steps = victim.draw.randint(1, 2 * _SAVE)
+
+    def there() -> bool:
+        if ranks.steps() < steps:
+            return False
+        return bool(victim.unfinished() - left) if aim == SAVING else ranks.phases()[rank] == aim
+
+    reached = ranks.until(there)
+    time.sleep(victim.draw.uniform(0, 0.02))
+    return reached
+
+
+def kill_in_saves(victim: Victim, kills: int) -> Campaign:
+    """`kills` times kill -9 between a checkpoint's first byte and its rename; then to the end.
+
+    The instants are spread over the length of a save. Where the rename came before the kill, that
+    is gone on from like any other and not counted.
+    """
+    found = Campaign()
+    length = 0.0  # seconds of a save, as far as known
+    while found.kills < kills:
+        rank = victim.draw.choice((None, 0, 1))
+        expected, left = victim.newest(), victim.unfinished()
+        with victim.start("every.save=1") as ranks:
+            if not victim.begun(ranks, expected, found):
+                break
+            alone = victim.draw.randint(0, 2) + (length == 0)  # saves that are let through
+            seconds = [_see_through(victim, ranks, left) for _ in range(alone)]
+            length = max([length / 2, *seconds])
+            if not ranks.until(functools.partial(_saving, victim, left)):
+                found.failed(ranks)
+                break
+            time.sleep(victim.draw.uniform(0, length))
+            before = victim.newest()
+            ranks.send(signal.SIGKILL, rank)
+            inside = _saving(victim, left)
+            ranks.kill(rank, victim.draw.uniform(0, _PATIENCE))
+        if inside and victim.newest() == before:
+            found.kills += 1
+            found.where["of all ranks" if rank is None else "of one rank"] += 1
+            log.info("kill %d of %d in a save, newest checkpoint %d", found.kills, kills, before)
+    return victim.finish(found)
+
+
+def _saving(victim: Victim, left: set[tuple[str, int]]) -> bool:
+    return bool(victim.unfinished() - left)
+
+
+def _see_through(victim: Victim, ranks: Ranks, left: set[tuple[str, int]]) -> float:
+    """Wait for the next save from its first byte to its rename; its seconds."""
+    ranks.until(functools.partial(_saving, victim, left))
+    began, newest = time.monotonic(), victim.newest()
+    ranks.until(lambda: victim.newest() > newest)
+    return time.monotonic() - began
