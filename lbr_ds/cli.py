@@ -207,21 +207,13 @@ def plan(
     from lbr_ds.config import load
     from lbr_ds.plan import Cluster, find_gpu
     from lbr_ds.plan import plan as make_plan
-    from lbr_ds.plan.table import show_check, show_plan, write
+    from lbr_ds.plan.table import show_plan, write
 
     run = load(recipe, overrides or [])
     if check:
-        from lbr_ds.distributed import launched_as_rank
-        from lbr_ds.plan.check import check as measure
-        from lbr_ds.plan.check import start
+        from lbr_ds.plan.check import check_here
 
-        if not launched_as_rank():
-            raise typer.Exit(start(sys.argv[1:], gpus))
-        found = measure(run, config)
-        if found is not None:
-            show_check(found)
-            write(found, out)
-        return
+        raise typer.Exit(check_here(run, sys.argv[1:], gpus, config, out))
     result = make_plan(run, Cluster(nodes, gpus, find_gpu(gpu, network)), config)
     show_plan(result, recipe)
     write(result, out)

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
 ORDER = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
-    "source", "config", "shards", "corpora", "batching", "model", "distributed", "objectives",
-    "train", "export", "evaluate", "mining", "report", "bench", "console", "demo", "cli",
-    "__main__",
+    "source", "config", "layout", "flops", "shards", "corpora", "batching", "model", "distributed",
+    "objectives", "train", "export", "evaluate", "mining", "report", "bench", "plan", "console",
+    "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},
@@ -22,11 +22,12 @@ DOORS = {
     "mteb": {"evaluate"},
     "bm25s": {"mining/bm25.py"},
     "datasets": {"corpora", "evaluate"},  # evaluate: the types that mteb takes
-    "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
+    "yaml": {"config.py", "export.py", "plan", "report", "train/checkpoint.py"},
 }
 NO_TORCH = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
-    "source", "config", "shards", "corpora", "report", "console", "cli", "demo",
+    "source", "config", "layout", "flops", "shards", "corpora", "report", "plan", "console", "cli",
+    "demo",
 ]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),
              ("mining", "train"), ("mining", "evaluate")}  # fmt: skip

@@ -94,7 +94,7 @@ def _stage(
     pace = pace_of(shape, layout, work, cluster, checkpointing)
     traffic = traffic_of(shape, layout, work, cluster)
     steps = num_steps(run, number, _prepared(run, number))
-    useful = work.flops(shape)
+    useful = work.useful(shape)
     peak = cluster.gpu.tflops * 1e12
     return {
         "stage": number,
@@ -137,10 +137,13 @@ def _refusal(layout: Layout, found: Memory, cluster: Cluster) -> str | None:
     if layout.width == 4:
         return "fp32: for CPU ranks"
     if layout.hpz > 1 and cluster.per_node % layout.hpz:
-        return f"zero_hpz_partition_size={layout.hpz} does not divide {cluster.per_node} GPUs a node"
+        return (
+            f"zero_hpz_partition_size={layout.hpz} does not divide {cluster.per_node} GPUs a node"
+        )
     need, have = (found.peak + RESERVE) / GIB, FILL * gpu.memory_gib
     if need > have:
-        return f"needs {need:.0f} GiB a GPU, {have:.0f} may be filled ({FILL:.0%} of {gpu.memory_gib:g})"
+        filled = f"{FILL:.0%} of {gpu.memory_gib:g}"
+        return f"needs {need:.0f} GiB a GPU, {have:.0f} may be filled ({filled})"
     host = found.host / GIB
     if host > gpu.host_memory_gib:
         return f"needs {host:.0f} GiB of host memory a GPU, {gpu.host_memory_gib:g} assumed there"

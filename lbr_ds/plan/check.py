@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lbr_ds.config import RunConfig
 from lbr_ds.layout import Layout
@@ -24,21 +24,27 @@ from lbr_ds.plan.memory import Memory, memory_of
 from lbr_ds.plan.shape import Shape, find
 from lbr_ds.plan.work import Work, work_of
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lbr_ds.train.engine import Engine
-
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_MMAP_MAX_": "1000000",
               "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "2"}  # fmt: skip
 
 
-def start(arguments: list[str], ranks: int) -> int:
-    """Run the command line `arguments` as `ranks` ranks; the exit code."""
-    from lbr_ds.train.launch import launch
+def check_here(
+    run: RunConfig, arguments: list[str], ranks: int, config: Path | None, out: Path | None
+) -> int:
+    """The exit code of `ranks` ranks of the command line `arguments`; as one of them: measure."""
+    from lbr_ds.distributed import launched_as_rank
+    from lbr_ds.plan.table import show_check, write
 
-    os.environ.update(_GIVE_BACK)
-    return launch(arguments, ranks)
+    if not launched_as_rank():
+        from lbr_ds.train.launch import launch
+
+        os.environ.update(_GIVE_BACK)
+        return launch(arguments, ranks)
+    found = check(run, config)
+    if found is not None:
+        show_check(found)
+        write(found, out)
+    return 0
 
 
 def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
@@ -102,6 +108,7 @@ def _write_backbone(shape: Shape, run: RunConfig, folder: Path) -> None:
     config = AutoConfig.for_model(shape.config["model_type"], **options)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.tie_weights()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.02)
@@ -110,9 +117,7 @@ def _write_backbone(shape: Shape, run: RunConfig, folder: Path) -> None:
     card.save(folder)
 
 
-def _take_step(
-    engine: Engine, work: Work, run: RunConfig, before: int
-) -> tuple[dict[str, int], int]:
+def _take_step(engine: Any, work: Work, run: RunConfig, before: int) -> tuple[dict[str, int], int]:
     """(bytes of each part, peak of the whole) of a step of two full micro-batches.
 
     The second step is measured: the first one makes the optimizer's moments.
@@ -137,7 +142,7 @@ def _take_step(
     return {**_parts(engine), "gradients": gradients}, peak
 
 
-def _parts(engine: Engine) -> dict[str, int]:
+def _parts(engine: Any) -> dict[str, int]:
     """Bytes of DeepSpeed's own tensors on this rank."""
     zero: Any = engine.optimizer
     if engine.stage == 3:
@@ -157,7 +162,7 @@ def _parts(engine: Engine) -> dict[str, int]:
     }
 
 
-def _gradients(engine: Engine) -> int:
+def _gradients(engine: Any) -> int:
     """Bytes of the gradients that wait for the step."""
     zero: Any = engine.optimizer
     if engine.stage == 3:
@@ -167,7 +172,7 @@ def _gradients(engine: Engine) -> int:
     return sum(_storages(t for t in [*whole, *waiting] if t is not None).values())
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+def _storages(tensors: Iterable[Any]) -> dict[int, int]:
     """Address: bytes, each storage once."""
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 

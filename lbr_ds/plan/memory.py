@@ -1,8 +1,8 @@
 """Bytes on one rank, part by part: what stays from step to step, and what comes on top in a step.
 
-What stays (parameters, gradients, the optimizer's weights and moments, the reduction bucket) follows
-DeepSpeed 0.19.8's own buffers. A step has phases that do not overlap, so the peak is what stays and
-the largest of them:
+What stays (parameters, gradients, the optimizer's weights and moments, the reduction bucket)
+follows DeepSpeed 0.19.8's own buffers. A step has phases that do not overlap, so the peak is what
+stays and the largest of them:
 
   head      all saved activations, and the head with its loss and gradient (stage 1)
   layers    all saved activations, one layer's backward, gradients under way, gathered parameters
@@ -21,7 +21,6 @@ from lbr_ds.layout import Layout
 from lbr_ds.plan.shape import Shape
 from lbr_ds.plan.work import Work
 
-CHUNK_ROWS = 512  # rows of logits at a time, as in model/head.py
 RESERVE = 2 << 30  # CUDA context, NCCL's channels, cuBLAS workspaces
 
 
@@ -127,9 +126,7 @@ def live(shape: Shape, layout: Layout, checkpointing: bool) -> int:
     return min(shape.total - persistent, kept + layout.prefetch + sizes[-1])
 
 
-def activations(
-    shape: Shape, work: Work, width: int, checkpointing: bool
-) -> tuple[int, int]:
+def activations(shape: Shape, work: Work, width: int, checkpointing: bool) -> tuple[int, int]:
     """(saved by a forward of a full micro-batch, on top while a layer goes backward)."""
     layer = layer_activations(shape, work, width)
     tokens, hidden = work.micro_tokens, shape.hidden
@@ -172,7 +169,8 @@ def head(shape: Shape, work: Work, width: int) -> tuple[int, int]:
     states = rows * shape.hidden * width  # the rows that are read, and as large their gradient
     kept = 2 * states + shape.table * width
     half = width if width < 4 else 0
-    chunk = min(rows, CHUNK_ROWS) * shape.vocab * (4 + half)
+    # model/head.py takes a third of the hidden size as rows of logits at a time, within bounds.
+    chunk = min(rows, max(128, shape.hidden // 3), 1024) * shape.vocab * (4 + half)
     return 2 * states + chunk + shape.table * (4 + half), kept
 
 

@@ -26,7 +26,9 @@ ASSUMED = {
     "host_adam": 30e9,  # bytes/s a rank of the optimizer on the host
     "nvme": 3e9,  # bytes/s a rank, each way
 }
-_ADAM_BYTES = 28  # read and written a number by mixed-precision Adam: 2 + 4 + 3 x 4, most of it twice
+_ADAM_BYTES = (
+    28  # read and written a number by mixed-precision Adam: 2 + 4 + 3 x 4, most of it twice
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def pace_of(
     compute = _compute(shape, work, cluster, checkpointing, layout.width)
     traffic = traffic_of(shape, layout, work, cluster)
     share = ASSUMED["bandwidth"]
-    wire = max(traffic.links / (gpu.link * 1e9 * share), traffic.network / (gpu.network * 1e9 * share))
+    wire = max(
+        traffic.links / (gpu.link * 1e9 * share), traffic.network / (gpu.network * 1e9 * share)
+    )
     wire = max(wire, traffic.host / (gpu.host_link * 1e9 * share))
     exposed = wire if not layout.overlap else max(0.0, wire - compute)
     exposed += ASSUMED["hidden_cost"] * (wire - exposed)
@@ -115,12 +119,10 @@ def pace_of(
     return Pace(compute + exposed + optimizer, compute, exposed, optimizer)
 
 
-def _compute(
-    shape: Shape, work: Work, cluster: Cluster, checkpointing: bool, width: int
-) -> float:
+def _compute(shape: Shape, work: Work, cluster: Cluster, checkpointing: bool, width: int) -> float:
     """Seconds of arithmetic and of element-wise memory traffic, recomputation included."""
     gpu = cluster.gpu
-    useful = work.flops(shape)
+    useful = work.useful(shape)
     # A third of forward-and-backward is one forward; checkpointing and caching add one each.
     head = 6.0 * shape.table * work.sequences * work.supervised
     extra = (int(checkpointing) + int(work.cached)) / 3

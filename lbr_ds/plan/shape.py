@@ -9,6 +9,7 @@ a gated MLP with two norms, a last norm, a head that may be tied.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from lbr_ds import flops
 from lbr_ds.config import ModelConfig
 from lbr_ds.errors import ConfigError
 
@@ -70,14 +72,20 @@ class Shape:
         return sum(math.prod(t) for t in self.tensors)
 
     @property
+    def sizes(self) -> flops.Shape:
+        """What FLOPs depend on."""
+        names = [f.name for f in dataclasses.fields(flops.Shape)]
+        return flops.Shape(**{name: getattr(self, name) for name in names})
+
+    @property
     def table(self) -> int:
         """Numbers in the embeddings, or in the head."""
-        return self.vocab * self.hidden
+        return self.sizes.head
 
     @property
     def linear(self) -> int:
-        """Weights of the layers' matrices, without head and embeddings: what FLOPs count."""
-        return self.layers * sum(math.prod(t) for t in self.layer if len(t) == 2)
+        """Numbers in the layers' matrices, without head and embeddings."""
+        return self.sizes.body
 
     def sharded(self, world: int) -> int:
         """Numbers of one rank's share under ZeRO-3: every tensor is cut evenly, rounded up."""
@@ -132,7 +140,8 @@ def of_config(raw: dict[str, Any], name: str) -> Shape:
         layers=raw["num_hidden_layers"],
         heads=heads,
         kv_heads=raw.get("num_key_value_heads") or heads,
-        head_size=raw.get("head_dim") or (128 if family == "qwen3" else raw["hidden_size"] // heads),
+        head_size=raw.get("head_dim")
+        or (128 if family == "qwen3" else raw["hidden_size"] // heads),
         vocab=raw["vocab_size"],
         tied=bool(raw.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2" or bias,

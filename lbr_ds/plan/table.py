@@ -42,13 +42,13 @@ def _stage(console: Console, result: dict[str, Any], number: int) -> None:
     console.print(
         f"\nstage {number}: a rank's step is {work['sequences']} sequences of {work['length']} "
         f"tokens in {work['micro_batches']} micro-batch(es)"
-        + (", encoded twice (gradient caching)" if work["cached"] else ""),
+        + (", cached gradients" if work["cached"] else ""),
         highlight=False,
     )
-    right = {"justify": "right", "no_wrap": True}
-    columns = ["weights", "grads", "optim", "step", "peak", "links", "net", "s/step", "tok/s", "MFU",
-               "days"]  # fmt: skip
-    table = Table(Column("ds_config", no_wrap=True), *(Column(c, **right) for c in columns),
+    other = "no ckpt" if result["model"]["activation_checkpointing"] else "ckpt"
+    columns = ["params", "grads", "optim", "step", "peak", other, "links", "net", "s/step", "tok/s",
+               "MFU", "hours"]  # fmt: skip
+    table = Table(Column("ds_config", no_wrap=True), *map(_right, columns),
                   box=None, padding=(0, 2, 0, 0), pad_edge=False)  # fmt: skip
     for row in result["layouts"]:
         stage = row["stages"][number - 1]
@@ -56,38 +56,48 @@ def _stage(console: Console, result: dict[str, Any], number: int) -> None:
         table.add_row(row["ds_config"], *_cells(stage), style=style)
     console.print(table)
     for row in result["layouts"]:
-        if reason := row["stages"][number - 1]["reason"]:
-            console.print(f"  {row['ds_config']} is out: {reason}", style="dim", highlight=False)
+        stage, line = row["stages"][number - 1], ""
+        if stage["host_gib_per_node"] + stage["nvme_gib_per_node"]:
+            line = f"keeps {stage['host_gib_per_node']:.0f} GiB a node on the host"
+            if stage["nvme_gib_per_node"]:
+                line += f", {stage['nvme_gib_per_node']:.0f} on NVMe"
+        if stage["reason"]:
+            line = f"is out: {stage['reason']}"
+        if line:
+            console.print(f"  {row['ds_config']} {line}", style="dim", highlight=False)
 
 
 def _cells(stage: dict[str, Any]) -> list[str]:
     memory, traffic = stage["gpu_gib"], stage["traffic_gib"]
+    with_and_without = (memory["peak_with_checkpointing"], memory["peak_without_checkpointing"])
+    other = next((p for p in with_and_without if p != memory["peak"]), memory["peak"])
     stays = memory["stays"]
     kept = ("parameters", "gradients", "optimizer")
     return [
         *(f"{stays.get(part, 0):.1f}" for part in kept),
         f"{memory['peak'] - sum(stays.get(part, 0) for part in kept):.1f}",
         f"{memory['peak']:.1f}",
+        f"{other:.0f}",
         f"{traffic['links']:.0f}",
         f"{traffic['network']:.1f}",
         f"{stage['step_seconds']:.2f}",
         f"{stage['tokens_per_second_per_gpu']:,.0f}",
-        f"{stage['mfu']:.1%}",
-        "?" if stage["days"] is None else f"{stage['days']:.2f}",
+        f"{stage['mfu']:.0%}",
+        "?" if stage["days"] is None else f"{stage['days'] * 24:.1f}",
     ]
 
 
 def _notes(result: dict[str, Any]) -> str:
     """What the columns are and what was taken for granted."""
     gpu, assumed = result["cluster"]["gpu"], result["assumed"]
+    peak = f"{assumed['reserve_gib']:.0f} GiB for CUDA and NCCL"
     return (
-        "weights to peak: GiB on a GPU; step: buckets, gathered parameters, activations, loss, "
-        f"{assumed['reserve_gib']:.0f} GiB for CUDA.\n"
-        "links, net: GiB a GPU and step, within the node and between nodes. tok/s: a GPU. "
-        "MFU: strict causal count.\n"
-        f"Assumed: texts as long as the recipe allows; matmuls at {gpu['matmul']:.0%} of "
-        f"{gpu['tflops']:g} TFLOP/s, links ({gpu['link']:g} GB/s) and network "
-        f"({gpu['network']:g} GB/s a GPU) at {assumed['bandwidth']:.0%}."
+        "\nparams to peak: GiB on a GPU; step: bucket, gathered parameters, activations, loss,\n"
+        f"{peak}; the column after it: the peak with checkpointing the other way.\n"
+        "links, net: GiB a GPU and step, inside the node and between nodes. tok/s: a GPU.\n"
+        f"Assumed: texts as long as the recipe allows, matmuls at {gpu['matmul']:.0%} of "
+        f"{gpu['tflops']:g} TFLOP/s,\n{assumed['bandwidth']:.0%} of {gpu['link']:g} GB/s links and "
+        f"of {gpu['network']:g} GB/s network a GPU. MFU: strict causal count."
     )
 
 
@@ -106,12 +116,12 @@ def _verdict(result: dict[str, Any]) -> str:
     row = next(r for r in result["layouts"] if r["ds_config"] == result["best"])
     peak = max(_peak(s) for s in row["stages"])
     days = [s["days"] for s in row["stages"]]
-    time = "" if None in days else f", {_time(sum(days))} for both stages"
+    time = "" if None in days else f", {_time(sum(days))} in all"
     own = result["recipe_layout"]
     differs = "" if own == row["ds_config"] else f" (the recipe says {own})"
     return (
-        f"Take {row['ds_config']}{differs}: least traffic of those that fit, "
-        f"{peak:.0f} of {gpu['memory_gib']:g} GiB{time}."
+        f"Take {row['ds_config']}{differs}: least traffic that fits, "
+        f"{peak:.0f} of {gpu['memory_gib']:g} GiB{time}"
     )
 
 
@@ -145,9 +155,8 @@ def show_check(found: dict[str, Any]) -> None:
         "bytes of rank 0",
         highlight=False,
     )
-    right = {"justify": "right", "no_wrap": True}
-    table = Table("stage", "part", Column("planned MB", **right), Column("measured MB", **right),
-                  Column("planned / measured", **right), "", box=SIMPLE)  # fmt: skip
+    table = Table("stage", "part", _right("planned MB"), _right("measured MB"),
+                  _right("planned / measured"), "", box=SIMPLE)  # fmt: skip
     for stage in found["stages"]:
         for part, (planned, measured) in stage["bytes"].items():
             ratio = planned / measured if measured else float("nan")
@@ -163,6 +172,10 @@ def write(result: dict[str, Any], out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"written to {out}")
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right", no_wrap=True)
 
 
 def _console() -> Console:

@@ -52,12 +52,11 @@ class Work:
         """Times that the layers are gathered for a forward, over the whole step."""
         return self.micro_batches * (2 if self.cached else 1)
 
-    def flops(self, shape: Shape) -> float:
-        """Useful operations, see lbr_ds/flops.py."""
-        return flops.step_flops(
-            linear=shape.linear, head=shape.table, layers=shape.layers, heads=shape.heads,
-            head_size=shape.head_size, tokens=self.tokens,
-            supervised=self.sequences * self.supervised, pairs=self.sequences * self.pairs,
+    def useful(self, shape: Shape) -> int:
+        """Operations of the share, strictly counted (lbr_ds/flops.py)."""
+        return flops.flops(
+            shape.sizes, tokens=self.tokens, pairs=round(self.sequences * self.pairs),
+            scored=self.sequences * self.supervised,
         )  # fmt: skip
 
 
@@ -93,7 +92,7 @@ def _generative(run: RunConfig, context: int, target: int) -> tuple[int, float]:
     """(copied rows, mean pairs) of a stage-1 sequence, over the mixture of objectives."""
     weights = run.stage1.objective
     bottleneck = run.bottleneck.count
-    cut = flops.bottleneck_pairs(context, bottleneck, target)
+    cut = flops.bottleneck_pairs(context - bottleneck, bottleneck, target)
     plain = flops.causal_pairs(context + target)
     share = weights.get("gl", 0.0) / sum(weights.values())
     return (bottleneck if share < 1 else 0), share * plain + (1 - share) * cut
