@@ -82,7 +82,8 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
                 shape, layout, work, world=world.size, per_node=world.size,
                 checkpointing=run.model.activation_checkpointing, fused=on_gpu,
             )  # fmt: skip
-            parts = {part: (size, measured[part]) for part, size in planned.stays.items()}
+            stays = planned.stays
+            parts = {part: (stays[part], size) for part, size in measured.items()}
             parts["peak"] = (_touched(planned, shape, layout, on_gpu), peak)
             stages.append({"stage": number, "bytes": parts})
         world.barrier()
@@ -139,37 +140,33 @@ def _take_step(engine: Any, work: Work, run: RunConfig, before: int) -> tuple[di
         engine.step(1e-5)
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if on_gpu else _peak() - before
-    return {**_parts(engine), "gradients": gradients}, peak
+    return {**_parts(engine), **gradients}, peak
 
 
 def _parts(engine: Any) -> dict[str, int]:
     """Bytes of DeepSpeed's own tensors on this rank."""
     zero: Any = engine.optimizer
+    parts = {}
     if engine.stage == 3:
         weights = [zero.lp_param_buffer, *(p.data for p in zero.persistent_parameters)]
         masters = zero.fp32_partitioned_groups_flat
         buckets = [bucket.buffer for bucket in zero.ipg_buckets.values()]
+        parts["reduction bucket"] = sum(_storages(buckets).values())
     else:
         weights, masters = zero.bit16_groups_flat, zero.single_partition_of_fp32_groups
-        buckets = []  # made anew in each backward
     moments = [t for state in zero.optimizer.state.values() for t in state.values()]
     states = [t for t in [*masters, *moments] if hasattr(t, "numel") and t.numel() > 1]
     apart = _storages(weights).keys()
-    return {
-        "parameters": sum(_storages(weights).values()),
-        "optimizer": sum(size for at, size in _storages(states).items() if at not in apart),
-        "reduction bucket": sum(_storages(buckets).values()),
-    }
+    parts["parameters"] = sum(_storages(weights).values())
+    parts["optimizer"] = sum(size for at, size in _storages(states).items() if at not in apart)
+    return parts
 
 
-def _gradients(engine: Any) -> int:
-    """Bytes of the gradients that wait for the step."""
-    zero: Any = engine.optimizer
-    if engine.stage == 3:
-        return int(zero.grad_partitions_flat_buffer.nbytes)
-    whole = [p.grad for p in engine.engine.module.parameters()]
-    waiting = [t for group in zero.averaged_gradients.values() for t in group or []]
-    return sum(_storages(t for t in [*whole, *waiting] if t is not None).values())
+def _gradients(engine: Any) -> dict[str, int]:
+    """Bytes of the gradients that wait for the step; below stage 3 they come and go in pieces."""
+    if engine.stage < 3:
+        return {}
+    return {"gradients": int(engine.optimizer.grad_partitions_flat_buffer.nbytes)}
 
 
 def _storages(tensors: Iterable[Any]) -> dict[int, int]:
