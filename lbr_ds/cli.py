@@ -188,6 +188,45 @@ def train(
 
 
 @app.command()
+def plan(
+    recipe: Recipe,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")],
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str, typer.Option(help="a100, h100, h200, mi300x, or a YAML file as plan/gpus.yaml.")
+    ] = "h100",
+    network: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s to other nodes, per GPU and direction.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The backbone's config.json, where it is not found.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the plan here.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure the memory with GPUS real ranks here instead.")
+    ] = False,
+) -> None:
+    """Memory, traffic and time of both stages on a cluster, before any GPU is asked for.
+
+    Example: `lbr-ds plan huatuo-7b --nodes 4 --gpus 8 --gpu h100`
+    """
+    from lbr_ds.config import load
+    from lbr_ds.plan import Cluster, find_gpu
+    from lbr_ds.plan import plan as make_plan
+    from lbr_ds.plan.table import show_plan, write
+
+    run = load(recipe, overrides or [])
+    if check:
+        from lbr_ds.plan.check import check_here
+
+        raise typer.Exit(check_here(run, sys.argv[1:], gpus, config, out))
+    result = make_plan(run, Cluster(nodes, gpus, find_gpu(gpu, network)), config)
+    show_plan(result, recipe)
+    write(result, out)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint of it.")],
     out: Annotated[Path, typer.Argument(help="A new folder.")],

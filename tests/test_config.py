@@ -10,7 +10,8 @@ import yaml
 from lbr_ds import resources
 from lbr_ds.config import load
 from lbr_ds.errors import ConfigError
-from lbr_ds.train.engine import OWNED_BY_RECIPE, load_ds_config
+from lbr_ds.layout import OWNED_BY_RECIPE
+from lbr_ds.train.engine import load_ds_config
 
 RECIPES = sorted(p.stem for p in resources.folder("recipes").glob("*.yaml"))
 DS_CONFIGS = sorted(p.stem for p in resources.folder("ds_configs").glob("*.json"))

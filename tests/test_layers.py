@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
 ORDER = [
-    "errors", "flops", "records", "resources", "address", "explain", "locate", "runs",
-    "environment", "source", "config", "shards", "corpora", "batching", "model", "distributed",
-    "objectives", "train", "export", "evaluate", "mining", "report", "bench",
-    "console", "demo", "cli", "__main__",
+    "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
+    "source", "config", "layout", "flops", "shards", "corpora", "batching", "model", "distributed",
+    "objectives", "train", "export", "evaluate", "mining", "report", "bench", "plan", "console",
+    "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},
@@ -23,11 +23,12 @@ DOORS = {
     "bm25s": {"mining/bm25.py"},
     # evaluate: the types that mteb takes; bench: those of sentence-transformers' trainer
     "datasets": {"corpora", "evaluate", "bench/peers_stage2.py"},
-    "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
+    "yaml": {"config.py", "export.py", "plan", "report", "train/checkpoint.py"},
 }
 NO_TORCH = [
-    "errors", "flops", "records", "resources", "address", "explain", "locate", "runs",
-    "environment", "source", "config", "shards", "corpora", "report", "console", "cli", "demo",
+    "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
+    "source", "config", "layout", "flops", "shards", "corpora", "report", "plan", "console", "cli",
+    "demo",
 ]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),
              ("mining", "train"), ("mining", "evaluate")}  # fmt: skip

@@ -8,7 +8,6 @@ places that may not overlap: the ds_config says how memory is laid out, the reci
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -24,10 +23,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lbr_ds import resources
+from lbr_ds import layout
 from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World
-from lbr_ds.errors import CheckpointError, ConfigError
+from lbr_ds.errors import CheckpointError
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.train.optim import parameter_groups
 from lbr_ds.train.snapshot import HostMemory
@@ -38,16 +37,6 @@ os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 import deepspeed
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-
-OWNED_BY_RECIPE = {
-    "train_batch_size": "stageN.samples_per_step",
-    "train_micro_batch_size_per_gpu": "stageN.micro_batch_tokens",
-    "gradient_accumulation_steps": "stageN.micro_batch_tokens",
-    "gradient_clipping": "stageN.optim.clip",
-    "optimizer": "stageN.optim",
-    "scheduler": "stageN.optim",
-    "activation_checkpointing": "model.activation_checkpointing",
-}
 
 log = logging.getLogger(__name__)
 
@@ -62,27 +51,11 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 def load_ds_config(name: str) -> dict[str, Any]:
     """The ds_config by shipped name or path; `auto` is zero3, or zero3_cpu without a GPU.
 
-    Raises ConfigError when it is no JSON object, names no ZeRO stage of 1 to 3, or names a key that
-    the recipe owns.
+    Raises ConfigError (see layout.read).
     """
     if name == "auto":
         name = "zero3" if torch.cuda.is_available() else "zero3_cpu"
-    path = resources.find("ds_configs", name, ".json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: a ds_config is a JSON object, not {type(config).__name__}")
-    for key, owner in OWNED_BY_RECIPE.items():
-        if key in config:
-            raise ConfigError(f"{path}: {key} belongs to the recipe; remove it and set {owner}")
-    stage = config.get("zero_optimization", {}).get("stage")
-    if stage not in (1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization.stage={stage!r}; use 1, 2 or 3")
-    if config.get("fp16", {}).get("enabled"):
-        raise ConfigError(f"{path}: fp16 needs loss scaling, which is not done here; use bf16")
-    return config
+    return layout.read(name)
 
 
 class Engine:

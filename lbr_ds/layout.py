@@ -1,0 +1,113 @@
+"""A ds_config: checked, and its keys read as one value, with DeepSpeed's defaults filled in.
+
+    config = read("zero3")            # the JSON object, as DeepSpeed will get it
+    layout = Layout.of("zero3", config)
+
+A ds_config says how memory is laid out and nothing else; what the recipe owns is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from lbr_ds import resources
+from lbr_ds.errors import ConfigError
+
+OWNED_BY_RECIPE = {
+    "train_batch_size": "stageN.samples_per_step",
+    "train_micro_batch_size_per_gpu": "stageN.micro_batch_tokens",
+    "gradient_accumulation_steps": "stageN.micro_batch_tokens",
+    "gradient_clipping": "stageN.optim.clip",
+    "optimizer": "stageN.optim",
+    "scheduler": "stageN.optim",
+    "activation_checkpointing": "model.activation_checkpointing",
+}
+_WIDTH = {None: 0, "fp32": 4, "bf16": 2, "bfp16": 2, "fp16": 2}  # bytes of a number, by its name
+
+
+def read(name: str) -> dict[str, Any]:
+    """The ds_config by shipped name or path.
+
+    Raises ConfigError when it is no JSON object, names no ZeRO stage of 1 to 3, or names a key that
+    the recipe owns.
+    """
+    path = resources.find("ds_configs", name, ".json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: a ds_config is a JSON object, not {type(config).__name__}")
+    for key, owner in OWNED_BY_RECIPE.items():
+        if key in config:
+            raise ConfigError(f"{path}: {key} belongs to the recipe; remove it and set {owner}")
+    stage = config.get("zero_optimization", {}).get("stage")
+    if stage not in (1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage={stage!r}; use 1, 2 or 3")
+    if config.get("fp16", {}).get("enabled"):
+        raise ConfigError(f"{path}: fp16 needs loss scaling, which is not done here; use bf16")
+    return config
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What decides memory and traffic. Widths in bytes a number, buckets in numbers.
+
+    offload_*: "none", "cpu" or "nvme". hpz: ranks that share a second copy of the parameters
+    (ZeRO++), 1: none.
+    """
+
+    name: str
+    stage: int
+    width: int  # of parameters and of what is reduced
+    gradient_width: int  # of the gradients that are kept until the step
+    master_width: int  # of the weights that the optimizer updates
+    moment_width: int
+    overlap: bool
+    reduce_bucket: int
+    prefetch: int
+    persistent: int  # parameters up to this size stay whole on every rank
+    reuse: int  # a gathered parameter is kept when it is used again within so many numbers
+    sub_group: int
+    offload_parameters: str
+    offload_optimizer: str
+    parameter_buffers: int  # pinned on the host for parameters on NVMe
+    optimizer_buffers: int  # the same for optimizer states, in sub-groups
+    hpz: int
+    quantized_weights: bool
+    quantized_gradients: bool
+
+    @classmethod
+    def of(cls, name: str, config: dict[str, Any]) -> Layout:
+        """The keys of `config` (DeepSpeed 0.19, runtime/zero/config.py)."""
+        zero = config["zero_optimization"]
+        half = config.get("bf16", {})
+        width = 2 if half.get("enabled") else 4
+        gradients = config.get("data_types", {}).get("grad_accum_dtype")
+
+        parameters, optimizer = zero.get("offload_param") or {}, zero.get("offload_optimizer") or {}
+        return cls(
+            name=name,
+            stage=zero["stage"],
+            width=width,
+            gradient_width=_WIDTH[gradients] or width,
+            master_width=2 if half.get("bf16_master_weights_and_grads") else 4,
+            moment_width=2 if half.get("bf16_optimizer_states") else 4,
+            overlap=zero.get("overlap_comm", zero["stage"] == 3),
+            reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
+            prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+            persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
+            reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
+            sub_group=int(zero.get("sub_group_size", 1e9)),
+            offload_parameters=parameters.get("device", "none"),
+            offload_optimizer=optimizer.get("device", "none"),
+            parameter_buffers=int(
+                parameters.get("buffer_count", 5) * parameters.get("buffer_size", 1e8)
+            ),
+            optimizer_buffers=int(optimizer.get("buffer_count", 4)),
+            hpz=int(zero.get("zero_hpz_partition_size", 1)),
+            quantized_weights=bool(zero.get("zero_quantized_weights")),
+            quantized_gradients=bool(zero.get("zero_quantized_gradients")),
+        )

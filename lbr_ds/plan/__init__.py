@@ -1,0 +1,150 @@
+"""A recipe and a cluster -> memory, traffic and time, before any GPU is asked for.
+
+    result = plan(run, Cluster(1, 8, find_gpu("h100")))
+    result["verdict"], result["layouts"][0]["stages"][0]["gpu_gib"]
+
+From the backbone's config.json alone: no weights, no GPU, no torch, no network. shape.py counts
+parameters, work.py what a step sends through them, memory.py bytes, pace.py traffic and time;
+table.py prints; check.py holds the memory of real ranks against it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lbr_ds import layout as layouts
+from lbr_ds import resources
+from lbr_ds.address import is_url
+from lbr_ds.config import RunConfig
+from lbr_ds.layout import Layout
+from lbr_ds.plan.cluster import Cluster, Gpu, find_gpu
+from lbr_ds.plan.memory import RESERVE, Memory, memory_of
+from lbr_ds.plan.pace import ASSUMED, pace_of, traffic_of
+from lbr_ds.plan.shape import Shape, find
+from lbr_ds.plan.work import num_steps, work_of
+from lbr_ds.shards import Manifest
+
+__all__ = ["Cluster", "Gpu", "find_gpu", "plan"]
+FILL = 0.92  # of the GPU's memory: above, fragments and longer texts end the run
+GIB = 1 << 30
+
+
+def plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[str, Any]:
+    """Every shipped ds_config and the recipe's own, both stages each; JSON-ready.
+
+    config: the backbone's config.json where it is not found by itself. Raises ConfigError for a
+    backbone of unknown shape, and for a step that the ranks cannot share.
+    """
+    shape = find(run.model, run.bottleneck.count, config)
+    rows = [_row(shape, name, run, cluster) for name in _names(run)]
+    fitting = [row for row in rows if row["fits"]]
+    best = min(fitting, key=lambda r: (r["traffic_gib"], r["step_seconds"]), default=None)
+    chosen = "zero3" if run.engine.ds_config == "auto" else run.engine.ds_config
+    return {
+        "recipe": run.name,
+        "cluster": {"nodes": cluster.nodes, "gpus_per_node": cluster.per_node,
+                    "gpus": cluster.world, "gpu": cluster.gpu.model_dump()},
+        "model": {"backbone": run.model.backbone, "layers": shape.layers, "hidden": shape.hidden,
+                  "vocabulary": shape.vocab, "parameters": shape.total,
+                  "activation_checkpointing": run.model.activation_checkpointing},
+        "assumed": {**ASSUMED, "fill": FILL, "reserve_gib": RESERVE / GIB},
+        "layouts": rows,
+        "recipe_layout": chosen,
+        "best": best["ds_config"] if best else None,
+    }  # fmt: skip
+
+
+def _names(run: RunConfig) -> list[str]:
+    """The shipped ds_configs, and the recipe's own where it is another."""
+    names = sorted(p.stem for p in resources.folder("ds_configs").glob("*.json"))
+    own = run.engine.ds_config
+    return names if own in ("auto", *names) else [*names, own]
+
+
+def _row(shape: Shape, name: str, run: RunConfig, cluster: Cluster) -> dict[str, Any]:
+    """One layout, both stages. `fits` when both do; else `reason`."""
+    layout = Layout.of(name, layouts.read(name))
+    stages = [_stage(shape, layout, run, cluster, number) for number in (1, 2)]
+    reasons = [s["reason"] for s in stages if s["reason"]]
+    return {
+        "ds_config": name,
+        "zero_stage": layout.stage,
+        "fits": not reasons,
+        "reason": reasons[0] if reasons else None,
+        "traffic_gib": sum(s["traffic_gib"]["total"] for s in stages),
+        "step_seconds": sum(s["step_seconds"] for s in stages),
+        "stages": stages,
+    }
+
+
+def _stage(
+    shape: Shape, layout: Layout, run: RunConfig, cluster: Cluster, number: int
+) -> dict[str, Any]:
+    """One layout in one stage."""
+    world, checkpointing = cluster.world, run.model.activation_checkpointing
+    work = work_of(run, number, world)
+
+    def memory(checkpointing: bool) -> Memory:
+        return memory_of(shape, layout, work, world=world, per_node=cluster.per_node,
+                         checkpointing=checkpointing)  # fmt: skip
+
+    found = memory(checkpointing)
+    pace = pace_of(shape, layout, work, cluster, checkpointing)
+    traffic = traffic_of(shape, layout, work, cluster)
+    steps = num_steps(run, number, _prepared(run, number))
+    useful = work.useful(shape)
+    peak = cluster.gpu.tflops * 1e12
+    return {
+        "stage": number,
+        "reason": _refusal(layout, found, cluster),
+        "gpu_gib": {
+            "stays": {part: size / GIB for part, size in found.stays.items()},
+            "phases": {phase: size / GIB for phase, size in found.phases.items()},
+            "reserve": RESERVE / GIB,
+            "peak": (found.peak + RESERVE) / GIB,
+            "peak_without_checkpointing": (memory(False).peak + RESERVE) / GIB,
+            "peak_with_checkpointing": (memory(True).peak + RESERVE) / GIB,
+        },
+        "host_gib_per_node": found.host * cluster.per_node / GIB,
+        "nvme_gib_per_node": found.nvme * cluster.per_node / GIB,
+        "work": dataclasses.asdict(work),
+        "traffic_gib": {
+            **{way: size / GIB for way, size in dataclasses.asdict(traffic).items()},
+            "total": traffic.total / GIB,
+        },
+        "seconds": dataclasses.asdict(pace),
+        "step_seconds": pace.seconds,
+        "tokens_per_second_per_gpu": work.tokens / pace.seconds,
+        "mfu": useful / (pace.seconds * peak),
+        "steps": steps,
+        "days": None if steps is None else steps * pace.seconds / 86400,
+    }
+
+
+def _prepared(run: RunConfig, number: int) -> int | None:
+    """Records of the stage's split where the data stands on this disk already."""
+    folder = run.data.folder
+    if is_url(folder) or not (Path(folder) / "manifest.json").is_file():
+        return None
+    return Manifest.load(folder).records("gl" if number == 1 else "cl")
+
+
+def _refusal(layout: Layout, found: Memory, cluster: Cluster) -> str | None:
+    """Why this layout cannot run here, in one clause; None when it can."""
+    gpu = cluster.gpu
+    if layout.width == 4:
+        return "fp32: for CPU ranks"
+    if layout.hpz > 1 and cluster.per_node % layout.hpz:
+        return (
+            f"zero_hpz_partition_size={layout.hpz} does not divide {cluster.per_node} GPUs a node"
+        )
+    need, have = (found.peak + RESERVE) / GIB, FILL * gpu.memory_gib
+    if need > have:
+        filled = f"{FILL:.0%} of {gpu.memory_gib:g}"
+        return f"needs {need:.0f} GiB a GPU, {have:.0f} may be filled ({filled})"
+    host = found.host / GIB
+    if host > gpu.host_memory_gib:
+        return f"needs {host:.0f} GiB of host memory a GPU, {gpu.host_memory_gib:g} assumed there"
+    return None

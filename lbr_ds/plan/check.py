@@ -1,0 +1,203 @@
+"""The planned memory held against real ranks: `lbr-ds plan RECIPE --nodes 1 --gpus 2 --check`.
+
+Each rank builds the engine around random weights of the recipe's shape, takes two steps of two full
+micro-batches in each stage, and counts the bytes of DeepSpeed's own tensors. The peak is the GPU's
+(torch's count) or, on CPU ranks, the process's resident memory above what it had before the engine;
+glibc is told to give large blocks back, or the process would keep every peak.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lbr_ds.config import RunConfig
+from lbr_ds.layout import Layout
+from lbr_ds.plan.memory import Memory, memory_of
+from lbr_ds.plan.shape import Shape, find
+from lbr_ds.plan.work import Work, work_of
+
+_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_MMAP_MAX_": "1000000",
+              "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "2"}  # fmt: skip
+
+
+def check_here(
+    run: RunConfig, arguments: list[str], ranks: int, config: Path | None, out: Path | None
+) -> int:
+    """The exit code of `ranks` ranks of the command line `arguments`; as one of them: measure."""
+    from lbr_ds.distributed import launched_as_rank
+    from lbr_ds.plan.table import show_check, write
+
+    if not launched_as_rank():
+        from lbr_ds.train.launch import launch
+
+        os.environ.update(_GIVE_BACK)
+        return launch(arguments, ranks)
+    found = check(run, config)
+    if found is not None:
+        show_check(found)
+        write(found, out)
+    return 0
+
+
+def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
+    """Called on every rank: planned and measured bytes of rank 0; None on the others."""
+    import torch
+
+    from lbr_ds.distributed import join, leave
+    from lbr_ds.model.embedder import build_embedder
+    from lbr_ds.train.engine import Engine, load_ds_config
+
+    world = join(run.engine.timeout_minutes)
+    shape = find(run.model, run.bottleneck.count, config)
+    folder = Path(world.share(tempfile.mkdtemp(prefix="lbr-plan-") if world.first else None))
+    try:
+        if world.first:
+            _write_backbone(shape, run, folder)
+        world.barrier()
+        ds_config = load_ds_config(run.engine.ds_config)
+        before = _resident()
+        make = functools.partial(
+            build_embedder, folder, trust_remote_code=False,
+            activation_checkpointing=run.model.activation_checkpointing,
+        )  # fmt: skip
+        engine = Engine(make, folder, ds_config=ds_config, optim=run.stage1.optim, world=world)
+        layout = Layout.of("checked", ds_config)
+        on_gpu = torch.cuda.is_available()
+        stages = []
+        for number in (1, 2):
+            # One micro-batch stands for the step: vectors and scores of a whole one are left out.
+            work = dataclasses.replace(
+                work_of(run, number, world.size), queries=0, candidates=0, cached=False
+            )
+            measured, peak = _take_step(engine, work, run, before)
+            planned = memory_of(
+                shape, layout, work, world=world.size, per_node=world.size,
+                checkpointing=run.model.activation_checkpointing, fused=on_gpu,
+            )  # fmt: skip
+            stays = planned.stays
+            parts = {part: (stays[part], size) for part, size in measured.items()}
+            parts["peak"] = (_touched(planned, shape, layout, on_gpu), peak)
+            stages.append({"stage": number, "bytes": parts})
+        world.barrier()
+    finally:
+        if world.first:
+            shutil.rmtree(folder, ignore_errors=True)
+    leave()
+    where = torch.cuda.get_device_name() if on_gpu else "CPU"
+    facts = {"backbone": run.model.backbone, "parameters": shape.total, "ranks": world.size,
+             "ds_config": run.engine.ds_config, "where": where, "stages": stages}  # fmt: skip
+    return facts if world.first else None
+
+
+def _write_backbone(shape: Shape, run: RunConfig, folder: Path) -> None:
+    """Random weights of the shape, in bf16, as a prepared backbone's folder without a tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    from lbr_ds.model.bottleneck import Card
+
+    options = {k: v for k, v in shape.config.items() if k not in ("model_type", "architectures")}
+    config = AutoConfig.for_model(shape.config["model_type"], **options)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.tie_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+    model.save_pretrained(folder)
+    card = Card(run.bottleneck.count, run.model.max_length, run.model.pooling, run.model.attention)
+    card.save(folder)
+
+
+def _take_step(engine: Any, work: Work, run: RunConfig, before: int) -> tuple[dict[str, int], int]:
+    """(bytes of each part, peak of the whole) of a step of two full micro-batches.
+
+    The second step is measured: the first one makes the optimizer's moments.
+    """
+    import torch
+
+    from lbr_ds.batching import Sequence, pack
+
+    target = [1] * work.supervised
+    context = [1] * (work.length - work.supervised)
+    cut = work.copies > 0
+    sequence = Sequence(context, run.bottleneck.count, target, cut=cut)
+    batch = pack([sequence] * work.packed).to(engine.world.device)
+    for _ in range(2):
+        _forget_peak()
+        for last in (False, True):
+            engine.backward(engine(batch).sum() * 1e-3, last=last)
+        gradients = _gradients(engine)
+        engine.step(1e-5)
+    on_gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else _peak() - before
+    return {**_parts(engine), **gradients}, peak
+
+
+def _parts(engine: Any) -> dict[str, int]:
+    """Bytes of DeepSpeed's own tensors on this rank."""
+    zero: Any = engine.optimizer
+    parts = {}
+    if engine.stage == 3:
+        weights = [zero.lp_param_buffer, *(p.data for p in zero.persistent_parameters)]
+        masters = zero.fp32_partitioned_groups_flat
+        buckets = [bucket.buffer for bucket in zero.ipg_buckets.values()]
+        parts["reduction bucket"] = sum(_storages(buckets).values())
+    else:
+        weights, masters = zero.bit16_groups_flat, zero.single_partition_of_fp32_groups
+    moments = [t for state in zero.optimizer.state.values() for t in state.values()]
+    states = [t for t in [*masters, *moments] if hasattr(t, "numel") and t.numel() > 1]
+    apart = _storages(weights).keys()
+    parts["parameters"] = sum(_storages(weights).values())
+    parts["optimizer"] = sum(size for at, size in _storages(states).items() if at not in apart)
+    return parts
+
+
+def _gradients(engine: Any) -> dict[str, int]:
+    """Bytes of the gradients that wait for the step; below stage 3 they come and go in pieces."""
+    if engine.stage < 3:
+        return {}
+    return {"gradients": int(engine.optimizer.grad_partitions_flat_buffer.nbytes)}
+
+
+def _storages(tensors: Iterable[Any]) -> dict[int, int]:
+    """Address: bytes, each storage once."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def _touched(planned: Memory, shape: Shape, layout: Layout, on_gpu: bool) -> int:
+    """The planned peak; on a CPU the part of the bucket that is never written is no memory."""
+    if on_gpu:
+        return planned.peak
+    bucket = planned.stays["reduction bucket"]
+    return planned.peak - bucket + min(bucket, shape.total * layout.width)
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _peak() -> int:
+    """The most that `_resident` has been since `_forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _forget_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,77 @@
+"""Nodes, GPUs, and what a GPU can do. gpus.yaml is the table; a file of yours adds to it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from lbr_ds.errors import ConfigError
+from lbr_ds.explain import explain
+from lbr_ds.source import Part
+
+
+class Gpu(Part):
+    """One GPU and its share of the node. Bandwidths in GB/s per direction; see gpus.yaml."""
+
+    name: str
+    memory_gib: float = Field(gt=0)
+    tflops: float = Field(gt=0)
+    hbm: float = Field(gt=0)
+    link: float = Field(gt=0)
+    network: float = Field(default=50, gt=0)
+    host_link: float = Field(default=25, gt=0)
+    host_memory_gib: float = Field(default=128, gt=0)
+    matmul: float = Field(default=0.6, gt=0, le=1)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`nodes` nodes of `per_node` GPUs each, one rank a GPU."""
+
+    nodes: int
+    per_node: int
+    gpu: Gpu
+
+    @property
+    def world(self) -> int:
+        """Ranks."""
+        return self.nodes * self.per_node
+
+
+def find_gpu(name: str, network: float | None = None) -> Gpu:
+    """A GPU by its name in the table, or by the path of a YAML file.
+
+    network: GB/s to other nodes in place of the table's. Raises ConfigError.
+    """
+    text = resources.files("lbr_ds.plan").joinpath("gpus.yaml").read_text(encoding="utf-8")
+    table: dict[str, Any] = yaml.safe_load(text)
+    if Path(name).is_file():
+        raw = _read(Path(name))
+    elif name.lower() in table:
+        raw = table[name.lower()]
+    else:
+        near = difflib.get_close_matches(name.lower(), table, 1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(table)}"
+        raise ConfigError(f"--gpu {name}: no such GPU and no such file; {hint}")
+    if network is not None:
+        raw = {**raw, "network": network}
+    try:
+        return Gpu.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"--gpu {name}: {explain(error, Gpu)}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a GPU is a mapping of keys, not {type(raw).__name__}")
+    return raw

@@ -1,0 +1,198 @@
+"""A backbone's config.json -> its parameters, one by one, without weights.
+
+    shape = find(run.model, run.bottleneck.count)
+    shape.total, shape.tensors
+
+Known: decoders built like Llama (llama, mistral, qwen2, qwen3): embeddings, per layer attention and
+a gated MLP with two norms, a last norm, a head that may be tied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lbr_ds import flops
+from lbr_ds.config import ModelConfig
+from lbr_ds.errors import ConfigError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+_ROUND_TO = 64  # a table that gets longer is rounded up so (model/bottleneck.py)
+_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+           "vocab_size")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder; `vocab` includes the bottleneck's rows. config: what they were read from,
+    brought up to date with them."""
+
+    name: str
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocab: int
+    tied: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    config: dict[str, Any]
+
+    @property
+    def layer(self) -> list[tuple[int, ...]]:
+        """Shapes of one layer's parameters."""
+        d, i = self.hidden, self.inner
+        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        found: list[tuple[int, ...]] = [(q, d), (kv, d), (kv, d), (d, q)]
+        found += [(q,), (kv,), (kv,)] * self.qkv_bias + [(d,)] * self.out_bias
+        found += [(self.head_size,)] * 2 * self.qk_norm
+        found += [(i, d), (i, d), (d, i)] + [(i,), (i,), (d,)] * self.mlp_bias
+        return [*found, (d,), (d,)]
+
+    @property
+    def tensors(self) -> list[tuple[int, ...]]:
+        """Shapes of all parameters; a tied head counts once."""
+        tables = [(self.vocab, self.hidden)] * (1 if self.tied else 2)
+        return [*tables, *self.layer * self.layers, (self.hidden,)]
+
+    @property
+    def total(self) -> int:
+        """Numbers in all parameters."""
+        return sum(math.prod(t) for t in self.tensors)
+
+    @property
+    def sizes(self) -> flops.Shape:
+        """What FLOPs depend on."""
+        names = [f.name for f in dataclasses.fields(flops.Shape)]
+        return flops.Shape(**{name: getattr(self, name) for name in names})
+
+    @property
+    def table(self) -> int:
+        """Numbers in the embeddings, or in the head."""
+        return self.sizes.head
+
+    @property
+    def linear(self) -> int:
+        """Numbers in the layers' matrices, without head and embeddings."""
+        return self.sizes.body
+
+    def sharded(self, world: int) -> int:
+        """Numbers of one rank's share under ZeRO-3: every tensor is cut evenly, rounded up."""
+        return sum(-(-math.prod(t) // world) for t in self.tensors)
+
+    def persistent(self, threshold: int) -> int:
+        """Numbers in parameters of at most `threshold`, which ZeRO-3 keeps whole on every rank."""
+        return sum(n for n in map(math.prod, self.tensors) if n <= threshold)
+
+
+def find(model: ModelConfig, num_bottleneck: int, config: Path | None = None) -> Shape:
+    """The prepared backbone's shape, from its config.json alone; nothing is fetched.
+
+    Looked for in: `config`, the backbone as a folder, the hub's cache on this disk, and the table
+    of the shipped recipes' backbones. How many rows of a table are spare is not in a config, so the
+    bottleneck's K rows are added to it as if none were (at most 64 + K rows too many).
+    Raises ConfigError when there is no config, or one of another build.
+    """
+    raw = _config(model, config)
+    shape = of_config(raw, model.backbone.split("/")[-1].split("#")[0])
+    layers = model.num_layers or shape.layers
+    if layers > shape.layers:
+        raise ConfigError(f"model.num_layers={layers}, but the backbone has {shape.layers}")
+    vocab = -(-(shape.vocab + num_bottleneck) // _ROUND_TO) * _ROUND_TO
+    return resized(shape, layers=layers, vocab=vocab if num_bottleneck else shape.vocab)
+
+
+def resized(shape: Shape, *, layers: int, vocab: int) -> Shape:
+    """The same with other counts, in `config` too."""
+    config = {**shape.config, "num_hidden_layers": layers, "vocab_size": vocab}
+    config.pop("layer_types", None)
+    return Shape(**{**vars(shape), "layers": layers, "vocab": vocab, "config": config})
+
+
+def of_config(raw: dict[str, Any], name: str) -> Shape:
+    """A config.json's content as a Shape. Raises ConfigError for a build that is not known."""
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"{name}: plan knows model_type {', '.join(FAMILIES)}, not {family!r}; "
+            "measure with `lbr-ds train ... stage1.num_steps=2` instead"
+        )
+    for key in _NEEDED:
+        if not isinstance(raw.get(key), int):
+            raise ConfigError(f"{name}: its config.json has no whole number {key}")
+    heads = raw["num_attention_heads"]
+    bias = family in ("llama", "qwen3") and bool(raw.get("attention_bias", False))
+    return Shape(
+        name=name,
+        hidden=raw["hidden_size"],
+        inner=raw["intermediate_size"],
+        layers=raw["num_hidden_layers"],
+        heads=heads,
+        kv_heads=raw.get("num_key_value_heads") or heads,
+        head_size=raw.get("head_dim")
+        or (128 if family == "qwen3" else raw["hidden_size"] // heads),
+        vocab=raw["vocab_size"],
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        qkv_bias=family == "qwen2" or bias,
+        out_bias=bias,
+        mlp_bias=family == "llama" and bool(raw.get("mlp_bias", False)),
+        qk_norm=family == "qwen3",
+        config=raw,
+    )
+
+
+def known() -> dict[str, Any]:
+    """shapes.yaml: the backbones of the shipped recipes."""
+    text = resources.files("lbr_ds.plan").joinpath("shapes.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def _config(model: ModelConfig, given: Path | None) -> dict[str, Any]:
+    """The first config.json that there is."""
+    name = model.backbone
+    if given is not None:
+        return _read(given / "config.json" if given.is_dir() else given)
+    if (Path(name).expanduser() / "config.json").is_file():
+        return _read(Path(name).expanduser() / "config.json")
+    if not name.startswith("wheel:") and (cached := _cached(name, model.revision)):
+        return _read(cached)
+    entry = known().get(name.split("#")[0])
+    if entry is None:
+        raise ConfigError(
+            f"the shape of model.backbone={name!r} is not known here: it is no folder with a "
+            "config.json and not in the hub's cache; give its config.json with --config FILE"
+        )
+    return dict(entry["config"])
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """config.json of a hub model that lies on this disk."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a config.json is an object, not {type(raw).__name__}")
+    return raw
