@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 ORDER = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
     "source", "config", "shards", "corpora", "batching", "model", "distributed", "objectives",
-    "train", "export", "evaluate", "mining", "report", "bench", "console", "demo", "cli",
-    "__main__",
+    "evaluate", "train", "export", "mining", "verb", "report", "reproduce", "bench", "console",
+    "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},
@@ -26,7 +26,8 @@ DOORS = {
 }
 NO_TORCH = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
-    "source", "config", "shards", "corpora", "report", "console", "cli", "demo",
+    "source", "config", "shards", "corpora", "verb", "report", "reproduce", "console", "cli",
+    "demo",
 ]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),
              ("mining", "train"), ("mining", "evaluate")}  # fmt: skip
