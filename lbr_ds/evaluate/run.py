@@ -65,9 +65,8 @@ def evaluate(
     ROUGE-L of the answers that a model of ours writes to the held-out queries.
     Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
     "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
-    "environment"}, and "examples", "generation" when asked. The held-out task also has
-    "separation_ratio", "alignment", "uniformity" and "effective_rank" for a model with vectors. A
-    task that is no retrieval has "main_score" and "metric" instead.
+    "environment"}, and "examples", "generation" when asked. The held-out task also has what
+    `geometry.measure` gives; one that is no retrieval has "main_score" and "metric" instead.
     Raises ConfigError, DataError or EnvironmentProblem with one line.
     """
     if data is None and not tasks:

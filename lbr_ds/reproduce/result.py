@@ -173,9 +173,10 @@ def render(result: dict[str, Any], table: Table) -> str:
     parts.append(_predicts(result["separation_predicts"]))
     parts += [f"- {note}" for note in result["notes"]]
     parts.append(f"The paper's figures are from other data and backbones. {paper.note}")
-    beside_none = [name for name in paper.rows if name not in {v.paper for v in table.variants}]
-    if beside_none:
-        rows = [_line([name, *_figures(paper, name)]) for name in beside_none]
+    beside = {variants[line["variant"]].paper for line in result["summary"]}
+    others = [name for name in paper.rows if name not in beside]
+    if others:
+        rows = [_line([name, *_figures(paper, name)]) for name in others]
         head = ["the paper's other rows", *paper.columns]
         parts.append("\n".join([_line(head), _line(["---"] + ["--:"] * len(paper.columns)), *rows]))
     return "\n\n".join(parts) + "\n"

@@ -40,8 +40,8 @@ def test_figures_say_what_the_text_says() -> None:
     )
     ratios = [PAPER["table5"].scores(name)["NDCG@10"] for name in PAPER["table5"].rows]
     assert len(ratios) == 6
-    assert ratios.index(max(ratios)) == 4
-    assert PAPER["table6"].scores("IB-GL (SFT)") == {"Retrieval": 0.806, "Training time": 1.03}
+    assert max(ratios) == ratios[4]
+    assert PAPER["table6"].rows["IB-GL (SFT)"] == (80.60, 1.03)
     assert medical["LLM+IB-GL"] == PAPER["table6"].scores("IB-GL (SFT)")["Retrieval"]
 
 
