@@ -247,7 +247,7 @@ def export(
 @app.command("eval")
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="A folder, a run, a checkpoint, or a name that MTEB knows.")
+        str, typer.Argument(help="A folder, run or checkpoint, bm25, or a name that MTEB knows.")
     ],
     data: Annotated[
         str | None, typer.Option(help="A prepared folder or its URL: score on its held-out split.")
@@ -266,6 +266,9 @@ def evaluate(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Score on texts that the model was trained on.")
     ] = False,
+    generation: Annotated[
+        bool, typer.Option("--generation", help="Also BLEU-4 and ROUGE-L of written answers.")
+    ] = False,
 ) -> None:
     """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
 
@@ -279,7 +282,7 @@ def evaluate(
     result = score(
         model, data=data, tasks=split_names(tasks), output=output,
         max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
-        allow_overlap=allow_overlap,
+        allow_overlap=allow_overlap, generation=generation,
     )  # fmt: skip
     show_scores(result)
     typer.echo(f"written to {output}")
@@ -311,6 +314,36 @@ def report(
     output = out or run[0]
     write_report(run, output)
     typer.echo(f"{output / 'report.html'}")
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table1 to table6, or figure3.")],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of training: 0,1,2; default: the recipe's.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks of each training.")] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, help="A seeded sample of the held-out queries.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs; do nothing.")] = False,
+    only: Annotated[int | None, typer.Option(help="Do this job of the list alone.")] = None,
+) -> None:
+    """A table of the paper with a recipe: train what is missing, score it, print both side by side.
+
+    Example: `lbr-ds reproduce table3 medical-demo --seeds 0,1 --json table3.json`
+    """
+    from lbr_ds.reproduce import command
+
+    typer.echo(
+        command(
+            table, recipe, overrides or [], seeds=seeds, nproc=nproc, max_queries=max_queries,
+            dry_run=dry_run, only=only, out=out,
+        )
+    )  # fmt: skip
 
 
 @app.command()

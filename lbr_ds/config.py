@@ -25,7 +25,8 @@ from lbr_ds.explain import explain
 from lbr_ds.source import Part, SourceConfig
 
 SPLITS = ("gl", "cl", "eval")
-OBJECTIVES = ("sft", "reconstruct", "continue", "gl")
+OBJECTIVES = ("sft", "reconstruct", "continue", "gl", "pt")
+PLAIN = ("gl", "pt")  # of them those without a bottleneck: the paper's baselines
 
 
 class ModelConfig(Part):
@@ -246,11 +247,11 @@ class RunConfig(Part):
                 f"model.max_length={self.model.max_length} leaves no room for text beside "
                 f"bottleneck.count={self.bottleneck.count}; raise max_length"
             )
-        ib = [name for name in self.stage1.objective if name != "gl"]
+        ib = [name for name in self.stage1.objective if name not in PLAIN]
         if ib and self.bottleneck.count == 0:
             raise ValueError(
                 f"stage1.objective {ib[0]!r} needs a bottleneck; "
-                "set bottleneck.count to 1 or more, or use objective gl"
+                "set bottleneck.count to 1 or more, or use objective gl or pt"
             )
         return self
 

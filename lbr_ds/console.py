@@ -94,13 +94,21 @@ def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
 
 
 def show_scores(result: dict[str, Any]) -> None:
-    """The table that `eval` prints."""
-    table = Table("task", "R@10", "N@10", "queries", "passages")
+    """The tables that `eval` prints."""
+    table = Table("task", "R@10", "N@10", "separation", "queries", "passages")
     for name, score in result["tasks"].items():
-        figures = [score.get("recall_at_10"), score.get("ndcg_at_10", score.get("main_score"))]
+        figures = [score.get("recall_at_10"), score.get("ndcg_at_10", score.get("main_score")),
+                   score.get("separation_ratio")]  # fmt: skip
         cells = ["-" if f is None else f"{f:.4f}" for f in figures]
         table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if "generation" in result:
+        written = Table("answers written from", "BLEU-4", "ROUGE-L", "words")
+        for prompt, score in result["generation"]["prompts"].items():
+            figures = [f"{score[key]:.2f}" for key in ("bleu_4", "rouge_l")]
+            written.add_row(prompt, *figures, f"{score['words']:.1f}")
+        console.print(written)
 
 
 def show_bench(result: dict[str, Any]) -> None:

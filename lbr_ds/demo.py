@@ -11,8 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lbr_ds.config import RunConfig, load
-from lbr_ds.errors import LbrError
+from lbr_ds.verb import run_verb
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +40,13 @@ def demo(out: Path, nproc: int | None, overrides: list[str]) -> dict[str, Any]:
         work()
         seconds[name] = round(time.perf_counter() - began, 1)
 
-    part("prepare", lambda: _verb("prepare", "demo", *placed))
+    part("prepare", lambda: run_verb("prepare", "demo", *placed))
     for number in (1, 2):
         ranks = ["--nproc", str(nproc or _default_ranks())]
         command = ("train", "demo", *placed, "--stage", str(number), *ranks)
-        part(f"stage{number}", functools.partial(_verb, *command))
+        part(f"stage{number}", functools.partial(run_verb, *command))
     if not (out / "model").exists():
-        part("export", lambda: _verb("export", str(run.run), str(out / "model")))
+        part("export", lambda: run_verb("export", str(run.run), str(out / "model")))
     part("evaluate", lambda: _evaluate(run, out / "model"))
     return _finish(out, run, seconds)
 
@@ -59,15 +57,6 @@ def _default_ranks() -> int:
     return torch.cuda.device_count() or 2
 
 
-def _verb(*arguments: str) -> None:
-    """One verb in a process of its own, speaking on this terminal. Raises LbrError if it fails."""
-    done = subprocess.run([sys.executable, "-m", "lbr_ds", *arguments])
-    if done.returncode:
-        error = LbrError(f"the demo stopped at `lbr-ds {' '.join(arguments)}`")
-        error.exit_code = done.returncode
-        raise error
-
-
 def _evaluate(run: RunConfig, exported: Path) -> None:
     """The same queries for the untrained backbone, stage 1, and the exported folder of stage 2."""
     from lbr_ds import runs
@@ -75,7 +64,7 @@ def _evaluate(run: RunConfig, exported: Path) -> None:
     stage1 = runs.checkpoints(run.run / "stage1")[-1]
     models = {"base": run.run / "backbone", "stage1": stage1, "stage2": exported}
     for name, model in models.items():
-        _verb(
+        run_verb(
             "eval", str(model), "--data", str(run.data.folder), "--max-queries", str(QUERIES),
             "--examples", str(EXAMPLES), "--out", str(run.run / "eval" / f"{name}.json"),
         )  # fmt: skip

@@ -139,7 +139,8 @@ def test_init_copies_what_a_project_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["init", "prepare", "mine", "train", "plan", "export", "eval", "report", "demo"]
+    "verb",
+    ["init", "prepare", "mine", "train", "plan", "export", "eval", "report", "reproduce", "demo"],
 )
 def test_help_has_an_example(verb: str) -> None:
     done = run_cli(verb, "--help")

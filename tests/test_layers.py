@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 ORDER = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
     "source", "config", "layout", "flops", "shards", "corpora", "batching", "model", "distributed",
-    "objectives", "train", "export", "evaluate", "mining", "report", "bench", "plan", "console",
+    "objectives", "evaluate", "train", "export", "mining", "verb", "report", "reproduce", "bench",
+    "plan", "console",
     "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
@@ -27,7 +28,8 @@ DOORS = {
 }
 NO_TORCH = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
-    "source", "config", "layout", "flops", "shards", "corpora", "report", "plan", "console", "cli",
+    "source", "config", "layout", "flops", "shards", "corpora", "verb", "report", "reproduce",
+    "plan", "console", "cli",
     "demo",
 ]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),

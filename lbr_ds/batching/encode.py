@@ -61,6 +61,10 @@ class TextEncoder:
         split = len(empty) - self.num_bottleneck
         return [*empty[:split], *ids, *empty[split:]]
 
+    def text(self, ids: list[int]) -> str:
+        """The text of written ids, without special tokens and outer blanks."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
     def embed(self, texts: list[str]) -> list[Sequence]:
         """The sequences whose read-out is the texts' vectors."""
         return [Sequence(ids, self.num_bottleneck) for ids in self.contexts(texts)]

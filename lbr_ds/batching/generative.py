@@ -6,8 +6,10 @@
 | `reconstruct` | passage | passage  | B, earlier Y  |
 | `continue`    | prefix  | suffix   | B, earlier Y  |
 | `gl`          | query   | positive | X, earlier Y  |
+| `pt`          |         | passage  | earlier Y     |
 
-`gl` is the paper's baseline: plain causal learning, no bottleneck; a plain passage is then all Y.
+`gl` and `pt` are the paper's baselines (standard SFT and PT): plain causal learning, no bottleneck;
+under `gl` a plain passage is all Y, as under `pt`.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ def generative_sequence(
     Raises DataError when the record lacks what the objective needs.
     """
     passage = record.text or record.positives[turn % len(record.positives)]
-    if objective == "gl":
-        return _plain(record, passage, encoder, max_target_length)
+    if objective in ("gl", "pt"):
+        question = record.instruction + record.query if objective == "gl" else ""
+        return _plain(question, passage, encoder, max_target_length)
     bottleneck = encoder.num_bottleneck
     if objective == "sft":
         if record.text:
@@ -55,9 +58,14 @@ def generative_sequence(
     return Sequence(encoder.wrap(ids[:half]), bottleneck, target)
 
 
-def _plain(record: Record, passage: str, encoder: TextEncoder, max_target_length: int) -> Sequence:
-    """X and Y under one causal segment; the end token stands between a question and its answer."""
-    question = record.instruction + record.query
-    ids = encoder.plain(question, encoder.max_length - 1) if question else []
+def _plain(question: str, passage: str, encoder: TextEncoder, max_target_length: int) -> Sequence:
+    """X and Y under one causal segment; the end token stands between a question and its answer.
+
+    Without a bottleneck that is how the tokenizer ends every text, so X is read as it is learnt.
+    """
     end = encoder.tokenizer.eos_token_id
-    return Sequence([*ids, end], 0, encoder.target(passage, max_target_length), cut=False)
+    target = encoder.target(passage, max_target_length)
+    if question and not encoder.num_bottleneck:
+        return Sequence(encoder.contexts([question])[0], 0, target, cut=False)
+    ids = encoder.plain(question, encoder.max_length - 1) if question else []
+    return Sequence([*ids, end], 0, target, cut=False)

@@ -5,20 +5,26 @@
 
 Our own held-out split is judged by mteb's own retrieval task, so its numbers and those of the
 official tasks come from one ruler. This room never imports `train`.
+
+`geometry.py` and `bootstrap.py` need numpy alone; so the names below are imported when they are
+first used, and mteb and torch with them.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 from lbr_ds.locate import cache_folder
 
+if TYPE_CHECKING:
+    from lbr_ds.evaluate.models import PackedModel, load_model
+    from lbr_ds.evaluate.run import evaluate, judge, top_passages
+    from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks, split_names
+
 # mteb 2.26 makes its result cache when it is imported; keep it out of the user's home.
 os.environ.setdefault("MTEB_CACHE", str(cache_folder() / "mteb"))
-
-from lbr_ds.evaluate.models import PackedModel, load_model
-from lbr_ds.evaluate.run import evaluate, judge, top_passages
-from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks, split_names
 
 __all__ = [
     "HeldOutTask",
@@ -31,3 +37,12 @@ __all__ = [
     "split_names",
     "top_passages",
 ]
+_HOMES = {"PackedModel": "models", "load_model": "models", "evaluate": "run", "judge": "run",
+          "top_passages": "run"}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `__all__`, imported on first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'tasks')}"), name)

@@ -14,6 +14,7 @@ from mteb.models.model_meta import ScoringFunction
 
 from lbr_ds import runs
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
+from lbr_ds.evaluate.baselines import resolve
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def load_model(
 
     - a folder with `modules.json`, or a plain Hugging Face folder: sentence-transformers;
     - a run, one of its stages, or a checkpoint: its newest model (see `runs`), our own encoder;
+    - `bm25`, or another short name of `baselines.py`;
     - anything else: a name of mteb's registry, or one that sentence-transformers can fetch.
     Raises ConfigError for a folder that holds no model and for a model that would run code of its
     own without `trust_remote_code`; EnvironmentProblem when it cannot be loaded.
@@ -67,7 +69,7 @@ def load_model(
         return _sentence_transformer(str(folder), trust_remote_code)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
-    return _by_name(model, trust_remote_code)
+    return _by_name(resolve(model), trust_remote_code)
 
 
 def find_card(folder: Path) -> Path | None:

@@ -2,7 +2,9 @@
 
 1. Load the model; build the held-out task and look up the official ones.
 2. Per task: load its texts, let `mteb.evaluate` encode, search and score, let go of the texts.
-3. Keep each held-out query's ndcg@10 and, when asked, its top passages, from that same search.
+3. Keep each held-out query's ndcg@10 and, when asked, its top passages, from that same search; and
+   measure the vectors that went into it (`geometry.py`).
+4. When asked, let a model of ours write the held-out answers (`generation.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ from mteb.models import MTEBModels
 from lbr_ds import environment
 from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError, EnvironmentProblem
-from lbr_ds.evaluate.models import load_model
+from lbr_ds.evaluate import geometry
+from lbr_ds.evaluate.generation import score_generation
+from lbr_ds.evaluate.models import find_card, load_model
 from lbr_ds.evaluate.overlap import check_overlap
 from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks
 
@@ -49,6 +53,7 @@ def evaluate(
     seed: int = 0,
     trust_remote_code: bool = False,
     allow_overlap: bool = False,
+    generation: bool = False,
 ) -> dict[str, Any]:
     """Scores of `model` on DATA's eval split and on official tasks; written to `output` too.
 
@@ -57,14 +62,16 @@ def evaluate(
     held-out queries, drawn by seed (the corpus stays whole). examples: so many queries with their
     top 3 passages, drawn by seed, so the same ones for every model. allow_overlap: score a model
     of ours on texts that it was trained on too, and say so under "overlap" (see `overlap.py`).
+    generation: also BLEU-4 and ROUGE-L of the answers that a model of ours writes.
     Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
     "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
-    "environment"}, and "examples" when asked. A task that is no retrieval has "main_score" and
-    "metric" instead.
+    "environment"}, and "examples", "generation" when asked. The held-out task also has what
+    `geometry.measure` gives; one that is no retrieval has "main_score" and "metric" instead.
     Raises ConfigError, DataError or EnvironmentProblem with one line.
     """
     if data is None and not tasks:
         raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
+    card = _writer(model, data) if generation else None
     started = time.perf_counter()
     chosen: list[AbsTask] = list(official_tasks(tasks))
     if data is not None:
@@ -86,12 +93,25 @@ def evaluate(
     }
     if overlap:
         result["overlap"] = overlap
+    if card is not None:
+        result["generation"] = score_generation(card, held_out[0].judged)
     if examples and held_out:
-        ids = held_out[0].judged.sample(examples, seed)
-        result["examples"] = [_example(held_out[0], i, 3) for i in ids]
+        result["examples"] = _examples(held_out[0], examples, seed)
     if output is not None:
         _write(result, output)
     return result
+
+
+def _writer(model: str, data: Path | str | None) -> Path:
+    """The folder of a model of ours that is to write answers. Raises ConfigError for any other."""
+    folder = Path(model).expanduser()
+    card = find_card(folder) if folder.is_dir() else None
+    if card is None or data is None:
+        raise ConfigError(
+            f"{model}: --generation needs a run, a checkpoint or a folder of lbr-ds, and --data; "
+            "leave it out for other models"
+        )
+    return card
 
 
 def top_passages(
@@ -121,18 +141,20 @@ def top_passages(
 def judge(encoder: MTEBModels, task: AbsTask, batch_size: int = 64) -> dict[str, Any]:
     """One task's scores by mteb, with no result cache; averaged over splits and languages.
 
+    For our own task the vectors are measured too, those that mteb's search asked for.
     Raises EnvironmentProblem when the task's texts cannot be fetched.
     """
     _fetch(task)
     show = sys.stderr.isatty()
-    outcome = mteb.evaluate(
-        encoder,
-        task,
-        cache=None,
-        co2_tracker=False,
-        show_progress_bar=show,
-        encode_kwargs={"batch_size": batch_size, "show_progress_bar": show},
-    )
+    with recorded(encoder, isinstance(task, HeldOutTask)) as seen:
+        outcome = mteb.evaluate(
+            encoder,
+            task,
+            cache=None,
+            co2_tracker=False,
+            show_progress_bar=show,
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": show},
+        )
     rows = [row for split in outcome.task_results[0].scores.values() for row in split]
     metrics = [m for m in METRICS if all(m in row for row in rows)]
     scores: dict[str, Any] = {m: round(float(np.mean([r[m] for r in rows])), 5) for m in metrics}
@@ -142,7 +164,49 @@ def judge(encoder: MTEBModels, task: AbsTask, batch_size: int = 64) -> dict[str,
     scores |= _sizes(task)
     if not isinstance(task, HeldOutTask):
         task.unload_data()
+    elif seen.keys() == {"query", "document"}:
+        scores |= _geometry(task, seen)
     return scores
+
+
+@contextlib.contextmanager
+def recorded(encoder: Any, wanted: bool = True) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+    """While mteb searches, keep what `encoder` answers: {"query" or "document": {id: vector}}.
+
+    The corpus is then encoded once for scores and geometry alike. Models that are no encoders of
+    single vectors (BM25, late interaction) leave nothing here.
+    """
+    seen: dict[str, dict[str, np.ndarray]] = {}
+    encode: Callable[..., Any] | None = getattr(encoder, "encode", None) if wanted else None
+
+    def record(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        assert encode is not None
+        vectors = encode(inputs, *args, **kwargs)
+        rows = torch.as_tensor(vectors).float().cpu().numpy()
+        if rows.ndim == 2:
+            kind = seen.setdefault(kwargs["prompt_type"].value, {})
+            kind.update(zip(inputs.dataset["id"], rows, strict=True))
+        return vectors
+
+    if encode is not None:
+        encoder.encode = record
+    try:
+        yield seen
+    finally:
+        if encode is not None:
+            del encoder.encode  # the class's own is in sight again
+
+
+def _geometry(task: HeldOutTask, seen: dict[str, dict[str, np.ndarray]]) -> dict[str, float | None]:
+    """`geometry.measure` of the vectors that were seen."""
+    judged = task.judged
+    place = {document: n for n, document in enumerate(judged.documents)}
+    return geometry.measure(
+        np.stack([seen["query"][i] for i in judged.queries]),
+        np.stack([seen["document"][i] for i in judged.documents]),
+        [[place[d] for d in judged.relevant[i]] for i in judged.queries],
+        [[place[d] for d in judged.mates[i]] for i in judged.queries],
+    )
 
 
 def _fetch(task: AbsTask) -> None:
@@ -171,6 +235,11 @@ def _sizes(task: AbsTask) -> dict[str, int | None]:
         return sum(counts) if counts else None
 
     return {"queries": total("num_queries"), "documents": total("num_documents")}
+
+
+def _examples(task: HeldOutTask, count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` queries, the same ones for every model, each with its top 3 passages."""
+    return [_example(task, i, 3) for i in task.judged.sample(count, seed)]
 
 
 def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:

@@ -31,11 +31,16 @@ SPLIT = "test"
 
 @dataclass
 class Judgements:
-    """Texts with ids, and which document answers which query."""
+    """Texts with ids, and which document answers which query.
+
+    mates: for each query the documents of its whole group, its own among them: an answer to
+    another question of the group is neither right nor wrong.
+    """
 
     queries: dict[str, str] = field(default_factory=dict)
     documents: dict[str, str] = field(default_factory=dict)
     relevant: dict[str, dict[str, int]] = field(default_factory=dict)
+    mates: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Judgements:
@@ -43,6 +48,7 @@ class Judgements:
         judged = cls()
         document_ids: dict[str, str] = {}
         answers: dict[Any, dict[str, int]] = defaultdict(dict)
+        groups: dict[str, dict[str, int]] = defaultdict(dict)
         for record in records:
             for text in (*record.positives, *record.negatives):
                 key = " ".join(text.split())
@@ -53,16 +59,19 @@ class Judgements:
             judged.queries[query_id] = record.instruction + record.query
             # The dict is shared by all records with one key, so later positives reach them too.
             judged.relevant[query_id] = answers[_question(record, query_id)]
+            group = groups[record.group] if record.group else judged.relevant[query_id]
+            judged.mates[query_id] = group
             for text in record.positives:
-                judged.relevant[query_id][document_ids[" ".join(text.split())]] = 1
+                number = document_ids[" ".join(text.split())]
+                judged.relevant[query_id][number] = group[number] = 1
         return judged
 
     def choose(self, query_ids: Iterable[str]) -> Judgements:
         """The same documents, fewer queries."""
         kept = list(query_ids)
-        return Judgements(
-            {i: self.queries[i] for i in kept}, self.documents, {i: self.relevant[i] for i in kept}
-        )
+        queries = {i: self.queries[i] for i in kept}
+        relevant, mates = ({i: part[i] for i in kept} for part in (self.relevant, self.mates))
+        return Judgements(queries, self.documents, relevant, mates)
 
     def sample(self, count: int, seed: int) -> list[str]:
         """`count` query ids, the same ones for every model, in the order of the data."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from lbr_ds.evaluate import bootstrap
 
 METRICS = {"recall_at_10": "Recall@10", "ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10"}
 LABELS = {
@@ -16,14 +16,12 @@ LABELS = {
 # Table 3 of the paper: nDCG@10 of LLM, LLM + IB-GL, LLM + IB-GL + CL, on Qwen2-1.5B.
 PAPER = {"medical": (0.335, 0.806, 0.899), "code": (0.108, 0.733, 0.882)}
 
-_RESAMPLES = 2000
-
 
 def compare(evals: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One table a task, in the order in which the evaluations name them.
 
     Returns [{"task", "queries", "documents", "rows": [{"key", "label", <metric>, "gain"}],
-    "pairs": {"better", "worse", "same", "gain", "low", "high"} or None, "mixed"}]. mixed:
+    "pairs": {"better", "worse", "same", "gain", "low", "high", "p"} or None, "mixed"}]. mixed:
     the rows were judged on different numbers of queries or passages. gain: nDCG@10 against
     the base; pairs: the last trained model against the base, query by query.
     """
@@ -55,24 +53,20 @@ def _table(task: str, evals: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def pair(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, Any] | None:
-    """Query by query: how many got better or worse, the mean gain and its 95 % interval.
+    """Query by query: how many got better or worse, and the mean gain with its 95 % interval and p.
 
-    The interval is a bootstrap over the queries that both have. None below 2 such queries.
+    Over the queries that both have, by `evaluate/bootstrap.py`. None below 2 such queries.
     """
-    shared = [i for i in ours if i in theirs]
-    if len(shared) < 2:
+    found = bootstrap.compare(ours, theirs)
+    if found is None:
         return None
-    gains = np.array([ours[i] - theirs[i] for i in shared])
-    # A multinomial draw of counts is a resample, at a fraction of the memory of drawn indices.
-    draws = np.random.default_rng(0).multinomial(
-        len(gains), np.full(len(gains), 1 / len(gains)), size=_RESAMPLES
-    )
-    low, high = np.quantile(draws @ gains / len(gains), [0.025, 0.975])
+    gains = [ours[i] - theirs[i] for i in ours if i in theirs]
     return {
-        "better": int((gains > 1e-9).sum()),
-        "worse": int((gains < -1e-9).sum()),
-        "same": int((np.abs(gains) <= 1e-9).sum()),
-        "gain": float(gains.mean()),
-        "low": float(low),
-        "high": float(high),
+        "better": sum(gain > 1e-9 for gain in gains),
+        "worse": sum(gain < -1e-9 for gain in gains),
+        "same": sum(abs(gain) <= 1e-9 for gain in gains),
+        "gain": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
     }

@@ -9,7 +9,7 @@ import pytest
 
 from lbr_ds.batching import TextEncoder
 from lbr_ds.batching.generative import draw, generative_sequence
-from lbr_ds.config import BottleneckConfig, ModelConfig
+from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig
 from lbr_ds.errors import DataError
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.records import Record
@@ -51,6 +51,19 @@ def test_every_objective(encoder: TextEncoder) -> None:
     plain = sequence(PAIR, "gl")
     assert (plain.context, plain.target, plain.cut) == ([*query, end], [*first, end], False)
     assert sequence(PASSAGE, "gl").context == [end]
+    for record, passage in ((PAIR, first), (PASSAGE, text)):
+        alone = sequence(record, "pt")
+        assert (alone.context, alone.target, alone.cut) == ([end], [*passage, end], False)
+
+
+def test_without_a_bottleneck_gl_learns_what_is_read(tmp_path: Path) -> None:
+    """The context is the sequence that is embedded: the state at its end is trained and read."""
+    config = ModelConfig(backbone=str(backbone(tmp_path / "raw")), max_length=24)
+    prepare_backbone(config, BottleneckConfig(count=0), tmp_path / "made", 0)
+    encoder = TextEncoder(load_tokenizer(tmp_path / "made"), max_length=24, num_bottleneck=0)
+    learnt = generative_sequence(PAIR, "gl", encoder, turn=0, max_target_length=64)
+    assert learnt.context == encoder.embed([PAIR.query])[0].context
+    assert not learnt.cut
 
 
 def test_sft_of_a_plain_passage_is_refused(encoder: TextEncoder) -> None:
@@ -59,7 +72,7 @@ def test_sft_of_a_plain_passage_is_refused(encoder: TextEncoder) -> None:
 
 
 def test_targets_are_cut_to_their_limit(encoder: TextEncoder) -> None:
-    for objective in ("sft", "reconstruct", "continue", "gl"):
+    for objective in OBJECTIVES:
         made = generative_sequence(PAIR, objective, encoder, turn=0, max_target_length=3)
         assert len(made.target) <= 3
         assert len(made.context) <= 24

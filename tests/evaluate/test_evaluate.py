@@ -12,6 +12,7 @@ import pytest
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import evaluate, official_tasks, top_passages
 from lbr_ds.evaluate.run import judge, quiet
+from lbr_ds.records import Record
 
 
 def test_a_sentence_transformers_folder(sentence_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -24,7 +25,10 @@ def test_a_sentence_transformers_folder(sentence_folder: Path, data: Path, tmp_p
         "environment", "examples",
     }  # fmt: skip
     scores = result["tasks"]["corpus-eval"]
-    assert set(scores) == {"recall_at_10", "ndcg_at_10", "mrr_at_10", "queries", "documents"}
+    assert set(scores) == {
+        "recall_at_10", "ndcg_at_10", "mrr_at_10", "queries", "documents",
+        "separation_ratio", "alignment", "uniformity", "effective_rank",
+    }  # fmt: skip
     assert scores["queries"] == len(result["per_query"]["corpus-eval"]) == 40
     assert [len(e["passages"]) for e in result["examples"]] == [3] * 4
 
@@ -49,6 +53,16 @@ def test_the_corpus_is_encoded_once(
     monkeypatch.setattr("lbr_ds.evaluate.run.load_model", lambda *args, **kwargs: encoder)
     evaluate("any", data=data, examples=5)
     assert len(encoder.calls) == len(set(encoder.calls))
+
+
+def test_bm25_is_a_model_by_that_name(data: Path, records: list[Record]) -> None:
+    """Of words that stand in one question and one answer it finds every one; it has no vectors."""
+    words = ["amber", "basalt", "cobalt", "dolomite", "ember", "feldspar", "granite", "halite"]
+    records[:] = [Record(w, "s", f"tell me of {w}", [f"{w} is a stone of the {i}th kind"])
+                  for i, w in enumerate(words)]  # fmt: skip
+    scores = evaluate("bm25", data=data)["tasks"]["corpus-eval"]
+    assert scores["recall_at_10"] == scores["ndcg_at_10"] == 1
+    assert "separation_ratio" not in scores
 
 
 def test_nothing_to_do() -> None:

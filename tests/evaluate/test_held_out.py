@@ -40,10 +40,32 @@ def test_scores_equal_the_definitions(encoder: Any, data: Path, records: list[Re
     assert scores["documents"] == len({t for r in records for t in (*r.positives, *r.negatives)})
     expected = scores_by_hand(encoder, records)
     assert 0 < expected["ndcg_at_10"] < 1
-    assert scores == pytest.approx(expected | {k: scores[k] for k in ("queries", "documents")},
-                                   abs=2e-5)  # fmt: skip
+    assert {k: scores[k] for k in expected} == pytest.approx(expected, abs=2e-5)
     assert np.mean(list(task.per_query.values())) == pytest.approx(expected["ndcg_at_10"], abs=2e-5)
     assert "Find: question 0" in encoder.calls
+
+
+def test_the_vectors_of_the_search_are_measured(
+    encoder: Any, data: Path, records: list[Record]
+) -> None:
+    """The separation ratio from its definition, text by text; each text is encoded once."""
+    records.append(Record("mate", "made-up", "another question", ["third use"], group="it"))
+    scores = judge(encoder, held_out_task(data))
+    assert len(encoder.calls) == len(set(encoder.calls))
+    corpus = sorted({t for r in records for t in (*r.positives, *r.negatives)})
+    uses = {"one use", "another use"}
+    near, far = [], []
+    for record in records:
+        query = encoder.vector(record.instruction + record.query)
+        distance = {text: 1 - query @ encoder.vector(text) for text in corpus}
+        own = uses if record.id.startswith("use") else set(record.positives)
+        mates = uses | {"third use"} if record.group == "it" else set()
+        near.append(np.mean([distance[t] for t in own]))
+        far.append(np.mean([d for t, d in distance.items() if t not in own | mates]))
+    expected = np.mean(far) / np.mean(near)
+    assert scores["separation_ratio"] == pytest.approx(expected, abs=2e-5)
+    assert 1 < scores["effective_rank"] < 16
+    assert "encode" not in vars(encoder)
 
 
 def test_texts_that_repeat_are_one_document(data: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import PackedModel, load_model
+from lbr_ds.evaluate.baselines import resolve
 from lbr_ds.evaluate.models import _runs_own_code, find_card
 
 
@@ -89,6 +90,17 @@ def test_foreign_code_needs_a_yes() -> None:
     with pytest.raises(ConfigError, match="trust_remote_code"):
         load_model("nomic-ai/nomic-embed-text-v1")
     assert not _runs_own_code(mteb.get_model_meta("sentence-transformers/all-MiniLM-L6-v2"))
+
+
+def test_baselines_of_the_paper_are_names_that_are_known() -> None:
+    """Those of mteb's registry by looking there; HuaTuo has no model to load and says so."""
+    import mteb
+
+    for name in ("bm25", "bge", "gte", "llm2vec"):
+        assert mteb.get_model_meta(resolve(name)).name == resolve(name)
+    assert resolve("some/name") == "some/name"
+    with pytest.raises(ConfigError, match="huatuo: published as LoRA weights alone"):
+        load_model("huatuo")
 
 
 def test_importing_does_not_write_into_the_home() -> None:

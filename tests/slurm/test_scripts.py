@@ -26,6 +26,8 @@ def test_the_scripts_are_there() -> None:
         "evaluate.sbatch",
         "pipeline.sh",
         "prepare.sbatch",
+        "reproduce.sbatch",
+        "reproduce.sh",
         "stage1.sbatch",
         "stage2.sbatch",
     ]

@@ -1,0 +1,44 @@
+"""Short names for the baselines of the paper's Table 1 -> what `load_model` takes.
+
+`bm25` runs everywhere; the others are fetched from the hub. Any other name that mteb or
+sentence-transformers loads may be given as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lbr_ds.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """model: a name of mteb's registry or of the hub, "" where there is none; about: what it is."""
+
+    model: str
+    about: str
+
+
+BASELINES = {
+    "bm25": Baseline("mteb/baseline-bm25s", "words alone, stemmed; needs no network"),
+    "bge": Baseline("BAAI/bge-m3", "XLM-R large, bidirectional"),
+    "gte": Baseline("Alibaba-NLP/gte-Qwen2-1.5B-instruct", "Qwen2-1.5B, bidirectional"),
+    "llm2vec": Baseline(
+        "McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp-supervised", "Sheared-LLaMA-1.3B, bidirectional"
+    ),
+    # Causal LMs without an embedding head: sentence-transformers takes the mean of their states.
+    "chemllm": Baseline("AI4Chem/CHEMLLM-2b-1_5", "InternLM2-1.8B on chemistry; runs own code"),
+    "huatuo": Baseline("", "published as LoRA weights alone; merge them into LLaMA-7B"),
+}
+
+
+def resolve(name: str) -> str:
+    """The model behind a short name; any other name as it is.
+
+    Raises ConfigError for a baseline that has no loadable model under any name.
+    """
+    if name not in BASELINES:
+        return name
+    if not BASELINES[name].model:
+        raise ConfigError(f"{name}: {BASELINES[name].about}, and give that folder")
+    return BASELINES[name].model

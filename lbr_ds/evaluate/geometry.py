@@ -1,0 +1,125 @@
+"""Vectors of held-out queries and passages -> how the space is shaped, without any ranking.
+
+Pure functions on numpy arrays: no mteb, no torch, so training may ask during a run too. Nothing of
+size (N, N) is ever held: sums are enough for the distances, the rest goes in tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+_TILE = 2048  # rows and columns of one block of similarities: 16 MiB
+_SAMPLE = 10_000  # passages that uniformity looks at, evenly spaced: pairs grow with the square
+
+Indices = Sequence[Sequence[int]]
+
+
+def measure(
+    queries: np.ndarray, passages: np.ndarray, own: Indices, mates: Indices
+) -> dict[str, float | None]:
+    """The four measures below of one held-out set; None where one is not defined.
+
+    queries (Q, D), passages (N, D), any float dtype and length; they are normalised here. own[i]:
+    the passages of query i; mates[i]: passages that are neither its own nor wrong. Uniformity is
+    that of at most 10,000 evenly spaced passages.
+    """
+    queries, passages = normalised(queries), normalised(passages)
+    some = passages[np.linspace(0, len(passages) - 1, min(len(passages), _SAMPLE)).astype(int)]
+    values = {
+        "separation_ratio": separation_ratio(queries, passages, own, mates),
+        "alignment": alignment(queries, passages, own),
+        "uniformity": uniformity(some),
+        "effective_rank": effective_rank(passages),
+    }
+    return {k: round(v, 5) if math.isfinite(v) else None for k, v in values.items()}
+
+
+def separation_ratio(
+    queries: np.ndarray, passages: np.ndarray, own: Indices, mates: Indices
+) -> float:
+    """Mean cosine distance of a query to passages not its own, over that to its own. Ours.
+
+    The paper (section 3) names a Separation Ratio and defines none in the text at hand. Here: each
+    query's mean distance to its own passages (`own`) and to all others but its group mates'
+    (`mates`); both averaged over the queries, then divided. 1: a query is as far from its own as
+    from any other; larger is better. queries (Q, D) and passages (N, D) of unit length. Queries
+    with no other passage are left out; NaN when none is left, inf when all lie on their own.
+    """
+    total = passages.sum(0, dtype=np.float64)
+    near, far = [], []
+    for query, mine, others in zip(queries.astype(np.float64), own, mates, strict=True):
+        mine = list(mine)
+        apart = list(dict.fromkeys([*mine, *others]))
+        rest = len(passages) - len(apart)
+        if not mine or not rest:
+            continue
+        near.append(1 - (passages[mine] @ query).mean())
+        # All others at once: the sum over everything, less what does not count.
+        far.append(1 - (total @ query - (passages[apart] @ query).sum()) / rest)
+    if not near:
+        return math.nan
+    distance = float(np.mean(near))
+    return float(np.mean(far)) / distance if distance > 1e-12 else math.inf
+
+
+def alignment(queries: np.ndarray, passages: np.ndarray, own: Indices) -> float:
+    """Mean squared distance of a query to its own passages (Wang and Isola 2020, alpha = 2).
+
+    Vectors of unit length: 0 when each pair coincides, 2 when unrelated. NaN without pairs.
+    """
+    rows = [i for i, mine in enumerate(own) for _ in mine]
+    columns = [j for mine in own for j in mine]
+    if not rows:
+        return math.nan
+    sums = [
+        float(np.square(queries[rows[s : s + _TILE]] - passages[columns[s : s + _TILE]]).sum())
+        for s in range(0, len(rows), _TILE)
+    ]
+    return math.fsum(sums) / len(rows)
+
+
+def uniformity(vectors: np.ndarray) -> float:
+    """log of the mean of exp(-2 |x - y|^2) over all pairs x, y (Wang and Isola 2020, t = 2).
+
+    vectors (N, D) of unit length: 0 when all coincide (collapse), lower when they spread over the
+    sphere; about -4 at best in many dimensions. NaN below two vectors.
+    """
+    count = len(vectors)
+    if count < 2:
+        return math.nan
+    total = 0.0
+    for i in range(0, count, _TILE):
+        for j in range(i, count, _TILE):
+            cosines = vectors[i : i + _TILE] @ vectors[j : j + _TILE].T
+            kernel = np.exp(4 * (cosines.astype(np.float64) - 1))
+            # On the diagonal a tile holds each pair twice, and each vector with itself.
+            total += (kernel.sum() - np.trace(kernel)) / 2 if i == j else kernel.sum()
+    return math.log(total / (count * (count - 1) / 2))
+
+
+def effective_rank(vectors: np.ndarray) -> float:
+    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007).
+
+    vectors (N, D), taken as they are, not centred: 1 when all lie on one line (collapse), D when
+    every direction is used alike. NaN for vectors that are all zero.
+    """
+    gram = np.zeros((vectors.shape[1],) * 2)
+    for start in range(0, len(vectors), _TILE):
+        tile = vectors[start : start + _TILE].astype(np.float64)
+        gram += tile.T @ tile
+    singular = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
+    if not singular.sum() > 0:
+        return math.nan
+    shares = singular / singular.sum()
+    shares = shares[shares > 0]
+    return math.exp(-(shares * np.log(shares)).sum())
+
+
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """(N, D) float32 of unit length; a vector of length 0 stays as it is."""
+    vectors = np.asarray(vectors, np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)

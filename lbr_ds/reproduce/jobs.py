@@ -1,0 +1,167 @@
+"""Variants and seeds -> jobs: folders to be filled, each with what fills it.
+
+ROOT/runs/
+  backbone-HASH/   backbone/  eval/base.json              phase 0
+  stage1-HASH/     a run folder with stage 1 alone        phase 1; its backbone is a link
+  stage2-HASH/     a run folder with stage 2              phase 2; backbone and stage1 are links
+  model-NAME-HASH/ eval/base.json                         phase 0; another's model
+
+HASH is that of everything in the recipe that decides the numbers, and of the data; for stage 2 of
+its stage 1 too. So a job is found again by any table that needs it, and a changed recipe makes
+another. Jobs of one phase do not depend on each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lbr_ds import runs
+from lbr_ds.config import RunConfig, load
+from lbr_ds.errors import DataError
+from lbr_ds.evaluate.baselines import BASELINES
+from lbr_ds.reproduce.tables import Variant
+from lbr_ds.shards import Manifest
+
+NAMES = ("base", "stage1", "stage2")  # eval/NAME.json of a phase
+
+
+@dataclass(frozen=True)
+class Source:
+    """What all jobs of a table come from. root: where `runs/` lies."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    root: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One folder. arguments: recipe and overrides of its run; links: {name in it: folder}."""
+
+    phase: int
+    folder: Path
+    run: RunConfig
+    arguments: tuple[str, ...]
+    links: tuple[tuple[str, Path], ...] = ()
+    model: str = ""  # another's, by name
+
+    @property
+    def scores(self) -> Path:
+        """Where its evaluation lies."""
+        return self.folder / "eval" / f"{NAMES[self.phase]}.json"
+
+    @property
+    def scored_model(self) -> str:
+        """What `lbr-ds eval` is given."""
+        place = ("backbone", "stage1", "stage2")[self.phase]
+        return self.model or str(self.folder / place)
+
+    def train_command(self, nproc: int | None) -> list[str]:
+        """The words after `lbr-ds` that train it."""
+        ranks = ["--nproc", str(nproc)] if nproc else []
+        return ["train", *self.arguments, "--stage", str(self.phase), *ranks]
+
+    def eval_command(self, max_queries: int | None, generation: bool) -> list[str]:
+        """The words after `lbr-ds` that score it."""
+        words = ["eval", self.scored_model, "--data", str(self.run.data.folder),
+                 "--out", str(self.scores), "--examples", "0"]  # fmt: skip
+        words += ["--max-queries", str(max_queries)] if max_queries else []
+        return words + ["--generation"] * (generation and not self.model)
+
+    def trained(self) -> bool:
+        """Whether its model stands: the backbone, or the checkpoint of the stage's last step."""
+        if self.phase == 0:
+            return bool(self.model) or (self.folder / "backbone" / "lbr.json").is_file()
+        split = ("gl", "cl")[self.phase - 1]
+        steps = self.run.stage(self.phase).steps(Manifest.load(self.run.data.folder).records(split))
+        found = runs.checkpoints(self.folder / f"stage{self.phase}")
+        return bool(found) and runs.step_of(found[-1]) >= steps
+
+    def scored(self, max_queries: int | None, generation: bool) -> bool:
+        """Whether its evaluation stands, as asked for."""
+        if not self.scores.is_file():
+            return False
+        result = json.loads(self.scores.read_text(encoding="utf-8"))
+        wants = generation and not self.model
+        return result["max_queries"] == max_queries and (not wants or "generation" in result)
+
+
+def jobs_of(variant: Variant, seed: int, source: Source) -> list[Job]:
+    """The jobs of one row, each after those it needs; the last one's scores are the row's."""
+    if variant.model:
+        return [_foreign(variant, source)]
+    jobs = [_backbone(variant, seed, source, ())]
+    if 1 in variant.stages:
+        jobs.append(_stage(1, jobs, variant, seed, source))
+    if 2 in variant.stages:
+        if variant.represent:  # a reading of its own: its backbone's card says so
+            jobs.insert(0, _backbone(variant, seed, source, variant.represent))
+        jobs.append(_stage(2, jobs, variant, seed, source))
+    return jobs
+
+
+def in_order(rows: list[list[Job]]) -> list[Job]:
+    """All jobs of some rows, each once, phase by phase."""
+    jobs = {job.folder: job for row in rows for job in row}
+    return sorted(jobs.values(), key=lambda job: job.phase)
+
+
+def _foreign(variant: Variant, source: Source) -> Job:
+    arguments = (source.recipe, *source.overrides)
+    run = load(source.recipe, source.overrides)
+    known = BASELINES.get(variant.model)
+    name = re.sub(r"\W+", "-", variant.model).strip("-")
+    folder = _folder(source, f"model-{name}", known.model if known else variant.model, _data(run))
+    return Job(0, folder, run, arguments, model=variant.model)
+
+
+def _backbone(variant: Variant, seed: int, source: Source, more: tuple[str, ...]) -> Job:
+    overrides = (*source.overrides, *variant.learn, *variant.data, *more, f"seed={seed}")
+    run = load(source.recipe, overrides)
+    plain = json.loads(run.model_dump_json(include={"model", "bottleneck", "seed"}))
+    folder = _folder(source, "backbone", plain, _data(run))
+    return Job(0, folder, run, (source.recipe, *overrides))
+
+
+def _stage(number: int, before: list[Job], variant: Variant, seed: int, source: Source) -> Job:
+    """Stage `number` over the backbone before[0] and, for stage 2, a stage 1 if before has one."""
+    own = variant.represent if number == 2 else ()
+    learnt = [job for job in before if job.phase == 1]
+    if number == 2 and not learnt:
+        own = (*own, "stage2.from=backbone")
+    overrides = (*source.overrides, *variant.learn, *variant.data, *own, f"seed={seed}")
+    run = load(source.recipe, overrides)
+    parents = [job.folder.name for job in learnt]
+    folder = _folder(source, f"stage{number}", run.decisive(number), _data(run, number), parents)
+    links = [("backbone", before[0].folder / "backbone")]
+    links += [("stage1", job.folder / "stage1") for job in learnt]
+    arguments = (source.recipe, *overrides, f"run={folder}")
+    return Job(number, folder, run.model_copy(update={"run": folder}), arguments, tuple(links))
+
+
+def _folder(source: Source, kind: str, *decisive: Any) -> Path:
+    text = json.dumps(decisive, sort_keys=True)
+    return source.root / "runs" / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _data(run: RunConfig, stage: int = 1) -> str:
+    """The fingerprint of the data; mined negatives count for stage 2 alone."""
+    try:
+        manifest = Manifest.load(run.data.folder)
+    except DataError:
+        return "not prepared"  # a dry run may list jobs before there is data
+    return manifest.fingerprint if stage == 2 else manifest.prepared
+
+
+def link(job: Job) -> None:
+    """Make the job's folder with its links."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for name, target in job.links:
+        if not (job.folder / name).is_symlink():
+            (job.folder / name).symlink_to(os.path.relpath(target, job.folder))

@@ -1,0 +1,241 @@
+"""Scores of a table's jobs -> its rows, how they compare, and the table beside the paper's."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lbr_ds.config import RunConfig
+from lbr_ds.evaluate import bootstrap
+from lbr_ds.reproduce.jobs import Job
+from lbr_ds.reproduce.paper import PAPER, PaperTable
+from lbr_ds.reproduce.tables import Table, Variant
+from lbr_ds.runs import checkpoints
+
+MEASURES = ("recall_at_10", "ndcg_at_10", "separation_ratio", "alignment", "uniformity",
+            "effective_rank")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant with one seed (None: another's model, that we did not train), and its jobs."""
+
+    variant: Variant
+    seed: int | None
+    jobs: list[Job]
+
+
+def collect(
+    name: str, table: Table, rows: list[Row], run: RunConfig, root: Path, notes: list[str]
+) -> dict[str, Any]:
+    """{"table", "title", "rows", "summary", "comparisons", "separation_predicts", "data", ...}.
+
+    rows: one a variant and seed. summary: one a variant, {measure: {"mean", "spread"}} over its
+    seeds (spread: standard deviation, None for one seed) and the 95 % interval of N@10 over the
+    queries. comparisons: a minus b in N@10, paired over queries, each query's score averaged over
+    seeds. Variants without scores (another's model that could not be had) are in `notes`.
+    """
+    made, per_query, sizes = [], defaultdict(list), {}
+    for row in rows:
+        if not row.jobs[-1].scores.is_file():
+            continue
+        evaluation = json.loads(row.jobs[-1].scores.read_text(encoding="utf-8"))
+        task = next(iter(evaluation["tasks"]))
+        made.append(_row(row, evaluation["tasks"][task], evaluation.get("generation")))
+        per_query[row.variant.name].append(evaluation["per_query"][task])
+        sizes = {k: evaluation["tasks"][task][k] for k in ("queries", "documents")}
+    averaged = {variant: _average(own) for variant, own in per_query.items()}
+    return {
+        "table": name,
+        "title": PAPER[name].title,
+        "recipe": run.name,
+        "backbone": run.model.backbone,
+        "data": {"folder": str(run.data.folder), **sizes},
+        "rows": made,
+        "summary": _summary(table, made, averaged),
+        "comparisons": _comparisons(table, averaged),
+        "separation_predicts": separation_predicts(root / "runs"),
+        "notes": notes,
+    }
+
+
+def _row(row: Row, scores: dict[str, Any], generation: dict[str, Any] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"variant": row.variant.name, "seed": row.seed}
+    found |= {measure: scores.get(measure) for measure in MEASURES}
+    if generation:
+        for prompt, written in generation["prompts"].items():
+            found |= {f"{k}_{prompt}": written[k] for k in ("bleu_4", "rouge_l")}
+    learnt = [job for job in row.jobs if job.phase == 1]
+    if learnt:
+        found["stage1_seconds"] = _stage1_seconds(learnt[0].folder / "stage1" / "metrics.jsonl")
+    return {**found, "folder": str(row.jobs[-1].folder)}
+
+
+def _stage1_seconds(metrics: Path) -> float:
+    """Median time of a logged step times the number of steps: pauses and neighbours count less."""
+    steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    middle = statistics.median(s["step_seconds"] for s in steps)
+    return round(middle * max(s["step"] for s in steps), 3)
+
+
+def _average(seeds: list[dict[str, float]]) -> dict[str, float]:
+    """Each query's mean over the seeds."""
+    return {i: statistics.fmean(own[i] for own in seeds) for i in seeds[0]}
+
+
+def _summary(
+    table: Table, rows: list[dict[str, Any]], averaged: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    summary: list[dict[str, Any]] = []
+    for variant in table.variants:
+        own = [row for row in rows if row["variant"] == variant.name]
+        if not own:
+            continue
+        line: dict[str, Any] = {"variant": variant.name, "seeds": len(own)}
+        for measure in own[0]:
+            values = [row[measure] for row in own if isinstance(row[measure], float)]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                line[measure] = {"mean": statistics.fmean(values), "spread": spread}
+        found = bootstrap.interval(averaged[variant.name])
+        line["ndcg_interval"] = list(found) if found else None
+        summary.append(line)
+    return summary
+
+
+def _comparisons(table: Table, averaged: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    made = []
+    for a, b in table.pairs:
+        if a in averaged and b in averaged:
+            found = bootstrap.compare(averaged[a], averaged[b])
+            if found is not None:
+                made.append({"a": a, "b": b, **asdict(found)})
+    return made
+
+
+def separation_predicts(folder: Path) -> dict[str, Any]:
+    """Rank correlation of the Separation Ratio after stage 1 with N@10 after stage 2.
+
+    Over all runs below `folder` that have both. Returns {"runs": their number, "spearman": None
+    below three or where one of the two never varies}.
+    """
+    points = []
+    for after in sorted(folder.glob("stage2-*/eval/stage2.json")):
+        place = after.parent.parent
+        before = (place / "stage1").resolve().parent / "eval" / "stage1.json"
+        if checkpoints(place / "stage1") and before.is_file():
+            found = [
+                next(iter(json.loads(p.read_text())["tasks"].values())) for p in (before, after)
+            ]
+            points.append((found[0].get("separation_ratio"), found[1]["ndcg_at_10"]))
+    known = np.array([p for p in points if p[0] is not None], float).reshape(-1, 2)
+    spearman = None
+    if len(known) > 2 and all(len(set(column)) > 1 for column in known.T):
+        spearman = float(np.corrcoef(_ranks(known[:, 0]), _ranks(known[:, 1]))[0, 1])
+    return {"runs": len(known), "spearman": spearman}
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0; equal values share the mean of theirs."""
+    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
+
+
+def render(result: dict[str, Any], table: Table) -> str:
+    """The result as markdown: our rows beside the paper's, comparisons, the paper's whole table."""
+    paper = PAPER[result["table"]]
+    columns = _columns(result, table)
+    head = ["variant", *columns, *(f"paper: {c}" for c in paper.columns)]
+    lines = [_line(head), _line(["---"] + ["--:"] * (len(head) - 1))]
+    variants = {variant.name: variant for variant in table.variants}
+    for line in result["summary"]:
+        cells = [_cell(line, measure, result, variants) for measure in columns.values()]
+        lines.append(
+            _line([line["variant"], *cells, *_figures(paper, variants[line["variant"]].paper)])
+        )
+    seeds = max((line["seeds"] for line in result["summary"]), default=0)
+    data = result["data"]
+    parts = [
+        f"# {result['table']}: {result['title']}",
+        f"Recipe {result['recipe']}, backbone {result['backbone']}; {data.get('queries')} held-out "
+        f"queries among {data.get('documents')} passages of {data['folder']}; {seeds} seed(s). "
+        "In brackets: the 95 % interval over queries; after +-: the standard deviation over seeds.",
+        f"```\n{result['command']}\n```",
+        "\n".join(lines),
+    ]
+    if result["comparisons"]:
+        parts.append(_compared(result["comparisons"]))
+    parts.append(_predicts(result["separation_predicts"]))
+    parts += [f"- {note}" for note in result["notes"]]
+    parts.append(f"The paper's figures are from other data and backbones. {paper.note}")
+    beside = {variants[line["variant"]].paper for line in result["summary"]}
+    others = [name for name in paper.rows if name not in beside]
+    if others:
+        rows = [_line([name, *_figures(paper, name)]) for name in others]
+        head = ["the paper's other rows", *paper.columns]
+        parts.append("\n".join([_line(head), _line(["---"] + ["--:"] * len(paper.columns)), *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _columns(result: dict[str, Any], table: Table) -> dict[str, str]:
+    """{heading: measure} of what these rows have."""
+    columns = {"R@10": "recall_at_10", "N@10": "ndcg_at_10", "separation": "separation_ratio"}
+    if table.generation:
+        columns |= {
+            "B-4, X seen": "bleu_4_visible",
+            "R-L, X seen": "rouge_l_visible",
+            "B-4, B alone": "bleu_4_bottleneck",
+            "R-L, B alone": "rouge_l_bottleneck",
+        }
+    if any(variant.over for variant in table.variants):
+        columns["time"] = "stage1_seconds"
+    return columns
+
+
+def _cell(
+    line: dict[str, Any], measure: str, result: dict[str, Any], variants: dict[str, Variant]
+) -> str:
+    """Mean, the interval of N@10, the spread over seeds; time as a ratio."""
+    if measure not in line:
+        return ""
+    mean, spread = line[measure]["mean"], line[measure]["spread"]
+    if measure == "stage1_seconds":
+        over = variants[line["variant"]].over
+        base = next(s for s in result["summary"] if s["variant"] == over)[measure]["mean"]
+        return f"{mean / base:.2f}"
+    text = f"{mean:.2f}" if measure.startswith(("bleu", "rouge")) else f"{mean:.3f}"
+    if measure == "ndcg_at_10" and line["ndcg_interval"]:
+        low, high = line["ndcg_interval"]
+        text += f" [{low:.3f}, {high:.3f}]"
+    return text if spread is None else f"{text} +- {spread:.3f}"
+
+
+def _compared(comparisons: list[dict[str, Any]]) -> str:
+    lines = [_line(["N@10, paired over queries", "difference", "95 % interval", "p"]),
+             "|---|--:|--:|--:|"]  # fmt: skip
+    for c in comparisons:
+        lines.append(_line([f"{c['a']} over {c['b']}", f"{c['difference']:+.3f}",
+                            f"{c['low']:+.3f} to {c['high']:+.3f}", f"{c['p']:.4f}"]))  # fmt: skip
+    return "\n".join(lines)
+
+
+def _predicts(found: dict[str, Any]) -> str:
+    start = "Separation Ratio after stage 1 against N@10 after stage 2"
+    if found["spearman"] is None:
+        return f"{start}: {found['runs']} run(s), too few or too alike for a rank correlation."
+    return f"{start}: rank correlation {found['spearman']:.2f} over {found['runs']} runs."
+
+
+def _figures(paper: PaperTable, row: str) -> list[str]:
+    """The paper's figures of a row, "" where it has none."""
+    scores = paper.scores(row)
+    return [f"{scores[column]:.4g}" if column in scores else "" for column in paper.columns]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

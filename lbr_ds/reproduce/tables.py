@@ -1,0 +1,168 @@
+"""The paper's tables as values: which variants of a recipe are trained, and which are compared.
+
+A variant is a name, overrides of the recipe, and the stages to run. Baselines without a bottleneck
+have `bottleneck.count=0`: the plain backbone, read at its end token, where `gl` has learnt to begin
+an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lbr_ds.config import RunConfig
+
+_PLAIN = ("bottleneck.count=0", "stage1.objective=gl")
+_BIDIRECTIONAL = ("model.attention=bidirectional",)
+COUNTS = (32, 16, 8, 4, 2, 1)  # of bottleneck tokens: mild to extreme compression
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the budget that stage 1 gets
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table.
+
+    stages: those trained. learn: overrides of all its runs; represent: of its stage 2 alone;
+    data: of `prepare`, which then makes data of its own. model: another's model by name, scored
+    as it is. paper: the row of the paper's table that it stands beside. over: the variant whose
+    time for stage 1 counts as 1. share: figure 3's horizontal axis.
+    """
+
+    name: str
+    stages: tuple[int, ...] = ()
+    learn: tuple[str, ...] = ()
+    represent: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    model: str = ""
+    paper: str = ""
+    over: str = ""
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """variants in the paper's order; pairs: (a, b) by name, of which a minus b is tested."""
+
+    variants: tuple[Variant, ...]
+    pairs: tuple[tuple[str, str], ...]
+    generation: bool = False
+
+
+def _table1(run: RunConfig) -> Table:
+    named = {"BM25": "bm25", "ChemLLM": "chemllm", "HuaTuo": "huatuo", "BGE": "bge", "GTE": "gte",
+             "LLM2Vec": "llm2vec"}  # fmt: skip
+    others = [Variant(k, model=v, paper="" if k == "BM25" else k) for k, v in named.items()]
+    return Table(
+        (
+            Variant("LLM", (), _PLAIN, paper="Qwen2.5-1.5B"),
+            *others,
+            Variant("SFT+CL", (1, 2), _PLAIN, paper="SFT+CL Qwen2.5-1.5B"),
+            Variant("LBR", (1, 2), paper="LBR Qwen2.5-1.5B"),
+        ),
+        tuple(("LBR", name) for name in ("LLM", *named, "SFT+CL")),
+    )
+
+
+def _table2(run: RunConfig) -> Table:
+    return Table(
+        (
+            Variant("Base", (), _PLAIN, paper="Base"),
+            Variant("GL", (1,), _PLAIN, paper="GL"),
+            Variant("CL", (2,), _PLAIN, paper="CL"),
+            Variant("IB-GL", (1,), paper="IB-GL"),
+            Variant("LBR", (1, 2)),
+        ),
+        (("IB-GL", "GL"), ("IB-GL", "CL"), ("LBR", "CL"), ("LBR", "IB-GL")),
+        generation=True,
+    )
+
+
+def _table3(run: RunConfig) -> Table:
+    lbr = "LLM+IB-GL+CL"
+    variants = (
+        Variant("LLM", (), _PLAIN),
+        Variant("LLM+GL", (1,), _PLAIN),
+        Variant("LLM+IB-GL", (1,)),
+        Variant("LLM+CL", (2,), _PLAIN),
+        Variant("LLM+GL+CL", (1, 2), _PLAIN),
+        Variant(lbr, (1, 2)),
+    )
+    pairs = [(lbr, v.name) for v in variants if v.name != lbr]
+    return Table(
+        tuple(_beside(v) for v in variants),
+        (*pairs, ("LLM+GL+CL", "LLM+CL"), ("LLM+IB-GL", "LLM+GL")),
+    )
+
+
+def _table4(run: RunConfig) -> Table:
+    rows = [
+        _beside(Variant(f"{name}, {attention} CL", (1, 2), learn, represent))
+        for name, learn in (("GL", _PLAIN), ("IB-GL", ()))
+        for attention, represent in (("causal", ()), ("bidirectional", _BIDIRECTIONAL))
+    ]
+    pairs = [(f"{name}, causal CL", f"{name}, bidirectional CL") for name in ("GL", "IB-GL")]
+    return Table(tuple(rows), (*pairs, ("IB-GL, causal CL", "GL, causal CL")))
+
+
+def _table5(run: RunConfig) -> Table:
+    fit = [k for k in COUNTS if 2 * k <= run.model.max_length]  # the text keeps half at least
+    rows = [Variant(f"K={k}", (1,), (f"bottleneck.count={k}",)) for k in fit]
+    names = [row.name for row in rows]
+    return Table(tuple(rows), tuple(zip(names[1:], names[:-1], strict=True)))
+
+
+def _table6(run: RunConfig) -> Table:
+    plain, bottleneck = _PLAIN[:1], ()
+    rows = (
+        ("Standard SFT", plain, "gl", "Standard SFT"),
+        ("IB-GL (SFT)", bottleneck, "sft", "Standard SFT"),
+        ("Standard PT", plain, "pt", "Standard PT"),
+        ("IB-GL (PT)", bottleneck, "reconstruct", "Standard PT"),
+    )
+    variants = [
+        _beside(Variant(name, (1,), (*learn, f"stage1.objective={kind}"), over=over))
+        for name, learn, kind, over in rows
+    ]
+    suffix = ("stage1.objective=continue",)
+    ours = Variant("IB-GL (PT, prefix to suffix)", (1,), suffix, over="Standard PT")
+    return Table(
+        (*variants, ours),
+        (
+            ("IB-GL (SFT)", "Standard SFT"),
+            ("IB-GL (PT)", "Standard PT"),
+            ("IB-GL (SFT)", "IB-GL (PT)"),
+        ),
+    )
+
+
+def _figure3(run: RunConfig) -> Table:
+    """One pass over records of the recipe's gl and cl together, cut anew for each share."""
+    sizes = run.data.splits
+    budget = sizes.gl + sizes.cl
+    once = [f"stage{n}.{key}" for n in (1, 2) for key in ("num_steps=null", "num_epochs=1")]
+    rows = []
+    for share in SHARES:
+        gl, cl = budget * share, budget * (1 - share)
+        if not sizes.are_shares:
+            gl, cl = round(gl), round(cl)
+        data = (
+            f"data.folder={run.data.local_folder}-gl{round(100 * share)}",
+            f"data.splits={{gl: {gl:.10g}, cl: {cl:.10g}, eval: {sizes.eval:.10g}}}",
+        )
+        rows += [
+            Variant(f"{name}, {share:.0%} GL", (1, 2), (*learn, *once), data=data, share=share)
+            for name, learn in (("GL+CL", _PLAIN), ("IB-GL+CL", ()))
+        ]
+    names = [row.name for row in rows]
+    return Table(tuple(rows), tuple(zip(names[1::2], names[::2], strict=True)))
+
+
+def _beside(variant: Variant) -> Variant:
+    """The variant, beside the paper's row of its name."""
+    return Variant(**{**vars(variant), "paper": variant.name})
+
+
+TABLES: dict[str, Callable[[RunConfig], Table]] = {
+    "table1": _table1, "table2": _table2, "table3": _table3, "table4": _table4,
+    "table5": _table5, "table6": _table6, "figure3": _figure3,
+}  # fmt: skip
