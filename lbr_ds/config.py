@@ -80,10 +80,19 @@ class DataConfig(Part):
     splits: SplitConfig = SplitConfig()
     min_chars: int = Field(default=1, ge=1)  # a text shorter than this drops its record
     max_chars: int = Field(default=20_000, ge=1)  # a text longer than this drops its record
+    # The same in tokens of the backbone's own tokenizer, without bottleneck; null: no bound.
+    min_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    languages: tuple[str, ...] = ()  # [en]: texts surely in another one go; empty: all stay
     near_duplicate: float = Field(default=0.7, ge=0.6, le=1)  # shared word pairs; 1: equal ones
     records_per_shard: int = Field(default=4096, ge=1)
     on_error: Literal["strict", "skip"] = "strict"  # bad records: stop, or skip and count
     workers: int = Field(default=1, ge=0)  # processes a rank that build batches ahead of the step
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a bound in tokens is set."""
+        return self.min_tokens is not None or self.max_tokens is not None
 
     @property
     def local_folder(self) -> Path:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 
+_SAMPLES = (4, 3, 3)  # records of gl, cl and eval that are shown
+
 
 class Bars:
     """A progress callback for long work: `bars(part, done, total)`, one bar for each part.
@@ -44,16 +46,20 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     for name, split in curation["splits"].items():
         lengths = [split["characters"].get(part) for part in ("query", "positives")]
         cells = [f"{c['p50']} / {c['p99']}" if c else "-" for c in lengths]
-        table.add_row(name, str(split["records"]), str(split["components"]), *cells)
+        table.add_row(name, str(split["records"]), str(split["groups"]), *cells)
     console.print(table)
-    console.print("lengths are in characters", style="dim")
+    tied, groups = curation["components"], curation["groups"]
+    console.print(
+        f"lengths are in characters; {tied['largest']} records at most are tied into one split, "
+        f"{groups['largest']} at most are one group", style="dim", highlight=False, soft_wrap=True,
+    )  # fmt: skip
     for kind in ("dropped_records", "dropped_texts"):
         for rule, found in curation[kind].items():
             console.print(f"{kind.replace('_', ' ')}, {rule}: {found['count']}", highlight=False)
-    for name, split in curation["splits"].items():
-        for sample in split["samples"][:1]:
+    for (name, split), number in zip(curation["splits"].items(), _SAMPLES, strict=True):
+        for sample in split["samples"][:number]:
             shown = sample.get("query") or sample.get("text", "")
-            answer = (sample.get("positives") or [""])[0]
+            answer = (sample.get("positives") or [""])[0].replace("\n", " ")
             console.print(f"{name}: {shown[:70]} -> {answer[:90]}", highlight=False, markup=False)
     leaks = curation["leaks"]
     reused = " (reused: nothing has changed)" if curation["reused"] else ""

@@ -4,9 +4,9 @@
     result == {"suite": "loader", "environment": {...}, "rows": [{"measure", "value", ...}]}
 
 A suite is one file here with a function `suite() -> list[Row]`, and its name in SUITES; one that
-works on texts takes `data`, a file of records or a prepared folder; one with a short version has its
-arguments in QUICK. Both sides of a ratio run in turn in one process (`interleaved`); a row keeps
-the median and the quartiles.
+works on texts takes `data`, a file of records or a prepared folder; one with a short version has
+its arguments in QUICK. Both sides of a ratio run in turn in one process (`interleaved`); a row
+keeps the median and the quartiles.
 """
 
 from __future__ import annotations

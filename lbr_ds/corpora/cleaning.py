@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from lbr_ds.config import DataConfig
+from lbr_ds.corpora.language import other_language
 from lbr_ds.corpora.sources import Corpus
+from lbr_ds.corpora.tokens import count
 from lbr_ds.records import Record
 
 
@@ -65,20 +67,36 @@ class Rules:
 
     min_chars: int
     max_chars: int
+    min_tokens: int
+    max_tokens: int | None
+    tokenizer: str  # a file; empty where no bound in tokens is set
+    languages: tuple[str, ...]
     keep_lines: bool
     max_shared_letters: int | None
 
     @classmethod
-    def of(cls, data: DataConfig, corpus: Corpus) -> Rules:
-        """The rules of the recipe for a source."""
-        letters = corpus.source.max_shared_letters
-        return cls(data.min_chars, data.max_chars, corpus.keep_lines, letters)
+    def of(cls, data: DataConfig, corpus: Corpus, tokenizer: str) -> Rules:
+        """The rules of the recipe for a source; code is in no language that could be told."""
+        return cls(
+            data.min_chars, data.max_chars, data.min_tokens or 0, data.max_tokens, tokenizer,
+            () if corpus.keep_lines else data.languages, corpus.keep_lines,
+            corpus.source.max_shared_letters,
+        )  # fmt: skip
 
-    def fault(self, text: str) -> str:
-        """The rule of length that the text breaks, or nothing."""
+    def fault(self, text: str) -> tuple[str, str] | None:
+        """The rule that the text itself breaks, and by what; the costly rules come last."""
         if len(text) < self.min_chars:
-            return "too_short"
-        return "too_long" if len(text) > self.max_chars else ""
+            return "too_short", f"{len(text)} characters"
+        if len(text) > self.max_chars:
+            return "too_long", f"{len(text)} characters"
+        if self.tokenizer:
+            tokens = count(text, self.tokenizer)
+            if tokens < self.min_tokens:
+                return "too_few_tokens", f"{tokens} tokens"
+            if self.max_tokens is not None and tokens > self.max_tokens:
+                return "too_many_tokens", f"{tokens} tokens"
+        found = other_language(text, self.languages) if self.languages else ""
+        return ("other_language", f"language {found}") if found else None
 
 
 @dataclass(frozen=True)
@@ -104,8 +122,8 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
     positives = _distinct(record, "positives", tidy, removed)
     negatives = _distinct(record, "negatives", tidy, removed)
     for known, text in list(negatives.items()):
-        if rules.fault(text):
-            removed.append((f"negative_{rules.fault(text)}", f"{record.id}: {text[:200]}"))
+        if fault := rules.fault(text):
+            removed.append((f"negative_{fault[0]}", f"{record.id}: {fault[1]}: {text[:200]}"))
             del negatives[known]
     record = replace(
         record,
@@ -116,10 +134,9 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
         group=record.group.strip(),
     )
     for text in [record.text] if record.text else [record.query, *record.positives]:
-        rule = rules.fault(text)
-        if rule:
-            example = f"{record.id}: {len(text)} characters: {text[:200]}"
-            return Cleaned(record, (rule, example), removed)
+        if fault := rules.fault(text):
+            example = f"{record.id}: {fault[1]}: {text[:200]}"
+            return Cleaned(record, (fault[0], example), removed)
     letters = rules.max_shared_letters
     if letters is not None and record.query and shares_letters(record, letters):
         example = f"{record.id}: {record.query[:80]} / {record.positives[0][:80]}"

@@ -65,9 +65,15 @@ class Collected:
 
 
 def collect(
-    data: DataConfig, corpora: list[Corpus], store: Store, progress: Progress | None
+    data: DataConfig,
+    corpora: list[Corpus],
+    tokenizer: str,
+    store: Store,
+    progress: Progress | None,
 ) -> Collected:
     """Read and clean every source into the store; goes on where an earlier run was stopped.
+
+    tokenizer: a file that the bounds in tokens count with; empty where there are none.
 
     Raises DataError for a bad record or a repeated id (strict), and for a source without records.
     """
@@ -79,7 +85,8 @@ def collect(
     for number, corpus in enumerate(corpora):
         if store.recall(f"collect {number}"):
             continue
-        _read(data, corpus, number, store, collected, progress)
+        rules = Rules.of(data, corpus, tokenizer)
+        _read(data, corpus, number, rules, store, collected, progress)
         if not collected.read[number]:
             raise DataError(f"{corpus.path}: holds no records; check data.sources.path and format")
         with store.step():
@@ -96,12 +103,12 @@ def _read(
     data: DataConfig,
     corpus: Corpus,
     number: int,
+    rules: Rules,
     store: Store,
     collected: Collected,
     progress: Progress | None,
 ) -> None:
     found = islice(corpus.read(), collected.read[number], corpus.source.max_records)
-    rules = Rules.of(data, corpus)
     signed = data.near_duplicate < 1
     done = in_order(_work, (Job(chunk, rules, signed) for chunk in _chunks(found)))
     while first := next(done, None):

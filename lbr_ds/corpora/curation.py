@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
 from lbr_ds.config import SplitConfig
 from lbr_ds.corpora.collect import Collected
+from lbr_ds.corpora.near import likeness, pairs_of_words
 from lbr_ds.corpora.reading import Tally
-from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store
+from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.corpora.unite import largest, most_shared
 from lbr_ds.records import Record
 
 log = logging.getLogger(__name__)
-_SAMPLES, _SAMPLE_CHARS = 3, 300
+_SAMPLES, _SAMPLE_CHARS = 4, 300
 _QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _KINDS = {"query": QUERY, "positives": POSITIVE, "negatives": NEGATIVE, "text": PASSAGE}
 _GIANT = 0.1  # a component of a larger share of the records is told of in the log
+_LOOKED_AT = 32  # texts whose near duplicates are counted one by one
 
 
 def sources_table(sources: list[dict[str, Any]], collected: Collected) -> list[dict[str, Any]]:
@@ -50,13 +53,67 @@ def components_table(store: Store) -> dict[str, Any]:
     }
 
 
+def groups_table(store: Store, threshold: float) -> dict[str, Any]:
+    """How many groups of no mutual negatives the records make, the largest, and `kin`; and how much
+    of what is nearly the same they hold apart, counted on a sample."""
+    sizes = "(SELECT count(*) AS size FROM members GROUP BY grp)"
+    return {
+        "count": store.number("SELECT count(*) FROM groups"),
+        "largest": store.number(f"SELECT max(size) FROM {sizes}"),
+        "kin": store.number("SELECT count(DISTINCT label) FROM kin"),
+        "largest_kin": store.number(
+            "SELECT max(size) FROM (SELECT count(DISTINCT seq) AS size FROM kin"
+            " JOIN uses USING (num) WHERE role = ? GROUP BY label)", POSITIVE,
+        ),
+        "near_pairs": _near_pairs(store, threshold),
+    }  # fmt: skip
+
+
+def _near_pairs(store: Store, threshold: float) -> dict[str, Any]:
+    """Of pairs of texts that are near to each other, those whose records share a group, and those
+    that share a group or a kin, so that none is a negative for the other.
+
+    Looks at `_LOOKED_AT` texts, those of the smallest keys, and all that may be near to them.
+    """
+    looked = store.db.execute(
+        "SELECT num, family FROM families JOIN texts USING (num) WHERE family IN"
+        " (SELECT family FROM families GROUP BY family HAVING count(*) > 1)"
+        " AND num IN (SELECT num FROM uses WHERE role != ?) ORDER BY key LIMIT ?",
+        (NEGATIVE, _LOOKED_AT),
+    ).fetchall()
+    found = {"looked_at": 0, "share_a_group": 0, "never_negatives": 0}
+    with closing(Texts(store.path)) as texts:
+        for number, family in looked:
+            own, others = pairs_of_words(texts(number)), _kindred(store, family)
+            groups, label = others.pop(number)
+            for other, (their_groups, their_label) in others.items():
+                if likeness(own, pairs_of_words(texts(other))) >= threshold:
+                    same = groups == their_groups and len(groups) == 1
+                    found["looked_at"] += 1
+                    found["share_a_group"] += same
+                    found["never_negatives"] += same or (label is not None and label == their_label)
+    return found
+
+
+def _kindred(store: Store, family: int) -> dict[int, tuple[set[int], str | None]]:
+    """The texts of a family: the groups of the records that have one, and its kin."""
+    found: dict[int, tuple[set[int], str | None]] = {}
+    rows = store.db.execute(
+        "SELECT num, grp, label FROM families JOIN uses USING (num) JOIN members USING (seq)"
+        " LEFT JOIN kin USING (num) WHERE family = ? AND role != ?", (family, NEGATIVE),
+    )  # fmt: skip
+    for number, group, label in rows:
+        found.setdefault(number, (set(), label))[0].add(group)
+    return found
+
+
 def dropped_table(records: Tally, texts: Tally) -> dict[str, Any]:
     """Records and single texts left out, by rule, each with up to three examples."""
     return {"dropped_records": records.plain(), "dropped_texts": texts.plain()}
 
 
 def split_table(store: Store, name: str, seqs: Iterator[int], sizes: SplitConfig) -> dict[str, Any]:
-    """Sizes, sources, lengths in characters and three samples of a split; `seqs`: its records."""
+    """Sizes, sources, lengths in characters and four samples of a split; `seqs`: its records."""
     sources: dict[str, int] = {}
     samples: list[dict[str, Any]] = []
     for seq in seqs:
@@ -70,6 +127,9 @@ def split_table(store: Store, name: str, seqs: Iterator[int], sizes: SplitConfig
         "asked": getattr(sizes, name),
         "records": sum(sources.values()),
         "components": store.number(counted, name),
+        "groups": store.number(
+            "SELECT count(DISTINCT grp) FROM placed JOIN members USING (seq) WHERE split = ?", name
+        ),
         "by_source": dict(sorted(sources.items())),
         "characters": {kind: found for kind, found in lengths.items() if found},
         "samples": samples,

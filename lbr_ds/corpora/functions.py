@@ -3,14 +3,14 @@
 A row has `docstring` (its first sentence), `code` (the source with the docstring cut, dedented, the
 function's own name replaced by `function`), `name`, `module`, `file`. Reads a .py file, a folder
 (`python:stdlib` and `python:PACKAGE` are folders), or a wheel; nothing is imported or run. Files of
-tests and functions of a one-word docstring or one-line body are left out.
+tests, special methods (`__init__`), and functions of fewer than four words on them or three
+statements are left out: their bodies say too little.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-import textwrap
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from lbr_ds.errors import DataError
 
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3"}
 _SENTENCE = re.compile(r"(.+?[.!?])(?:\s|$)", re.DOTALL)
-_MIN_WORDS, _MIN_LINES = 3, 2
+_MIN_WORDS, _MIN_STATEMENTS = 4, 3
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -69,6 +69,8 @@ def _functions(tree: ast.Module, lines: list[str], where: str, inside: str) -> I
     for node in ast.walk(tree):
         if not isinstance(node, _Function):
             continue
+        if node.name.startswith("__") or len(node.body) <= _MIN_STATEMENTS:
+            continue
         about = ast.get_docstring(node)
         code = _without_docstring(node, lines) if about else ""
         if not about or not code:
@@ -87,14 +89,14 @@ def _functions(tree: ast.Module, lines: list[str], where: str, inside: str) -> I
 
 
 def _without_docstring(node: _Function, lines: list[str]) -> str:
-    """The function's source from `def` on; empty when hardly anything is left of it."""
+    """The function's source from `def` on; empty when its docstring shares a line."""
     about = node.body[0]
     # A body on one line with others (`def f(): "doc"; return 1`) cannot be cut by lines.
-    shared = len(node.body) < 2 or node.body[1].lineno <= (about.end_lineno or about.lineno)
+    shared = node.body[1].lineno <= (about.end_lineno or about.lineno)
     if shared or about.lineno == node.lineno:
         return ""
     head = lines[node.lineno - 1 : about.lineno - 1]
     body = lines[about.end_lineno : node.end_lineno]
-    if sum(1 for line in body if line.strip()) < _MIN_LINES:
-        return ""
-    return textwrap.dedent("\n".join(head + body))
+    # Not textwrap.dedent: a line inside a string may stand further left.
+    indent = lines[node.lineno - 1][: node.col_offset]
+    return "\n".join(line.removeprefix(indent) for line in head + body)

@@ -21,20 +21,24 @@ from lbr_ds.shards import read_split
 
 TRAINED = tuple(name for name in SPLITS if name != "eval")
 _CHUNK = 256
-_FAMILIES = "FROM placed JOIN uses USING (seq) JOIN families USING (num)"
+_FAMILIES = "FROM placed JOIN members USING (seq) JOIN uses USING (seq) JOIN families USING (num)"
 
 
 def part_negatives(store: Store, removed: Tally) -> None:
     """Take out negatives that are an answer of their own group, that a trained split would share
-    with eval, or eval with a trained split; near duplicates count as equal."""
+    with eval, or eval with a trained split.
+
+    Near duplicates count as equal between splits. Within a group they do not: the source says that
+    they are wrong, and one word may be what is.
+    """
     if not store.number("SELECT EXISTS (SELECT 1 FROM uses WHERE role = ?)", NEGATIVE):
         return
-    with_negatives = "(SELECT component FROM placed JOIN uses USING (seq) WHERE role = 3)"
+    with_negatives = "(SELECT grp FROM members JOIN uses USING (seq) WHERE role = 3)"
     _ban(
         store, removed, "negative_is_a_positive", "1",
-        f"SELECT DISTINCT component, family {_FAMILIES} WHERE role = {POSITIVE}"
-        f" AND component IN {with_negatives}",
-        "banned.component = placed.component AND",
+        f"SELECT DISTINCT grp, num {_FAMILIES} WHERE role = {POSITIVE}"
+        f" AND grp IN {with_negatives}",
+        "banned.grp = members.grp AND banned.text = uses.num",
     )  # fmt: skip
     for split, others in (
         ("split = 'eval'", f"split != 'eval' AND role != {NEGATIVE}"),
@@ -42,21 +46,20 @@ def part_negatives(store: Store, removed: Tally) -> None:
     ):
         _ban(
             store, removed, "negative_is_in_other_split", split,
-            f"SELECT DISTINCT 0 AS component, family {_FAMILIES} WHERE {others}", "",
+            f"SELECT DISTINCT 0 AS grp, family {_FAMILIES} WHERE {others}",
+            "banned.text = families.family",
         )  # fmt: skip
 
 
-def _ban(
-    store: Store, removed: Tally, rule: str, placed: str, families: str, condition: str
-) -> None:
-    """Delete the negatives of the records `placed` so whose family is among `families`."""
-    store.db.execute("CREATE TEMP TABLE banned (component INTEGER, family INTEGER)")
-    store.db.execute(f"INSERT INTO banned {families}")
-    store.db.execute("CREATE INDEX temp.banned_family ON banned (family)")
+def _ban(store: Store, removed: Tally, rule: str, placed: str, texts: str, condition: str) -> None:
+    """Delete the negatives of the records `placed` so that meet one of `texts` on `condition`."""
+    store.db.execute("CREATE TEMP TABLE banned (grp INTEGER, text INTEGER)")
+    store.db.execute(f"INSERT INTO banned {texts}")
+    store.db.execute("CREATE INDEX temp.banned_text ON banned (text)")
     store.db.execute(
         "CREATE TEMP TABLE gone AS SELECT uses.seq, uses.place, uses.num"
         f" {_FAMILIES} WHERE role = {NEGATIVE} AND {placed} AND EXISTS"
-        f" (SELECT 1 FROM banned WHERE {condition} banned.family = families.family)"
+        f" (SELECT 1 FROM banned WHERE {condition})"
     )
     number = store.number("SELECT count(*) FROM gone")
     rows = store.db.execute(

@@ -13,24 +13,25 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.corpora.cleaning import normalise
+from lbr_ds.corpora.crew import in_order
 
 PERMUTATIONS, BANDS = 128, 32
 _ROWS = PERMUTATIONS // BANDS
 SIGNATURE_BYTES = 4 * PERMUTATIONS
-_MARGIN = 0.16  # four standard deviations of an estimate from 128 values
-_BLOCK = 1024  # signatures compared at once
+MARGIN = 0.16  # four standard deviations of an estimate from 128 values
+_BLOCK = 128  # texts of a bucket compared with as many others at once
 _CHUNK = 16384  # signatures read at once
+_A_JOB = 1 << 15  # pairs of texts in one job, at most two blocks more
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\s\u3040-\u30ff"
                    r"\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]+")  # fmt: skip
 
@@ -43,7 +44,8 @@ def pairs_of_words(text: str) -> set[str]:
 
 def likeness(one: set[str], other: set[str]) -> float:
     """The Jaccard index of two sets of word pairs."""
-    return len(one & other) / len(one | other)
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
 
 
 def signature(text: str) -> bytes:
@@ -84,28 +86,123 @@ class Forest:
         self.parents[high] = low
 
 
+class Shared(NamedTuple):
+    """What every job needs to compare texts: a file of their signatures, the bound, and a text by
+    its number, in any process."""
+
+    signatures: Path
+    threshold: float
+    text_of: Callable[[int], str]
+
+    def rows(self, file: BinaryIO, numbers: NDArray[np.int64]) -> NDArray[Any]:
+        """The signatures of texts. By pread: pages of a memory map would count as our memory."""
+        raw = (os.pread(file.fileno(), SIGNATURE_BYTES, n * SIGNATURE_BYTES)
+               for n in numbers.tolist())  # fmt: skip
+        return np.frombuffer(b"".join(raw), dtype="<u4").reshape(-1, PERMUTATIONS)
+
+
 def families(
-    signatures: Path,
-    count: int,
-    threshold: float,
-    text_of: Callable[[int], str],
-    progress: Callable[[int], None] = lambda band: None,
+    shared: Shared, count: int, progress: Callable[[int], None] = lambda band: None
 ) -> Forest:
     """The texts 0..count-1 united where they are near duplicates, also by way of others.
 
-    signatures: a file of `count` signatures. text_of gives a text by its number. Holds at most
-    50 bytes a text in memory. After it, two texts of two families that share a band's values are
-    compared and found to differ.
+    Holds at most 50 bytes a text in memory, and a fixed amount a core. After it, two texts of two
+    families that share a band's values were compared and found to differ: so the result is the
+    same in whatever order, and by however many processes, the pairs were looked at.
     """
     forest = Forest(count)
-    if threshold >= 1:
+    if shared.threshold >= 1:
         return forest
-    with closing(_Comparison(signatures, threshold, text_of, forest)) as compare:
-        for band in range(BANDS):
-            progress(band)
-            for bucket in _buckets(signatures, count, band):
-                compare.bucket(bucket)
+    for united in in_order(_compare, _jobs(shared, count, forest, progress)):
+        for number, other in united:
+            forest.unite(number, other)
     return forest
+
+
+class _Block(NamedTuple):
+    """Texts that agree in a band, and their families' roots so far.
+
+    With a cut, those before it are compared with those from it on; without, all with all.
+    """
+
+    numbers: NDArray[np.int64]
+    roots: NDArray[np.int64]
+    cut: int
+
+
+class _Job(NamedTuple):
+    shared: Shared
+    band: int
+    blocks: list[_Block]
+
+
+def _jobs(
+    shared: Shared, count: int, forest: Forest, progress: Callable[[int], None]
+) -> Iterator[_Job]:
+    """Every pair of a bucket, unless one family has both when the job is asked for."""
+    for band in range(BANDS):
+        progress(band)
+        blocks: list[_Block] = []
+        cost = 0
+        for numbers, cut in _parts(_buckets(shared.signatures, count, band)):
+            roots = np.array([forest.root(number) for number in numbers.tolist()])
+            if (roots == roots[0]).all():
+                continue
+            blocks.append(_Block(numbers, roots, cut))
+            cost += len(numbers) ** 2 // 2
+            if cost >= _A_JOB:
+                yield _Job(shared, band, blocks)
+                blocks, cost = [], 0
+        if blocks:
+            yield _Job(shared, band, blocks)
+
+
+def _parts(buckets: Iterator[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """(numbers, cut): the buckets, large ones in blocks of which each meets each."""
+    for numbers in buckets:
+        firsts = range(0, len(numbers), _BLOCK)
+        for first in firsts:
+            own = numbers[first : first + _BLOCK]
+            yield own, 0
+            for later in firsts[first // _BLOCK + 1 :]:
+                yield np.concatenate([own, numbers[later : later + _BLOCK]]), len(own)
+
+
+def _compare(job: _Job) -> list[tuple[int, int]]:
+    """The pairs of the job that are near and unite two families."""
+    words = lru_cache(maxsize=2 * _BLOCK)(lambda n: pairs_of_words(job.shared.text_of(n)))
+    found: list[tuple[int, int]] = []
+    with job.shared.signatures.open("rb") as file:
+        for numbers, roots, cut in job.blocks:
+            values = job.shared.rows(file, numbers)
+            # The likeliest first: what they unite need not be compared any more.
+            for one, other in _likely(values, roots, cut, job.shared.threshold, job.band):
+                if roots[one] == roots[other]:
+                    continue
+                pair = int(numbers[one]), int(numbers[other])
+                if likeness(words(pair[0]), words(pair[1])) >= job.shared.threshold:
+                    found.append(pair)
+                    roots[roots == roots[other]] = roots[one]
+    return found
+
+
+def _likely(
+    values: NDArray[Any], roots: NDArray[np.int64], cut: int, threshold: float, band: int
+) -> list[tuple[int, int]]:
+    """The places of pairs that may be near and meet here first, the most alike before others."""
+    found: list[NDArray[np.int64]] = []
+    for place in range(cut or len(values) - 1):
+        start = max(cut, place + 1)
+        apart = np.flatnonzero(roots[start:] != roots[place]) + start
+        same = values[apart] == values[place]
+        alike = same.sum(axis=1)
+        # A pair that agrees in an earlier band was compared there.
+        met = same[:, : band * _ROWS].reshape(len(apart), band, _ROWS).all(axis=2).any(axis=1)
+        new = np.flatnonzero((alike >= (threshold - MARGIN) * PERMUTATIONS) & ~met)
+        found.append(np.stack([-alike[new], np.full(len(new), place), apart[new]]))
+    pairs = np.concatenate(found, axis=1)
+    order = np.lexsort(pairs[::-1])
+    return [(one, other) for _, one, other in pairs[:, order].T.tolist()]
 
 
 def _buckets(signatures: Path, count: int, band: int) -> Iterator[NDArray[np.int64]]:
@@ -129,63 +226,3 @@ def _buckets(signatures: Path, count: int, band: int) -> Iterator[NDArray[np.int
     for start, end in zip(starts, ends, strict=True):
         if end - start > 1:
             yield order[start:end]
-
-
-class _Comparison:
-    """Compares the texts of a bucket that are not in one family yet."""
-
-    def __init__(
-        self, signatures: Path, threshold: float, text_of: Callable[[int], str], forest: Forest
-    ) -> None:
-        self.signatures = signatures.open("rb")
-        self.threshold = threshold
-        self.forest = forest
-        self.words = lru_cache(maxsize=256)(lambda number: pairs_of_words(text_of(number)))
-
-    def close(self) -> None:
-        """Close the file of signatures."""
-        self.signatures.close()
-
-    def bucket(self, numbers: NDArray[np.int64]) -> None:
-        """Unite what is near among `numbers`; every pair of two families is compared."""
-        roots = np.array([self.forest.root(number) for number in numbers.tolist()])
-        if (roots == roots[0]).all():
-            return
-        for first in range(0, len(numbers), _BLOCK):
-            values = self._values(numbers[first : first + _BLOCK])
-            for later in range(first, len(numbers), _BLOCK):
-                others = values
-                if later > first:
-                    others = self._values(numbers[later : later + _BLOCK])
-                for place, own in enumerate(values, first):
-                    self._one(numbers, roots, place, own, max(later, place + 1), others, later)
-
-    def _one(
-        self,
-        numbers: NDArray[np.int64],
-        roots: NDArray[np.int64],
-        place: int,
-        own: NDArray[Any],
-        start: int,
-        others: NDArray[Any],
-        later: int,
-    ) -> None:
-        """Compare the text at `place` with those from `start` on whose values are in `others`."""
-        apart = np.flatnonzero(roots[start : later + len(others)] != roots[place]) + start
-        if not len(apart):
-            return
-        agree = (others[apart - later] == own).mean(axis=1)
-        for at in apart[agree >= self.threshold - _MARGIN].tolist():
-            if roots[at] == roots[place]:
-                continue
-            number, other = int(numbers[place]), int(numbers[at])
-            if likeness(self.words(number), self.words(other)) >= self.threshold:
-                self.forest.unite(number, other)
-                low, high = sorted((int(roots[place]), int(roots[at])))
-                roots[roots == high] = low
-
-    def _values(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
-        """The signatures of texts. By pread: pages of a memory map would count as our memory."""
-        descriptor = self.signatures.fileno()
-        raw = (os.pread(descriptor, SIGNATURE_BYTES, n * SIGNATURE_BYTES) for n in numbers.tolist())
-        return np.frombuffer(b"".join(raw), dtype="<u4").reshape(-1, PERMUTATIONS)

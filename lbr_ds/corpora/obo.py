@@ -1,7 +1,8 @@
-"""OBO ontologies (HPO, GO): one row a synonym of a term that is not obsolete.
+"""OBO ontologies (HPO, GO): one row a name of a term that is not obsolete, synonyms included.
 
 A row has `id`, `name`, `definition`, `namespace`, `synonym`, `scope` (EXACT, RELATED, ...) and
-`type` (layperson, abbreviation, ...; often empty). The recipe's `where` and `columns` choose.
+`type` (layperson, abbreviation, ...; often empty). The row of the term's own name has it as
+`synonym` too, with the scope NAME. The recipe's `where` and `columns` choose.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 def read_obo(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield a row a synonym, keyed TERM-N. Raises DataError for a file without terms."""
+    """Yield a row a name, keyed TERM-0, and a synonym, keyed TERM-N.
+
+    Raises DataError for a file without terms.
+    """
     terms = 0
     for number, tags in _terms(path):
         terms += 1
         if isinstance(tags, DataError):
             yield Row(f"{path}:{number}", str(number), tags)
         elif "true" not in tags.get("is_obsolete", []):
-            yield from _synonyms(path, number, tags)
+            yield from _names(path, number, tags)
     if not terms:
         raise DataError(f"{path}: holds no [Term]; not an OBO file")
 
@@ -51,16 +55,16 @@ def _terms(path: Path) -> Iterator[tuple[int, dict[str, list[str]] | DataError]]
         yield first, fault or tags
 
 
-def _synonyms(path: Path, number: int, tags: dict[str, list[str]]) -> Iterator[Row]:
+def _names(path: Path, number: int, tags: dict[str, list[str]]) -> Iterator[Row]:
     where = f"{path}:{number}"
-    name = tags.get("id", [""])[0]
+    term, name = (tags.get(tag, [""])[0] for tag in ("id", "name"))
     definition, _ = _quoted(tags.get("def", [""])[0])
-    for count, synonym in enumerate(tags.get("synonym", []), 1):
-        text, rest = _quoted(synonym)
+    named = [(name, "NAME"), *map(_quoted, tags.get("synonym", []))]
+    for count, (text, rest) in enumerate(named):
         scope, kind = (*rest.split(), "", "")[:2]
-        yield Row(where, f"{name}-{count}", {
-            "id": name,
-            "name": tags.get("name", [""])[0],
+        yield Row(where, f"{term}-{count}", {
+            "id": term,
+            "name": name,
             "definition": definition,
             "namespace": tags.get("namespace", [""])[0],
             "synonym": text,

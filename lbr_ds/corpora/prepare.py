@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, overload
 
 import lbr_ds
-from lbr_ds.config import SPLITS, DataConfig
-from lbr_ds.corpora import curation, leaks, overlap, sources
+from lbr_ds.config import SPLITS, DataConfig, ModelConfig
+from lbr_ds.corpora import curation, language, leaks, overlap, sources
 from lbr_ds.corpora.collect import Collected, collect
 from lbr_ds.corpora.reading import Progress
-from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.splits import divide
 from lbr_ds.corpora.store import Store
+from lbr_ds.corpora.tokens import tokenizer_json
 from lbr_ds.corpora.unite import drop_twins, find_families, unite
 from lbr_ds.corpora.work import WorkFolder, swap
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
@@ -44,11 +44,18 @@ from lbr_ds.shards.manifest import NAME
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
 MINING, GIVEN = "mining.json", "given"  # what `mine` adds: its audit, and cl as prepare wrote it
-_RULES = 2  # raise it when cleaning or dividing changes, so that old folders are made again
+_RULES = 3  # raise it when cleaning or dividing changes, so that old folders are made again
 
 
-def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> dict[str, Any]:
+def prepare(
+    data: DataConfig,
+    seed: int,
+    progress: Progress | None = None,
+    model: ModelConfig | None = None,
+) -> dict[str, Any]:
     """Make `data.folder` from `data.sources`, or reuse it when it was made from the same.
+
+    model: the backbone whose tokenizer counts for `data.min_tokens` and `data.max_tokens`.
 
     Returns what curation.json holds, and `reused`. The same files, settings and seed give the same
     bytes. Raises ConfigError when the folder holds anything but prepared data, DataError for bad
@@ -59,11 +66,13 @@ def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> di
         raise ConfigError("data.sources is empty; name at least one corpus")
     for source in data.sources:
         sources.check(source)
+    language.check(data.languages)
     folder = data.local_folder.expanduser().resolve()
     _refuse_foreign(folder)
     corpora = [sources.find(source) for source in data.sources]
     table = [corpus.provenance() for corpus in corpora]
-    fingerprint = _fingerprint(data, seed, table)
+    tokenizer = _tokenizer(data, model)
+    fingerprint = _fingerprint(data, seed, table, tokenizer)
     kept = _reusable(folder, fingerprint)
     if kept is not None:
         log.info("%s is up to date, reused", folder)
@@ -75,8 +84,12 @@ def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> di
             manifest = Manifest(
                 work.path / "data", {}, table, seed, fingerprint, lbr_ds.__version__
             )
+            counter = work.path / "tokenizer.json" if tokenizer else None
+            if counter:
+                counter.write_text(tokenizer, encoding="utf-8")
             with closing(Store(work.path)) as store:
-                made = _make(data, corpora, store, manifest, progress)
+                collected = collect(data, corpora, str(counter or ""), store, progress)
+                made = _make(data, collected, store, manifest, progress)
             swap(manifest.folder, folder)
     except (OSError, sqlite3.Error) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
@@ -87,13 +100,12 @@ def prepare(data: DataConfig, seed: int, progress: Progress | None = None) -> di
 
 def _make(
     data: DataConfig,
-    corpora: list[Corpus],
+    collected: Collected,
     store: Store,
     manifest: Manifest,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Read, divide and write everything into `manifest.folder`; returns the curation."""
-    collected = collect(data, corpora, store, progress)
+    """Divide and write what was read into `manifest.folder`; returns the curation."""
     dropped, removed = collected.records, collected.texts
     stages: dict[str, Callable[[], None]] = {
         "families": lambda: find_families(store, data.near_duplicate, progress),
@@ -183,6 +195,7 @@ def _curation(
         "sources": curation.sources_table(manifest.sources, collected),
         **curation.dropped_table(collected.records, collected.texts),
         "components": curation.components_table(store),
+        "groups": curation.groups_table(store, data.near_duplicate),
         "splits": {
             name: curation.split_table(store, name, iter(records.seqs), data.splits)
             for name, records in stored.items()
@@ -190,10 +203,19 @@ def _curation(
     }
 
 
-def _fingerprint(data: DataConfig, seed: int, table: list[dict[str, Any]]) -> str:
+def _tokenizer(data: DataConfig, model: ModelConfig | None) -> str:
+    """The JSON of the tokenizer that counts; empty where nothing has to be counted."""
+    if not data.counts_tokens:
+        return ""
+    if model is None:
+        raise ConfigError("data.min_tokens and data.max_tokens need model.backbone to count with")
+    return tokenizer_json(model)
+
+
+def _fingerprint(data: DataConfig, seed: int, table: list[dict[str, Any]], tokenizer: str) -> str:
     """Hash of all that decides the shards' bytes, the recipe's words on provenance included."""
     settings = json.loads(data.model_dump_json(exclude={"folder", "workers"}))
-    plain = [_RULES, lbr_ds.__version__, seed, settings, table]
+    plain = [_RULES, lbr_ds.__version__, seed, settings, table, tokenizer]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

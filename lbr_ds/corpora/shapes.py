@@ -2,7 +2,7 @@
 
 records   the row is a record already (records.py); `id` and `source` may be missing
 pairs     query -> positives, and negatives if there are any
-choices   a question with options: query -> the full text of the right one
+choices   a question with options: query -> the full text of the right one; the others are negatives
 titled    title -> body
 passages  text alone
 """
@@ -166,8 +166,17 @@ def _as_choices(row: dict[str, Any], source: SourceConfig, where: str) -> list[d
     answer = _value(row, columns.answer or "answer", where)
     raw = _named(row, source, where)
     raw["query"] = " ".join(_texts(row, columns.query or "query", where))
-    raw["positives"] = [_right(options, answer, source.answer_as, where)]
+    right = _right(options, answer, source.answer_as, where)
+    raw["positives"] = [right]
+    # An option that says the same is not wrong; what is alike but for punctuation goes later.
+    raw["negatives"] = [
+        text for text in options.values() if _folded(text) not in ([], _folded(right))
+    ]
     return [raw]
+
+
+def _folded(text: str) -> list[str]:
+    return text.casefold().split()
 
 
 def _options(row: dict[str, Any], column: str | list[str], where: str) -> dict[str, str]:

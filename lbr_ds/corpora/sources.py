@@ -24,7 +24,7 @@ _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arr
 _ROWS_ARE_RECORDS = ("jsonl", "beir", "icd10cm")
 _COLUMNS = {
     "python": ColumnsConfig(query="docstring", positives="code"),
-    "obo": ColumnsConfig(query="synonym", positives="{name}. {definition}", group="id"),
+    "obo": ColumnsConfig(query="synonym", positives="definition", group="id"),
     "text": ColumnsConfig(text="text", group="file"),
 }
 

@@ -4,8 +4,11 @@ work folder, so that memory does not grow with the corpus.
 records    seq, id, its own group, body (JSON); in reading order
 texts      num, key, text: every distinct normalised text, numbered from 0
 uses       which record has which text, as what, and how long it is there
+families   of each text: its family of near duplicates, the leader of its cluster
+members    after uniting: the component and the group of each record
+components, groups  their labels; of a component also size and pairs
+kin        texts of clusters too large to be one group, and the clusters' labels
 placed     after division: the component and split of each record that stays
-components after uniting: label, size, pairs
 state      what is done: one JSON value a name, written with the work that it tells of
 """
 
@@ -18,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lbr_ds.corpora.near import SIGNATURE_BYTES
 from lbr_ds.records import Record
@@ -34,8 +38,10 @@ CREATE TABLE IF NOT EXISTS texts (num INTEGER PRIMARY KEY, key BLOB UNIQUE, text
 CREATE TABLE IF NOT EXISTS uses
     (seq INTEGER, role INTEGER, place INTEGER, num INTEGER, chars INTEGER,
      PRIMARY KEY (seq, role, place)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS families (num INTEGER PRIMARY KEY, family INTEGER);
-CREATE TABLE IF NOT EXISTS members (seq INTEGER PRIMARY KEY, component INTEGER);
+CREATE TABLE IF NOT EXISTS families (num INTEGER PRIMARY KEY, family INTEGER, star INTEGER);
+CREATE TABLE IF NOT EXISTS members (seq INTEGER PRIMARY KEY, component INTEGER, grp INTEGER);
+CREATE TABLE IF NOT EXISTS groups (grp INTEGER PRIMARY KEY, label TEXT);
+CREATE TABLE IF NOT EXISTS kin (num INTEGER PRIMARY KEY, label TEXT);
 CREATE TABLE IF NOT EXISTS components
     (component INTEGER PRIMARY KEY, label TEXT, draw BLOB, size INTEGER, pairs INTEGER);
 CREATE TABLE IF NOT EXISTS placed (seq INTEGER PRIMARY KEY, component INTEGER, split TEXT);
@@ -47,7 +53,8 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.signatures_path = folder / "signatures"
-        self.db = sqlite3.connect(folder / "records.sqlite", isolation_level=None)
+        self.path = folder / "records.sqlite"
+        self.db = sqlite3.connect(self.path, isolation_level=None)
         self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self.db.execute("PRAGMA temp_store = FILE")
         self.db.executescript(f"BEGIN; {_TABLES} COMMIT;")
@@ -130,25 +137,49 @@ class Store:
         found = self.db.execute("SELECT num FROM texts WHERE key = ?", (known,)).fetchone()
         return found[0] if found else None
 
-    def text(self, number: int) -> str:
-        """A text by its number."""
-        query = "SELECT text FROM texts WHERE num = ?"
-        return str(self.db.execute(query, (number,)).fetchone()[0])
-
     def record(self, seq: int) -> Record:
-        """A record as it will be written: its component's group, the negatives that are left."""
+        """A record as it will be written: with its group and kin, the negatives that are left."""
         body, label = self.db.execute(
-            "SELECT body, label FROM records JOIN placed USING (seq) JOIN components"
-            " USING (component) WHERE seq = ?", (seq,),
+            "SELECT body, label FROM records JOIN members USING (seq) JOIN groups"
+            " USING (grp) WHERE seq = ?", (seq,),
         ).fetchone()  # fmt: skip
         record = Record(**json.loads(body))
+        kin = [""] * len(record.positives)
+        for place, known in self.db.execute(
+            "SELECT place, label FROM uses JOIN kin USING (num) WHERE seq = ? AND role = ?",
+            (seq, POSITIVE),
+        ):
+            kin[place] = known
         negatives = record.negatives
         if negatives:
             left = self.db.execute(
                 "SELECT place FROM uses WHERE seq = ? AND role = ? ORDER BY place", (seq, NEGATIVE)
             )
             negatives = [record.negatives[place] for (place,) in left]
-        return replace(record, group=label, negatives=negatives)
+        kin = kin if any(kin) else []
+        return replace(record, group=label, kin=kin, negatives=negatives)
+
+
+class Texts:
+    """A text of a store by its number, for any process: a copy that is sent opens the file anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db: sqlite3.Connection | None = None
+
+    def __reduce__(self) -> tuple[type[Texts], tuple[Path]]:
+        return Texts, (self._path,)
+
+    def __call__(self, number: int) -> str:
+        if self._db is None:
+            self._db = sqlite3.connect(f"file:{quote(str(self._path))}?mode=ro", uri=True)
+        query = "SELECT text FROM texts WHERE num = ?"
+        return str(self._db.execute(query, (number,)).fetchone()[0])
+
+    def close(self) -> None:
+        """Close this process's connection."""
+        if self._db is not None:
+            self._db.close()
 
 
 def roles(record: Record) -> list[tuple[int, str, list[str]]]:

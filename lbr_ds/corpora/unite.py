@@ -1,35 +1,74 @@
-"""Records -> components that must stay whole, in the store.
+"""Records -> components that must stay whole and groups of no mutual negatives, in the store.
 
 Records that share a group or any query, positive or passage, equal after normalisation or a near
-duplicate, are one component. It lands in one split, and its records get one group: none is ever a
-negative of another. Independent of the order in which records were read.
+duplicate, are one component, also by way of others. It lands in one split.
+
+A component may be half of a corpus made from templates, and half of a corpus without negatives
+teaches nothing. So groups do not chain without end. One group are always the records of one group
+of the source, and those of equal queries. Texts that are near to one text (`stars.py`) tie their
+records too, rare texts first, as long as a group stays below `LARGE` of the records. What is left
+are texts that a large part of the corpus has, as "This condition is inherited in an autosomal
+recessive pattern": their label goes into the records' `kin`, so that such an answer is no negative
+of a record that has its like, while the records' other texts may be.
+
+Independent of the order in which records were read.
 """
 
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import blake2b
-from itertools import groupby
+from itertools import chain, groupby
 
-from lbr_ds.corpora.near import BANDS, Forest, families, likeness, pairs_of_words
+import numpy as np
+from numpy.typing import NDArray
+
+from lbr_ds.corpora.near import BANDS, Forest, Shared, families, likeness, pairs_of_words
 from lbr_ds.corpora.reading import Progress, Tally
-from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store
+from lbr_ds.corpora.stars import stars
+from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.records import Record
 
+LARGE, SMALL = 0.02, 64  # a tie makes no group of more than this share, or than so many records
 SAME = 0.9  # records alike in so many of their word pairs are one record twice
 
 
 def find_families(store: Store, threshold: float, progress: Progress | None) -> None:
-    """Give each text its family: itself and its near duplicates."""
+    """Give each text its family, itself and its near duplicates, and in it its star's leader."""
 
     def told(band: int) -> None:
         if progress:
             progress("near duplicates", band, BANDS)
 
-    forest = families(store.signatures_path, store.texts, threshold, store.text, told)
-    pairs = ((number, forest.root(number)) for number in range(store.texts))
-    store.db.executemany("INSERT INTO families VALUES (?, ?)", pairs)
+    with closing(Texts(store.path)) as texts:
+        shared = Shared(store.signatures_path, threshold, texts)
+        forest = families(shared, store.texts, told)
+        leaders = array("i", range(store.texts))
+        for found in stars(shared, _families(store, forest)):
+            for number, leader in found:
+                leaders[number] = leader
+    # Only now: while other processes read the file, nothing may be written to it.
+    rows = ((number, forest.root(number), leader) for number, leader in enumerate(leaders))
+    store.db.executemany("INSERT INTO families VALUES (?, ?, ?)", rows)
+
+
+def _families(store: Store, forest: Forest) -> Iterator[NDArray[np.int64]]:
+    """The texts of each family of two or more, by their keys."""
+    store.db.execute("CREATE TEMP TABLE near (num INTEGER PRIMARY KEY, family INTEGER)")
+    for number in range(store.texts):
+        root = forest.root(number)
+        if root != number:
+            both = ((number, root), (root, root))
+            store.db.executemany("INSERT OR IGNORE INTO near VALUES (?, ?)", both)
+    rows = store.db.execute(
+        "SELECT family, num FROM near JOIN texts USING (num) ORDER BY family, key"
+    )
+    for _, members in groupby(rows, key=lambda row: row[0]):
+        yield np.array([number for _, number in members])
+    store.db.execute("DROP TABLE near")
 
 
 def drop_twins(store: Store, dropped: Tally) -> None:
@@ -74,29 +113,88 @@ def _identities(store: Store) -> Iterator[tuple[bytes, str, int]]:
 
 
 def unite(store: Store, seed: int) -> None:
-    """Fill `members` and `components`. Holds four bytes a record and a text in memory."""
+    """Fill `members`, `components`, `groups` and `kin`. Holds 12 bytes a record and four a text in
+    memory, and the records of one text."""
     first = store.texts  # records are numbered after the texts
     total = store.number("SELECT max(seq) FROM records") + 1
     forest = Forest(first + total)
     links = "SELECT seq, family FROM uses JOIN families USING (num) WHERE role != ?"
     for seq, family in store.db.execute(links, (NEGATIVE,)):
         forest.unite(first + seq, family)
-    grouped = store.db.execute(
-        "SELECT own_group, seq FROM records WHERE own_group != '' ORDER BY own_group"
+    for seqs in _by_group(store):
+        for seq in seqs:
+            forest.unite(first + seqs[0], first + seq)
+    groups = _groups(store, total)
+    every = (seq for (seq,) in store.db.execute("SELECT seq FROM records ORDER BY seq"))
+    members = ((seq, forest.root(first + seq), groups.root(seq)) for seq in every)
+    store.db.executemany("INSERT INTO members VALUES (?, ?, ?)", members)
+    store.db.execute(
+        "INSERT INTO groups SELECT grp, coalesce(min(nullif(own_group, '')), 'record:' || min(id))"
+        " FROM members JOIN records USING (seq) GROUP BY grp"
     )
-    for _, rows in groupby(grouped, key=lambda row: row[0]):
-        one, *others = (seq for _, seq in rows)
-        for other in others:
-            forest.unite(first + one, first + other)
-    seqs = (seq for (seq,) in store.db.execute("SELECT seq FROM records ORDER BY seq"))
-    members = ((seq, forest.root(first + seq)) for seq in seqs)
-    store.db.executemany("INSERT INTO members VALUES (?, ?)", members)
     found = store.db.execute(
         "SELECT component, min(nullif(own_group, '')), min(id), count(*), sum(pair)"
         " FROM members JOIN records USING (seq) GROUP BY component"
     )
     rows = (_component(seed, *row) for row in found)
     store.db.executemany("INSERT INTO components VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _by_group(store: Store) -> Iterator[list[int]]:
+    """The records of each group of the source."""
+    grouped = store.db.execute(
+        "SELECT own_group, seq FROM records WHERE own_group != '' ORDER BY own_group"
+    )
+    for _, rows in groupby(grouped, key=lambda row: row[0]):
+        yield [seq for _, seq in rows]
+
+
+def _groups(store: Store, total: int) -> Forest:
+    """The records' groups; fills `kin` with the texts that tie more than a group may hold."""
+    forest, sizes = Forest(total), array("i", [1]) * total
+    queries = store.db.execute("SELECT num, seq FROM uses WHERE role = ? ORDER BY num", (QUERY,))
+    asked = ([seq for _, seq in rows] for _, rows in groupby(queries, key=lambda row: row[0]))
+    for seqs in chain(_by_group(store), asked):
+        _join(forest, sizes, {forest.root(seq) for seq in seqs})
+    most = max(SMALL, int(LARGE * store.number("SELECT count(*) FROM records")))
+    refused = []
+    for star, seqs in _ties(store):
+        roots = {forest.root(seq) for seq in seqs}
+        if sum(sizes[root] for root in roots) <= most:
+            _join(forest, sizes, roots)
+        elif len(roots) > 1:
+            refused.append((star,))
+    store.db.executemany(
+        "INSERT INTO kin SELECT families.num, substr(lower(hex(key)), 1, 16) FROM families"
+        " JOIN texts ON texts.num = families.star WHERE families.star = ?", refused,
+    )  # fmt: skip
+    return forest
+
+
+def _join(forest: Forest, sizes: array[int], roots: set[int]) -> None:
+    """Make the sets of `roots` one."""
+    whole = sum(sizes[root] for root in roots)
+    low = min(roots)
+    for root in roots:
+        forest.unite(low, root)
+    sizes[low] = whole
+
+
+def _ties(store: Store) -> Iterator[tuple[int, list[int]]]:
+    """(leader, records) of each cluster of texts that two records have, the rare ones first."""
+    store.db.execute("CREATE INDEX IF NOT EXISTS families_star ON families (star)")
+    store.db.execute(
+        "CREATE TEMP TABLE tied AS SELECT star, count(DISTINCT seq) AS number FROM uses"
+        " JOIN families USING (num) WHERE role != ? GROUP BY star HAVING number > 1", (NEGATIVE,),
+    )  # fmt: skip
+    rows = store.db.execute(
+        "SELECT DISTINCT number, key, tied.star, seq FROM tied JOIN texts ON texts.num = tied.star"
+        " JOIN families ON families.star = tied.star JOIN uses ON uses.num = families.num"
+        " WHERE role != ? ORDER BY number, key, seq", (NEGATIVE,),
+    )  # fmt: skip
+    for (_, _, star), cluster in groupby(rows, key=lambda row: row[:3]):
+        yield star, [seq for *_, seq in cluster]
+    store.db.execute("DROP TABLE tied")
 
 
 def _component(

@@ -39,7 +39,7 @@ def rank(pool: Pool, count: int, progress: Progress | None = None) -> Iterator[R
         ids = [i for i in known if i is not None]
         scores = index.get_scores_from_ids(ids) if ids else np.zeros(len(everything), np.float32)
         positive = float(scores[pool.positives[number]].min(initial=np.inf))
-        scores[pool.banned[number]] = -np.inf
+        scores[pool.banned(number)] = -np.inf
         scores[scores == 0] = -np.inf
         yield Ranking(*best(scores, everything, count), positive)
         if progress and (number + 1) % _EVERY == 0:

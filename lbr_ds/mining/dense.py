@@ -1,13 +1,19 @@
 """Exact search by inner product, block by block: every query meets every passage.
 
-Memory: (QUERIES, ROWS) scores and the blocks that they come from, whatever the corpus: with 4096
-dimensions about 60 MB. No approximate index: the pool of one domain is small enough, and an exact
-search gives the same negatives on every machine.
+Memory: (QUERIES, BLOCKS * ROWS) scores and the block that they come from, whatever the corpus: with
+4096 dimensions about 70 MB. No approximate index: the pool of one domain is small enough, and an
+exact search gives the same negatives on every machine.
+
+Nor FAISS's exact index. On 50,000 passages of 384 dimensions, 2048 queries and one thread it takes
+0.54 of the time (faiss-cpu 1.15); but it settles ties its own way (7 queries in 2048 had others
+in other places), it rounds by its own BLAS, and it would make the negatives depend on what is
+installed. Encoding the texts takes far longer than either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,7 +23,8 @@ from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking, best
 from lbr_ds.mining.vectors import Vectors
 
-QUERIES = 1024  # a block
+QUERIES = 1024  # at once
+BLOCKS = 8  # of passages that are scored before the best are taken
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -32,15 +39,23 @@ def rank(
         rows = torch.from_numpy(queries.rows(numbers)).to(device)
         found: list[tuple[NDArray[np.int64], NDArray[np.float32]]]
         found = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in numbers]
-        for first, block in passages.parts():
-            scores = (rows @ torch.from_numpy(np.array(block)).to(device).T).cpu().numpy()
-            for i, number in enumerate(numbers):
-                _ban(scores[i], pool.banned[number], first)
+        banned = [pool.banned(number) for number in numbers.tolist()]
+        for first, scores in _scores(rows, passages):
+            for i in range(len(numbers)):
+                _ban(scores[i], banned[i], first)
                 found[i] = _merge(*found[i], scores[i], first, count)
         for i, number in enumerate(numbers):
             yield Ranking(*found[i], positive_score(pool, queries, passages, int(number)))
         if progress:
             progress("search", int(numbers[-1]) + 1, total)
+
+
+def _scores(rows: torch.Tensor, passages: Vectors) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(number of the first passage, scores of the queries `rows` and the next passages)."""
+    parts = passages.parts()
+    while several := list(islice(parts, BLOCKS)):
+        blocks = (torch.from_numpy(np.array(block)).to(rows.device) for _, block in several)
+        yield several[0][0], torch.cat([rows @ block.T for block in blocks], 1).cpu().numpy()
 
 
 def _merge(

@@ -24,16 +24,20 @@ _PIECES = re.compile(f"([{_UNSPACED}]+)|[^\\s{_UNSPACED}]+")
 class Pool:
     """P passages that differ when normalised, and Q queries.
 
-    positives[q]: the passages that answer query q. banned[q]: sorted, the passages that are never
-    its mined negatives: those of its group (its positives among them), the query's own text, and
-    the negatives that it came with.
+    positives[q]: the passages that answer query q. barred[q]: sets of passages that are never its
+    mined negatives; most are shared by many queries.
     """
 
     passages: list[str]
     queries: list[Record]
     positives: list[NDArray[np.int64]]
-    banned: list[NDArray[np.int64]]
+    barred: list[list[NDArray[np.int64]]]
     held_out: int  # passages left out since eval has them
+
+    def banned(self, query: int) -> NDArray[np.int64]:
+        """Sorted: the passages of the query's group (its positives among them), those nearly equal
+        to a positive (`kin`), the query's own text, and the negatives that it came with."""
+        return np.unique(np.concatenate(self.barred[query]))
 
     @classmethod
     def of(cls, asked: list[Record], others: Iterable[Record], judged: Iterable[Record]) -> Pool:
@@ -55,15 +59,18 @@ class Pool:
                     passages.append(text)
                 if text in answers:
                     of_group[_group(record)].add(numbers[name])
+            for label, text in zip(record.kin, record.positives, strict=False):
+                if label and key(text) in numbers:
+                    of_group["kin", label].add(numbers[key(text)])
         queries = [record for record in asked if record.query]
         positives = [_sorted(numbers.get(key(t), -1) for t in r.positives) for r in queries]
         groups = {group: _sorted(members) for group, members in of_group.items()}
-        banned = []
+        barred = []
         for record in queries:
-            more = _sorted(numbers.get(key(t), -1) for t in (record.query, *record.negatives))
-            own = groups.get(_group(record), more)
-            banned.append(np.union1d(own, more) if len(more) else own)  # one array a group
-        return cls(passages, queries, positives, banned, len(left_out))
+            own = _sorted(numbers.get(key(t), -1) for t in (record.query, *record.negatives))
+            names = [_group(record), *(("kin", label) for label in record.kin if label)]
+            barred.append([own, *(groups[name] for name in names if name in groups)])
+        return cls(passages, queries, positives, barred, len(left_out))
 
 
 def _group(record: Record) -> tuple[str, str]:

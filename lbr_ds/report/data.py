@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
+from lbr_ds.address import CACHE_GIB, shown
+from lbr_ds.errors import DataError, EnvironmentProblem
 from lbr_ds.report.reading import read_json
+from lbr_ds.shards.remote import Remote
+
+log = logging.getLogger(__name__)
 
 USES = {"gl": "stage 1, learn", "cl": "stage 2, represent", "eval": "held out"}
 
 
 def read_data(folder: Path | str) -> dict[str, Any]:
-    """The folder's curation.json and manifest.json, made short; {} for neither or a URL.
+    """The folder's curation.json and manifest.json, made short; {} for neither.
+
+    A URL is asked once, with the tries that shards get; what cannot be reached is {} too.
 
     {"splits": [{"name", "use", "records", "groups", "query_chars", "passage_chars"}],
     "sources": [{"name", "license", "read", "kept"}], "left_out": [{"what", "rule", "count"}],
     "leaks": {pair of splits: texts in both}}; lengths are medians.
     """
-    if isinstance(folder, str):
+    try:
+        read = {name: _read(folder, f"{name}.json") for name in ("manifest", "curation")}
+    except EnvironmentProblem as error:
+        log.warning("%s", error)
         return {}
-    read = {}
-    for name in ("manifest", "curation"):
-        path = folder / f"{name}.json"
-        read[name] = read_json(path) if path.exists() else {}
     counted = read["curation"].get("splits") or read["manifest"].get("splits") or {}
     if not counted:
         return {}
@@ -48,13 +56,25 @@ def read_data(folder: Path | str) -> dict[str, Any]:
     }
 
 
+def _read(folder: Path | str, name: str) -> dict[str, Any]:
+    """One file of the folder; {} when it is not there."""
+    if isinstance(folder, Path):
+        return read_json(folder / name) if (folder / name).exists() else {}
+    found = Remote(folder, CACHE_GIB).read(name)
+    try:
+        plain = json.loads(found) if found is not None else {}
+    except ValueError:
+        raise DataError(f"{shown(folder)}/{name}: not JSON") from None
+    return plain if isinstance(plain, dict) else {}
+
+
 def _split(name: str, counts: dict[str, Any]) -> dict[str, Any]:
     lengths = counts.get("characters") or {}
     return {
         "name": name,
         "use": USES.get(name, ""),
         "records": counts.get("records"),
-        "groups": counts.get("components"),
+        "groups": counts.get("groups", counts.get("components")),
         "query_chars": (lengths.get("query") or {}).get("p50"),
         "passage_chars": (lengths.get("positives") or lengths.get("text") or {}).get("p50"),
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lbr_ds.corpora.near import families, likeness, pairs_of_words, signature
+from lbr_ds.corpora.near import Shared, families, likeness, pairs_of_words, signature
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import DataError
 from tests.corpora.toy import pair, read_all, recipe
@@ -37,7 +37,7 @@ def test_families_equal_brute_force(tmp_path: Path) -> None:
         copies = [altered(base, draw, share) for share in (0.02, 0.05, 0.1, 0.2, 0.4)]
         texts += [base, *draw.sample(copies, draw.randint(0, 5))]
     (tmp_path / "signatures").write_bytes(b"".join(map(signature, texts)))
-    found = families(tmp_path / "signatures", len(texts), 0.7, texts.__getitem__)
+    found = families(Shared(tmp_path / "signatures", 0.7, texts.__getitem__), len(texts))
 
     roots = list(range(len(texts)))  # the oracle: all pairs, relabelled
     sets = [pairs_of_words(text) for text in texts]
@@ -115,7 +115,7 @@ def test_proof_sees_near_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def blind(store: Store, seed: int) -> None:
         store.db.execute("CREATE TEMP TABLE kept AS SELECT * FROM families")
-        store.db.execute("UPDATE families SET family = num")
+        store.db.execute("UPDATE families SET family = num, star = num")
         whole(store, seed)
         store.db.execute("DELETE FROM families")
         store.db.execute("INSERT INTO families SELECT * FROM kept")

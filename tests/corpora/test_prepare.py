@@ -120,7 +120,8 @@ def test_proof_is_counted_from_the_shards(tmp_path: Path, monkeypatch: pytest.Mo
 
     def apart(store: Store, seed: int) -> None:
         rows = [(seq, f"c{seq}", bytes([seq]), 1, 1) for seq in range(store.records)]
-        store.db.executemany("INSERT INTO members VALUES (?, ?)", [(r[0], r[0]) for r in rows])
+        store.db.executemany("INSERT INTO members VALUES (?, ?, ?)", [(r[0],) * 3 for r in rows])
+        store.db.executemany("INSERT INTO groups VALUES (?, ?)", [r[:2] for r in rows])
         store.db.executemany("INSERT INTO components VALUES (?, ?, ?, ?, ?)", rows)
 
     monkeypatch.setattr("lbr_ds.corpora.prepare.unite", apart)
@@ -193,7 +194,7 @@ def test_curation_equals_a_recount(tmp_path: Path) -> None:
         assert told["characters"]["query"]["min"] == lengths[0]
         assert told["characters"]["query"]["max"] == lengths[-1]
         samples = {json.dumps(sample, sort_keys=True) for sample in told["samples"]}
-        assert len(samples) == 3
+        assert len(samples) == 4
     assert sum(len(records) for records in splits.values()) == len(raws) - 5
     assert made["splits"]["eval"]["by_source"].keys() <= {"toy", "own"}
 

@@ -14,6 +14,7 @@ from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.scale import peak_memory_ratio, write_corpus
 from lbr_ds.corpora.work import WorkFolder, swap
 from lbr_ds.errors import DataError
+from tests.corpora.test_groups import templated
 from tests.corpora.test_near import leaky
 from tests.corpora.test_prepare import everything
 from tests.corpora.toy import recipe
@@ -29,10 +30,16 @@ def corpus(tmp_path: Path, name: str, records: int = 3000) -> DataConfig:
 def test_same_bytes_by_one_process_and_by_three(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Read, cleaned, compared and clustered by helpers; templates make large buckets."""
+    raws = [*leaky(800)[0], *({**raw, "id": f"t{raw['id']}"} for raw in templated(300))]
+    monkeypatch.setattr("lbr_ds.corpora.collect._CHUNK_RECORDS", 64)
+    monkeypatch.setattr("lbr_ds.corpora.stars._A_JOB", 64)
     for number in (1, 3):
         monkeypatch.setattr(crew, "cores", lambda number=number: number)
-        prepare(corpus(tmp_path, f"by{number}"), 0)
+        made = prepare(recipe(tmp_path, raws, folder=tmp_path / f"by{number}"), 0)
     assert everything(tmp_path / "by1") == everything(tmp_path / "by3")
+    assert made["components"]["largest"] == 900
+    assert made["components"]["near_duplicate_texts"] == 299 + 200
 
 
 STOPS = [  # where it is interrupted, at which call

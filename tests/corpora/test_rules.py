@@ -1,0 +1,113 @@
+"""What a text itself must keep to: lengths in tokens, and the language."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from lbr_ds.config import ModelConfig
+from lbr_ds.corpora.language import LETTERS, check, other_language
+from lbr_ds.corpora.prepare import prepare
+from lbr_ds.errors import ConfigError, EnvironmentProblem
+from tests.corpora.toy import pair, read_all, recipe
+from tests.tiny import backbone, records
+
+
+def test_bounds_in_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By helpers too; counted by transformers as the oracle."""
+    raws = records(800)
+    model = ModelConfig(backbone=str(backbone(tmp_path / "backbone")))
+    tokenizer = AutoTokenizer.from_pretrained(model.backbone)
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    parts = {"query": [raw["query"] for raw in raws],
+             "answer": [raw["positives"][0] for raw in raws]}  # fmt: skip
+    lengths = {part: sorted(tokens(text) for text in texts) for part, texts in parts.items()}
+    low, high = lengths["query"][200], lengths["answer"][-200]
+
+    def sound(raw: dict[str, Any]) -> bool:
+        return all(low <= tokens(text) <= high for text in (raw["query"], *raw["positives"]))
+
+    monkeypatch.setattr("lbr_ds.corpora.collect._CHUNK_RECORDS", 64)
+    data = recipe(tmp_path, raws, min_tokens=low, max_tokens=high, near_duplicate=1)
+    made = prepare(data, 0, model=model)
+    kept = {r.id: r for split in read_all(data.folder).values() for r in split}
+    assert set(kept) == {raw["id"] for raw in raws if sound(raw)}
+    dropped = made["dropped_records"]
+    assert dropped["too_few_tokens"]["count"] > 20
+    assert dropped["too_many_tokens"]["count"] > 20
+    assert sum(rule["count"] for rule in dropped.values()) == 800 - len(kept)
+    name, told, text = dropped["too_many_tokens"]["examples"][0].split(": ")
+    assert told == f"{tokens(text)} tokens"
+    assert text in (raws[int(name[1:])]["query"], *raws[int(name[1:])]["positives"])
+    assert all(low <= tokens(n) <= high for record in kept.values() for n in record.negatives)
+    assert made["dropped_texts"]["negative_too_few_tokens"]["count"] > 0
+
+
+def test_another_tokenizer_makes_the_folder_again(tmp_path: Path) -> None:
+    data = recipe(tmp_path, map(pair, range(40)), max_tokens=99)
+    model = ModelConfig(backbone=str(backbone(tmp_path / "backbone")))
+    prepare(data, 0, model=model)
+    assert prepare(data, 0, model=model)["reused"]
+    path = tmp_path / "backbone" / "tokenizer.json"
+    path.write_text(
+        path.read_text().replace('"add_prefix_space": false', '"add_prefix_space": true')
+    )
+    assert not prepare(data, 0, model=model)["reused"]
+
+
+def test_bounds_in_tokens_need_a_tokenizer(tmp_path: Path) -> None:
+    data = recipe(tmp_path, map(pair, range(40)), max_tokens=99)
+    with pytest.raises(ConfigError, match=r"need model\.backbone to count with"):
+        prepare(data, 0)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match=r"model\.backbone=.*none: .* cannot be loaded"):
+        prepare(data, 0, model=ModelConfig(backbone=str(tmp_path / "none")))
+    assert not (tmp_path / "data").exists()
+
+
+GERMAN = "Der Patient klagt seit zwei Tagen \u00fcber Schmerzen in der Brust und \u00fcber Fieber."
+FRENCH = "Le patient se plaint de douleurs dans la poitrine depuis deux jours et de la fi\u00e8vre."
+
+
+def test_languages(tmp_path: Path) -> None:
+    assert other_language(GERMAN, ("en",)) == "de"
+    assert other_language(GERMAN, ("en", "de")) == ""
+    assert other_language("Herzinfarkt " + "1234 " * LETTERS, ("en",)) == ""  # too short to tell
+    raws = [pair(i, positives=[f"The answer to question number {i} is here."]) for i in range(30)]
+    raws[3]["positives"] = [GERMAN]
+    raws[4]["query"] = FRENCH
+    raws[5]["negatives"] = [GERMAN, "A wrong answer to the question."]
+    data = recipe(tmp_path, raws, languages=["en"], near_duplicate=1)
+    made = prepare(data, 0)
+    assert made["dropped_records"] == {
+        "other_language": {
+            "count": 2,
+            "examples": [f"r3: language de: {GERMAN}", f"r4: language fr: {FRENCH}"],
+        }
+    }
+    assert made["dropped_texts"]["negative_other_language"]["count"] == 1
+    code = recipe(tmp_path, raws, languages=["en"], near_duplicate=1)
+    source = {**code.sources[0].model_dump(), "keep_lines": True}
+    made = prepare(recipe(tmp_path, raws, languages=["en"], sources=[source]), 0)
+    assert "other_language" not in made["dropped_records"]
+
+
+def test_languages_that_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = recipe(tmp_path, map(pair, range(40)), languages=["english"])
+    with pytest.raises(ConfigError, match=r"data\.languages: unknown language 'english'; give ISO"):
+        prepare(data, 0)
+    from lbr_ds.corpora import language
+
+    language._judge.cache_clear()
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    with pytest.raises(EnvironmentProblem, match=r"pip install 'lbr-ds\[language\]'"):
+        check(("en",))
+    check(())
+    assert not (tmp_path / "data").exists()
