@@ -30,10 +30,12 @@ from lbr_ds.flops import Shape, bottleneck_pairs, flops
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.train.engine import Engine, load_ds_config
 from lbr_ds.train.feed import open_feed
+from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build, take_step
 from lbr_ds.train.meter import Meter
 from lbr_ds.train.preempt import Preemption
 from lbr_ds.train.stages import STAGES, Work, cut
+from lbr_ds.train.watch import Watch
 
 SAME_LOSS = 1e-3  # relative difference of two losses that counts as none
 SAMPLES = 4  # a step of stage1_over_hf_dense
@@ -93,15 +95,16 @@ def our_step(
 ) -> Callable[[], float]:  # fmt: skip
     """Seconds of our next step, packing included."""
     world = join(30)
+    care = Guard(run.guard, {}, run.run, 0, world), Watch(world, run.engine.timeout_minutes)
 
     def run_step() -> float:
         number = len(losses[0])
         batch = batches[number]
         begin = perf_counter()
-        work = Work(number, len(batch), 0, *cut(batch, run.stage1.micro_batch_tokens))
-        values = take_step(engine, STAGES[1], run, iter([work]), run.stage1.optim.lr, world)
+        work = Work(number, len(batch), 0, *cut(batch, run.stage1.micro_batch_tokens), [])
+        values = take_step(engine, STAGES[1], run, iter([work]), run.stage1.optim.lr, world, *care)
         seconds = perf_counter() - begin
-        losses[0].append(values["loss"])
+        losses[0].append(float(values["loss"]))
         compare(losses)
         return seconds
 
@@ -231,13 +234,16 @@ def trainer_over_bare_loop(data: Path | None, rounds: int, steps: int = STEPS) -
         ready = list(feed(run, encoder, total))
         live = feed(run, encoder, total)
         meter = Meter(folder / "meter", start=0, stop=total, every=1, world=world)
-        with meter, Preemption(world) as preemption:
+        guard = Guard(run.guard, {}, folder / "meter", 0, world)
+        watching = Watch(world, run.engine.timeout_minutes)
+        with watching as watch, meter, Preemption(world) as preemption:
             taken = iter(range(1, total + 1))
 
             def ours() -> float:
                 begin = perf_counter()
                 for _ in range(steps):
-                    meter.log(next(taken), take_step(engine, stage, run, live, 1e-6, world))
+                    values = take_step(engine, stage, run, live, 1e-6, world, guard, watch)
+                    meter.log(next(taken), values)
                     preemption.agreed()
                 return perf_counter() - begin
 

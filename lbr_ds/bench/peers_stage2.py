@@ -35,8 +35,10 @@ from lbr_ds.export import export
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
 from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build, take_step
 from lbr_ds.train.stages import STAGES
+from lbr_ds.train.watch import Watch
 
 LR = 1e-5
 CLOSE = 1e-3  # largest difference of a step's losses
@@ -99,9 +101,13 @@ class _Ours:
 
     def __init__(self, run: RunConfig, records: list[Record], world: Any) -> None:
         self.run, self.world = run, world
-        samples = [Sample(lane, 0, record) for lane, record in enumerate(records)]
+        samples = [Sample(lane, 0, record, 0, lane) for lane, record in enumerate(records)]
         self.batch = Step(0, samples, 0)
         self.engine, self.encoder = build(run, STAGES[2], load_ds_config("auto"), world)
+        self.care = (
+            Guard(run.guard, {}, run.run, 0, world),
+            Watch(world, run.engine.timeout_minutes),
+        )
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.tokens = 0
@@ -109,9 +115,11 @@ class _Ours:
     def step(self) -> None:
         begin = perf_counter()
         work = STAGES[2].collate(self.run, self.encoder, self.batch)
-        values = take_step(self.engine, STAGES[2], self.run, iter([work]), LR, self.world)
+        values = take_step(
+            self.engine, STAGES[2], self.run, iter([work]), LR, self.world, *self.care
+        )
         self.seconds.append(perf_counter() - begin)
-        self.losses.append(values["loss"])
+        self.losses.append(float(values["loss"]))
         self.tokens = work.num_tokens
 
 

@@ -207,7 +207,7 @@ def _encoder(run: RunConfig) -> TextEncoder:
 
 def _work(run: RunConfig, encoder: TextEncoder, records: list[Record]) -> Work:
     """What a rank's loader would make of these records."""
-    samples = [Sample(lane, 0, record) for lane, record in enumerate(records)]
+    samples = [Sample(lane, 0, record, 0, lane) for lane, record in enumerate(records)]
     return STAGES[2].collate(run, encoder, Step(0, samples, 0))
 
 
