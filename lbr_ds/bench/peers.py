@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -104,7 +104,7 @@ def our_step(
         work = Work(number, len(batch), 0, *cut(batch, run.stage1.micro_batch_tokens), [])
         values = take_step(engine, STAGES[1], run, iter([work]), run.stage1.optim.lr, world, *care)
         seconds = perf_counter() - begin
-        losses[0].append(float(values["loss"]))
+        losses[0].append(cast("float", values["loss"]))
         compare(losses)
         return seconds
 

@@ -17,7 +17,7 @@ import os
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
@@ -119,7 +119,7 @@ class _Ours:
             self.engine, STAGES[2], self.run, iter([work]), LR, self.world, *self.care
         )
         self.seconds.append(perf_counter() - begin)
-        self.losses.append(float(values["loss"]))
+        self.losses.append(cast("float", values["loss"]))
         self.tokens = work.num_tokens
 
 
