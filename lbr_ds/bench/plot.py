@@ -122,12 +122,12 @@ def draw(points: list[dict[str, Any]], path: Path, machine: str) -> None:
                 xs, ys = [p[against] for p in own], [p[unit] for p in own]
                 axis.plot(xs, ys, marker="o", markersize=4, color=_COLOURS[name], label=label)
             axis.set_xscale("log", base=2)
-            axis.set_yscale("log", base=10)
             ticks = sorted({p[against] for p in chosen})
             axis.set_xticks(ticks, [str(t) for t in ticks])
             axis.minorticks_off()
             axis.set_xlabel(labels[against])
             axis.set_ylabel(units[unit])
+            axis.set_ylim(bottom=0)
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(frameon=False)

@@ -12,8 +12,6 @@ import logging
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from lbr_ds.errors import CheckpointError
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.train.optim import parameter_groups
 from lbr_ds.train.snapshot import HostMemory
+from lbr_ds.train.universal import to_universal
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -282,21 +281,6 @@ class _Collector(TorchCheckpointEngine):
         """Note (a copy of) the state under its file's name."""
         copied = self.memory.copy(path, state_dict) if self.memory else state_dict
         self.files[Path(path).as_posix()] = copied
-
-
-def to_universal(folder: Path, out: Path) -> str:
-    """Convert one tag of a DeepSpeed checkpoint, in a process of its own; returns what failed.
-
-    The converter forks workers, which a rank with its communication threads must not.
-    """
-    workers = str(min(8, os.cpu_count() or 1))
-    command = [
-        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
-        "--input_folder", str(folder), "--output_folder", str(out),
-        "--num_extract_workers", workers, "--num_merge_workers", workers,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def gathered(parameter: nn.Parameter, *, writer: int | None = None) -> Any:
