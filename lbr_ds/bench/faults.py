@@ -83,7 +83,7 @@ def _kills(run: RunConfig, folder: Path, size: Size) -> list[Row]:
 
 
 def _save_kills(run: RunConfig, folder: Path, size: Size) -> list[Row]:
-    steps = size.save_kills * 3 // 2 + 5
+    steps = 3 * size.save_kills + 10
     found = kill_in_saves(Victim(run, folder / "save-kills", 1, steps), size.save_kills)
     wrong = found.lost_steps + found.differing_bits + found.wrong_samples
     where = ", ".join(f"{count} {name}" for name, count in sorted(found.where.items()))

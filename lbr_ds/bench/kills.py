@@ -6,7 +6,6 @@ end of the run must be, bit for bit, the end of one that was left alone.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import random
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 WORLD = 2
 _SAVE = 3  # steps from one checkpoint to the next where kills come at any time
 _PATIENCE = 1.0  # seconds, at most, that the survivors of a killed rank go on
+_ENTRIES = 18  # files and folders of a small checkpoint of two ranks
 _LIMIT = 600  # seconds for the last, undisturbed part
 
 
@@ -75,17 +75,18 @@ class Victim:
         found = checkpoints(self.stage)
         return step_of(found[-1]) if found else 0
 
-    def unfinished(self) -> set[tuple[str, int]]:
-        """New checkpoints being written, or left so when a rank died: name and last change.
+    def unfinished(self) -> list[Path]:
+        """The checkpoints being written, once a start has swept away what the last one left.
 
         An old one on its way out has the same suffix; those are not meant.
         """
-        newest, seen = self.newest(), set()
-        for path in (self.stage / "checkpoints").glob("*.part"):
-            with contextlib.suppress(FileNotFoundError):
-                if int(path.stem.removeprefix("step-")) > newest:
-                    seen.add((path.name, path.stat().st_ctime_ns))
-        return seen
+        newest = self.newest()
+        found = (self.stage / "checkpoints").glob("*.part")
+        return [path for path in found if int(path.stem.removeprefix("step-")) > newest]
+
+    def written(self) -> int:
+        """How many files and folders of an unfinished checkpoint there are."""
+        return max((1 + len(list(path.rglob("*"))) for path in self.unfinished()), default=0)
 
     def begun(self, ranks: Ranks, expected: int, found: Campaign) -> bool:
         """Wait until the ranks say where they go on; counts what they lost, or that they failed."""
@@ -122,7 +123,7 @@ def kill_at_any_time(victim: Victim, kills: int) -> Campaign:
     for number in range(kills):
         aim = (None, ACCUMULATING, LEARNING, SAVING)[number % 4]
         rank = victim.draw.choice((None, 0, 1))
-        expected, left = victim.newest(), victim.unfinished()
+        expected = victim.newest()
         with victim.start(f"every.save={_SAVE}", f"data.workers={number // 4 % 2}") as ranks:
             if aim is None:
                 time.sleep(victim.draw.uniform(0, 1.5 * started))
@@ -130,11 +131,12 @@ def kill_at_any_time(victim: Victim, kills: int) -> Campaign:
                 if not victim.begun(ranks, expected, found):
                     break
                 started = time.monotonic() - ranks.began
-                if not _reach(aim, ranks, rank or 0, victim, left):
+                if not _reach(aim, ranks, rank or 0, victim):
                     found.failed(ranks)
                     break
             ranks.send(signal.SIGKILL, rank)
-            phase = SAVING if victim.unfinished() - left else ranks.phases()[rank or 0]
+            saving = ranks.steps() and victim.unfinished()
+            phase = SAVING if saving else ranks.phases()[rank or 0]
             found.where[PHASES[phase]] += 1
             ranks.kill(rank, victim.draw.uniform(0, _PATIENCE))
         found.kills += 1
@@ -143,14 +145,14 @@ def kill_at_any_time(victim: Victim, kills: int) -> Campaign:
     return victim.finish(found)
 
 
-def _reach(aim: int, ranks: Ranks, rank: int, victim: Victim, left: set[tuple[str, int]]) -> bool:
+def _reach(aim: int, ranks: Ranks, rank: int, victim: Victim) -> bool:
     """Return at a random instant of a phase, some steps after the start; whether it was reached."""
     steps = victim.draw.randint(1, 2 * _SAVE)
 
     def there() -> bool:
         if ranks.steps() < steps:
             return False
-        return bool(victim.unfinished() - left) if aim == SAVING else ranks.phases()[rank] == aim
+        return bool(victim.unfinished()) if aim == SAVING else ranks.phases()[rank] == aim
 
     reached = ranks.until(there)
     time.sleep(victim.draw.uniform(0, 0.02))
@@ -160,27 +162,24 @@ def _reach(aim: int, ranks: Ranks, rank: int, victim: Victim, left: set[tuple[st
 def kill_in_saves(victim: Victim, kills: int) -> Campaign:
     """`kills` times kill -9 between a checkpoint's first byte and its rename; then to the end.
 
-    The instants are spread over the length of a save. Where the rename came before the kill, that
-    is gone on from like any other and not counted.
+    The instants are spread over what a save writes, file by file. Where the rename came before
+    the kill, that is gone on from like any other and not counted.
     """
     found = Campaign()
-    length = 0.0  # seconds of a save, as far as known
     while found.kills < kills:
         rank = victim.draw.choice((None, 0, 1))
-        expected, left = victim.newest(), victim.unfinished()
         with victim.start("every.save=1") as ranks:
-            if not victim.begun(ranks, expected, found):
+            if not victim.begun(ranks, expected := victim.newest(), found):
                 break
-            alone = victim.draw.randint(0, 2) + (length == 0)  # saves that are let through
-            seconds = [_see_through(victim, ranks, left) for _ in range(alone)]
-            length = max([length / 2, *seconds])
-            if not ranks.until(functools.partial(_saving, victim, left)):
+            whole = expected + victim.draw.randint(0, 2)  # the saves before it are let through
+            entries = victim.draw.randint(1, _ENTRIES)
+            if not ranks.until(functools.partial(_in_save, victim, whole, entries)):
                 found.failed(ranks)
                 break
-            time.sleep(victim.draw.uniform(0, length))
+            time.sleep(victim.draw.uniform(0, 0.005))
             before = victim.newest()
             ranks.send(signal.SIGKILL, rank)
-            inside = _saving(victim, left)
+            inside = bool(victim.unfinished())
             ranks.kill(rank, victim.draw.uniform(0, _PATIENCE))
         if inside and victim.newest() == before:
             found.kills += 1
@@ -189,13 +188,7 @@ def kill_in_saves(victim: Victim, kills: int) -> Campaign:
     return victim.finish(found)
 
 
-def _saving(victim: Victim, left: set[tuple[str, int]]) -> bool:
-    return bool(victim.unfinished() - left)
-
-
-def _see_through(victim: Victim, ranks: Ranks, left: set[tuple[str, int]]) -> float:
-    """Wait for the next save from its first byte to its rename; its seconds."""
-    ranks.until(functools.partial(_saving, victim, left))
-    began, newest = time.monotonic(), victim.newest()
-    ranks.until(lambda: victim.newest() > newest)
-    return time.monotonic() - began
+def _in_save(victim: Victim, whole: int, entries: int) -> bool:
+    """Whether the save after step `whole` has made so many files, or is over already."""
+    newest = victim.newest()
+    return newest > whole or (newest == whole and victim.written() >= entries)
