@@ -13,8 +13,7 @@ ORDER = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
     "source", "config", "layout", "flops", "shards", "corpora", "batching", "model", "distributed",
     "objectives", "evaluate", "train", "export", "mining", "verb", "report", "reproduce", "bench",
-    "plan", "console",
-    "demo", "cli", "__main__",
+    "plan", "console", "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},
@@ -29,8 +28,7 @@ DOORS = {
 NO_TORCH = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
     "source", "config", "layout", "flops", "shards", "corpora", "verb", "report", "reproduce",
-    "plan", "console", "cli",
-    "demo",
+    "plan", "console", "cli", "demo",
 ]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),
              ("mining", "train"), ("mining", "evaluate")}  # fmt: skip

@@ -1,0 +1,136 @@
+"""Verbs that build something: a project, data, a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lbr_ds.cli.app import Overrides, Recipe, app
+from lbr_ds.errors import ConfigError
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
+    """Copy recipes, ds_configs and SLURM templates into a new folder, to edit.
+
+    Example: `lbr-ds init my-project`
+    """
+    from lbr_ds import resources
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = resources.copy_all(folder)
+    typer.echo(
+        f"{len(files)} files in {folder}: recipes/, ds_configs/, slurm/ (see slurm/README.md)"
+    )
+
+
+@app.command()
+def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Raw corpora -> records -> leak-checked splits -> tar shards.
+
+    Example: `lbr-ds prepare demo`
+    """
+    from lbr_ds.config import load
+    from lbr_ds.console import Bars, show_curation
+    from lbr_ds.corpora.prepare import prepare as prepare_data
+
+    run = load(recipe, overrides or [])
+    with Bars() as bars:
+        curation = prepare_data(run.data, run.seed, bars, run.model)
+    show_curation(curation, run.data.local_folder)
+
+
+@app.command()
+def mine(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Hard negatives for stage 2: found by BM25 or a model, checked, written into the data's cl.
+
+    Example: `lbr-ds mine demo mining.keep=2`
+    """
+    from lbr_ds.config import load
+    from lbr_ds.console import Bars, show_mining
+    from lbr_ds.mining.mine import mine as mine_negatives
+
+    run = load(recipe, overrides or [])
+    with Bars() as bars:
+        audit = mine_negatives(run, bars)
+    show_mining(audit, run.data.local_folder, run.stage2.num_negatives)
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    stage: Annotated[
+        int, typer.Option(min=1, max=2, help="1: learn (IB-GL). 2: represent (GR-CL).")
+    ],
+    overrides: Overrides = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on this machine; default: one per GPU.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although recipe or data have changed since.")
+    ] = False,
+) -> None:
+    """Train one stage; goes on from the newest checkpoint of the run folder by itself.
+
+    Example: `lbr-ds train demo --stage 1 --nproc 2 stage1.num_steps=50`
+    """
+    from lbr_ds.config import load
+
+    run = load(recipe, overrides or [])
+    from lbr_ds.distributed import launched_as_rank
+
+    if not launched_as_rank():
+        import torch
+
+        count = nproc or max(1, torch.cuda.device_count())
+        if count > 1:
+            from lbr_ds.train.launch import launch
+
+            arguments = ["train", recipe, *(overrides or []), "--stage", str(stage)]
+            raise typer.Exit(launch([*arguments, *(["--force"] if force else [])], count))
+    elif nproc is not None:
+        raise ConfigError(
+            f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
+        )
+    from lbr_ds.train.loop import train as train_stage
+    from lbr_ds.train.preempt import EXIT_CODE
+
+    if not train_stage(run, stage, force=force):
+        raise typer.Exit(EXIT_CODE)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint of it.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Checkpoint -> a folder for sentence-transformers, MTEB and servers, with a parity proof.
+
+    Example: `lbr-ds export runs/demo models/demo`
+    """
+    from lbr_ds.export import export as export_model
+
+    parity = export_model(run, out)
+    typer.echo(
+        f"{out}: {parity['texts']} texts agree with the trainer's own vectors, "
+        f"largest difference {parity['largest_difference']:.1e}"
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="A new or unfinished demo folder.")] = Path("lbr-demo"),
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks; default: one per GPU, two on a CPU.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """The whole pipeline on a small real corpus and a small real backbone, in minutes.
+
+    Example: `lbr-ds demo --out lbr-demo`
+    """
+    from lbr_ds.demo import demo as run_demo
+
+    run_demo(out, nproc, overrides or [])

@@ -1,0 +1,195 @@
+"""Verbs that judge: what a cluster must have, how good a model is, how fast the program."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lbr_ds.cli.app import Overrides, Recipe, app
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")],
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str, typer.Option(help="a100, h100, h200, mi300x, or a YAML file as plan/gpus.yaml.")
+    ] = "h100",
+    network: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s to other nodes, per GPU and direction.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The backbone's config.json, where it is not found.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the plan here.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure the memory with GPUS real ranks here instead.")
+    ] = False,
+) -> None:
+    """Memory, traffic and time of both stages on a cluster, before any GPU is asked for.
+
+    Example: `lbr-ds plan huatuo-7b --nodes 4 --gpus 8 --gpu h100`
+    """
+    from lbr_ds.config import load
+    from lbr_ds.plan import Cluster, find_gpu
+    from lbr_ds.plan import plan as make_plan
+    from lbr_ds.plan.table import show_plan, write
+
+    run = load(recipe, overrides or [])
+    if check:
+        from lbr_ds.plan.check import check_here
+
+        raise typer.Exit(check_here(run, sys.argv[1:], gpus, config, out))
+    result = make_plan(run, Cluster(nodes, gpus, find_gpu(gpu, network)), config)
+    show_plan(result, recipe)
+    write(result, out)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A folder, run or checkpoint, bm25, or a name that MTEB knows.")
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="A prepared folder or its URL: score on its held-out split.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="MTEB tasks or benchmarks, comma-separated.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="JSON; default: RUN/eval/STAGE.json, or MODEL.json here.")
+    ] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, help="A seeded sample of the held-out queries.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Queries shown with their passages.")] = 5,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let a model run code of its own.")
+    ] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Score on texts that the model was trained on.")
+    ] = False,
+    generation: Annotated[
+        bool, typer.Option("--generation", help="Also BLEU-4 and ROUGE-L of written answers.")
+    ] = False,
+) -> None:
+    """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
+
+    Example: `lbr-ds eval runs/demo --data data/icd10cm`
+    """
+    from lbr_ds.console import show_scores
+    from lbr_ds.evaluate import evaluate as score
+    from lbr_ds.evaluate import split_names
+
+    output = out or _default_output(model)
+    result = score(
+        model, data=data, tasks=split_names(tasks), output=output,
+        max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
+        allow_overlap=allow_overlap, generation=generation,
+    )  # fmt: skip
+    show_scores(result)
+    typer.echo(f"written to {output}")
+
+
+def _default_output(model: str) -> Path:
+    from lbr_ds import runs
+
+    run = runs.run_of(Path(model)) if Path(model).is_dir() else None
+    if run is None:
+        return Path(Path(model).name + ".json")
+    stage = next(
+        (p.name for p in runs.model_folder(Path(model)).parents if p.name[:5] == "stage"), ""
+    )
+    return run / "eval" / f"{stage or 'base'}.json"
+
+
+@app.command()
+def report(
+    run: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="A folder; default: the first run.")] = None,
+) -> None:
+    """Curves, scores and held-out examples of runs: report.html, report.md, report.json.
+
+    Example: `lbr-ds report runs/demo`
+    """
+    from lbr_ds.report import write_report
+
+    output = out or run[0]
+    write_report(run, output)
+    typer.echo(f"{output / 'report.html'}")
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table1 to table6, or figure3.")],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of training: 0,1,2; default: the recipe's.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks of each training.")] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, help="A seeded sample of the held-out queries.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs; do nothing.")] = False,
+    only: Annotated[int | None, typer.Option(help="Do this job of the list alone.")] = None,
+) -> None:
+    """A table of the paper with a recipe: train what is missing, score it, print both side by side.
+
+    Example: `lbr-ds reproduce table3 medical-demo --seeds 0,1 --json table3.json`
+    """
+    from lbr_ds.reproduce import command
+
+    typer.echo(
+        command(
+            table, recipe, overrides or [], seeds=seeds, nproc=nproc, max_queries=max_queries,
+            dry_run=dry_run, only=only, out=out,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def bench(
+    suite: Annotated[
+        str,
+        typer.Argument(help="attention, stage1, stage2, encode, peers, all, gpu, loader, faults."),
+    ],
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also measure a step's time and memory by length; a .png or .html."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Records (.jsonl, .jsonl.gz) or a prepared folder; default: the demo's."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A short version, to see it run.")] = False,
+) -> None:
+    """Measured ratios, both sides in turn in one run, beside what is wanted of them.
+
+    Example: `lbr-ds bench stage1 --json stage1.json --plot stage1.png`
+    """
+    import json
+
+    from lbr_ds.bench import run_suite
+    from lbr_ds.console import show_bench
+
+    if plot is not None:
+        from lbr_ds.bench.plot import check, draw, sweep
+
+        check(plot)
+    result = run_suite(suite, data, quick=quick)
+    show_bench(result)
+    if plot is not None:
+        machine = result["environment"]
+        result["points"] = sweep()
+        draw(result["points"], plot, machine.get("device", machine["processor"]))
+        typer.echo(f"drawn to {plot}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"written to {out}")
