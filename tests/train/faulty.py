@@ -38,7 +38,7 @@ def plant(faults: list[str], rank: int, first: int) -> None:
             # Not before: a start may take longer than a test can wait for a hang.
             running.limit, watch._SILENT = (6.0 if "hang" in faults else running.limit), 4.0
         if world.rank == rank and work.step >= first and "slow" in faults:
-            time.sleep(0.3)
+            time.sleep(1.0)
         if world.rank != rank or work.step != first:
             return sound(engine, work, run, world)
         for name, number in (("kill", signal.SIGKILL), ("stop", signal.SIGSTOP)):

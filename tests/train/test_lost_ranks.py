@@ -87,8 +87,7 @@ def test_left_out_updates_and_stragglers_are_in_the_metrics_and_survive_a_resume
     assert re.search(r"step 2: loss .*update left out. Its samples: r\d+ \(gl/0000\d.tar", said)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["skipped_updates"], last["slowest_rank"]) == (1, 1)
-    assert last["straggler"] < 0.7
-    assert last["rank_seconds"][1] > last["rank_seconds"][0] + 0.1
+    assert last["straggler"] == last["rank_seconds"][0] / last["rank_seconds"][1]
     (skipped,) = [json.loads(x) for x in (folder / "skipped.jsonl").read_text().splitlines()]
     assert skipped["step"] == 2
     assert [len(names) for names in skipped["samples"].values()] == [4, 4]

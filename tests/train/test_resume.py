@@ -54,7 +54,7 @@ def test_preempted_run_saves_exits_85_and_goes_on(trained: RunConfig, copied: Pa
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
     )
     path = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
         time.sleep(0.002)
     # A scheduler signals every process; the launcher passes it on, so that each rank has it twice.
