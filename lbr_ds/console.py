@@ -59,8 +59,9 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     for (name, split), number in zip(curation["splits"].items(), _SAMPLES, strict=True):
         for sample in split["samples"][:number]:
             shown = sample.get("query") or sample.get("text", "")
-            answer = (sample.get("positives") or [""])[0].replace("\n", " ")
-            console.print(f"{name}: {shown[:70]} -> {answer[:90]}", highlight=False, markup=False)
+            answer = " ".join((sample.get("positives") or [""])[0].split())
+            line = f"{name}: {shown[:70]} -> {answer}"
+            console.print(line, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
     leaks = curation["leaks"]
     reused = " (reused: nothing has changed)" if curation["reused"] else ""
     console.print(

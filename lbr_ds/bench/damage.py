@@ -9,7 +9,6 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 from lbr_ds.bench.injected import Outcome, Scene
@@ -100,15 +99,13 @@ def remove(tar: Path) -> set[str]:
 
 
 def swap(tar: Path) -> set[str]:
-    """Exchange two neighbours of unequal content; every other byte stays in its place."""
-    members = _members(tar)
-    (a, x, i), (b, y, j) = next(
-        (one, two) for one, two in pairwise(members) if len(one[1]) == len(two[1])
-    )
-    raw = bytearray(tar.read_bytes())
-    raw[a.offset_data : a.offset_data + len(x)] = y
-    raw[b.offset_data : b.offset_data + len(y)] = x
-    tar.write_bytes(raw)
+    """Exchange two neighbours with their headers; each is one block long, the rest stays."""
+    (a, _, i), (b, y, j) = _members(tar)[10:12]
+    end = b.offset_data + -(-len(y) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    raw = tar.read_bytes()
+    first, second = raw[a.offset : b.offset], raw[b.offset : end]
+    assert len(first) == len(second)
+    tar.write_bytes(raw[: a.offset] + second + first + raw[end:])
     return {i, j}
 
 

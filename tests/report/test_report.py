@@ -14,6 +14,7 @@ import pytest
 
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.report import write_report
+from tests.shards.server import serve
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -135,6 +136,20 @@ def test_a_part_that_is_missing_is_left_out(run: Path, tmp_path: Path, missing: 
     Page((tmp_path / "out" / "report.html").read_text())
     assert report["runs"][0]["notes"]
     assert ("Retrieval" in (tmp_path / "out" / "report.html").read_text()) == (missing != "eval")
+
+
+def test_data_behind_a_url(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = write_report([run], tmp_path / "near")["runs"][0]["data"]
+    recipe = (run / "recipe.yaml").read_text()
+    monkeypatch.setattr("lbr_ds.shards.remote._WAITS", ())
+    with serve(tmp_path / "data") as server:
+        (run / "recipe.yaml").write_text(recipe.replace(str(tmp_path / "data"), server.url))
+        far = write_report([run], tmp_path / "far")["runs"][0]
+        assert far["data"] == {**near, "folder": server.url}
+        assert server.asked == ["/data/manifest.json", "/data/curation.json"]
+    gone = write_report([run], tmp_path / "gone")["runs"][0]
+    assert gone["data"] == {}
+    assert any("is not here, so its counts" in note for note in gone["notes"])
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
