@@ -87,8 +87,10 @@ def _side_by_side(
         ours = _Ours(run, records, world)
         theirs = SentenceTransformer(str(exported))
         turns = _Turns(ours)
-        with _quiet(), _no_launcher():
-            _trainer(theirs, run, records, mini, rounds + 1, turns, Path(folder)).train()
+        with _no_launcher():
+            trainer = _trainer(theirs, run, records, mini, rounds + 1, turns, Path(folder))
+        with _quiet():
+            trainer.train()
     for step, (a, b) in enumerate(zip(ours.losses, turns.losses, strict=True)):
         if not abs(a - b) <= CLOSE * max(1.0, abs(b)):
             raise LbrError(f"{measure}: at step {step + 1} our loss is {a:.5f}, theirs {b:.5f}")
@@ -183,7 +185,10 @@ def _quiet() -> Any:
 
 @contextlib.contextmanager
 def _no_launcher() -> Any:
-    """Our group of one rank stands in the environment; theirs would wrap its model for ranks."""
+    """Our group of one rank stands in the environment; theirs would wrap its model for ranks.
+
+    It looks there once, when it is made; DeepSpeed looks again while it runs.
+    """
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
