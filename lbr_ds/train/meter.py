@@ -124,4 +124,6 @@ def forget_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    beside = path.with_suffix(".part")  # a start that is killed here loses no line
+    beside.write_text("".join(kept), encoding="utf-8")
+    beside.replace(path)

@@ -14,6 +14,7 @@ from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import PackedModel, load_model
 from lbr_ds.evaluate.baselines import resolve
 from lbr_ds.evaluate.models import _runs_own_code, find_card
+from tests.tiny import seal
 
 
 def checkpoint(run: Path, stage: int, step: int, whole: bool = True) -> Path:
@@ -22,7 +23,7 @@ def checkpoint(run: Path, stage: int, step: int, whole: bool = True) -> Path:
     folder.mkdir(parents=True)
     (folder / "lbr.json").write_text("{}")
     if whole:
-        (folder.parent / "state.json").write_text("{}")
+        seal(folder.parent, {})
     return folder
 
 

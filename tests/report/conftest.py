@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.tiny import seal
+
 RECIPE = """
 name: made-up
 run: {run}
@@ -87,7 +89,7 @@ def run(tmp_path: Path) -> Path:
         path.parent.mkdir()
         saved = path.parent / "checkpoints" / f"step-{steps:06d}"
         saved.mkdir(parents=True)
-        (saved / "state.json").write_text(json.dumps({"world_size": 2, "zero_stage": 3}))
+        seal(saved, {"world_size": 2, "zero_stage": 3})
         path.write_text("".join(json.dumps(row) + "\n" for row in metrics(steps, stage)))
     for name, ndcg in SCORES.items():
         (folder / "eval" / f"{name}.json").write_text(json.dumps(evaluation(ndcg)))

@@ -14,7 +14,7 @@ from lbr_ds.reproduce import list_jobs, reproduce
 from lbr_ds.reproduce.jobs import Job, Source, in_order, jobs_of, link
 from lbr_ds.reproduce.result import _ranks, separation_predicts
 from lbr_ds.reproduce.tables import TABLES, Variant
-from tests.tiny import tiny_recipe
+from tests.tiny import seal, tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_separation_predicts_is_spearmans(recipe: Path, tmp_path: Path) -> None:
         before, after = tmp_path / f"stage1-{number}", tmp_path / f"stage2-{number}"
         place = before / "stage1" / "checkpoints" / "step-000001"
         place.mkdir(parents=True)
-        (place / "state.json").write_text('{"step": 1}')
+        seal(place, {"step": 1})
         after.mkdir()
         (after / "stage1").symlink_to(before / "stage1")
         for folder, name, scores in ((before, "stage1", {"separation_ratio": ratio}),
