@@ -12,9 +12,11 @@ from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import load_ds_config
 from lbr_ds.train.feed import open_feed
+from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build, open_run_folder, take_step
 from lbr_ds.train.optim import learning_rate
 from lbr_ds.train.stages import STAGES
+from lbr_ds.train.watch import Watch
 
 
 def take(recipe: str, stop: int, world: World) -> None:
@@ -29,10 +31,11 @@ def take(recipe: str, stop: int, world: World) -> None:
     start, counters = checkpoint.resume(found, engine, world)
     assert counters == ({"steps": start} if start else {})
     feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=stop)
+    guard, watch = Guard(run.guard, {}, run.run / "stage1", start, world), Watch(world, 2)
     with checkpoint.Saver(run, 1, engine, world) as saver:
         for step in range(start, stop):
             lr = learning_rate(step, run.stage1.steps(0), run.stage1.optim)
-            take_step(engine, stage, run, feed, lr, world)
+            take_step(engine, stage, run, feed, lr, world, guard, watch)
             saver.poll()
             if (step + 1) % run.every.save == 0 or step + 1 == stop:
                 saver.save(step + 1, {"steps": step + 1})

@@ -51,7 +51,7 @@ def guard(run: RunConfig, folder: Path, counters: dict[str, object] | None = Non
 
 def take(own: Guard, run: RunConfig, step: int, loss: float, norm: float) -> bool:
     """What the loop does with a step; returns whether its update is applied."""
-    work = Work(step, 1, 0, [], [("r1", 0, 3)])
+    work = Work(step, 1, 0, [], [], [("r1", 0, 3)])
     applied = own.judge(loss)(norm)
     own.count(work, applied, 2, run.data.folder, "gl")
     return applied
