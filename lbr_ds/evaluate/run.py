@@ -151,9 +151,8 @@ def judge(
 ) -> dict[str, Any]:
     """One task's scores by mteb, with no result cache; averaged over splits and languages.
 
-    show: progress bars; None: where there is a terminal.
-
     For our own task the vectors are measured too, those that mteb's search asked for.
+    show: progress bars; None: where there is a terminal.
     Raises EnvironmentProblem when the task's texts cannot be fetched.
     """
     _fetch(task)
