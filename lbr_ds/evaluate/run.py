@@ -72,22 +72,15 @@ def evaluate(
     `geometry.measure` gives; one that is no retrieval has "main_score" and "metric" instead.
     Raises ConfigError, DataError or EnvironmentProblem with one line.
     """
-    if data is None and not tasks:
-        raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
     card = _writer(model, data) if generation else None
     started = time.perf_counter()
-    chosen: list[AbsTask] = list(official_tasks(tasks))
-    if data is not None:
-        chosen.insert(0, held_out_task(data, max_queries=max_queries, seed=seed))
+    chosen = _chosen(data, tasks, max_queries, seed)
     with quiet():
         overlap = check_overlap(model, chosen, allow_overlap, fetch=_fetch)
         encoder = load_model(
             model, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code, world=world
         )
-        show = world.first and sys.stderr.isatty()
-        scores = {task.metadata.name: judge(encoder, task, batch_size, show) for task in chosen}
-    if world.size > 1:
-        leave()
+        scores = _judge_all(encoder, chosen, batch_size, world)
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     result: dict[str, Any] = {
         "model": model,
@@ -108,6 +101,29 @@ def evaluate(
     if output is not None and world.first:
         _write(result, output)
     return result
+
+
+def _chosen(
+    data: Path | str | None, names: Sequence[str], max_queries: int | None, seed: int
+) -> list[AbsTask]:
+    """Our own task first. Raises ConfigError where there is none at all."""
+    if data is None and not names:
+        raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
+    chosen: list[AbsTask] = list(official_tasks(names))
+    if data is not None:
+        chosen.insert(0, held_out_task(data, max_queries=max_queries, seed=seed))
+    return chosen
+
+
+def _judge_all(
+    encoder: MTEBModels, tasks: Sequence[AbsTask], batch_size: int, world: World
+) -> dict[str, dict[str, Any]]:
+    """Each task's scores by its name; then the ranks part, for what is left is the first's."""
+    show = world.first and sys.stderr.isatty()
+    scores = {task.metadata.name: judge(encoder, task, batch_size, show) for task in tasks}
+    if world.size > 1:
+        leave()
+    return scores
 
 
 def _writer(model: str, data: Path | str | None) -> Path:
