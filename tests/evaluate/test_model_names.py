@@ -76,7 +76,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
-        assert kwargs == {"trust_remote_code": False}
+        assert kwargs == {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
         raise OSError("no route to host\nand a long tail")
 
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", fail)

@@ -80,5 +80,5 @@ def test_too_many_layers_and_an_unknown_backbone_are_refused(tmp_path: Path) -> 
         prepare_backbone(
             ModelConfig(backbone=raw, num_layers=9), BottleneckConfig(), tmp_path / "x", 0
         )
-    with pytest.raises(ConfigError, match="holds no [.]safetensors file"):
+    with pytest.raises(ConfigError, match=r"holds no \.safetensors file"):
         prepare_backbone(ModelConfig(backbone=str(tmp_path)), BottleneckConfig(), tmp_path / "x", 0)
