@@ -9,12 +9,15 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -80,6 +83,28 @@ class World:
         """Wait for all ranks."""
         if self.size > 1:
             dist.barrier()
+
+
+ALONE = World()
+
+
+def shared(
+    world: World, texts: list[str], encode: Callable[[list[str]], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """(N, D) float32: `encode(texts)`, but each rank encodes a share and all get all rows.
+
+    Every rank calls it with the same texts. Shares are dealt by length, so each has as much to do;
+    the rows travel and lie in host memory.
+    """
+    if world.size == 1 or not texts:
+        return encode(texts)
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    order += order[-1:] * (-len(order) % world.size)  # equal counts: the shortest text once more
+    mine = encode([texts[i] for i in order[world.rank :: world.size]])
+    rows = world.gather(torch.from_numpy(np.ascontiguousarray(mine, np.float32))).numpy()
+    vectors = np.empty((len(texts), rows.shape[1]), np.float32)
+    vectors[np.array(order).reshape(-1, world.size).T.reshape(-1)] = rows
+    return vectors
 
 
 class _Gather(torch.autograd.Function):

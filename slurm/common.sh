@@ -58,6 +58,13 @@ program() {
     srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${srun_args[@]}" "${lbr_ds[@]}" "$@"
 }
 
+# all_ranks VERB ...: one task a GPU on all nodes, for verbs whose ranks share the work. The first
+# may end long after the others; one that fails ends all.
+all_ranks() {
+    warn_of_idle_gpus
+    srun --kill-on-bad-exit=1 "${srun_args[@]}" "${lbr_ds[@]}" "$@"
+}
+
 # recipe_value data.folder: that value of the recipe, with the overrides applied.
 recipe_value() {
     python3 - "$1" "$recipe" "${overrides[@]}" << 'END'

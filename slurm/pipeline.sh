@@ -3,7 +3,8 @@
 #   bash slurm/pipeline.sh
 #   RECIPE=my.yaml bash slurm/pipeline.sh --gpus-per-node=8 --ntasks-per-node=8
 # Arguments go to the sbatch of the two training jobs. PREPARE_ARGS and EVALUATE_ARGS are for the
-# other two, such as EVALUATE_ARGS=--gpus-per-node=1. Prints the job ids; see README.md.
+# other two, such as EVALUATE_ARGS="--gpus-per-node=8 --ntasks-per-node=8".
+# Prints the job ids; see README.md.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -13,7 +13,7 @@ from typer.exceptions import TyperException
 from lbr_ds.address import mask_record, masked
 from lbr_ds.cli import build, judge
 from lbr_ds.cli.app import app
-from lbr_ds.errors import ConfigError, LbrError
+from lbr_ds.errors import ConfigError, LbrError, LostRank
 
 __all__ = ["app", "build", "judge", "main"]
 
@@ -49,6 +49,20 @@ def _run() -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except RuntimeError as error:
+        if not _lost_peer(error):
+            raise
+        _complain("another rank has ended; its own line says why")
+        return LostRank.exit_code
+
+
+def _lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed, in a verb that has joined other ranks."""
+    if "lbr_ds.distributed" not in sys.modules:
+        return False
+    from lbr_ds.distributed import is_collective_error
+
+    return is_collective_error(error)
 
 
 def _complain(message: str) -> None:

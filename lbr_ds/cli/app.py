@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lbr_ds import __version__
+from lbr_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lbr_ds.distributed import World
 
 app = typer.Typer(
     help="Learn Before Represent: a causal LLM becomes the embedding model of one domain.",
@@ -21,6 +26,32 @@ Recipe = Annotated[str, typer.Argument(help="A recipe: a YAML file, or a shipped
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Override recipe keys.")
 ]
+
+Sharing = Annotated[
+    int | None, typer.Option("--nproc", min=1, help="Ranks here that share the encoding.")
+]
+
+
+def as_ranks(nproc: int | None, timeout_minutes: float) -> World:
+    """This process's place among the ranks that a launcher has started, or --nproc of this verb.
+
+    The process that starts those does not come back: it ends with their code. Raises ConfigError
+    when a launcher has started another number of ranks than --nproc says.
+    """
+    from lbr_ds.distributed import ALONE, join, launched_as_rank
+
+    if not launched_as_rank():
+        if nproc in (None, 1):
+            return ALONE
+        from lbr_ds.train.launch import launch
+
+        raise typer.Exit(launch(sys.argv[1:], nproc))
+    world = join(timeout_minutes)
+    if nproc not in (None, world.size):
+        raise ConfigError(
+            f"--nproc {nproc}: a launcher has started {world.size} ranks already; leave it out"
+        )
+    return world
 
 
 def _version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lbr_ds.cli.app import Overrides, Recipe, app
+from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
 from lbr_ds.errors import ConfigError
 
 
@@ -43,17 +43,23 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def mine(recipe: Recipe, overrides: Overrides = None) -> None:
+def mine(recipe: Recipe, overrides: Overrides = None, nproc: Sharing = None) -> None:
     """Hard negatives for stage 2: found by BM25 or a model, checked, written into the data's cl.
 
     Example: `lbr-ds mine demo mining.keep=2`
     """
     from lbr_ds.config import load
     from lbr_ds.console import Bars, show_mining
+    from lbr_ds.mining.mine import encode
     from lbr_ds.mining.mine import mine as mine_negatives
 
     run = load(recipe, overrides or [])
+    world = as_ranks(nproc, run.engine.timeout_minutes)
     with Bars() as bars:
+        if world.size > 1:
+            encode(run, world, bars if world.first else None)
+        if not world.first:
+            return
         audit = mine_negatives(run, bars)
     show_mining(audit, run.data.local_folder, run.stage2.num_negatives)
 

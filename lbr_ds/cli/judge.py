@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from lbr_ds.cli.app import Overrides, Recipe, app
+from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
+
+_TIMEOUT_MINUTES = 30  # that ranks of `eval` wait for each other
 
 
 @app.command()
@@ -75,6 +77,7 @@ def evaluate(
     generation: Annotated[
         bool, typer.Option("--generation", help="Also BLEU-4 and ROUGE-L of written answers.")
     ] = False,
+    nproc: Sharing = None,
 ) -> None:
     """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
 
@@ -83,15 +86,19 @@ def evaluate(
     from lbr_ds.console import show_scores
     from lbr_ds.evaluate import evaluate as score
     from lbr_ds.evaluate import split_names
+    from lbr_ds.evaluate.baselines import check_ranks
 
+    check_ranks(model, nproc or 1)
+    world = as_ranks(nproc, _TIMEOUT_MINUTES)
     output = out or _default_output(model)
     result = score(
         model, data=data, tasks=split_names(tasks), output=output,
         max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
-        allow_overlap=allow_overlap, generation=generation,
+        allow_overlap=allow_overlap, generation=generation, world=world,
     )  # fmt: skip
-    show_scores(result)
-    typer.echo(f"written to {output}")
+    if world.first:
+        show_scores(result)
+        typer.echo(f"written to {output}")
 
 
 def _default_output(model: str) -> Path:

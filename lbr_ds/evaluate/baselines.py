@@ -7,6 +7,7 @@ sentence-transformers loads may be given as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lbr_ds.errors import ConfigError
 
@@ -42,3 +43,12 @@ def resolve(name: str) -> str:
     if not BASELINES[name].model:
         raise ConfigError(f"{name}: {BASELINES[name].about}, and give that folder")
     return BASELINES[name].model
+
+
+def check_ranks(model: str, ranks: int) -> None:
+    """Raises ConfigError when so many ranks cannot share the work of `model`: names are mteb's."""
+    if ranks > 1 and not Path(model).expanduser().is_dir():
+        raise ConfigError(
+            f"{model}: {ranks} ranks cannot share its work, only that of a folder, a run or a "
+            "checkpoint; start one process (--nproc 1)"
+        )

@@ -5,30 +5,34 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import mteb
+import numpy as np
+from datasets import Dataset
 from mteb.models import ModelMeta, MTEBModels, SentenceTransformerEncoderWrapper
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
+from torch.utils.data import DataLoader
 
 from lbr_ds import runs
+from lbr_ds.distributed import ALONE, World, shared
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
-from lbr_ds.evaluate.baselines import resolve
+from lbr_ds.evaluate.baselines import check_ranks, resolve
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class PackedModel(AbsEncoder):
-    """A checkpoint's `model/` folder behind mteb's interface: the trainer's own forward code."""
+    """A checkpoint's `model/` folder behind mteb's interface: the trainer's own forward code.
 
-    def __init__(self, folder: Path, batch_tokens: int | None = None) -> None:
+    With several ranks in `world` each encodes its share of every call.
+    """
+
+    def __init__(self, folder: Path, batch_tokens: int | None = None, world: World = ALONE) -> None:
         from lbr_ds.model.encoder import PackedEncoder
 
         self.model = PackedEncoder(folder)
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.world = batch_tokens, world
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
                 "name": f"lbr-ds/{folder.resolve().name}",
@@ -40,11 +44,38 @@ class PackedModel(AbsEncoder):
         """Batches of {"text": [...]} -> (N, D) float32, unit length."""
         texts = [text for batch in inputs for text in batch["text"]]
         progress = bool(kwargs.get("show_progress_bar", False))
-        return self.model.encode(texts, batch_tokens=self.batch_tokens, progress=progress)
+
+        def encode(part: list[str]) -> np.ndarray:
+            return self.model.encode(part, batch_tokens=self.batch_tokens, progress=progress)
+
+        return shared(self.world, texts, encode)
+
+
+class SharedSentences(SentenceTransformerEncoderWrapper):
+    """mteb's wrapper of a sentence-transformers model; each rank encodes its share of a call."""
+
+    def __init__(self, model: Any, world: World) -> None:
+        super().__init__(model)
+        self.world = world
+
+    def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
+        """Batches of {"text": [...]} -> (N, D) float32."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        alone = super().encode
+
+        def encode(part: list[str]) -> np.ndarray:
+            loader: Any = DataLoader(cast("Any", Dataset.from_dict({"text": part})), len(part))
+            return np.asarray(alone(loader, **kwargs), np.float32)
+
+        return shared(self.world, texts, encode)
 
 
 def load_model(
-    model: str, *, batch_tokens: int | None = None, trust_remote_code: bool = False
+    model: str,
+    *,
+    batch_tokens: int | None = None,
+    trust_remote_code: bool = False,
+    world: World = ALONE,
 ) -> MTEBModels:
     """The encoder that `model` stands for.
 
@@ -52,21 +83,23 @@ def load_model(
     - a run, one of its stages, or a checkpoint: its newest model (see `runs`), our own encoder;
     - `bm25`, or another short name of `baselines.py`;
     - anything else: a name of mteb's registry, or one that sentence-transformers can fetch.
-    Raises ConfigError for a folder that holds no model and for a model that would run code of its
-    own without `trust_remote_code`; EnvironmentProblem when it cannot be loaded.
+    The ranks of `world` share the work of the first two. Raises ConfigError for the others then,
+    for a folder that holds no model and for a model that would run code of its own without
+    `trust_remote_code`; EnvironmentProblem when it cannot be loaded.
     """
+    check_ranks(model, world.size)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "modules.json").exists():
             card = find_card(folder)
             if card is not None:
-                return cast("MTEBModels", PackedModel(card, batch_tokens))
+                return cast("MTEBModels", PackedModel(card, batch_tokens, world))
             if not (folder / "config.json").exists():
                 raise ConfigError(
                     f"{model}: holds no model (no modules.json, lbr.json or config.json, no "
                     "checkpoint); give a run, a checkpoint or an exported folder"
                 )
-        return _sentence_transformer(str(folder), trust_remote_code)
+        return _sentence_transformer(str(folder), trust_remote_code, world)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
     return _by_name(resolve(model), trust_remote_code)
@@ -80,7 +113,9 @@ def find_card(folder: Path) -> Path | None:
         return None
 
 
-def _sentence_transformer(name: str, trust_remote_code: bool) -> SentenceTransformerEncoderWrapper:
+def _sentence_transformer(
+    name: str, trust_remote_code: bool, world: World = ALONE
+) -> SentenceTransformerEncoderWrapper:
     """A folder or a hub name by way of sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
@@ -93,6 +128,8 @@ def _sentence_transformer(name: str, trust_remote_code: bool) -> SentenceTransfo
         raise
     except Exception as error:  # the hub, safetensors and remote configs each raise their own
         raise _cannot_load(name, error) from error
+    if world.size > 1:
+        return SharedSentences(model, world)
     return SentenceTransformerEncoderWrapper(model)
 
 

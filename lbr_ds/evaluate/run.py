@@ -29,6 +29,7 @@ from mteb.models import MTEBModels
 
 from lbr_ds import environment
 from lbr_ds.address import shown
+from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import geometry
 from lbr_ds.evaluate.generation import score_generation
@@ -54,6 +55,7 @@ def evaluate(
     trust_remote_code: bool = False,
     allow_overlap: bool = False,
     generation: bool = False,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Scores of `model` on DATA's eval split and on official tasks; written to `output` too.
 
@@ -62,24 +64,23 @@ def evaluate(
     held-out queries, drawn by seed (the corpus stays whole). examples: so many queries with their
     top 3 passages, drawn by seed, so the same ones for every model. allow_overlap: score a model
     of ours on texts that it was trained on too, and say so under "overlap" (see `overlap.py`).
-    generation: also BLEU-4 and ROUGE-L of the answers that a model of ours writes.
+    generation: also BLEU-4 and ROUGE-L of the answers that a model of ours writes. world: its ranks
+    share the encoding, score alike and part; the answers and the file are the first rank's alone.
     Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
     "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
     "environment"}, and "examples", "generation" when asked. The held-out task also has what
     `geometry.measure` gives; one that is no retrieval has "main_score" and "metric" instead.
     Raises ConfigError, DataError or EnvironmentProblem with one line.
     """
-    if data is None and not tasks:
-        raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
     card = _writer(model, data) if generation else None
     started = time.perf_counter()
-    chosen: list[AbsTask] = list(official_tasks(tasks))
-    if data is not None:
-        chosen.insert(0, held_out_task(data, max_queries=max_queries, seed=seed))
+    chosen = _chosen(data, tasks, max_queries, seed)
     with quiet():
         overlap = check_overlap(model, chosen, allow_overlap, fetch=_fetch)
-        encoder = load_model(model, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code)
-        scores = {task.metadata.name: judge(encoder, task, batch_size) for task in chosen}
+        encoder = load_model(
+            model, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code, world=world
+        )
+        scores = _judge_all(encoder, chosen, batch_size, world)
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     result: dict[str, Any] = {
         "model": model,
@@ -93,13 +94,36 @@ def evaluate(
     }
     if overlap:
         result["overlap"] = overlap
-    if card is not None:
+    if card is not None and world.first:
         result["generation"] = score_generation(card, held_out[0].judged)
     if examples and held_out:
         result["examples"] = _examples(held_out[0], examples, seed)
-    if output is not None:
+    if output is not None and world.first:
         _write(result, output)
     return result
+
+
+def _chosen(
+    data: Path | str | None, names: Sequence[str], max_queries: int | None, seed: int
+) -> list[AbsTask]:
+    """Our own task first. Raises ConfigError where there is none at all."""
+    if data is None and not names:
+        raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
+    chosen: list[AbsTask] = list(official_tasks(names))
+    if data is not None:
+        chosen.insert(0, held_out_task(data, max_queries=max_queries, seed=seed))
+    return chosen
+
+
+def _judge_all(
+    encoder: MTEBModels, tasks: Sequence[AbsTask], batch_size: int, world: World
+) -> dict[str, dict[str, Any]]:
+    """Each task's scores by its name; then the ranks part, for what is left is the first's."""
+    show = world.first and sys.stderr.isatty()
+    scores = {task.metadata.name: judge(encoder, task, batch_size, show) for task in tasks}
+    if world.size > 1:
+        leave()
+    return scores
 
 
 def _writer(model: str, data: Path | str | None) -> Path:
@@ -138,14 +162,17 @@ def top_passages(
     return [_example(task, query_id, k) for query_id in task.judged.queries]
 
 
-def judge(encoder: MTEBModels, task: AbsTask, batch_size: int = 64) -> dict[str, Any]:
+def judge(
+    encoder: MTEBModels, task: AbsTask, batch_size: int = 64, show: bool | None = None
+) -> dict[str, Any]:
     """One task's scores by mteb, with no result cache; averaged over splits and languages.
 
     For our own task the vectors are measured too, those that mteb's search asked for.
+    show: progress bars; None: where there is a terminal.
     Raises EnvironmentProblem when the task's texts cannot be fetched.
     """
     _fetch(task)
-    show = sys.stderr.isatty()
+    show = sys.stderr.isatty() if show is None else show
     with recorded(encoder, isinstance(task, HeldOutTask)) as seen:
         outcome = mteb.evaluate(
             encoder,

@@ -26,13 +26,14 @@ import lbr_ds
 from lbr_ds.config import MiningConfig, RunConfig
 from lbr_ds.corpora.prepare import MINING
 from lbr_ds.corpora.reading import Progress
+from lbr_ds.distributed import World, leave
 from lbr_ds.errors import DataError
 from lbr_ds.mining.encoders import TextVectors, find_encoder
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.mining.rewrite import rewrite, source_split
 from lbr_ds.mining.rules import Chooser, Guide, Negative
-from lbr_ds.mining.vectors import Vectors, cache_key, embed
+from lbr_ds.mining.vectors import Vectors, cache_key, embed, embed_share
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 
@@ -54,20 +55,57 @@ def mine(run: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     manifest = Manifest.load(folder)
     encoders = _encoders(run.mining)
     fingerprint = _fingerprint(run, manifest, encoders)
-    if manifest.fingerprint.partition("-")[0] == fingerprint and (folder / MINING).is_file():
+    if _holds(manifest, fingerprint):
         log.info("%s holds these negatives already, reused", folder)
         return {**json.loads((folder / MINING).read_bytes()), "reused": True}
+    records, pool = _read(run, manifest)
+    chooser, chosen = _search(run, pool, encoders, _work(manifest), progress)
+    audit = _audit(run, pool, chooser, chosen, encoders, fingerprint)
+    mined = _with_negatives(records, pool, chosen)
+    rewrite(manifest, mined, audit, run.data.records_per_shard, progress)
+    return {**audit, "reused": False}
+
+
+def encode(run: RunConfig, world: World, progress: Progress | None = None) -> None:
+    """The models' vectors for `mine`, which finds them on disk: each rank of `world` its share.
+
+    Called on every rank; they part when all vectors are there. Without a model in the recipe, or
+    with these negatives in the folder, there is nothing to do. Raises as `mine` does.
+    """
+    manifest = Manifest.load(run.data.local_folder.expanduser().resolve())
+    encoders, work = _encoders(run.mining), _work(manifest)
+    if encoders and not _holds(manifest, _fingerprint(run, manifest, encoders)):
+        _, pool = _read(run, manifest)
+        for encoder in encoders.values():
+            embed_share(_queries(pool), encoder, "query", work, world, progress)
+            embed_share(pool.passages, encoder, "passage", work, world, progress)
+    leave()
+
+
+def _holds(manifest: Manifest, fingerprint: str) -> bool:
+    """Whether the data has these negatives already."""
+    same = manifest.fingerprint.partition("-")[0] == fingerprint
+    return same and (manifest.folder / MINING).is_file()
+
+
+def _work(manifest: Manifest) -> Path:
+    """Where the vectors lie."""
+    return manifest.folder.with_name(f"{manifest.folder.name}.mining")
+
+
+def _read(run: RunConfig, manifest: Manifest) -> tuple[list[Record], Pool]:
+    """cl as it was prepared, and its queries and passages."""
+    folder = manifest.folder
     records = list(read_split(folder, source_split(manifest)))
     others = read_split(folder, "gl") if "gl" in run.mining.passages else ()
     pool = Pool.of(records, others, read_split(folder, "eval"))
     if not pool.queries:
         raise DataError(f"{folder}: cl holds no query, only passages; there is nothing to mine for")
-    work = folder.with_name(f"{folder.name}.mining")
-    chooser, chosen = _search(run, pool, encoders, work, progress)
-    audit = _audit(run, pool, chooser, chosen, encoders, fingerprint)
-    mined = _with_negatives(records, pool, chosen)
-    rewrite(manifest, mined, audit, run.data.records_per_shard, progress)
-    return {**audit, "reused": False}
+    return records, pool
+
+
+def _queries(pool: Pool) -> list[str]:
+    return [record.instruction + record.query for record in pool.queries]
 
 
 def _encoders(mining: MiningConfig) -> dict[str, TextVectors]:
@@ -99,7 +137,7 @@ def _search(
 ) -> tuple[Chooser, list[list[Negative]]]:
     """Rank and choose, one query after the other; returns the negatives of each."""
     last = run.mining.ranks[1]
-    queries = [record.instruction + record.query for record in pool.queries]
+    queries = _queries(pool)
     vectors: dict[str, tuple[Vectors, Vectors]] = {}
     for part, encoder in encoders.items():
         vectors[part] = (

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lbr_ds.distributed import World
 from lbr_ds.mining.encoders import Role, TextVectors
 
 ROWS = 1024  # texts a block; also what a killed run may lose
@@ -55,20 +56,47 @@ def embed(
     Memory: one block of vectors and the model. Raises OSError when the disk is full.
     """
     folder = work / cache_key(texts, encoder, role)
-    folder.mkdir(parents=True, exist_ok=True)
     blocks = []
     for first in range(0, len(texts), ROWS):
         part = list(texts[first : first + ROWS])
-        path = folder / f"{first // ROWS:05d}.npy"
-        block = _load(path, len(part))
-        if block is None:
-            _save(path, encoder.encode(part, role))
-            block = _load(path, len(part))
-            assert block is not None, path
-        blocks.append(block)
+        blocks.append(_block(folder, first // ROWS, part, encoder, role))
         if progress:
             progress(f"encode {role} ({encoder.name})", first + len(part), len(texts))
     return Vectors(blocks, len(texts))
+
+
+def embed_share(
+    texts: Sequence[str],
+    encoder: TextVectors,
+    role: Role,
+    work: Path,
+    world: World,
+    progress: Progress | None = None,
+) -> None:
+    """Of the blocks that `embed` would make those of this rank: every `world.size`-th.
+
+    A block is one call of the encoder either way, so its bytes do not depend on the ranks.
+    """
+    folder = work / cache_key(texts, encoder, role)
+    for first in range(world.rank * ROWS, len(texts), world.size * ROWS):
+        part = list(texts[first : first + ROWS])
+        _block(folder, first // ROWS, part, encoder, role)
+        if progress:
+            progress(f"encode {role} ({encoder.name})", first + len(part), len(texts))
+
+
+def _block(
+    folder: Path, number: int, texts: list[str], encoder: TextVectors, role: Role
+) -> NDArray[np.float32]:
+    """Block `number`, mapped; made when it is missing or not whole."""
+    path = folder / f"{number:05d}.npy"
+    block = _load(path, len(texts))
+    if block is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _save(path, encoder.encode(texts, role))
+        block = _load(path, len(texts))
+        assert block is not None, path
+    return block
 
 
 def cache_key(texts: Sequence[str], encoder: TextVectors, role: Role) -> str:
