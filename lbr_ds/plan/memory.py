@@ -21,6 +21,8 @@ from lbr_ds.layout import Layout
 from lbr_ds.plan.shape import Shape
 from lbr_ds.plan.work import Work
 
+_TILE = 1 << 20  # scores that the loss of stage 2 holds at a time (objectives/contrastive.py)
+
 RESERVE = 2 << 30  # CUDA context, NCCL's channels, cuBLAS workspaces
 
 
@@ -177,15 +179,16 @@ def head(shape: Shape, work: Work, width: int) -> tuple[int, int]:
 def vectors(shape: Shape, work: Work, world: int) -> int:
     """Stage 2: fp32 vectors of the whole step, their gradients, and the scores.
 
-    Own vectors three times (pieces, joined, gradient), the gathered candidates twice, and per pair
-    of query and candidate five fp32 numbers and two booleans.
+    Own vectors three times (pieces, joined, gradient), the gathered candidates twice, and for each
+    pair of a tile (objectives/contrastive.py) five fp32 numbers and two booleans.
     """
     if not work.queries:
         return 0
     own = work.queries + work.candidates
     everyone = work.candidates * world
     held = 3 * own + 2 * everyone if work.cached else own + 2 * everyone
-    return held * shape.hidden * 4 + work.queries * everyone * 22
+    pairs = min(work.queries * everyone, max(_TILE, everyone))
+    return held * shape.hidden * 4 + pairs * 22
 
 
 def _moving(shape: Shape, layout: Layout, world: int) -> int:
