@@ -167,9 +167,9 @@ def zero3_error(data: Path | None, count: int) -> Row:
     norm = sum(w.double().square().sum() for w in wanted.values())
     return _single(
         "gradcache_zero3_grad_error", float((apart / norm) ** 0.5), goal=1e-6, floor=1e-5,
-        about=f"|g - g'| / |g'| over all parameters, fp32, {count} pairs, {LAYERS} layers: g of two "
-        "ZeRO-3 ranks in chunks, g' of one graph in plain torch; drawn weights (with pretrained "
-        "ones, whose vectors all but coincide, fp32 itself is 7e-6 from fp64)",
+        about=f"|g - g'| / |g'| over all parameters, fp32, {count} pairs, {LAYERS} layers: g of "
+        "two ZeRO-3 ranks in chunks, g' of one graph in plain torch; drawn weights (with "
+        "pretrained ones, whose vectors all but coincide, fp32 itself is 7e-6 from fp64)",
         unit="relative",
     )  # fmt: skip
 
