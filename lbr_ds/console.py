@@ -120,17 +120,18 @@ def show_scores(result: dict[str, Any]) -> None:
 
 def show_bench(result: dict[str, Any]) -> None:
     """The table that `bench` prints: each figure beside what must be and what is aimed at."""
-    headings = ("value", "quartiles", "theory", "must", "goal", "")
-    table = Table(Column("measure", no_wrap=True), *headings, box=SIMPLE)
+    promised = any(row["theory"] is not None for row in result["rows"])
+    names = ["measure", "value", "quartiles", *(["theory"] if promised else []), "must", "goal", ""]
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=SIMPLE, padding=(0, 1, 0, 0))
     for row in result["rows"]:
         sign = ">=" if row["better"] == "higher" else "<="
         low, high = row["quartiles"]
-        theory = row["theory"]
+        theory = "" if row["theory"] is None else f"{row['theory']:.3g}"
         measured = row["value"] is not None
         table.add_row(
             row["measure"], f"{row['value']:.3g}" if measured else "-",
             f"{low:.3g} .. {high:.3g}" if measured else "-",
-            "" if theory is None else f"{theory:.3g}",
+            *([theory] if promised else []),
             f"{sign} {row['floor']:.3g}", f"{sign} {row['goal']:.3g}", _mark(row),
         )  # fmt: skip
     console = Console()
