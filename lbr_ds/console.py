@@ -130,9 +130,9 @@ def show_bench(result: dict[str, Any]) -> None:
         measured = row["value"] is not None
         table.add_row(
             row["measure"], f"{row['value']:.3g}" if measured else "-",
-            f"{low:.3g} .. {high:.3g}" if measured else "-",
+            f"{low:.3g}..{high:.3g}" if measured else "-",
             *([theory] if promised else []),
-            f"{sign} {row['floor']:.3g}", f"{sign} {row['goal']:.3g}", _mark(row),
+            f"{sign}{row['floor']:.3g}", f"{sign}{row['goal']:.3g}", _mark(row),
         )  # fmt: skip
     console = Console()
     console.print(table)
