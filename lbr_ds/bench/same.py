@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lbr_ds.runs import checkpoints
+from lbr_ds.train.engine import read_state
 
 # What a step's line in metrics.jsonl says of the clock and the machine, not of the learning.
 _CLOCK = ("_seconds", "_per_second", "memory_gib", "straggler", "slowest_rank")
@@ -77,8 +78,7 @@ def _samples(notes: Path) -> dict[tuple[int, str], set[str]]:
 def _everything(stage: Path) -> Iterator[tuple[str, bytes]]:
     last = checkpoints(stage)[-1]
     for file in sorted(last.glob("state/**/*.pt")):
-        # DeepSpeed's own pickles, written by our own ranks a moment ago.
-        yield from _leaves(torch.load(file, weights_only=False), file.name)
+        yield from _leaves(read_state(file), file.name)
     yield from _leaves(load_file(_weights(stage)), "weights")
     for line in _metrics(stage):
         kept = {k: v for k, v in line.items() if not k.endswith(_CLOCK)}

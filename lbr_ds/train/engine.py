@@ -36,6 +36,8 @@ os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 import deepspeed
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 log = logging.getLogger(__name__)
 
@@ -281,6 +283,12 @@ class _Collector(TorchCheckpointEngine):
         """Note (a copy of) the state under its file's name."""
         copied = self.memory.copy(path, state_dict) if self.memory else state_dict
         self.files[Path(path).as_posix()] = copied
+
+
+def read_state(file: Path) -> Any:
+    """One file of a checkpoint's state/, opened without running anything that it holds."""
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum]):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def gathered(parameter: nn.Parameter, *, writer: int | None = None) -> Any:
