@@ -147,6 +147,7 @@ def join(timeout_minutes: float) -> World:
     """
     global _joined
     if _joined is not None and dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", str(_joined.local_rank))  # each engine asks for it
         return _joined
     if "RANK" not in os.environ and _slurm_task():
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
