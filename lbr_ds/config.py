@@ -295,18 +295,24 @@ def load(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Run
     Raises ConfigError with one line that names the key, the value and the cure.
     """
     path = resources.find("recipes", str(recipe), ".yaml")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys, not {type(raw).__name__}")
+    raw = read_mapping(path, "a recipe")
     for override in overrides:
         _apply(raw, override)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, RunConfig)}") from None
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """A YAML file's keys and values. Raises ConfigError when it is no mapping; `what` names it."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: {what} is a mapping of keys, not {type(raw).__name__}")
+    return raw
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

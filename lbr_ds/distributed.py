@@ -5,11 +5,12 @@ Everything works with no process group too: then the world is one rank.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -147,7 +148,6 @@ def join(timeout_minutes: float) -> World:
     """
     global _joined
     if _joined is not None and dist.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", str(_joined.local_rank))  # each engine asks for it
         return _joined
     if "RANK" not in os.environ and _slurm_task():
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
@@ -156,8 +156,7 @@ def join(timeout_minutes: float) -> World:
     env = os.environ
     alone = "RANK" not in env
     if alone:
-        env.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        env["MASTER_PORT"] = "0"
+        env["LOCAL_RANK"] = "0"  # DeepSpeed asks the environment for it
     elif "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
         raise EnvironmentProblem(
             "MASTER_ADDR and MASTER_PORT are not set; slurm/common.sh shows how to derive them"
@@ -170,19 +169,28 @@ def join(timeout_minutes: float) -> World:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # Later than train/watch.py, which ends a run without progress and can say who is at fault.
     timeout = timedelta(minutes=timeout_minutes + 1)
-    rank, size, words = int(env["RANK"]), int(env["WORLD_SIZE"]), None
+    rank, size, store, words = 0, 1, dist.HashStore(), None
     try:
-        store: Any = dist.HashStore()
         if not alone:
             store, rank, size = next(rendezvous("env://", timeout=timeout))
             words = words_of(store)
         place = dist.PrefixStore("ranks", store)
         dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
-        where = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+        where = "no address" if alone else f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
         raise EnvironmentProblem(f"rendezvous at {where} failed: {error}") from None
     _joined = World(rank, size, local, device, words)
     return _joined
+
+
+@contextlib.contextmanager
+def no_local_rank() -> Iterator[None]:
+    """Hide a world of one from libraries that take LOCAL_RANK for a launcher's word."""
+    kept = os.environ.pop("LOCAL_RANK")
+    try:
+        yield
+    finally:
+        os.environ["LOCAL_RANK"] = kept
 
 
 def words_of(store: Any) -> Any:

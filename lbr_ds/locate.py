@@ -141,3 +141,12 @@ def _download(place: str) -> Path:
             )
         part.rename(kept)
     return kept
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

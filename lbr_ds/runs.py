@@ -9,15 +9,14 @@ A checkpoint is whole when every file has the size and sha256 that its files.jso
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
 
 from lbr_ds.errors import CheckpointError
+from lbr_ds.locate import file_sha256
 
 MANIFEST = "files.json"  # of a checkpoint: {name: {"bytes": size, "sha256": hex}}
-_BLOCK = 4 << 20
 
 
 def saved(stage_folder: Path) -> list[Path]:
@@ -56,22 +55,13 @@ def fault(checkpoint: Path, *, part: int = 0, parts: int = 1) -> str:
             if (found := (checkpoint / name).stat().st_size) != size:
                 return f"{name}: {found} bytes, {size} were saved"
         for name, _, digest in sorted(files)[part::parts] if parts else ():
-            if sha256(checkpoint / name) != digest:
+            if file_sha256(checkpoint / name) != digest:
                 return f"{name}: its contents have changed since it was saved (sha256)"
     except FileNotFoundError:
         return f"{name}: missing"
     except OSError as error:
         return f"{name}: not readable ({error.strerror})"
     return ""
-
-
-def sha256(path: Path) -> str:
-    """The hex digest of a file's contents."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def step_of(checkpoint: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,12 +22,3 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         done = run_cli("train", str(recipe), "--stage", stage, "--nproc", "2")
         assert done.returncode == 0, done.stderr
     return load(recipe)
-
-
-@pytest.fixture(autouse=True)
-def _an_environment_of_its_own() -> Iterator[None]:
-    """What joins a world of one in this process names its rank there; others are not to see it."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)

@@ -23,7 +23,7 @@ DOORS = {
     "bm25s": {"mining/bm25.py"},
     # evaluate: the types that mteb takes; bench: those of sentence-transformers' trainer
     "datasets": {"corpora", "evaluate", "bench"},
-    "yaml": {"config.py", "export.py", "plan", "report", "train/checkpoint.py"},
+    "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
 }
 NO_TORCH = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",

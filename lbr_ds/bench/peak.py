@@ -31,9 +31,7 @@ _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6553
 
 def extra_bytes(work: str, **settings: Any) -> float:
     """Bytes that `work` ("module:function") took. Raises EnvironmentProblem when it failed."""
-    place = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of this process
-    env = {name: value for name, value in os.environ.items() if name not in place}
-    env |= {**_ALLOCATOR, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    env = {**os.environ, **_ALLOCATOR, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-W", "ignore", "-m", __name__, work, json.dumps(settings)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:

@@ -8,7 +8,6 @@ and answers); without it the demo's corpus serves.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
 from lbr_ds.bench.stage1 import dense_ib_mask
 from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.distributed import join
+from lbr_ds.distributed import join, no_local_rank
 from lbr_ds.flops import Shape, bottleneck_pairs, flops
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.train.engine import Engine, load_ds_config
@@ -133,7 +132,7 @@ def hugging_face_step(
             self.end = perf_counter()
 
     optim = run.stage1.optim
-    with alone():
+    with no_local_rank():
         args = TrainingArguments(
             output_dir=str(run.run / "peer"), use_cpu=not torch.cuda.is_available(), max_steps=1,
             per_device_train_batch_size=SAMPLES, learning_rate=optim.lr, adam_beta1=optim.betas[0],
@@ -154,7 +153,7 @@ def hugging_face_step(
 
     def run_step() -> float:
         trainer.train_dataset = batches[len(losses[1])]
-        with alone():
+        with no_local_rank():
             done = trainer.train()
         losses[1].append(done.training_loss)
         compare(losses)
@@ -176,18 +175,6 @@ def dense_batch(sequences: list[Sequence]) -> dict[str, torch.Tensor]:
         labels[i, context:n] = tokens[i, context:n]
         mask[i, 0, :n, :n] = dense_ib_mask(sequence)
     return {"input_ids": tokens, "labels": labels, "attention_mask": mask}
-
-
-class alone:
-    """A context without the variables by which a launcher speaks to a rank."""
-
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-    def __enter__(self) -> None:
-        self.kept = {name: os.environ.pop(name) for name in self.names if name in os.environ}
-
-    def __exit__(self, *error: object) -> None:
-        os.environ.update(self.kept)
 
 
 def compare(losses: tuple[list[float], list[float]]) -> None:

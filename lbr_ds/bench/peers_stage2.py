@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from lbr_ds.bench.material import MAX_LENGTH, backbone, pairs, with_stage2
 from lbr_ds.bench.measure import ROUNDS, Row, ratio
 from lbr_ds.config import RunConfig
-from lbr_ds.distributed import join
+from lbr_ds.distributed import join, no_local_rank
 from lbr_ds.errors import LbrError
 from lbr_ds.export import export
 from lbr_ds.records import Record
@@ -87,7 +87,7 @@ def _side_by_side(
         ours = _Ours(run, records, world)
         theirs = SentenceTransformer(str(exported))
         turns = _Turns(ours)
-        with _no_launcher():
+        with no_local_rank():
             trainer = _trainer(theirs, run, records, mini, rounds + 1, turns, Path(folder))
         with _quiet():
             trainer.train()
@@ -181,17 +181,3 @@ def _quiet() -> Any:
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         yield
-
-
-@contextlib.contextmanager
-def _no_launcher() -> Any:
-    """Our group of one rank stands in the environment; theirs would wrap its model for ranks.
-
-    It looks there once, when it is made; DeepSpeed looks again while it runs.
-    """
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)

@@ -15,8 +15,7 @@ from lbr_ds.corpora.functions import source_files
 from lbr_ds.corpora.reading import Found, source_name
 from lbr_ds.corpora.shapes import read_records
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.locate import locate
-from lbr_ds.shards.manifest import file_sha256
+from lbr_ds.locate import file_sha256, locate
 from lbr_ds.source import ColumnsConfig, SourceConfig
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text",

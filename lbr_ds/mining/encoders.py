@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lbr_ds import runs
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
-from lbr_ds.shards.manifest import file_sha256
+from lbr_ds.locate import file_sha256
 
 Role = Literal["query", "passage"]
 

@@ -22,9 +22,10 @@ import lbr_ds
 from lbr_ds.corpora import leaks, overlap
 from lbr_ds.corpora.prepare import GIVEN, MINING, swap
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.locate import file_sha256
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, verify, write_split
-from lbr_ds.shards.manifest import NAME, ShardFile, file_sha256
+from lbr_ds.shards.manifest import NAME, ShardFile
 from lbr_ds.shards.order import WRITE, permutation
 
 Progress = Callable[[str, int, int | None], None]

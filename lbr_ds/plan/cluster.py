@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
+from lbr_ds.config import read_mapping
 from lbr_ds.errors import ConfigError
 from lbr_ds.explain import explain
 from lbr_ds.source import Part
@@ -49,10 +47,9 @@ def find_gpu(name: str, network: float | None = None) -> Gpu:
 
     network: GB/s to other nodes in place of the table's. Raises ConfigError.
     """
-    text = resources.files("lbr_ds.plan").joinpath("gpus.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = yaml.safe_load(text)
+    table = read_mapping(Path(__file__).with_name("gpus.yaml"), "the table")
     if Path(name).is_file():
-        raw = _read(Path(name))
+        raw = read_mapping(Path(name), "a GPU")
     elif name.lower() in table:
         raw = table[name.lower()]
     else:
@@ -65,13 +62,3 @@ def find_gpu(name: str, network: float | None = None) -> Gpu:
         return Gpu.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"--gpu {name}: {explain(error, Gpu)}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a GPU is a mapping of keys, not {type(raw).__name__}")
-    return raw

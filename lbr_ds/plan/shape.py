@@ -13,14 +13,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lbr_ds import flops
-from lbr_ds.config import ModelConfig
+from lbr_ds.config import ModelConfig, read_mapping
 from lbr_ds.errors import ConfigError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -154,8 +151,7 @@ def of_config(raw: dict[str, Any], name: str) -> Shape:
 
 def known() -> dict[str, Any]:
     """shapes.yaml: the backbones of the shipped recipes."""
-    text = resources.files("lbr_ds.plan").joinpath("shapes.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
+    return read_mapping(Path(__file__).with_name("shapes.yaml"), "the table")
 
 
 def _config(model: ModelConfig, given: Path | None) -> dict[str, Any]:

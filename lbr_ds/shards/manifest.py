@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 from lbr_ds.address import CACHE_GIB, is_url
 from lbr_ds.errors import DataError
+from lbr_ds.locate import file_sha256
 from lbr_ds.shards.remote import Remote
 
 NAME = "manifest.json"
@@ -210,12 +210,3 @@ def verify(
         if progress:
             progress("verify", done, len(shards))
     return manifest
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from lbr_ds import runs
+from lbr_ds.locate import file_sha256
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
@@ -153,7 +154,7 @@ def write_json(path: Path, content: Any) -> None:
 def seal(path: Path) -> dict[str, Any]:
     """Make a file durable; returns what the manifest says of it."""
     flush(path)
-    return {"bytes": path.stat().st_size, "sha256": runs.sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def flush(path: Path) -> None:
