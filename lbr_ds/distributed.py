@@ -50,6 +50,14 @@ class World:
         """
         return x if self.size == 1 else _Gather.apply(x.contiguous())
 
+    def all_gather(self, whole: Tensor, part: Tensor) -> None:
+        """Fill `whole` (size * n,) with every rank's `part` (n,), in rank order; no gradient."""
+        dist.all_gather_into_tensor(whole, part)
+
+    def reduce_scatter(self, part: Tensor, whole: Tensor) -> None:
+        """Fill `part` (n,) with this rank's piece of the ranks' `whole` (size * n,) added up."""
+        dist.reduce_scatter_tensor(part, whole)
+
     def sum(self, *values: float) -> list[float]:
         """Each value added up over the ranks, in float64."""
         return self._reduce(values, dist.ReduceOp.SUM)

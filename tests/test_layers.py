@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 ORDER = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
     "source", "config", "layout", "flops", "shards", "corpora", "batching", "model", "distributed",
-    "objectives", "evaluate", "train", "export", "mining", "verb", "report", "reproduce", "bench",
-    "plan", "console", "demo", "cli", "__main__",
+    "objectives", "evaluate", "train", "export", "mining", "verb", "report", "reproduce", "plan",
+    "bench", "console", "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},

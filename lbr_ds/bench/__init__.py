@@ -3,6 +3,8 @@
     result = run_suite("loader")
     result == {"suite": "loader", "environment": {...}, "rows": [{"measure", "value", ...}]}
 
+cluster/ is a suite of its own kind: it takes a recipe, and its rows are figures of a machine.
+
 A suite is one file here with a function `suite() -> list[Row]`, and its name in SUITES; one that
 works on texts takes `data`, a file of records or a prepared folder; one with a short version has
 its arguments in QUICK. Both sides of a ratio run in turn in one process (`interleaved`); a row

@@ -11,11 +11,11 @@ import typer
 from typer.exceptions import TyperException
 
 from lbr_ds.address import mask_record, masked
-from lbr_ds.cli import build, judge
+from lbr_ds.cli import build, judge, measure
 from lbr_ds.cli.app import app
 from lbr_ds.errors import ConfigError, LbrError, LostRank
 
-__all__ = ["app", "build", "judge", "main"]
+__all__ = ["app", "build", "judge", "main", "measure"]
 
 
 def main() -> None:

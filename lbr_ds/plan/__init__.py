@@ -26,7 +26,7 @@ from lbr_ds.plan.shape import Shape, find
 from lbr_ds.plan.work import num_steps, work_of
 from lbr_ds.shards import Manifest
 
-__all__ = ["Cluster", "Gpu", "find_gpu", "plan"]
+__all__ = ["Cluster", "Gpu", "find_gpu", "plan", "predict"]
 FILL = 0.92  # of the GPU's memory: above, fragments and longer texts end the run
 GIB = 1 << 30
 
@@ -66,7 +66,7 @@ def _names(run: RunConfig) -> list[str]:
 def _row(shape: Shape, name: str, run: RunConfig, cluster: Cluster) -> dict[str, Any]:
     """One layout, both stages. `fits` when both do; else `reason`."""
     layout = Layout.of(name, layouts.read(name))
-    stages = [_stage(shape, layout, run, cluster, number) for number in (1, 2)]
+    stages = [predict(shape, layout, run, cluster, number) for number in (1, 2)]
     reasons = [s["reason"] for s in stages if s["reason"]]
     return {
         "ds_config": name,
@@ -79,10 +79,10 @@ def _row(shape: Shape, name: str, run: RunConfig, cluster: Cluster) -> dict[str,
     }
 
 
-def _stage(
+def predict(
     shape: Shape, layout: Layout, run: RunConfig, cluster: Cluster, number: int
 ) -> dict[str, Any]:
-    """One layout in one stage."""
+    """One layout in one stage, JSON-ready. Raises ConfigError when ranks cannot share a step."""
     world, checkpointing = cluster.world, run.model.activation_checkpointing
     work = work_of(run, number, world)
 

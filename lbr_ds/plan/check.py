@@ -60,7 +60,7 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
     folder = Path(world.share(tempfile.mkdtemp(prefix="lbr-plan-") if world.first else None))
     try:
         if world.first:
-            _write_backbone(shape, run, folder)
+            write_backbone(shape, run, folder)
         world.barrier()
         ds_config = load_ds_config(run.engine.ds_config)
         before = _resident()
@@ -97,7 +97,7 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
     return facts if world.first else None
 
 
-def _write_backbone(shape: Shape, run: RunConfig, folder: Path) -> None:
+def write_backbone(shape: Shape, run: RunConfig, folder: Path) -> None:
     """Random weights of the shape, in bf16, as a prepared backbone's folder without a tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -133,7 +133,7 @@ def _take_step(engine: Any, work: Work, run: RunConfig, before: int) -> tuple[di
     sequence = Sequence(context, run.bottleneck.count, target, cut=cut)
     batch = pack([sequence] * work.packed).to(engine.world.device)
     for _ in range(2):
-        _forget_peak()
+        forget_peak()
         for last in (False, True):
             engine.backward(engine(batch).sum() * 1e-3, last=last)
         gradients = _gradients(engine)
@@ -189,12 +189,13 @@ def _resident() -> int:
 
 
 def _peak() -> int:
-    """The most that `_resident` has been since `_forget_peak`."""
+    """The most that `_resident` has been since `forget_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
+    """Begin anew the peak of this process's GPU, or of its resident memory (also ru_maxrss)."""
     import torch
 
     if torch.cuda.is_available():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,19 @@ class Cluster:
     def world(self) -> int:
         """Ranks."""
         return self.nodes * self.per_node
+
+
+def gpu_of(device: str) -> Gpu | None:
+    """The table's GPU for a driver's name such as "NVIDIA H100 80GB HBM3"; None without one.
+
+    The PCIe and NVL builds of a GPU are slower than the table says, and so are not taken for it.
+    """
+    table = read_mapping(Path(__file__).with_name("gpus.yaml"), "the table")
+    if re.search(r"PCIe|NVL", device, re.IGNORECASE):
+        return None
+    found = (name for name in table if re.search(rf"\b{name}\b", device, re.IGNORECASE))
+    name = next(found, None)
+    return None if name is None else find_gpu(name)
 
 
 def find_gpu(name: str, network: float | None = None) -> Gpu:

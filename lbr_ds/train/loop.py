@@ -129,6 +129,19 @@ def take_step(
 def build(
     run: RunConfig, stage: Stage, ds_config: dict[str, object], world: World
 ) -> tuple[Engine, TextEncoder]:
+    """The engine around the embedder, and the encoder of its prepared tokenizer."""
+    engine = build_engine(run, stage, ds_config, world)
+    encoder = TextEncoder(
+        load_tokenizer(run.run / "backbone"),
+        max_length=run.model.max_length,
+        num_bottleneck=run.bottleneck.count,
+    )
+    return engine, encoder
+
+
+def build_engine(
+    run: RunConfig, stage: Stage, ds_config: dict[str, object], world: World
+) -> Engine:
     """The engine around the embedder, with the weights that the stage starts from."""
     backbone = run.run / "backbone"
     make = functools.partial(
@@ -137,16 +150,10 @@ def build(
         trust_remote_code=run.model.trust_remote_code,
     )  # fmt: skip
     seed_all(run.seed)
-    engine = Engine(
+    return Engine(
         make, starting_weights(run, stage.number, world), ds_config=ds_config,
         optim=run.stage(stage.number).optim, world=world,
     )  # fmt: skip
-    encoder = TextEncoder(
-        load_tokenizer(backbone),
-        max_length=run.model.max_length,
-        num_bottleneck=run.bottleneck.count,
-    )
-    return engine, encoder
 
 
 def seed_all(seed: int) -> None:

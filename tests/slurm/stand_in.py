@@ -3,11 +3,13 @@
 `train`: ranks meet at MASTER_ADDR:MASTER_PORT, then count the steps of stage 1, 0.2 s each, into
 RUN/rank-R. USR1, USR2 and TERM end the count after the step in hand with exit code 85; the next
 start goes on. STAND_IN_CODE=N: rank 1 fails with N after one step. STAND_IN_SKEW=S: a stopping
-rank R takes R * S seconds more. Any other verb only says that it ran.
+rank R takes R * S seconds more. `bench`, as a rank of a configuration: rank 0 writes made-up
+figures, and with STAND_IN_CODE rank 1 fails. Any other verb only says that it ran.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -43,8 +45,30 @@ def handle(number: int, frame: object) -> None:
     stop = True
 
 
+def bench() -> int:
+    """Figures as a rank of `bench cluster` writes them; a step of as many ranks takes a second."""
+    rank, world = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    network = "--network" in sys.argv
+    print(f"rank {rank} of {world}, {os.environ['SLURM_JOB_NUM_NODES']} node(s)", flush=True)
+    if rank == 1 and not network and "STAND_IN_CODE" in os.environ:
+        print("lbr-ds: error: made to fail", flush=True)
+        return int(os.environ["STAND_IN_CODE"])
+    both = ("all_gather", "reduce_scatter")
+    found = {"device": "made-up", "hosts": [f"n{i + 1}" for i in range(world)]}
+    rates = [{"collective": c, "bytes": 1 << 20, "seconds": 1, "gb_per_second": 2} for c in both]
+    figures = {"data": "real", "tokens_per_second_per_rank": 100.0 / world, "step_seconds": 1,
+               "flops_per_second_per_rank": 1e9, "memory_gib": 1, "data_wait_share": 0,
+               "collective_share": 0.5, "exposed_share": 0.25, "straggler": 1}  # fmt: skip
+    if rank == 0:
+        row = Path(sys.argv[sys.argv.index("--row") + 1])
+        row.write_text(json.dumps(found | ({"collectives": rates} if network else figures)))
+    return 0
+
+
 def main() -> int:
     """The exit code of the verb."""
+    if sys.argv[1] == "bench":
+        return bench()
     if sys.argv[1] != "train":
         print(f"stand-in: {' '.join(sys.argv[1:])}", flush=True)
         return 0

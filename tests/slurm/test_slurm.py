@@ -144,6 +144,24 @@ def test_a_broken_recipe_fails_with_code_2_and_is_not_requeued(
     assert "another try would fail the same way" in log
 
 
+def test_benchmark_measures_the_program_on_two_nodes(cluster: SlurmCluster, checkout: Path) -> None:
+    """`sbatch slurm/benchmark.sbatch` as typed, with a tiny recipe: it ends with the table."""
+    recipe = tiny_recipe(checkout / "tiny")
+    env = {"RECIPE": str(recipe), "STEPS": "2", "SCALING": "weak", "OMP_NUM_THREADS": "1"}
+    job = cluster.submit("slurm/benchmark.sbatch", cwd=checkout, env=env)
+    state = cluster.wait(job, TRAINING)
+    log = cluster.log(job)
+    assert state["JobState"] == "COMPLETED", log
+    folder = checkout / f"runs/benchmark-{job}"
+    rows = json.loads((folder / "result.json").read_text())["rows"]
+    assert [(row["ranks"], row["nodes"], row["reason"]) for row in rows] == [
+        (1, 1, None), (2, 2, None), (2, 2, None),
+    ]  # fmt: skip
+    assert [row["figures"].get("data") for row in rows] == ["real", None, "real"]
+    assert (folder / "RESULT.md").read_text() in log
+    assert (folder / "result.png").is_file()
+
+
 # --- the scripts, with the stand-in ------------------------------------------------------------
 
 
@@ -215,21 +233,29 @@ def test_the_demo_is_prepared_when_it_is_not(cluster: SlurmCluster, checkout: Pa
     assert "no d/manifest.json yet" in log
 
 
-def test_benchmark_prints_tokens_per_second_of_a_rank(
-    cluster: SlurmCluster, checkout: Path
-) -> None:
-    env = {"LBR_DS": STAND_IN, "STEPS": "4"}
-    job = cluster.submit("--hold", "slurm/benchmark.sbatch", cwd=checkout, env=env)
-    metrics = checkout / f"runs/benchmark-{job}/stage1/metrics.jsonl"
-    metrics.parent.mkdir(parents=True)
-    lines = [json.dumps({"step": i, "tokens_per_second": 100.0 * i}) for i in (1, 2, 3, 4)]
-    metrics.write_text("\n".join(lines))
-    cluster.run("scontrol", "release", job)
-    state = cluster.wait(job, QUICK)
-    log = cluster.log(job)
-    assert state["JobState"] == "COMPLETED", log
-    assert "ranks 2, steps measured 3" in log
-    assert "tokens/s a rank: median 150, lowest 100, highest 200" in log
+def test_benchmark_sweeps_and_goes_on(cluster: SlurmCluster, checkout: Path) -> None:
+    """One and two nodes; then, with the same folder, only what is missing, a failure among it."""
+    recipe = tiny_recipe(checkout / "tiny", prepared=False)
+    env = {"LBR_DS": STAND_IN, "RECIPE": str(recipe), "OUT": "bench", "SCALING": "weak"}
+    names = ["1-ranks-256-tokens-auto-4-samples", "network-2-ranks",
+             "2-ranks-256-tokens-auto-8-samples"]  # fmt: skip
+    job = cluster.submit("slurm/benchmark.sbatch", cwd=checkout, env=env)
+    assert cluster.wait(job, QUICK)["JobState"] == "COMPLETED", cluster.log(job)
+    rows = json.loads((checkout / "bench/result.json").read_text())["rows"]
+    assert [row["measure"] for row in rows] == names
+    assert [row["nodes"] for row in rows] == [1, 2, 2]
+    assert [row.get("weak") for row in rows] == [1.0, None, 0.5]
+    assert (checkout / "bench/RESULT.md").read_text() in cluster.log(job)
+    said = (checkout / f"bench/rows/{names[2]}.log").read_text()
+    assert sorted(said.splitlines()) == [f"rank {rank} of 2, 2 node(s)" for rank in (0, 1)]
+    more = {**env, "STAND_IN_CODE": "5", "TOKENS": "128,256"}
+    job = cluster.submit("slurm/benchmark.sbatch", cwd=checkout, env=more)
+    assert cluster.wait(job, QUICK)["JobState"] == "COMPLETED", cluster.log(job)
+    assert "3 of 5 rows stand in bench already" in cluster.log(job)
+    after = json.loads((checkout / "bench/result.json").read_text())["rows"]
+    assert [row["measure"] for row in after] == [*names, *(n.replace("256", "128") for n in names
+                                                           if n != "network-2-ranks")]  # fmt: skip
+    assert [row["reason"] for row in after] == [*[None] * 4, "made to fail (exit code 5)"]
 
 
 def test_evaluate_exports_and_scores_the_recipes_run(cluster: SlurmCluster, checkout: Path) -> None:

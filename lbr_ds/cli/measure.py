@@ -1,0 +1,163 @@
+"""The verb that measures: `bench SUITE` for this program, `bench cluster` for a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lbr_ds.cli.app import Overrides, Recipe, app, as_ranks
+from lbr_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lbr_ds.config import RunConfig
+
+
+class _Suites(TyperGroup):
+    """`bench cluster` is a command of its own; any other word is the name of a suite."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Typer's own, but for a word that is no command."""
+        if args and args[0] not in self.commands:
+            return "suite", self.commands["suite"], args
+        return super().resolve_command(ctx, args)
+
+
+bench = typer.Typer(
+    cls=_Suites, no_args_is_help=True, subcommand_metavar="SUITE [ARGS]...",
+    help="Measured figures: of the program (the word `suite` may be left out), or of a cluster.",
+)  # fmt: skip
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def suite(
+    suite: Annotated[
+        str,
+        typer.Argument(help="attention, stage1, stage2, encode, peers, all, gpu, loader, faults."),
+    ],
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also measure a step's time and memory by length; a .png or .html."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Records (.jsonl, .jsonl.gz) or a prepared folder; default: the demo's."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A short version, to see it run.")] = False,
+) -> None:
+    """Measured ratios, both sides in turn in one run, beside what is wanted of them.
+
+    Example: `lbr-ds bench stage1 --json stage1.json --plot stage1.png`
+    """
+    import json
+
+    from lbr_ds.bench import run_suite
+    from lbr_ds.console import show_bench
+
+    if plot is not None:
+        from lbr_ds.bench.plot import check, draw, sweep
+
+        check(plot)
+    result = run_suite(suite, data, quick=quick)
+    show_bench(result)
+    if plot is not None:
+        machine = result["environment"]
+        result["points"] = sweep()
+        draw(result["points"], plot, machine.get("device", machine["processor"]))
+        typer.echo(f"drawn to {plot}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"written to {out}")
+
+
+@bench.command()
+def cluster(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Annotated[int, typer.Option(min=1, max=2, help="Of training.")] = 1,
+    ranks: Annotated[
+        str, typer.Option(help="1,2,4: how many take part; default: 1, 2, 4 ... this machine's.")
+    ] = "",
+    tokens: Annotated[
+        str, typer.Option(help="4096,8192: micro_batch_tokens; default: the recipe's.")
+    ] = "",
+    ds_configs: Annotated[
+        str, typer.Option(help="zero3,zero2: names or files; default: the recipe's.")
+    ] = "",
+    scaling: Annotated[
+        str, typer.Option(help="weak (as many samples a rank), strong (a step), or both.")
+    ] = "weak,strong",
+    steps: Annotated[int, typer.Option(min=2, help="Timed steps of a row.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder; default: bench-NAME-stageN. Goes on in it.")
+    ] = None,
+    gpu: Annotated[
+        str, typer.Option(help="For MFU and plan, as `plan --gpu`; default: by its name.")
+    ] = "",
+    launcher: Annotated[
+        str, typer.Option(help="Starts {ranks} ranks, {per_node} on each of {nodes} nodes.")
+    ] = "",
+    per_node: Annotated[
+        int, typer.Option(min=1, help="With --launcher: ranks of a full node.")
+    ] = 1,
+    retry: Annotated[bool, typer.Option("--retry", help="Take failed rows again.")] = False,
+    row: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    network: Annotated[bool, typer.Option("--network", hidden=True)] = False,
+    nproc: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Tokens/s, MFU, memory, waiting and traffic: ranks x micro-batch x ds_config, beside the plan.
+
+    Each configuration runs in processes of its own; one that fails is a row with its reason, and a
+    sweep that is given again goes on at the first row that is missing. On SLURM:
+    `sbatch slurm/benchmark.sbatch`.
+
+    Example: `lbr-ds bench cluster demo --ranks 1,2 --tokens 1024,2048 --out bench-demo`
+    """
+    from lbr_ds.bench.cluster import Sweep, default_ranks, run_sweep
+    from lbr_ds.bench.cluster.table import markdown
+    from lbr_ds.config import load
+
+    run = load(recipe, overrides or [])
+    if row is not None:
+        _as_rank(run, stage, row, steps, network, nproc)
+        return
+    folder = out or Path(f"bench-{run.name}-stage{stage}")
+    sweep = Sweep(
+        recipe, stage, _counts("--ranks", ranks) or default_ranks(), folder,
+        overrides=tuple(overrides or ()), tokens=_counts("--tokens", tokens),
+        layouts=_words(ds_configs), scaling=_words(scaling), steps=steps, launcher=launcher,
+        per_node=per_node, gpu=gpu,
+    )  # fmt: skip
+    typer.echo(markdown(run_sweep(sweep, retry=retry)))
+    typer.echo(f"written to {folder}: RESULT.md, result.png, result.json")
+
+
+def _as_rank(
+    run: RunConfig, stage: int, row: Path, steps: int, network: bool, nproc: int | None
+) -> None:
+    """What the driver's command does: measure one configuration, on the ranks that there are."""
+    as_ranks(nproc, run.engine.timeout_minutes)
+    from lbr_ds.bench.cluster.rank import measure_network, measure_training
+
+    if network:
+        measure_network(run, row)
+    else:
+        measure_training(run, stage, row, steps)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    """The same as whole numbers of 1 or more."""
+    for word in _words(text):
+        if not word.isdigit() or int(word) < 1:
+            raise ConfigError(f"{option} {text}: {word!r} is no whole number of 1 or more")
+    return tuple(int(word) for word in _words(text))
