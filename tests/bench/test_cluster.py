@@ -177,7 +177,7 @@ import json, os, pathlib, sys
 row = pathlib.Path(sys.argv[sys.argv.index("--row") + 1])
 (row.parent / (row.stem + ".words")).write_text(json.dumps(sys.argv[1:]))
 if "16" in sys.argv[1:3]:
-    print("Traceback"); print("torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"); sys.exit(1)
+    print("Traceback"); print("torch.OutOfMemoryError: CUDA out of memory."); sys.exit(1)
 found = {"device": "made-up", "hosts": ["a"], "collectives": [{"collective": c, "bytes": 1 << 20,
          "seconds": 1, "gb_per_second": 1} for c in ("all_gather", "reduce_scatter")]}
 if "--network" not in sys.argv:
