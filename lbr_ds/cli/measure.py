@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from lbr_ds.cli.app import Overrides, Recipe, app, as_ranks
+from lbr_ds.cli.app import Overrides, Recipe, app
 from lbr_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class _Suites(TyperGroup):
 
 
 bench = typer.Typer(
-    cls=_Suites, no_args_is_help=True, subcommand_metavar="SUITE [ARGS]...",
+    cls=_Suites, no_args_is_help=True, rich_markup_mode="markdown",
+    subcommand_metavar="SUITE [ARGS]...",
     help="Measured figures: of the program (the word `suite` may be left out), or of a cluster.",
 )  # fmt: skip
 app.add_typer(bench, name="bench")
@@ -140,8 +142,13 @@ def cluster(
 def _as_rank(
     run: RunConfig, stage: int, row: Path, steps: int, network: bool, nproc: int | None
 ) -> None:
-    """What the driver's command does: measure one configuration, on the ranks that there are."""
-    as_ranks(nproc, run.engine.timeout_minutes)
+    """What the driver's command does: measure one configuration, as a rank or with `nproc` here."""
+    from lbr_ds.distributed import launched_as_rank
+
+    if nproc is not None and not launched_as_rank():
+        from lbr_ds.train.launch import launch
+
+        raise typer.Exit(launch(sys.argv[1:], nproc))
     from lbr_ds.bench.cluster.rank import measure_network, measure_training
 
     if network:

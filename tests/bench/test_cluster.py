@@ -152,7 +152,7 @@ def test_table_and_plot(swept: Any) -> None:
 def test_other_settings_are_not_mixed_in(swept: Any, words: list[str]) -> None:
     done = run_cli(*words, "model.max_length=24")
     assert done.returncode == 2
-    assert "holds rows of other settings (model:" in done.stderr
+    assert "holds rows of other settings (model.max_length: 32, now 24)" in done.stderr
 
 
 def test_random_texts_where_no_data_is_prepared(tmp_path: Path) -> None:

@@ -255,7 +255,8 @@ def test_benchmark_sweeps_and_goes_on(cluster: SlurmCluster, checkout: Path) -> 
     after = json.loads((checkout / "bench/result.json").read_text())["rows"]
     assert [row["measure"] for row in after] == [*names, *(n.replace("256", "128") for n in names
                                                            if n != "network-2-ranks")]  # fmt: skip
-    assert [row["reason"] for row in after] == [*[None] * 4, "made to fail (exit code 5)"]
+    assert [row["reason"] for row in after[:4]] == [None] * 4
+    assert after[4]["reason"].startswith("made to fail (exit code")
 
 
 def test_evaluate_exports_and_scores_the_recipes_run(cluster: SlurmCluster, checkout: Path) -> None:

@@ -161,16 +161,7 @@ def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
 
 def _opened(sweep: Sweep, run: RunConfig) -> dict[str, Any]:
     """What FOLDER holds, or a new result. Raises ConfigError when it is of other settings."""
-    part = run.stage(sweep.stage).model_dump(mode="json", exclude={"micro_batch_tokens"})
-    settings = {
-        "recipe": run.name,
-        "stage": sweep.stage,
-        "steps": sweep.steps,
-        "data": masked(str(run.data.folder)),
-        "workers": run.data.workers,
-        **run.model_dump(mode="json", include={"model", "bottleneck"}),
-        "part": part,
-    }
+    settings = _settings(sweep, run)
     (sweep.folder / "rows").mkdir(parents=True, exist_ok=True)
     path = sweep.folder / "result.json"
     if path.is_file():
@@ -184,6 +175,27 @@ def _opened(sweep: Sweep, run: RunConfig) -> dict[str, Any]:
         return found
     facts = environment.describe()
     return {"suite": "cluster", "environment": facts, "settings": settings, "rows": []}
+
+
+def _settings(sweep: Sweep, run: RunConfig) -> dict[str, Any]:
+    """What rows of one folder have in common: dotted key -> value."""
+    told = {
+        "recipe": run.name,
+        "steps": sweep.steps,
+        "stage": sweep.stage,
+        "data": {"folder": masked(str(run.data.folder)), "workers": run.data.workers},
+        f"stage{sweep.stage}": run.stage(sweep.stage).model_dump(exclude={"micro_batch_tokens"}),
+        **run.model_dump(include={"model", "bottleneck"}),
+    }
+
+    def flat(value: Any, key: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {key: value}
+        parts = [flat(inner, f"{key}.{name}" if key else name) for name, inner in value.items()]
+        return {name: inner for part in parts for name, inner in part.items()}
+
+    settings: dict[str, Any] = json.loads(json.dumps(flat(told, "")))
+    return settings
 
 
 def _save(result: dict[str, Any], path: Path) -> None:

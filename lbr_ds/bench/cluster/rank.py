@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import socket
 import statistics
 from collections.abc import Callable, Iterator
@@ -40,7 +39,6 @@ from lbr_ds.train.meter import memory_gib
 from lbr_ds.train.stages import STAGES, Stage, Work, cut, rehearse
 from lbr_ds.train.watch import Watch
 
-log = logging.getLogger(__name__)
 WARM_UP = 3  # steps: ZeRO-3 learns the order of modules, allocators and caches fill
 PROFILED = 2  # steps under the profiler, after those that are timed
 _DRAWN = 2  # steps of random texts, made beforehand and taken in turns
