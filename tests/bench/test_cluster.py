@@ -217,6 +217,13 @@ def test_ranks_that_do_not_fill_their_nodes_are_refused(recipe: Path, tmp_path: 
         run_sweep(sweep)
 
 
+def test_an_unknown_gpu_is_refused_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
+    sweep = Sweep(str(recipe), 1, (1,), tmp_path, gpu="h10")
+    with pytest.raises(ConfigError, match="--gpu h10: no such GPU .*; did you mean"):
+        run_sweep(sweep)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weak_and_strong_scaling_end_in_the_recipes_step(recipe: Path) -> None:
     run = load(recipe)
     sweep = Sweep(str(recipe), 1, (4, 1, 2), Path("x"), tokens=(64, 128))

@@ -35,6 +35,7 @@ from lbr_ds.address import is_url, masked
 from lbr_ds.bench.cluster.derive import derive
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError
+from lbr_ds.plan import find_gpu
 
 log = logging.getLogger(__name__)
 SCALINGS = ("weak", "strong")
@@ -125,8 +126,8 @@ def configurations(sweep: Sweep, run: RunConfig) -> list[Configuration]:
 def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
     """Every row that FOLDER does not have yet; retry: also those that failed. JSON-ready.
 
-    Raises ConfigError for a recipe that cannot be read, a scaling that is none, ranks that do not
-    fill their nodes, and a folder that holds rows of other settings.
+    Raises ConfigError for a recipe that cannot be read, a scaling or GPU that is none, ranks that do
+    not fill their nodes, and a folder that holds rows of other settings.
     """
     from lbr_ds.bench.cluster.draw import draw
     from lbr_ds.bench.cluster.table import markdown
@@ -137,6 +138,8 @@ def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
             raise ConfigError(f"--scaling {way}: say weak, strong or weak,strong")
     for ranks in sweep.ranks:
         sweep.placed(ranks)
+    if sweep.gpu:
+        find_gpu(sweep.gpu)
     result = _opened(sweep, run)
     if retry:
         result["rows"] = [row for row in result["rows"] if row["reason"] is None]

@@ -54,15 +54,16 @@ def _against_ranks(axis: Axes, rows: list[dict[str, Any]], key: str | None) -> N
             planned = [(r["ranks"], r["planned"]["tokens_per_second_per_rank"])
                        for r in line if key and r["planned"]]  # fmt: skip
             if planned:
-                axis.scatter(*zip(*planned, strict=True), marker="D", s=28, facecolor="white",
-                             edgecolor=colour, zorder=3)  # fmt: skip
+                xs, rates = zip(*planned, strict=True)
+                axis.scatter(xs, rates, s=28, marker="D", facecolor="white", edgecolor=colour,
+                             zorder=3)  # fmt: skip
     ranks = sorted({r["ranks"] for r in rows})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ranks, [str(n) for n in ranks])
     axis.minorticks_off()
     axis.set_xlabel("ranks")
     axis.set_ylim(bottom=0)
-    if kinds:
+    if axis.lines:
         axis.legend(fontsize=8, frameon=False)
 
 

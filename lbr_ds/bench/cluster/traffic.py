@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ def bandwidth(world: World) -> list[dict[str, Any]]:
         part = torch.zeros(count, dtype=dtype, device=world.device)
         whole = torch.zeros(count * world.size, dtype=dtype, device=world.device)
         ways: dict[str, Callable[[], None]] = {
-            "all_gather": lambda whole=whole, part=part: world.all_gather(whole, part),
-            "reduce_scatter": lambda whole=whole, part=part: world.reduce_scatter(part, whole),
+            "all_gather": partial(world.all_gather, whole, part),
+            "reduce_scatter": partial(world.reduce_scatter, part, whole),
         }
         for name, run in ways.items():
             seconds = _slowest_seconds(run, world)
