@@ -219,7 +219,7 @@ def test_ranks_that_do_not_fill_their_nodes_are_refused(recipe: Path, tmp_path: 
 
 def test_an_unknown_gpu_is_refused_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
     sweep = Sweep(str(recipe), 1, (1,), tmp_path, gpu="h10")
-    with pytest.raises(ConfigError, match="--gpu h10: no such GPU .*; did you mean"):
+    with pytest.raises(ConfigError, match=r"--gpu h10: no such GPU .*; did you mean"):
         run_sweep(sweep)
     assert not list(tmp_path.iterdir())
 

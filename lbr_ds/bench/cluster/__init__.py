@@ -126,8 +126,8 @@ def configurations(sweep: Sweep, run: RunConfig) -> list[Configuration]:
 def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
     """Every row that FOLDER does not have yet; retry: also those that failed. JSON-ready.
 
-    Raises ConfigError for a recipe that cannot be read, a scaling or GPU that is none, ranks that do
-    not fill their nodes, and a folder that holds rows of other settings.
+    Raises ConfigError for a recipe that cannot be read, a scaling or GPU that is none, ranks that
+    do not fill their nodes, and a folder that holds rows of other settings.
     """
     from lbr_ds.bench.cluster.draw import draw
     from lbr_ds.bench.cluster.table import markdown
