@@ -70,10 +70,12 @@ def swept(words: list[str]) -> tuple[list[dict[str, Any]], Path, str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     deadline = time.monotonic() + 200
-    while len(rows_of(folder)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    try:
+        while len(rows_of(folder)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
     before = rows_of(folder)
     done = run_cli(*words)
     assert done.returncode == 0, done.stderr
