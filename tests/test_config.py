@@ -107,8 +107,9 @@ def test_overrides_read_numbers_as_people_write_them() -> None:
 
 def test_decisive_moves_with_the_numbers_and_only_with_them() -> None:
     base = load("demo").decisive(1)
-    same = ["run=elsewhere", "every.save=7", "every.evaluate=null", "evaluation.max_queries=3", "stage1.micro_batch_tokens=99", "stage2.num_steps=5",
-            "model.activation_checkpointing=true", "data.workers=0"]  # fmt: skip
+    same = ["run=elsewhere", "every.save=7", "every.evaluate=null", "evaluation.max_queries=3",
+            "stage1.micro_batch_tokens=99", "stage2.num_steps=5", "data.workers=0",
+            "model.activation_checkpointing=true"]  # fmt: skip
     other = ["seed=1", "stage1.num_steps=7", "stage1.optim.lr=1", "bottleneck.count=2",
              "model.num_layers=1"]  # fmt: skip
     assert all(load("demo", [o]).decisive(1) == base for o in same)

@@ -128,6 +128,8 @@ class Examiner:
         except _Signalled:
             log.info("step %d: a signal ended the evaluation", step)
             return {}
+        finally:
+            self.watch.pause()
         if not self.world.first:
             return {}
         figures |= _judge(vectors, judged)

@@ -131,8 +131,11 @@ class Meter:
         for name, value in figures.items():
             if value is not None:
                 self._board.add_scalar(f"evaluation/{name}", value, step)
-        told = [f"{title} {figures[k]:.3f}" for k, title in _TOLD.items() if figures.get(k)]
-        log.info("step %d, held out: %s (%.1f s)", step, "  ".join(told), figures["seconds"])
+        known = {
+            title: value for k, title in _TOLD.items() if (value := figures.get(k)) is not None
+        }
+        told = "  ".join(f"{title} {value:.3f}" for title, value in known.items())
+        log.info("step %d, held out: %s (%.1f s)", step, told, figures["seconds"])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,

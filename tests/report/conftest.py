@@ -96,10 +96,8 @@ def run(tmp_path: Path) -> Path:
               "loss_without_bottleneck": 3.5, "queries": 9, "passages": 30}  # fmt: skip
     lines = [json.dumps({"step": step, **judged}) for step in (45, 90)]
     (folder / "stage1" / "evaluations.jsonl").write_text("\n".join(lines))
-    starts = [{"step": 0, "from": "elsewhere"},
-              {"step": 0, "from": str(folder / "stage1" / "checkpoints" / "step-000045")},
-              {"step": 10, "from": str(folder / "stage2" / "checkpoints" / "step-000010")}]  # fmt: skip
-    text = "".join(json.dumps(start) + "\n" for start in starts)
+    starts = [(0, "elsewhere"), (0, "stage1/checkpoints/step-000045"), (10, "stage2")]
+    text = "".join(json.dumps({"step": n, "from": str(folder / p)}) + "\n" for n, p in starts)
     (folder / "stage2" / "starts.jsonl").write_text(text + '{"step": 1')
     for name, ndcg in SCORES.items():
         (folder / "eval" / f"{name}.json").write_text(json.dumps(evaluation(ndcg)))
