@@ -14,8 +14,11 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from lbr_ds.address import CACHE_GIB, is_url, shown
+from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
 
@@ -93,6 +96,24 @@ class Judgements:
             for part in (self.relevant, self.mates)
         )
         return own, mates
+
+
+def read_held_out(
+    data: Path | str, cache_gib: float = CACHE_GIB
+) -> tuple[Judgements, list[Record]]:
+    """The `eval` split of a prepared folder or its URL, and the record behind each query in order.
+
+    cache_gib: see `Manifest.load`. Raises DataError when the split is missing or has no query.
+    """
+    from lbr_ds.shards import read_split
+
+    place = shown(data)
+    if not is_url(data) and not Path(data).is_dir():
+        raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
+    records = [r for r in read_split(data, "eval", cache_gib=cache_gib) if r.query]
+    if not records:
+        raise DataError(f"{place}: the eval split holds no query; raise data.splits.eval")
+    return Judgements.of(records), records
 
 
 def _next(record: Record, judged: Judgements) -> str:

@@ -13,9 +13,9 @@ from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
-from lbr_ds.address import is_url, shown
-from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.evaluate.judged import Judgements
+from lbr_ds.address import shown
+from lbr_ds.errors import ConfigError
+from lbr_ds.evaluate.judged import Judgements, read_held_out
 
 SPLIT = "test"
 
@@ -88,14 +88,7 @@ def held_out_task(
     max_queries: at most so many queries, drawn by `seed`; query_ids: exactly these instead.
     Raises DataError when the split is missing or empty, ConfigError for an unknown query id.
     """
-    from lbr_ds.shards import read_split
-
-    place = shown(data)
-    if not is_url(data) and not Path(data).is_dir():
-        raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
-    judged = Judgements.of(record for record in read_split(data, "eval") if record.query)
-    if not judged.queries:
-        raise DataError(f"{place}: the eval split holds no query; raise data.splits.eval")
+    place, (judged, _) = shown(data), read_held_out(data)
     unknown = [i for i in query_ids if i not in judged.queries]
     if unknown:
         raise ConfigError(f"{place}: no eval record has the id {unknown[0]!r}")

@@ -21,17 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lbr_ds.address import shown
 from lbr_ds.batching import PackedBatch, TextEncoder, pack
 from lbr_ds.batching.generative import draw, generative_sequence
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, shared
 from lbr_ds.errors import DataError
 from lbr_ds.evaluate import geometry
-from lbr_ds.evaluate.judged import Judgements
+from lbr_ds.evaluate.judged import Judgements, read_held_out
 from lbr_ds.evaluate.ranking import rank_scores
 from lbr_ds.records import Record
-from lbr_ds.shards import read_split
 from lbr_ds.train.engine import Engine
 from lbr_ds.train.preempt import Preemption
 from lbr_ds.train.stages import agreed_count, cut
@@ -73,13 +71,9 @@ def _read(run: RunConfig) -> Sample | str:
     """The sample, or why there is none."""
     part = run.evaluation
     try:
-        split = read_split(run.data.folder, "eval", cache_gib=run.data.cache_gib)
-        records = [record for record in split if record.query]
+        judged, records = read_held_out(run.data.folder, run.data.cache_gib)
     except DataError as error:
         return str(error)
-    if not records:
-        return f"{shown(run.data.folder)}: the eval split holds no query"
-    judged = Judgements.of(records)
     asked = dict(zip(judged.queries, records, strict=True))
     if part.max_queries is not None:
         judged = judged.choose(judged.sample(part.max_queries, run.seed))
