@@ -90,9 +90,10 @@ def evaluation(checkpoint: Path) -> dict[str, Any]:
     """The figures of the evaluation before it was saved; {} without one, or if not readable."""
     try:
         facts = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        return facts.get("evaluation") or {}
+        figures: dict[str, Any] = facts.get("evaluation") or {}
     except (OSError, ValueError, AttributeError):
         return {}
+    return figures
 
 
 def model_folder(place: Path) -> Path:

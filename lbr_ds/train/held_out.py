@@ -129,7 +129,7 @@ class Examiner:
         figures |= _judge(vectors, judged)
         sizes = {"queries": len(judged.queries), "passages": len(judged.documents)}
         seconds = round(time.perf_counter() - began, 3)
-        return {k: _finite(v) for k, v in figures.items()} | sizes | {"seconds": seconds}
+        return {**{k: _finite(v) for k, v in figures.items()}, **sizes, "seconds": seconds}
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         """(n, D) float32; every rank calls it, with texts of its own."""

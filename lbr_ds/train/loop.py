@@ -26,7 +26,7 @@ from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import Engine, load_ds_config
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
-from lbr_ds.train.held_out import Examiner, draw_sample
+from lbr_ds.train.held_out import Examiner, Figures, draw_sample
 from lbr_ds.train.meter import Meter, memory_gib
 from lbr_ds.train.optim import learning_rate
 from lbr_ds.train.preempt import Preemption
@@ -71,8 +71,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         feed = open_feed(
             run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
         )
-        step, stopped = start, False
-        sample = draw_sample(run, world)
+        step, stopped, sample = start, False, draw_sample(run, world)
         meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
         saver = checkpoint.Saver(run, number, engine, world)
         guard = Guard(run.guard, counters, folder, start, world)
@@ -84,7 +83,8 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
                 step += 1
                 saver.poll()
                 meter.log(step, {**values, "save_seconds": saver.seconds})
-                saves, figures = step % run.every.save == 0 or step == num_steps, {}
+                saves = step % run.every.save == 0 or step == num_steps
+                figures: Figures = {}
                 stopped = preemption.agreed()
                 if not stopped and examiner.due(step, saves):
                     meter.evaluation(step, figures := examiner.examine(step))

@@ -22,7 +22,7 @@ from lbr_ds.train.stages import STAGES
 from lbr_ds.train.watch import Watch
 
 # name: (stage, overrides)
-CASES = {
+CASES: dict[str, tuple[int, list[str]]] = {
     "one": (1, []),
     "one-cut": (1, ["stage1.micro_batch_tokens=60"]),
     "one-few": (1, ["evaluation.max_queries=2", "evaluation.max_passages=5"]),
