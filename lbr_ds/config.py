@@ -165,7 +165,7 @@ class Stage2Config(StageConfig):
     """GR-CL: align the bottleneck's states contrastively (paper, section 3.3)."""
 
     # best (of the stage-1 checkpoints, by Separation Ratio), last, a stage-1 step, backbone, folder
-    start_from: str = Field(default="best", alias="from")
+    start_from: str = Field(default="best", alias="from", coerce_numbers_to_str=True)
     temperature: float = Field(default=0.02, gt=0)
     num_negatives: int = Field(default=0, ge=0)  # mined hard negatives taken from each record
     # A candidate whose cosine exceeds the own positive's by more than this is no negative

@@ -103,6 +103,7 @@ def test_overrides_read_numbers_as_people_write_them() -> None:
     assert run.stage1.optim.lr == 1e-5
     assert run.stage2.start_from == "backbone"
     assert run.stage1.objective == {"gl": 1.0}
+    assert load("demo", ["stage2.from=500"]).stage2.start_from == "500"
 
 
 def test_decisive_moves_with_the_numbers_and_only_with_them() -> None:
