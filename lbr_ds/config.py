@@ -13,7 +13,7 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -164,7 +164,8 @@ class Stage1Config(StageConfig):
 class Stage2Config(StageConfig):
     """GR-CL: align the bottleneck's states contrastively (paper, section 3.3)."""
 
-    start_from: str = Field(default="last", alias="from")  # last, a stage-1 step, backbone, folder
+    # best (of the stage-1 checkpoints, by Separation Ratio), last, a stage-1 step, backbone, folder
+    start_from: str = Field(default="best", alias="from", coerce_numbers_to_str=True)
     temperature: float = Field(default=0.02, gt=0)
     num_negatives: int = Field(default=0, ge=0)  # mined hard negatives taken from each record
     # A candidate whose cosine exceeds the own positive's by more than this is no negative
@@ -223,12 +224,22 @@ class GuardConfig(Part):
     spike_sigmas: float | None = Field(default=None, gt=0)  # 6: loss or norm so far above the mean
 
 
+class EvaluationConfig(Part):
+    """The held-out sample, drawn by seed, that training is judged on (`train/held_out.py`)."""
+
+    # null: all
+    max_queries: int | None = Field(default=200, ge=1)
+    max_passages: int | None = Field(default=2000, ge=1)  # more only if more are right answers
+
+
 class EveryConfig(Part):
     """What happens how often, in optimizer steps. Read by `train/loop.py`."""
 
     log: int = Field(default=1, ge=1)
+    # on held-out data: save: at every save; n: every n steps too; null: never.
+    evaluate: Literal["save"] | Annotated[int, Field(ge=1)] | None = "save"
     save: int = Field(default=500, ge=1)
-    keep: int = Field(default=2, ge=1)  # newest checkpoints kept
+    keep: int = Field(default=2, ge=1)  # newest checkpoints kept; and stage 1's best if needed
     keep_every: int | None = Field(default=None, ge=1)  # and those of every so many steps, for good
     save_async: bool = True  # write in the background, from a copy of the state in host memory
 
@@ -248,6 +259,7 @@ class RunConfig(Part):
     engine: EngineConfig = EngineConfig()
     guard: GuardConfig = GuardConfig()
     every: EveryConfig = EveryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _rooms_agree(self) -> RunConfig:
@@ -274,11 +286,11 @@ class RunConfig(Part):
         return yaml.safe_dump(plain, sort_keys=False)
 
     def decisive(self, stage: int) -> dict[str, Any]:
-        """All in the recipe that decides a stage's numbers: no folders, no `every`.
+        """All in the recipe that decides a stage's numbers: no folders, no `every`, no evaluation.
 
         A resume must find it unchanged. The data has a fingerprint of its own, in its manifest.
         """
-        apart = {"run", "name", "every", "engine", "guard", "data", "mining"}
+        apart = {"run", "name", "every", "evaluation", "engine", "guard", "data", "mining"}
         plain = json.loads(self.model_dump_json(exclude=apart))
         if self.guard.spike_sigmas is not None:
             plain["guard"] = {"spike_sigmas": self.guard.spike_sigmas}

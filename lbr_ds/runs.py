@@ -1,7 +1,7 @@
 """What lies where in a run folder. No torch: reports and job scripts ask too.
 
 RUN/recipe.yaml environment.json backbone/ eval/*.json
-RUN/stage1/ stage2/   metrics.jsonl tensorboard/ log/
+RUN/stage1/ stage2/   metrics.jsonl evaluations.jsonl starts.jsonl tensorboard/ log/
                       checkpoints/step-000500/{state.json,files.json,state/,model/}
 
 A checkpoint is whole when every file has the size and sha256 that its files.json says.
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lbr_ds.errors import CheckpointError
 from lbr_ds.locate import file_sha256
@@ -67,6 +69,31 @@ def fault(checkpoint: Path, *, part: int = 0, parts: int = 1) -> str:
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps that a checkpoint has seen."""
     return int(json.loads((checkpoint / "state.json").read_text())["step"])
+
+
+def best_first(found: Sequence[Path]) -> list[Path]:
+    """Those of `found` (checkpoints of a stage, oldest first) that were evaluated, the best first.
+
+    By the Separation Ratio on held-out pairs that was measured as they were saved; of equals the
+    newer first. Only those judged on a sample of the newest one's size can be compared.
+    """
+    judged: list[tuple[tuple[int, int], float, Path]] = []
+    for path in reversed(found):
+        figures = evaluation(path)
+        if (ratio := figures.get("separation_ratio")) is not None:
+            judged.append(((figures["queries"], figures["passages"]), ratio, path))
+    alike = [(ratio, path) for sample, ratio, path in judged if sample == judged[0][0]]
+    return [path for _, path in sorted(alike, key=lambda pair: -pair[0])]
+
+
+def evaluation(checkpoint: Path) -> dict[str, Any]:
+    """The figures of the evaluation before it was saved; {} without one, or if not readable."""
+    try:
+        facts = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        figures: dict[str, Any] = facts.get("evaluation") or {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return figures
 
 
 def model_folder(place: Path) -> Path:

@@ -77,6 +77,9 @@ def test_broken_ds_config(content: str, message: str, tmp_path: Path) -> None:
         ("model.max_length=many", "model.max_length"),
         ("stage2.chunk_tokens=9999", "chunk_tokens=9999 exceeds micro_batch_tokens=4096"),
         ("seed", "not of the form key.sub=value"),
+        ("every.evaluate=0", "every.evaluate"),
+        ("every.evaluate=often", "every.evaluate"),
+        ("evaluation.max_queries=0", "evaluation.max_queries"),
         ("seed.x=1", "seed is a value, not a part"),
     ],
 )
@@ -100,12 +103,14 @@ def test_overrides_read_numbers_as_people_write_them() -> None:
     assert run.stage1.optim.lr == 1e-5
     assert run.stage2.start_from == "backbone"
     assert run.stage1.objective == {"gl": 1.0}
+    assert load("demo", ["stage2.from=500"]).stage2.start_from == "500"
 
 
 def test_decisive_moves_with_the_numbers_and_only_with_them() -> None:
     base = load("demo").decisive(1)
-    same = ["run=elsewhere", "every.save=7", "stage1.micro_batch_tokens=99", "stage2.num_steps=5",
-            "model.activation_checkpointing=true", "data.workers=0"]  # fmt: skip
+    same = ["run=elsewhere", "every.save=7", "every.evaluate=null", "evaluation.max_queries=3",
+            "stage1.micro_batch_tokens=99", "stage2.num_steps=5", "data.workers=0",
+            "model.activation_checkpointing=true"]  # fmt: skip
     other = ["seed=1", "stage1.num_steps=7", "stage1.optim.lr=1", "bottleneck.count=2",
              "model.num_layers=1"]  # fmt: skip
     assert all(load("demo", [o]).decisive(1) == base for o in same)

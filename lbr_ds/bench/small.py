@@ -43,6 +43,7 @@ def small_run(folder: Path, *, width: int = 32, **stage: Any) -> RunConfig:
         },
         "stage1": {**both, "max_target_length": 48},
         "stage2": {**both, "from": "backbone", "temperature": 0.05},
+        "every": {"evaluate": None},  # these suites look at saves and steps
     }  # fmt: skip
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe, indent=1))  # JSON is YAML

@@ -80,6 +80,8 @@ def train(
 ) -> None:
     """Train one stage; goes on from the newest checkpoint of the run folder by itself.
 
+    Stage 2 begins at the checkpoint of stage 1 that did best on held-out pairs (stage2.from).
+
     Example: `lbr-ds train demo --stage 1 --nproc 2 stage1.num_steps=50`
     """
     from lbr_ds.config import load

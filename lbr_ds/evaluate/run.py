@@ -227,12 +227,10 @@ def recorded(encoder: Any, wanted: bool = True) -> Iterator[dict[str, dict[str, 
 def _geometry(task: HeldOutTask, seen: dict[str, dict[str, np.ndarray]]) -> dict[str, float | None]:
     """`geometry.measure` of the vectors that were seen."""
     judged = task.judged
-    place = {document: n for n, document in enumerate(judged.documents)}
     return geometry.measure(
         np.stack([seen["query"][i] for i in judged.queries]),
         np.stack([seen["document"][i] for i in judged.documents]),
-        [[place[d] for d in judged.relevant[i]] for i in judged.queries],
-        [[place[d] for d in judged.mates[i]] for i in judged.queries],
+        *judged.places(),
     )
 
 

@@ -1,19 +1,10 @@
-"""Held-out records -> an mteb retrieval task; names -> official mteb tasks.
-
-1. Queries: one per record, `{instruction}{query}`.
-2. Corpus: every positive and negative of every record; a text that occurs twice is one document.
-3. Relevant: the record's own positives, and those of records of its group that ask the same thing
-   (a chemical with three uses is three records with one query: each use is right for all three).
-"""
+"""Held-out records (`judged.py`) -> an mteb retrieval task; names -> official mteb tasks."""
 
 from __future__ import annotations
 
 import difflib
-import random
 import warnings
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,79 +13,11 @@ from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
-from lbr_ds.address import is_url, shown
-from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.records import Record
+from lbr_ds.address import shown
+from lbr_ds.errors import ConfigError
+from lbr_ds.evaluate.judged import Judgements, read_held_out
 
 SPLIT = "test"
-
-
-@dataclass
-class Judgements:
-    """Texts with ids, and which document answers which query.
-
-    mates: for each query the documents of its whole group, its own among them: an answer to
-    another question of the group is neither right nor wrong.
-    """
-
-    queries: dict[str, str] = field(default_factory=dict)
-    documents: dict[str, str] = field(default_factory=dict)
-    relevant: dict[str, dict[str, int]] = field(default_factory=dict)
-    mates: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, records: Iterable[Record]) -> Judgements:
-        """Number the texts of `records` in the order in which they come."""
-        judged = cls()
-        document_ids: dict[str, str] = {}
-        answers: dict[Any, dict[str, int]] = defaultdict(dict)
-        groups: dict[str, dict[str, int]] = defaultdict(dict)
-        for record in records:
-            for text in (*record.positives, *record.negatives):
-                key = " ".join(text.split())
-                if key not in document_ids:
-                    document_ids[key] = f"d{len(document_ids)}"
-                    judged.documents[document_ids[key]] = text
-            query_id = record.id if record.id not in judged.queries else _next(record, judged)
-            judged.queries[query_id] = record.instruction + record.query
-            # The dict is shared by all records with one key, so later positives reach them too.
-            judged.relevant[query_id] = answers[_question(record, query_id)]
-            group = groups[record.group] if record.group else judged.relevant[query_id]
-            judged.mates[query_id] = group
-            for text in record.positives:
-                number = document_ids[" ".join(text.split())]
-                judged.relevant[query_id][number] = group[number] = 1
-        return judged
-
-    def choose(self, query_ids: Iterable[str]) -> Judgements:
-        """The same documents, fewer queries."""
-        kept = list(query_ids)
-        queries = {i: self.queries[i] for i in kept}
-        relevant, mates = ({i: part[i] for i in kept} for part in (self.relevant, self.mates))
-        return Judgements(queries, self.documents, relevant, mates)
-
-    def sample(self, count: int, seed: int) -> list[str]:
-        """`count` query ids, the same ones for every model, in the order of the data."""
-        ids = list(self.queries)
-        if count >= len(ids):
-            return ids
-        chosen = set(random.Random(seed).sample(ids, count))
-        return [i for i in ids if i in chosen]
-
-
-def _next(record: Record, judged: Judgements) -> str:
-    """An id for a record whose id another corpus uses too."""
-    number = 2
-    while f"{record.id}#{number}" in judged.queries:
-        number += 1
-    return f"{record.id}#{number}"
-
-
-def _question(record: Record, query_id: str) -> Any:
-    """Equal for records of one group that ask the same thing; a record without group is alone."""
-    if not record.group:
-        return query_id
-    return record.group, record.instruction, " ".join(record.query.casefold().split())
 
 
 class HeldOutTask(AbsTaskRetrieval):
@@ -165,14 +88,7 @@ def held_out_task(
     max_queries: at most so many queries, drawn by `seed`; query_ids: exactly these instead.
     Raises DataError when the split is missing or empty, ConfigError for an unknown query id.
     """
-    from lbr_ds.shards import read_split
-
-    place = shown(data)
-    if not is_url(data) and not Path(data).is_dir():
-        raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
-    judged = Judgements.of(record for record in read_split(data, "eval") if record.query)
-    if not judged.queries:
-        raise DataError(f"{place}: the eval split holds no query; raise data.splits.eval")
+    place, (judged, _) = shown(data), read_held_out(data)
     unknown = [i for i in query_ids if i not in judged.queries]
     if unknown:
         raise ConfigError(f"{place}: no eval record has the id {unknown[0]!r}")

@@ -40,6 +40,8 @@ def linear_cross_entropy(
     """
     if chunk is None:
         chunk = min(max(hidden.shape[1] // 3, _MIN_ROWS), _MAX_ROWS)
+    if not torch.is_grad_enabled():
+        weight = weight.detach()  # else its gradient would be made all the same
     return _LinearCrossEntropy.apply(hidden, weight, targets, chunk)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
@@ -20,16 +21,25 @@ _ENDS = 10  # logged steps averaged for a stage's first and last value
 
 @dataclass
 class Stage:
-    """The logged steps of one stage, one row a step, in step order."""
+    """The logged steps of one stage, one row a step, in step order, and its evaluations likewise.
+
+    start: what it started from at step 0, if that is known.
+    """
 
     number: int
     rows: list[dict[str, Any]]
     saved: dict[str, Any] = field(default_factory=dict)  # state.json of the newest checkpoint
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    start: str | None = None
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of one measure; a value that is missing or not a number is NaN."""
-        steps = [float(row["step"]) for row in self.rows]
-        return steps, [number(row.get(key)) for row in self.rows]
+        """(steps, values) of one measure; a value that is missing or not a number is NaN.
+
+        `evaluation/NAME` is a measure on held-out data in training.
+        """
+        name = key.removeprefix("evaluation/")
+        rows = self.rows if name == key else self.evaluations
+        return [float(row["step"]) for row in rows], [number(row.get(name)) for row in rows]
 
     def has(self, key: str) -> bool:
         """Whether any row has a finite value of this measure."""
@@ -57,6 +67,8 @@ class Stage:
             "data_wait_share": waited / seconds if seconds and waited is not None else None,
             "tokens_per_second": self._finite("tokens_per_second", statistics.median),
             "peak_memory_gib": self._finite("memory_gib", max),
+            "start": self.start,
+            "evaluations": self.evaluations,
         }
 
     def non_finite(self) -> list[str]:
@@ -143,6 +155,26 @@ class Run:
         return " ".join([*words, "--out", str(self.folder / "eval" / f"{name}.json")])
 
 
+def _beside(stage: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """A stage's evaluations, and what its latest start at step 0 was from."""
+    found, starts = stage / "evaluations.jsonl", stage / "starts.jsonl"
+    evaluations = read_metrics(found) if found.exists() else []
+    text = starts.read_text(encoding="utf-8") if starts.exists() else ""
+    origin = None
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):  # cut short by a kill
+            start = json.loads(line)
+            origin = start.get("from") if start.get("step") == 0 else origin
+    return evaluations, _inside(origin, stage.parent)
+
+
+def _inside(path: str | None, run: Path) -> str | None:
+    """A path below the run's folder, from there on; any other as it is."""
+    if path is None or not Path(path).is_relative_to(run):
+        return path
+    return str(Path(path).relative_to(run))
+
+
 def read_run(folder: Path) -> Run:
     """Read one run folder; see `write_report` for what it raises."""
     stages = [folder / f"stage{n}" / "metrics.jsonl" for n in (1, 2)]
@@ -164,7 +196,7 @@ def read_run(folder: Path) -> Run:
         if rows:
             saved = runs.checkpoints(path.parent)
             state = read_json(saved[-1] / "state.json") if saved else {}
-            run.stages.append(Stage(stage, rows, state))
+            run.stages.append(Stage(stage, rows, state, *_beside(path.parent)))
             run.notes += run.stages[-1].non_finite()
         else:
             run.notes.append(f"Stage {stage} has not logged a step yet.")

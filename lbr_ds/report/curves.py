@@ -69,6 +69,23 @@ PANELS = (
         "",
         ("right answer", "other passages"),
     ),
+    Panel(
+        "Held-out retrieval",
+        ("evaluation/recall_at_10", "evaluation/ndcg_at_10"),
+        note="a sample, in training",
+        names=("R@10", "N@10"),
+    ),
+    Panel("Separation Ratio", ("evaluation/separation_ratio",), note="held out; 1: none"),
+    Panel(
+        "Held-out loss",
+        ("evaluation/loss", "evaluation/loss_without_bottleneck"),
+        (1,),
+        "what Y reads from B is the gap",
+        ("as learnt", "B hidden from Y"),
+    ),
+    Panel("Alignment", ("evaluation/alignment",), note="held out; 0: pairs coincide"),
+    Panel("Uniformity", ("evaluation/uniformity",), note="held out; 0: collapse"),
+    Panel("Effective rank", ("evaluation/effective_rank",), note="held out; 1: collapse"),
     Panel("Gradient norm", ("grad_norm",), note="before clipping", log=True),
     Panel("Learning rate", ("lr",), from_zero=True),
     Panel("Throughput", ("tokens_per_second",), note="tokens a second", from_zero=True),
@@ -132,6 +149,8 @@ def _draw(panel: Panel, shown: list[tuple[int, Stage]], several: bool, salt: str
 def _line(axes: Any, stage: Stage, key: str, color: str, dash: str) -> None:
     """The values, faint, with their running mean on top where there are enough of them."""
     steps, values = (np.asarray(part) for part in stage.series(key))
+    if not len(steps):
+        return
     steps, values = _thin(steps, values)
     smooth = _running_mean(values)
     if smooth is None or key == "lr":

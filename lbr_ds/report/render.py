@@ -33,7 +33,12 @@ def render_html(report: dict[str, Any], runs: list[Run]) -> str:
         panels = draw_stage(runs[:MAX_SERIES], int(number))
         for panel in panels:
             panel["svg"] = Markup(panel["svg"])  # made by us: its only text is numbers
+        starts = [
+            stage.start for run in runs for stage in run.stages if stage.number == int(number)
+        ]
         if panels:
+            if len(runs) == 1 and starts[0]:
+                meaning += f"; started from {starts[0]}"
             curves.append({"name": name, "meaning": meaning, "panels": panels})
     style = Markup(_environment().get_template("style.css").render())
     return _environment().get_template("report.html").render(

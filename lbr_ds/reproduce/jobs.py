@@ -133,9 +133,13 @@ def _stage(number: int, before: list[Job], variant: Variant, seed: int, source: 
     """Stage `number` over the backbone before[0] and, for stage 2, a stage 1 if before has one."""
     own = variant.represent if number == 2 else ()
     learnt = [job for job in before if job.phase == 1]
+    # A row after stage 1 is scored at its last checkpoint, so what is built on it starts there: it
+    # does not depend on how often stage 1 was saved, and nothing is chosen by the pairs that judge
+    # the table. A `stage2.from` on the command line prevails.
+    start = ("stage2.from=last",) if number == 2 else ()
     if number == 2 and not learnt:
         own = (*own, "stage2.from=backbone")
-    overrides = (*source.overrides, *variant.learn, *variant.data, *own, f"seed={seed}")
+    overrides = (*start, *source.overrides, *variant.learn, *variant.data, *own, f"seed={seed}")
     run = load(source.recipe, overrides)
     parents = [job.folder.name for job in learnt]
     folder = _folder(source, f"stage{number}", run.decisive(number), _data(run, number), parents)

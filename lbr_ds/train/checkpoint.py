@@ -2,7 +2,8 @@
 
 RUN/stageN/checkpoints/step-000500/
     files.json   every file's size and sha256; written last, so it vouches for a whole folder
-    state.json   step, counters, ranks, versions, the keys that decide the numbers, the data's hash
+    state.json   step, counters, evaluation, ranks, versions, the keys that decide the numbers, the
+                 data's hash
     state/       the engine's shards (parameters, optimizer) and each rank's random states
     model/       the weights as a Hugging Face folder, for stage 2, export and evaluation
 """
@@ -60,15 +61,16 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def save(self, step: int, counters: Counters) -> None:
+    def save(self, step: int, counters: Counters, evaluation: Counters | None = None) -> None:
         """Save after `step` optimizer steps: copy the state, and write the copy meanwhile.
 
         `counters` are numbers of the whole run, equal on all ranks; `resume` gives them back.
+        evaluation: held-out figures of this state, on rank 0; `stage2.from: best` goes by them.
         Waits for the save before. Raises CheckpointError when that or (not save_async) this fails.
         """
         self.finish()
         with self._timed():
-            self._writing = Writing(self._plan(step, counters))
+            self._writing = Writing(self._plan(step, counters, evaluation or {}))
             self._writing.start()
         if not self.run.every.save_async:
             self.finish()
@@ -128,7 +130,7 @@ class Saver:
             "run folder with run=..., and start again: the checkpoints before it stand"
         )
 
-    def _plan(self, step: int, counters: Counters) -> Plan:
+    def _plan(self, step: int, counters: Counters, evaluation: Counters) -> Plan:
         run, world, engine = self.run, self.world, self.engine
         states = engine.snapshot(self._memory)
         states[f"state/random-{world.rank}.pt"] = random_states()
@@ -142,17 +144,18 @@ class Saver:
 
         return Plan(
             run.run / f"stage{self.stage}" / "checkpoints" / f"step-{step:06d}",
-            world.rank, world.size, write, self._facts(step, counters),
+            world.rank, world.size, write, self._facts(step, counters, evaluation),
             run.every.keep, run.every.keep_every,
+            keep_best=self.stage == 1 and run.stage2.start_from == "best",
         )  # fmt: skip
 
-    def _facts(self, step: int, counters: Counters) -> dict[str, Any]:
+    def _facts(self, step: int, counters: Counters, evaluation: Counters) -> dict[str, Any]:
         recipe = self.run.decisive(self.stage)
         return {
             "step": step, "stage": self.stage, "world_size": self.world.size,
             "zero_stage": self.engine.stage, "dtype": str(self.engine.dtype),
             "samples": step * self.run.stage(self.stage).samples_per_step,
-            "counters": counters, "data": self._data,
+            "counters": counters, "evaluation": evaluation, "data": self._data,
             "config": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
             "recipe": recipe, "versions": environment.versions(),
         }  # fmt: skip
@@ -247,12 +250,16 @@ def resume(found: Path | None, engine: Engine, world: World) -> Resumed:
 
 
 def newest_whole(stage_folder: Path, world: World) -> Path | None:
-    """The newest checkpoint whose files are as they were saved; the ranks share the reading.
+    """The newest checkpoint that is whole; see `first_whole`."""
+    return first_whole(world.share(saved(stage_folder)[::-1]), world)
+
+
+def first_whole(found: list[Path], world: World) -> Path | None:
+    """The first checkpoint whose files are as they were saved; the ranks share the reading.
 
     Damaged ones are named in the log and passed over. Raises CheckpointError when all are.
     """
-    found = world.share(saved(stage_folder))
-    for path in reversed(found):
+    for path in found:
         mine = fault(path, part=world.rank, parts=world.size)
         (finder,) = world.max(world.rank + 1 if mine else 0)
         if not finder:
@@ -261,8 +268,8 @@ def newest_whole(stage_folder: Path, world: World) -> Path | None:
         log.warning("%s is damaged and passed over: %s", path, why)
     if found:
         raise CheckpointError(
-            f"{stage_folder / 'checkpoints'}: all {len(found)} checkpoints are damaged (the oldest "
-            f"one: {why}); restore one, or remove them to start from step 0"
+            f"{found[0].parent}: all {len(found)} checkpoints are damaged ({found[-1].name}: "
+            f"{why}); restore one, or remove them to start from step 0"
         )
     return None
 

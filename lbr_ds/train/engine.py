@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.model.embedder import Embedder
+from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
 from lbr_ds.train.snapshot import HostMemory
 from lbr_ds.train.universal import to_universal
@@ -109,6 +109,18 @@ class Engine:
     def __call__(self, batch: Any) -> Tensor:
         """The module's forward. All ranks must call it equally often, in the same order."""
         return self.engine(batch)
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Around forwards that nothing is learnt from: no graph, no dropout; then all as before."""
+        learning = [module for module in self.engine.module.modules() if module.training]
+        self.engine.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in learning:
+                module.training = True
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a scalar's gradients up, averaged over ranks. last: the step's last micro-batch."""
@@ -259,13 +271,6 @@ class Engine:
             with gathered(parameter):
                 whole = parameter.detach().to("cpu", copy=True) if self.world.first else None
             yield name, whole
-
-
-def free_memory(world: World) -> float:
-    """Bytes that a rank may still take: of its GPU, or its share of the host's."""
-    if world.device.type == "cuda":
-        return float(torch.cuda.mem_get_info(world.device)[0])
-    return psutil.virtual_memory().available / world.size
 
 
 class _Collector(TorchCheckpointEngine):

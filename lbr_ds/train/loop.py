@@ -19,20 +19,19 @@ from lbr_ds.address import mask_record, masked
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
-from lbr_ds.errors import CheckpointError
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.embedder import build_embedder
-from lbr_ds.runs import checkpoints, step_of
 from lbr_ds.shards import Manifest
 from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import Engine, load_ds_config
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
+from lbr_ds.train.held_out import Examiner, Figures, draw_sample
 from lbr_ds.train.meter import Meter, memory_gib
 from lbr_ds.train.optim import learning_rate
 from lbr_ds.train.preempt import Preemption
 from lbr_ds.train.stages import STAGES, Stage, Work, rehearse
-from lbr_ds.train.starts import note_start
+from lbr_ds.train.starts import note_start, starting_point
 from lbr_ds.train.watch import Watch, stragglers
 
 log = logging.getLogger(__name__)
@@ -57,9 +56,10 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         if world.first:
             open_run_folder(run)
         world.barrier()
-        engine, encoder = build(run, stage, ds_config, world)
+        origin = found or starting_point(run, number, world)
+        engine, encoder = build(run, stage, ds_config, world, origin)
         start, counters = checkpoint.resume(found, engine, world)
-        note_start(folder, start, world)
+        note_start(folder, start, origin, world)
         watch.mark(start, "starts")
         log.info(
             "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %d samples, steps %d to %d",
@@ -71,21 +71,27 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         feed = open_feed(
             run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
         )
-        step, stopped = start, False
+        step, stopped, sample = start, False, draw_sample(run, world)
         meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
         saver = checkpoint.Saver(run, number, engine, world)
         guard = Guard(run.guard, counters, folder, start, world)
         with meter, Preemption(world) as preemption, saver:
+            examiner = Examiner(run, number, engine, encoder, sample, world, watch, preemption)
             while step < num_steps and not stopped:
                 lr = learning_rate(step, num_steps, part.optim)
                 values = take_step(engine, stage, run, feed, lr, world, guard, watch)
                 step += 1
                 saver.poll()
                 meter.log(step, {**values, "save_seconds": saver.seconds})
+                saves = step % run.every.save == 0 or step == num_steps
+                figures: Figures = {}
                 stopped = preemption.agreed()
-                if step % run.every.save == 0 or step == num_steps or stopped:
+                if not stopped and examiner.due(step, saves):
+                    meter.evaluation(step, figures := examiner.examine(step))
+                    stopped = preemption.agreed()
+                if saves or stopped:
                     watch.mark(step, "saves")
-                    saver.save(step, guard.state())
+                    saver.save(step, guard.state(), figures)
     leave()
     return step == num_steps
 
@@ -127,10 +133,11 @@ def take_step(
 
 
 def build(
-    run: RunConfig, stage: Stage, ds_config: dict[str, object], world: World
-) -> tuple[Engine, TextEncoder]:
+    run: RunConfig, stage: Stage, ds_config: dict[str, object], world: World,
+    origin: Path | None = None,
+) -> tuple[Engine, TextEncoder]:  # fmt: skip
     """The engine around the embedder, and the encoder of its prepared tokenizer."""
-    engine = build_engine(run, stage, ds_config, world)
+    engine = build_engine(run, stage, ds_config, world, origin)
     encoder = TextEncoder(
         load_tokenizer(run.run / "backbone"),
         max_length=run.model.max_length,
@@ -140,9 +147,15 @@ def build(
 
 
 def build_engine(
-    run: RunConfig, stage: Stage, ds_config: dict[str, object], world: World
-) -> Engine:
-    """The engine around the embedder, with the weights that the stage starts from."""
+    run: RunConfig, stage: Stage, ds_config: dict[str, object], world: World,
+    origin: Path | None = None,
+) -> Engine:  # fmt: skip
+    """The engine around the embedder, with the weights of `origin`, a checkpoint or a folder.
+
+    origin None: what the stage starts from at step 0.
+    """
+    origin = origin or starting_point(run, stage.number, world)
+    weights = origin / "model" if (origin / "model").is_dir() else origin
     backbone = run.run / "backbone"
     make = functools.partial(
         build_embedder, backbone,
@@ -151,8 +164,7 @@ def build_engine(
     )  # fmt: skip
     seed_all(run.seed)
     return Engine(
-        make, starting_weights(run, stage.number, world), ds_config=ds_config,
-        optim=run.stage(stage.number).optim, world=world,
+        make, weights, ds_config=ds_config, optim=run.stage(stage.number).optim, world=world
     )  # fmt: skip
 
 
@@ -161,29 +173,6 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def starting_weights(run: RunConfig, number: int, world: World) -> Path:
-    """The folder whose weights a stage starts from. All ranks call it.
-
-    Raises CheckpointError when it is not there, or no checkpoint of stage 1 is whole.
-    """
-    if number == 1 or run.stage2.start_from == "backbone":
-        return run.run / "backbone"
-    source = run.stage2.start_from
-    if source == "last" and (last := checkpoint.newest_whole(run.run / "stage1", world)):
-        return last / "model"
-    for path in checkpoints(run.run / "stage1"):
-        if source.isdigit() and step_of(path) == int(source):
-            return path / "model"
-    if source != "last" and not source.isdigit():
-        for path in (Path(source), Path(source) / "model"):
-            if any(path.glob("*.safetensors")):
-                return path
-    raise CheckpointError(
-        f"stage2.from={source}: no such checkpoint below {run.run / 'stage1'}; "
-        "run `lbr-ds train RECIPE --stage 1` first, or set stage2.from=backbone"
-    )
 
 
 def open_run_folder(run: RunConfig) -> None:

@@ -1,20 +1,24 @@
 """What happened in each step -> metrics.jsonl, TensorBoard, log and progress bar. Rank 0 only.
 
+Evaluations go to a file of their own, evaluations.jsonl, and to TensorBoard as `evaluation/...`.
+
 The only door for tensorboard. A line of metrics.jsonl is complete when `log` returns, so a killed
 run keeps all but the step that it was in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -24,7 +28,16 @@ from lbr_ds.distributed import World
 from lbr_ds.errors import EnvironmentProblem
 
 log = logging.getLogger(__name__)
+EVALUATIONS = "evaluations.jsonl"
 _LINE_SECONDS = 10  # without a terminal: at most one progress line in so many seconds
+
+_TOLD = {
+    "recall_at_10": "R@10",
+    "ndcg_at_10": "N@10",
+    "separation_ratio": "separation",
+    "loss": "loss",
+    "loss_without_bottleneck": "without the bottleneck",
+}
 
 
 def memory_gib() -> float:
@@ -32,6 +45,13 @@ def memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def free_memory(world: World) -> float:
+    """Bytes that a rank may still take: of its GPU, or its share of the host's."""
+    if world.device.type == "cuda":
+        return float(torch.cuda.mem_get_info(world.device)[0])
+    return psutil.virtual_memory().available / world.size
 
 
 class Meter:
@@ -51,6 +71,7 @@ class Meter:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "metrics.jsonl"
             forget_after(path, self.start)
+            forget_after(self.folder / EVALUATIONS, self.start)
             self._file = path.open("a", encoding="utf-8")
             self._board = SummaryWriter(self.folder / "tensorboard", purge_step=self.start + 1)
             self._open_bar()
@@ -81,14 +102,9 @@ class Meter:
         if self._file is None or self._board is None:
             return
         if step % self.every == 0 or step == self.stop:
-            try:
+            with _one_line(self._file.name):
                 self._file.write(json.dumps({"step": step, **values}) + "\n")
                 self._file.flush()
-            except OSError as error:
-                raise EnvironmentProblem(
-                    f"{self._file.name}: cannot be written: {error.strerror}; make room, and start "
-                    "again: the last checkpoint stands"
-                ) from None
             for name, value in values.items():
                 if not isinstance(value, list):
                     self._board.add_scalar(name, value, step)
@@ -102,6 +118,25 @@ class Meter:
             left = (self._spoke - self._began) / (step - self.start) * (self.stop - step)
             log.info("step %d/%d  %s  %.0f s left", step, self.stop, note, left)
 
+    def evaluation(self, step: int, figures: Mapping[str, float | None]) -> None:
+        """Record what `held_out.Examiner` found after `step`, if it found anything.
+
+        Raises EnvironmentProblem as `log` does.
+        """
+        if self._board is None or not figures:
+            return
+        path = self.folder / EVALUATIONS
+        with _one_line(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+        for name, value in figures.items():
+            if value is not None:
+                self._board.add_scalar(f"evaluation/{name}", value, step)
+        known = {
+            title: value for k, title in _TOLD.items() if (value := figures.get(k)) is not None
+        }
+        told = "  ".join(f"{title} {value:.3f}" for title, value in known.items())
+        log.info("step %d, held out: %s (%.1f s)", step, told, figures["seconds"])
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
@@ -111,6 +146,18 @@ class Meter:
         if self._file is not None and self._board is not None:
             self._file.close()
             self._board.close()
+
+
+@contextlib.contextmanager
+def _one_line(name: str | Path) -> Iterator[None]:
+    """A disk that takes no more, said in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{name}: cannot be written: {error.strerror}; make room, and start again: the last "
+            "checkpoint stands"
+        ) from None
 
 
 def forget_after(path: Path, step: int) -> None:

@@ -1,24 +1,69 @@
 """A job that is requeued again and again without getting anywhere stops.
 
-Every start of a stage leaves a line in RUN/stageN/starts.jsonl.
+Every start of a stage leaves a line in RUN/stageN/starts.jsonl, with what it started from.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
 
+from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
-from lbr_ds.errors import TrainingError
+from lbr_ds.errors import CheckpointError, TrainingError
+from lbr_ds.runs import best_first, checkpoints, evaluation, saved, step_of
+from lbr_ds.train import checkpoint
 
+log = logging.getLogger(__name__)
 _SAME = 3  # starts of a job from one step: one may be bad luck, two a coincidence
 NAME = "starts.jsonl"
 
 
-def note_start(folder: Path, step: int, world: World) -> None:
-    """Write down that the stage begins at `step`. All ranks call it.
+def starting_point(run: RunConfig, number: int, world: World) -> Path:
+    """The checkpoint, or folder of weights, that a stage starts from at step 0. All ranks call it.
+
+    Once stage 2 has a checkpoint of its own this is settled. Raises CheckpointError when it is not
+    there, or no checkpoint of stage 1 is whole.
+    """
+    source = run.stage2.start_from
+    if number == 1 or source == "backbone":
+        return run.run / "backbone"
+    stage1 = run.run / "stage1"
+    if source in ("best", "last"):
+        found = saved(stage1)[::-1]
+        best = best_first(found[::-1]) if source == "best" else []
+        # The others come after: a best one that is damaged is passed over.
+        order = world.share(best + [path for path in found if path not in best])
+        if chosen := checkpoint.first_whole(order, world):
+            log.info("stage 2 starts from %s (%s)", chosen, _why(chosen, source, len(best)))
+            return chosen
+    for path in checkpoints(stage1):
+        if source.isdigit() and step_of(path) == int(source):
+            return path
+    if source not in ("best", "last") and not source.isdigit():
+        for path in (Path(source), Path(source) / "model"):
+            if any(path.glob("*.safetensors")):
+                return path
+    raise CheckpointError(
+        f"stage2.from={source}: no such checkpoint below {stage1}; "
+        "run `lbr-ds train RECIPE --stage 1` first, or set stage2.from=backbone"
+    )
+
+
+def _why(chosen: Path, source: str, judged: int) -> str:
+    ratio = evaluation(chosen).get("separation_ratio")
+    if source == "last":
+        return "the last"
+    if ratio is None:
+        return "the last: no whole one has been evaluated"
+    return f"Separation Ratio {ratio:.3f}, the best of {judged} evaluated"
+
+
+def note_start(folder: Path, step: int, origin: Path, world: World) -> None:
+    """Write down that the stage begins at `step`, from `origin`. All ranks call it.
 
     Raises TrainingError, on all ranks, when this SLURM job has begun there `_SAME` times before:
     each time it ended with no new checkpoint. Who submits it anew, or starts it by hand, gets
@@ -36,7 +81,8 @@ def note_start(folder: Path, step: int, world: World) -> None:
                     break
                 looped += 1
         if looped < _SAME:
-            line = json.dumps({"step": step, "job": job, "restart": restart, "world": world.size,
+            line = json.dumps({"step": step, "from": str(origin), "job": job, "restart": restart,
+                               "world": world.size,
                                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})  # fmt: skip
             with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")

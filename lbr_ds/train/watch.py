@@ -120,6 +120,10 @@ class Watch:
         work, wait, seconds = (sum(column) for column in zip(*self._steps, strict=True))
         return seconds / len(self._steps) * (work / (work + wait) if work + wait else 1.0)
 
+    def pause(self) -> None:
+        """What this rank has done since its last step was no step's work."""
+        self._looks = [0, 0]
+
     def _run(self) -> None:
         due = 0.0
         period = _BEAT * max(1.0, self.world.size / _RANKS)

@@ -37,6 +37,7 @@ class Plan:
     facts: dict[str, Any]  # state.json
     keep: int
     keep_every: int | None
+    keep_best: bool
 
     @property
     def part(self) -> Path:
@@ -97,18 +98,21 @@ class Writing(threading.Thread):
             log.warning("%s was passed over; it is now %s", plan.final, aside.name)
         plan.part.rename(plan.final)
         flush(plan.final.parent)
-        prune(plan.final, plan.keep, plan.keep_every)
+        prune(plan.final, plan.keep, plan.keep_every, plan.keep_best)
 
 
-def prune(newest: Path, keep: int, keep_every: int | None) -> None:
+def prune(newest: Path, keep: int, keep_every: int | None, keep_best: bool) -> None:
     """Remove the checkpoints before `newest` but `keep` (with it) and every `keep_every`-th step's.
 
-    Those after it were passed over as damaged: they do not count, and stay for their owner to look
-    at, as all do that are not whole. One on its way out is renamed first, and no checkpoint.
+    keep_best: nor the best of them, by the evaluation that was saved with each. Those after
+    `newest` were passed over as damaged: they do not count, and stay for their owner to look at, as
+    all do that are not whole. One on its way out is renamed first, and no checkpoint.
     """
     found = runs.checkpoints(newest.parent.parent)
-    for old in found[: found.index(newest) + 1][:-keep]:
-        if keep_every is None or runs.step_of(old) % keep_every:
+    found = found[: found.index(newest) + 1]
+    best = runs.best_first(found)[:1] if keep_best else []
+    for old in found[:-keep]:
+        if old not in best and (keep_every is None or runs.step_of(old) % keep_every):
             going = old.with_suffix(".part")
             try:
                 old.rename(going)

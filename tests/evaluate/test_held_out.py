@@ -10,6 +10,7 @@ import pytest
 
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.evaluate import held_out_task, judge, official_tasks, split_names
+from lbr_ds.evaluate.ranking import rank_scores
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, write_split
 
@@ -43,6 +44,42 @@ def test_scores_equal_the_definitions(encoder: Any, data: Path, records: list[Re
     assert {k: scores[k] for k in expected} == pytest.approx(expected, abs=2e-5)
     assert np.mean(list(task.per_query.values())) == pytest.approx(expected["ndcg_at_10"], abs=2e-5)
     assert "Find: question 0" in encoder.calls
+
+
+def test_our_own_ranking_is_mtebs(
+    encoder: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of vectors with few values, so that most scores tie, and of ordinary ones."""
+    drawn = encoder.vector
+    for vector in (drawn, lambda text: np.sign(drawn(text)[:4])):
+        monkeypatch.setattr(encoder, "vector", vector)
+        task = held_out_task(data)
+        scores = judge(encoder, task)
+        queries, passages = (
+            np.stack([vector(text) for text in part.values()])
+            for part in (task.judged.queries, task.judged.documents)
+        )
+        found = rank_scores(queries, passages, task.judged)
+        assert found == pytest.approx({k: scores[k] for k in found}, abs=6e-6)
+    turned = rank_scores(queries[::-1], passages, task.judged)
+    assert turned != pytest.approx(found, abs=1e-3)
+
+
+def test_fewer_documents_keep_the_right_ones(data: Path, records: list[Record]) -> None:
+    records.append(Record("mate", "made-up", "another question", ["third use"], group="it"))
+    judged = held_out_task(data).judged
+    judged = judged.choose(["use0", "q4"])
+    few = judged.narrow(5, seed=1)
+    assert len(few.documents) == 5
+    assert few.documents.items() <= judged.documents.items()
+    assert few == judged.narrow(5, seed=1) != judged.narrow(5, seed=2)
+    own, mates = few.places()
+    texts = list(few.documents.values())
+    assert {texts[i] for i in own[0]} == {"one use", "another use"}
+    assert {texts[i] for i in own[1]} == {"answer 4", "second answer 4"}
+    assert set(own[0]) <= set(mates[0])
+    assert len(judged.narrow(1, seed=0).documents) == 4
+    assert judged.narrow(10_000, seed=0) is judged
 
 
 def test_the_vectors_of_the_search_are_measured(

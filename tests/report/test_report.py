@@ -58,9 +58,12 @@ def test_all_sections(run: Path, tmp_path: Path) -> None:
     for heading in ("Retrieval", "Beside the paper", "Held-out queries", "Training", "Stage 1",
                     "Stage 2", "Data", "Recipe", "Environment", "Make it again"):  # fmt: skip
         assert heading in page.headings
-    assert source.count("<svg") == 6 + 6
+    assert source.count("<svg") == 6 + 5 + 6  # the effective rank was never a number
+    assert "started from stage1/checkpoints/step-000045" in source
+    assert report["runs"][0]["stages"]["1"]["evaluations"][1]["step"] == 90
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     text = (tmp_path / "out" / "report.md").read_text()
+    assert "| Started from | \u2013 | stage1/checkpoints/step-000045 |" in text
     assert "| After stage 2 (GR-CL) | 0.650 | 0.550 | 0.550 | +0.450 |" in text
     assert f"lbr-ds train {run}/recipe.yaml --stage 1 --nproc 2" in text
 

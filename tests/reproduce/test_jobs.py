@@ -42,7 +42,11 @@ def test_table_3_shares_its_stage_1_runs(recipe: Path) -> None:
         assert ("stage1", own[first].folder / "stage1") in own[second].links
     assert [name for name, _ in own["LLM+CL"].links] == ["backbone"]
     assert own["LLM+CL"].run.stage2.start_from == "backbone"
+    # Where the row of stage 1 alone is scored; a user's word prevails.
     assert own["LLM+IB-GL+CL"].run.stage2.start_from == "last"
+    own = plan(recipe, "table3", (0,), "stage2.from=best")[0]
+    assert own["LLM+IB-GL+CL", 0][-1].run.stage2.start_from == "best"
+    assert own["LLM+CL", 0][-1].run.stage2.start_from == "backbone"
     _, both = plan(recipe, "table3", (0, 1))
     assert len(both) == 14
     # Table 2 needs nothing more, table 4 two other readings of what table 3 has.

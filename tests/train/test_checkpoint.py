@@ -164,7 +164,7 @@ def test_what_is_kept(tmp_path: Path, keep: int, keep_every: int | None, left: l
         folder.mkdir(parents=True)
         (folder / "files.json").write_text("{}")
         rewrite(folder, {"step": step})
-    prune(tmp_path / "checkpoints" / "step-000010", keep, keep_every)
+    prune(tmp_path / "checkpoints" / "step-000010", keep, keep_every, keep_best=False)
     assert [int(path.name[5:]) for path in saved(tmp_path)] == [*left, 12]
     assert saved(tmp_path) == checkpoints(tmp_path)
 

@@ -28,6 +28,12 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k not in VOLATILE} for line in lines]
 
 
+def evaluations(folder: Path) -> list[dict[str, float]]:
+    """Each evaluation's figures."""
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
 def weights(folder: Path) -> bytes:
     return (checkpoints(folder)[-1] / "model" / "model.safetensors").read_bytes()
 
@@ -42,6 +48,7 @@ def test_resumed_equals_uninterrupted(trained: RunConfig, copied: Path, stage: i
     assert done.returncode == 0, done.stderr
     assert "steps 3 to 6" in done.stderr
     assert weights(folder) == weights(trained.run / f"stage{stage}")
+    assert evaluations(folder) == evaluations(trained.run / f"stage{stage}")
     assert metrics(folder) == metrics(trained.run / f"stage{stage}")
 
 

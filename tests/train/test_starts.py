@@ -20,7 +20,7 @@ def test_only_a_job_without_progress_is_stopped(
         if job:
             monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        note_start(tmp_path, step, World())
+        note_start(tmp_path, step, tmp_path / "backbone", World())
 
     for restart, step in enumerate([0, 0, 500, 500, 1000]):  # gets on, if slowly
         start(step, "7", restart)
@@ -38,3 +38,4 @@ def test_only_a_job_without_progress_is_stopped(
     start(1000, "8", 2)
     lines = (tmp_path / NAME).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines[:5]] == [0, 0, 500, 500, 1000]
+    assert json.loads(lines[0])["from"] == str(tmp_path / "backbone")

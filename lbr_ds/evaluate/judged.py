@@ -1,0 +1,131 @@
+"""Held-out records -> queries, documents, and which document answers which query.
+
+1. Queries: one per record, `{instruction}{query}`.
+2. Corpus: every positive and negative of every record; a text that occurs twice is one document.
+3. Relevant: the record's own positives, and those of records of its group that ask the same thing
+   (a chemical with three uses is three records with one query: each use is right for all three).
+
+No mteb here: training judges by the same definition, and must not wait for its import.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lbr_ds.address import CACHE_GIB, is_url, shown
+from lbr_ds.errors import DataError
+from lbr_ds.records import Record
+
+
+@dataclass
+class Judgements:
+    """Texts with ids, and which document answers which query.
+
+    mates: for each query the documents of its whole group, its own among them: an answer to
+    another question of the group is neither right nor wrong.
+    """
+
+    queries: dict[str, str] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
+    relevant: dict[str, dict[str, int]] = field(default_factory=dict)
+    mates: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Judgements:
+        """Number the texts of `records` in the order in which they come."""
+        judged = cls()
+        document_ids: dict[str, str] = {}
+        answers: dict[Any, dict[str, int]] = defaultdict(dict)
+        groups: dict[str, dict[str, int]] = defaultdict(dict)
+        for record in records:
+            for text in (*record.positives, *record.negatives):
+                key = " ".join(text.split())
+                if key not in document_ids:
+                    document_ids[key] = f"d{len(document_ids)}"
+                    judged.documents[document_ids[key]] = text
+            query_id = record.id if record.id not in judged.queries else _next(record, judged)
+            judged.queries[query_id] = record.instruction + record.query
+            # The dict is shared by all records with one key, so later positives reach them too.
+            judged.relevant[query_id] = answers[_question(record, query_id)]
+            group = groups[record.group] if record.group else judged.relevant[query_id]
+            judged.mates[query_id] = group
+            for text in record.positives:
+                number = document_ids[" ".join(text.split())]
+                judged.relevant[query_id][number] = group[number] = 1
+        return judged
+
+    def choose(self, query_ids: Iterable[str]) -> Judgements:
+        """The same documents, fewer queries."""
+        kept = list(query_ids)
+        queries = {i: self.queries[i] for i in kept}
+        relevant, mates = ({i: part[i] for i in kept} for part in (self.relevant, self.mates))
+        return Judgements(queries, self.documents, relevant, mates)
+
+    def sample(self, count: int, seed: int) -> list[str]:
+        """`count` query ids, the same ones for every model, in the order of the data."""
+        ids = list(self.queries)
+        if count >= len(ids):
+            return ids
+        chosen = set(random.Random(seed).sample(ids, count))
+        return [i for i in ids if i in chosen]
+
+    def narrow(self, count: int, seed: int) -> Judgements:
+        """The same queries among at most `count` documents: the relevant ones, others drawn.
+
+        More than `count` only where there are more relevant ones.
+        """
+        if count >= len(self.documents):
+            return self
+        kept = {i for own in self.relevant.values() for i in own}
+        others = [i for i in self.documents if i not in kept]
+        kept.update(random.Random(seed).sample(others, max(0, count - len(kept))))
+        documents = {i: text for i, text in self.documents.items() if i in kept}
+        mates = {q: {i: 1 for i in own if i in kept} for q, own in self.mates.items()}
+        return Judgements(self.queries, documents, self.relevant, mates)
+
+    def places(self) -> tuple[list[list[int]], list[list[int]]]:
+        """For each query, where its relevant documents, and its mates, stand among `documents`."""
+        place = {document: n for n, document in enumerate(self.documents)}
+        own, mates = (
+            [[place[i] for i in part[query]] for query in self.queries]
+            for part in (self.relevant, self.mates)
+        )
+        return own, mates
+
+
+def read_held_out(
+    data: Path | str, cache_gib: float = CACHE_GIB
+) -> tuple[Judgements, list[Record]]:
+    """The `eval` split of a prepared folder or its URL, and the record behind each query in order.
+
+    cache_gib: see `Manifest.load`. Raises DataError when the split is missing or has no query.
+    """
+    from lbr_ds.shards import read_split
+
+    place = shown(data)
+    if not is_url(data) and not Path(data).is_dir():
+        raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
+    records = [r for r in read_split(data, "eval", cache_gib=cache_gib) if r.query]
+    if not records:
+        raise DataError(f"{place}: the eval split holds no query; raise data.splits.eval")
+    return Judgements.of(records), records
+
+
+def _next(record: Record, judged: Judgements) -> str:
+    """An id for a record whose id another corpus uses too."""
+    number = 2
+    while f"{record.id}#{number}" in judged.queries:
+        number += 1
+    return f"{record.id}#{number}"
+
+
+def _question(record: Record, query_id: str) -> Any:
+    """Equal for records of one group that ask the same thing; a record without group is alone."""
+    if not record.group:
+        return query_id
+    return record.group, record.instruction, " ".join(record.query.casefold().split())

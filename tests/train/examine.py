@@ -1,0 +1,64 @@
+"""Held-out figures of a checkpoint, by the engine on real ZeRO-3 ranks; rank 0 writes them.
+
+`python -m tests.train.examine RECIPE OUT`: OUT/CASE-WORLD.json.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+from lbr_ds.config import load
+from lbr_ds.distributed import World, end, join, leave
+from lbr_ds.train import checkpoint
+from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.held_out import Examiner, draw_sample
+from lbr_ds.train.loop import build
+from lbr_ds.train.preempt import Preemption
+from lbr_ds.train.random_states import random_states
+from lbr_ds.train.stages import STAGES
+from lbr_ds.train.watch import Watch
+
+# name: (stage, overrides)
+CASES: dict[str, tuple[int, list[str]]] = {
+    "one": (1, []),
+    "one-cut": (1, ["stage1.micro_batch_tokens=60"]),
+    "one-few": (1, ["evaluation.max_queries=2", "evaluation.max_passages=5"]),
+    "one-mixed": (1, ["stage1.objective={sft: 1, gl: 1}"]),
+    "two": (2, []),
+}
+
+
+def examine(name: str, recipe: str, out: Path, world: World) -> None:
+    """Judge twice: the second time a signal comes in between."""
+    stage, overrides = CASES[name]
+    run = load(recipe, overrides)
+    found = checkpoint.find(run, stage, world, force=True)
+    engine, encoder = build(run, STAGES[stage], load_ds_config(run.engine.ds_config), world, found)
+    module = engine.engine.module
+    module.head.eval()  # the mode that is found comes back, whatever it is
+    before = [part.training for part in module.modules()], str(random_states())
+    preemption, watch = Preemption(world), Watch(world, 2)
+    examiner = Examiner(
+        run, stage, engine, encoder, draw_sample(run, world), world, watch, preemption
+    )
+    figures = examiner.examine(6)
+    assert bool(figures) is world.first
+    if world.first:
+        (out / f"{name}-{world.size}.json").write_text(json.dumps(figures))
+    if world.rank == world.size - 1:
+        preemption.signalled = signal.SIGUSR1
+    assert examiner.examine(7) == {}
+    assert watch.step == 6  # it ended before the next forward
+    assert ([part.training for part in module.modules()], str(random_states())) == before
+    assert not any(p.grad is not None for p in module.parameters())
+
+
+if __name__ == "__main__":
+    place = join(timeout_minutes=2)
+    for case in CASES:
+        examine(case, sys.argv[1], Path(sys.argv[2]), place)
+    leave()
+    end(0)
