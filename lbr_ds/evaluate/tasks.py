@@ -2,6 +2,8 @@
 
 1. Queries: one per record, `{instruction}{query}`.
 2. Corpus: every positive and negative of every record; a text that occurs twice is one document.
+   Under protocol knowledge (`corpora/knowledge.py`) it is one for two tasks, eval and control, and
+   has the answers of cl too.
 3. Relevant: the record's own positives, and those of records of its group that ask the same thing
    (a chemical with three uses is three records with one query: each use is right for all three).
 """
@@ -14,6 +16,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
 from lbr_ds.address import is_url, shown
+from lbr_ds.config import CONTROL
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record
 
@@ -43,8 +47,9 @@ class Judgements:
     mates: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> Judgements:
-        """Number the texts of `records` in the order in which they come."""
+    def of(cls, records: Iterable[Record], others: Iterable[str] = ()) -> Judgements:
+        """Number the texts of `records` in the order in which they come; others: documents that
+        answer none of them."""
         judged = cls()
         document_ids: dict[str, str] = {}
         answers: dict[Any, dict[str, int]] = defaultdict(dict)
@@ -64,6 +69,11 @@ class Judgements:
             for text in record.positives:
                 number = document_ids[" ".join(text.split())]
                 judged.relevant[query_id][number] = group[number] = 1
+        for text in others:
+            key = " ".join(text.split())
+            if key not in document_ids:
+                document_ids[key] = f"d{len(document_ids)}"
+                judged.documents[document_ids[key]] = text
         return judged
 
     def choose(self, query_ids: Iterable[str]) -> Judgements:
@@ -101,11 +111,12 @@ class HeldOutTask(AbsTaskRetrieval):
     """An mteb retrieval task over `Judgements`, in memory; keeps each query's score and ranking.
 
     After a run: `per_query` {query id: ndcg@10}, `rankings` {query id: {document id: score}}.
+    told_by: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
     """
 
     k_values = (1, 3, 5, 10, 20, 100)
 
-    def __init__(self, name: str, judged: Judgements) -> None:
+    def __init__(self, name: str, judged: Judgements, told_by: str = "") -> None:
         self.metadata = mteb.TaskMetadata(
             name=name,
             description="Held-out records of a domain corpus: find the passage that answers.",
@@ -118,6 +129,7 @@ class HeldOutTask(AbsTaskRetrieval):
         )
         super().__init__()
         self.judged = judged
+        self.told_by = told_by
         self.per_query: dict[str, float] = {}
         self.rankings: dict[str, dict[str, float]] = {}
         self.load_data()
@@ -165,22 +177,49 @@ def held_out_task(
     max_queries: at most so many queries, drawn by `seed`; query_ids: exactly these instead.
     Raises DataError when the split is missing or empty, ConfigError for an unknown query id.
     """
-    from lbr_ds.shards import read_split
+    task = held_out_tasks(data, max_queries=None if query_ids else max_queries, seed=seed)[0]
+    unknown = [i for i in query_ids if i not in task.judged.queries]
+    if unknown:
+        raise ConfigError(f"{shown(data)}: no eval record has the id {unknown[0]!r}")
+    if not query_ids:
+        return task
+    return HeldOutTask(task.metadata.name, task.judged.choose(query_ids), task.told_by)
+
+
+def held_out_tasks(
+    data: Path | str, *, max_queries: int | None = None, seed: int = 0
+) -> list[HeldOutTask]:
+    """The tasks of a prepared folder or its URL: `NAME-eval`, and under protocol knowledge
+    `NAME-control` over the same documents.
+
+    max_queries: at most so many queries of each, drawn by `seed`. Raises DataError when a split is
+    missing or holds no query.
+    """
+    from lbr_ds.shards import Manifest, read_split
 
     place = shown(data)
     if not is_url(data) and not Path(data).is_dir():
         raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
-    judged = Judgements.of(record for record in read_split(data, "eval") if record.query)
-    if not judged.queries:
-        raise DataError(f"{place}: the eval split holds no query; raise data.splits.eval")
-    unknown = [i for i in query_ids if i not in judged.queries]
-    if unknown:
-        raise ConfigError(f"{place}: no eval record has the id {unknown[0]!r}")
-    if query_ids:
-        judged = judged.choose(query_ids)
-    elif max_queries is not None:
-        judged = judged.choose(judged.sample(max_queries, seed))
-    return HeldOutTask(f"{Path(place).resolve().name}-eval", judged)
+    manifest = Manifest.load(data)
+    knowledge = manifest.protocol == "knowledge"
+    asked = {
+        name: [record for record in read_split(data, name) if record.query]
+        for name in (("eval", CONTROL) if knowledge else ("eval",))
+    }
+    for name, records in asked.items():
+        if not records:
+            raise DataError(f"{place}: the {name} split holds no query; raise data.splits.{name}")
+    trained = read_split(data, "cl") if knowledge else ()
+    answers = (text for record in trained for text in record.positives)
+    judged = Judgements.of(chain(*asked.values()), answers)
+    tasks, ids = [], iter(judged.queries)
+    for name, records in asked.items():
+        own = judged.choose(islice(ids, len(records)))
+        if max_queries is not None:
+            own = own.choose(own.sample(max_queries, seed))
+        told_by = manifest.prepared if knowledge and name == "eval" else ""
+        tasks.append(HeldOutTask(f"{Path(place).resolve().name}-{name}", own, told_by))
+    return tasks
 
 
 def split_names(text: str) -> list[str]:

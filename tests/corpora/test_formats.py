@@ -314,6 +314,8 @@ def test_obo(tmp_path: Path) -> None:
     assert [getattr(r, "query", "") for r in read(path, where={"scope": "NAME"})] == [
         "Macrocephaly", "", ""
     ]  # fmt: skip
+    second, *left = read(path, where={"number": "[2-9]"})[::-1]
+    assert (second.query, len(left)) == ("Megacephaly", 2)
     path.write_text("nothing")
     with pytest.raises(DataError, match=r"holds no \[Term\]; not an OBO file"):
         read(path)
@@ -331,6 +333,23 @@ def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     message = r"hf:some/data@main: cannot be fetched after row 0 \(Couldn't reach some/data on"
     with pytest.raises(EnvironmentProblem, match=message):
         list(corpus.read())
+
+
+def test_a_list_repeats_a_template(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_text("1\tC9\taspirin\tASA\t50-78-2\n2\tC1\n")
+    header = ["cid", "formula", "*names"]
+    found = read(
+        path, header=header, where={"names": "[A-Za-z]+"},
+        columns={"query": "What is {names}?", "positives": "{cid}: {formula}", "group": "cid"},
+    )  # fmt: skip
+    assert [(r.query, r.positives, r.group) for r in found[:2]] == [
+        ("What is aspirin?", ["1: C9"], "1"), ("What is ASA?", ["1: C9"], "1")
+    ]  # fmt: skip
+    assert [r.rule for r in found[2:]] == ["not_where"]
+    both = read(path, header=header, where={"cid": "1"},
+                columns={"query": "cid", "positives": "{formula} {names}"})  # fmt: skip
+    assert both[0].positives == ["C9 aspirin", "C9 ASA", "C9 50-78-2"]
 
 
 COUNTS = {  # records, groups; from the packages that the recipes name
