@@ -63,7 +63,7 @@ def collect(
         "title": PAPER[name].title,
         "recipe": run.name,
         "backbone": run.model.backbone,
-        "protocol": f"{run.data.protocol} split",
+        "protocol": f"{'knowledge' if control else 'random'} split",
         "data": {"folder": str(run.data.folder), **sizes},
         "rows": made,
         "summary": _summary(table, made, averaged),
