@@ -75,7 +75,7 @@ class DataConfig(Part):
     def _sizes_of_the_protocol(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and raw.get("protocol") == "knowledge":
             sizes = raw.get("splits", {})
-            if isinstance(sizes, dict):
+            if isinstance(sizes, dict) and not sizes.get("gl"):
                 raw = {**raw, "splits": {**KNOWLEDGE_SIZES, **sizes}}
         return raw
 

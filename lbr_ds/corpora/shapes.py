@@ -124,7 +124,11 @@ def _filled(row: dict[str, Any], template: str, where: str) -> list[str]:
         items = value if isinstance(value, list) else [value]
         parts[name] = ["" if item is None else str(item) for item in items]
     made = (dict(zip(parts, texts, strict=True)) for texts in product(*parts.values()))
-    return [_FIELD.sub(lambda m, own=own: own[m[1]], template) for own in made if all(own.values())]
+    return [_FIELD.sub(_of(own), template) for own in made if all(own.values())]
+
+
+def _of(fields: dict[str, str]) -> Callable[[re.Match[str]], str]:
+    return lambda match: fields[match[1]]
 
 
 def _text(row: dict[str, Any], column: str, where: str) -> str:

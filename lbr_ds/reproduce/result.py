@@ -137,8 +137,8 @@ def _controls(
     """The comparisons on the control set, each with `beyond`."""
     made = _comparisons(table, control)
     for c in made:
-        sets = [(scores[c["a"]], scores[c["b"]]) for scores in (held_out, control)]
-        beyond = bootstrap.compare_gains(*sets)
+        ours, theirs = ((scores[c["a"]], scores[c["b"]]) for scores in (held_out, control))
+        beyond = bootstrap.compare_gains(ours, theirs)
         c["beyond"] = asdict(beyond) if beyond else None
     return made
 

@@ -38,7 +38,7 @@ def fact(entity: int, **fields: Any) -> dict[str, Any]:
 def asked(entity: int, number: int = 0, **fields: Any) -> dict[str, Any]:
     return pair(
         f"{entity}-{number}", query=words(f"asked{entity}-{number}", 3),
-        positives=[words(f"passage{entity}", 9)], group=f"e{entity}", **fields,
+        positives=[words(f"passage{entity}", 9)], **{"group": f"e{entity}", **fields},
     )  # fmt: skip
 
 
@@ -253,7 +253,10 @@ def test_the_random_protocol_keeps_its_fingerprint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.splits.control=0.1"], "splits.control=0.1 is of protocol knowledge; leave it out"),
+        (
+            ["data.splits={gl: 0.5, control: 0.1}"],
+            "splits.control=0.1 is of protocol knowledge",
+        ),
         (["data.splits.gl=0"], "splits.gl=0 leaves stage 1 nothing"),
         (["data.sources=[{path: x, role: fact}]"], "role fact is of protocol knowledge"),
         (["data.protocol=knowledge"], "under protocol knowledge gl gets all facts; leave it out"),

@@ -92,6 +92,7 @@ def test_a_model_of_the_same_data_is_scored(folder: Path, tmp_path: Path) -> Non
     # Nor may the control be known.
     control = list(read_split(folder, "control"))
     manifest = json.loads((folder / "manifest.json").read_text())
+    shutil.rmtree(other / "control")
     shards = write_split(other, "control", list(read_split(folder, "cl"))[:3], seed=0,
                          records_per_shard=64)  # fmt: skip
     manifest["splits"]["control"]["shards"] = [vars(shard) for shard in shards]
