@@ -13,7 +13,6 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +99,12 @@ def _value(row: dict[str, Any], column: str, where: str) -> Any:
 
 
 def _texts(row: dict[str, Any], column: str | list[str], where: str) -> list[str]:
-    """The texts of a column, of several, or of a template, which a list in it repeats; empty ones
-    left out."""
+    """The texts of a column, of several, or of a template; empty ones left out."""
     if isinstance(column, list):
         return [text for one in column for text in _texts(row, one, where)]
     if "{" in column:
-        return _filled(row, column, where)
+        parts = {name: _text(row, name, where) for name in _FIELD.findall(column)}
+        return [_FIELD.sub(lambda match: parts[match[1]], column)] if all(parts.values()) else []
     value = _value(row, column, where)
     if value is None or value == "":
         return []
@@ -114,21 +113,6 @@ def _texts(row: dict[str, Any], column: str | list[str], where: str) -> list[str
         if not isinstance(one, str):
             raise DataError(f"{where}: column {column!r} holds {one!r:.60}, not text")
     return [one for one in values if one.strip()]
-
-
-def _filled(row: dict[str, Any], template: str, where: str) -> list[str]:
-    """A template's texts: one, or one for each item of a list that it names."""
-    parts: dict[str, list[str]] = {}
-    for name in _FIELD.findall(template):
-        value = _value(row, name, where)
-        items = value if isinstance(value, list) else [value]
-        parts[name] = ["" if item is None else str(item) for item in items]
-    made = (dict(zip(parts, texts, strict=True)) for texts in product(*parts.values()))
-    return [_FIELD.sub(_of(own), template) for own in made if all(own.values())]
-
-
-def _of(fields: dict[str, str]) -> Callable[[re.Match[str]], str]:
-    return lambda match: fields[match[1]]
 
 
 def _text(row: dict[str, Any], column: str, where: str) -> str:

@@ -335,23 +335,6 @@ def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         list(corpus.read())
 
 
-def test_a_list_repeats_a_template(tmp_path: Path) -> None:
-    path = tmp_path / "x.tsv"
-    path.write_text("1\tC9\taspirin\tASA\t50-78-2\n2\tC1\n")
-    header = ["cid", "formula", "*names"]
-    found = read(
-        path, header=header, where={"names": "[A-Za-z]+"},
-        columns={"query": "What is {names}?", "positives": "{cid}: {formula}", "group": "cid"},
-    )  # fmt: skip
-    assert [(r.query, r.positives, r.group) for r in found[:2]] == [
-        ("What is aspirin?", ["1: C9"], "1"), ("What is ASA?", ["1: C9"], "1")
-    ]  # fmt: skip
-    assert [r.rule for r in found[2:]] == ["not_where"]
-    both = read(path, header=header, where={"cid": "1"},
-                columns={"query": "cid", "positives": "{formula} {names}"})  # fmt: skip
-    assert both[0].positives == ["C9 aspirin", "C9 ASA", "C9 50-78-2"]
-
-
 COUNTS = {  # records, groups; from the packages that the recipes name
     "medical-demo": [(12_569, 6_805), (6_663, 3_907)],
     "chemistry-demo": [(13_895, 13_895), (6_305, 6_305)],
