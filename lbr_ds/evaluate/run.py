@@ -84,11 +84,9 @@ def evaluate(
         )
         scores = _judge_all(encoder, chosen, batch_size, world)
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
-    protocol = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
     result: dict[str, Any] = {
         "model": model,
         "data": None if data is None else shown(data),
-        **({"protocol": protocol} if held_out else {}),
         "max_queries": max_queries,
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 2),
@@ -96,8 +94,7 @@ def evaluate(
         "per_query": {task.metadata.name: task.per_query for task in held_out},
         "environment": _environment(),
     }
-    if overlap:
-        result["overlap"] = overlap
+    result |= _stated(held_out, overlap)
     if card is not None and world.first:
         result["generation"] = score_generation(card, held_out[0].judged)
     if examples and held_out:
@@ -105,6 +102,13 @@ def evaluate(
     if output is not None and world.first:
         _write(result, output)
     return result
+
+
+def _stated(held_out: list[HeldOutTask], overlap: dict[str, Any]) -> dict[str, Any]:
+    """The protocol by which our own tasks were held out, and what training had all the same."""
+    protocol = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
+    stated: dict[str, Any] = {"protocol": protocol} if held_out else {}
+    return {**stated, "overlap": overlap} if overlap else stated
 
 
 def _chosen(
