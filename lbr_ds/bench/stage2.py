@@ -45,7 +45,7 @@ LR = 1e-5
 
 def suite(
     data: Path | None = None, rounds: int = ROUNDS, candidates: int = 1 << 14,
-    memory_pairs: int = 16, step_pairs: int = 16, rank_pairs: int = 16, num_layers: int = 6,
+    memory_pairs: int = 16, step_pairs: int = 48, rank_pairs: int = 16, num_layers: int = 6,
 ) -> list[Row]:  # fmt: skip
     """The four rows. data: see `material.pairs`."""
     return [
