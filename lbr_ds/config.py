@@ -22,9 +22,10 @@ from lbr_ds import resources
 from lbr_ds.address import CACHE_GIB, Folder, local
 from lbr_ds.errors import ConfigError
 from lbr_ds.explain import explain
-from lbr_ds.source import Part, SourceConfig
+from lbr_ds.source import KNOWLEDGE_SIZES, Part, SourceConfig, SplitConfig, misfit
 
 SPLITS = ("gl", "cl", "eval")
+CONTROL = "control"  # a fourth, under protocol knowledge
 OBJECTIVES = ("sft", "reconstruct", "continue", "gl", "pt")
 PLAIN = ("gl", "pt")  # of them those without a bottleneck: the paper's baselines
 
@@ -48,35 +49,15 @@ class BottleneckConfig(Part):
     count: int = Field(default=4, ge=0, le=256)
 
 
-class SplitConfig(Part):
-    """How many records go where: shares (0.6) or counts (150000), the same kind for all three."""
-
-    gl: float = Field(default=0.6, gt=0)
-    cl: float = Field(default=0.25, gt=0)
-    eval: float = Field(default=0.15, gt=0)
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> SplitConfig:
-        sizes = [self.gl, self.cl, self.eval]
-        if self.are_shares:
-            if sum(sizes) > 1 + 1e-9:
-                raise ValueError(f"shares add up to {sum(sizes):.3f}; make them 1 or less")
-        elif any(s != int(s) or s < 1 for s in sizes):
-            raise ValueError(f"mixes shares and counts ({sizes}); use shares or whole numbers")
-        return self
-
-    @property
-    def are_shares(self) -> bool:
-        """Whether the sizes are shares of the corpus (all below or at 1) and not counts."""
-        return all(s <= 1 for s in (self.gl, self.cl, self.eval))
-
-
 class DataConfig(Part):
     """Raw corpora and the folder of prepared shards. Read by `corpora/` and `shards/`."""
 
     folder: Folder  # DATA: gl/, cl/, eval/, manifest.json, curation.json; a path or a URL
     cache_gib: float = Field(default=CACHE_GIB, gt=0)  # disk that the shards of a URL may fill
     sources: list[SourceConfig] = Field(default_factory=list)
+    # random: the paper's. knowledge: facts of all entities in stage 1, pairs of some in stage 2, of
+    # others in eval, and a control set whose facts are nowhere (corpora/knowledge.py).
+    protocol: Literal["random", "knowledge"] = "random"
     splits: SplitConfig = SplitConfig()
     min_chars: int = Field(default=1, ge=1)  # a text shorter than this drops its record
     max_chars: int = Field(default=20_000, ge=1)  # a text longer than this drops its record
@@ -88,6 +69,26 @@ class DataConfig(Part):
     records_per_shard: int = Field(default=4096, ge=1)
     on_error: Literal["strict", "skip"] = "strict"  # bad records: stop, or skip and count
     workers: int = Field(default=1, ge=0)  # processes a rank that build batches ahead of the step
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_the_protocol(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("protocol") == "knowledge":
+            sizes = raw.get("splits", {})
+            if isinstance(sizes, dict) and not sizes.get("gl"):
+                raw = {**raw, "splits": {**KNOWLEDGE_SIZES, **sizes}}
+        return raw
+
+    @model_validator(mode="after")
+    def _protocol_fits(self) -> DataConfig:
+        if fault := misfit(self.protocol, self.splits, self.sources):
+            raise ValueError(fault)
+        return self
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that `prepare` makes."""
+        return SPLITS if self.protocol == "random" else (*SPLITS, CONTROL)
 
     @property
     def counts_tokens(self) -> bool:

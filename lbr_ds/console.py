@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 
-_SAMPLES = (4, 3, 3)  # records of gl, cl and eval that are shown
+_SAMPLES = (4, 3, 3, 3)  # records of gl, cl, eval and control that are shown
 
 
 class Bars:
@@ -55,18 +55,32 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     for kind in ("dropped_records", "dropped_texts"):
         for rule, found in curation[kind].items():
             console.print(f"{kind.replace('_', ' ')}, {rule}: {found['count']}", highlight=False)
-    for (name, split), number in zip(curation["splits"].items(), _SAMPLES, strict=True):
+    for (name, split), number in zip(curation["splits"].items(), _SAMPLES, strict=False):
         for sample in split["samples"][:number]:
             shown = sample.get("query") or sample.get("text", "")
             answer = " ".join((sample.get("positives") or [""])[0].split())
             line = f"{name}: {shown[:70]} -> {answer}"
             console.print(line, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
+    if "entities" in curation:
+        _show_entities(console, curation["entities"], curation["told_in_gl"])
     leaks = curation["leaks"]
     reused = " (reused: nothing has changed)" if curation["reused"] else ""
     console.print(
         f"texts shared between eval and gl: {leaks['eval_gl']}, and cl: {leaks['eval_cl']}; "
         f"nearly: {leaks['near_eval_gl']}, {leaks['near_eval_cl']}\n"
         f"written to {folder}{reused}; the whole account is in {folder / 'curation.json'}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _show_entities(console: Console, entities: dict[str, int], told: dict[str, int]) -> None:
+    """The knowledge split: how many entities stand where."""
+    console.print(
+        f"knowledge split: entities asked for in stage 2 {entities['cl']}, held out "
+        f"{entities['eval']}, control {entities['control']}; gl has facts of {entities['gl']}, "
+        f"{entities['gl_facts_only']} of them without pairs\n"
+        f"of eval {told['near_queries']} queries and {told['near_passages']} passages stand in gl, "
+        "equal or nearly, as facts of their own entity (no leak here)",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -109,6 +123,8 @@ def show_scores(result: dict[str, Any]) -> None:
         table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
     console = Console()
     console.print(table)
+    if "protocol" in result:
+        console.print(result["protocol"], highlight=False)
     if "generation" in result:
         written = Table("answers written from", "BLEU-4", "ROUGE-L", "words")
         for prompt, score in result["generation"]["prompts"].items():

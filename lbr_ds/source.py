@@ -1,11 +1,12 @@
-"""The recipe's words for one raw corpus: where it lies, its layout, what its columns mean."""
+"""The recipe's words for one raw corpus, where it lies, its layout, what its columns mean; and for
+how many of the records go where."""
 
 from __future__ import annotations
 
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lbr_ds.address import Masked
 
@@ -46,6 +47,9 @@ class SourceConfig(Part):
     columns: ColumnsConfig = ColumnsConfig()
     answer_as: Literal["letter", "from_0", "from_1", "text"] = "letter"  # how choices tell it
     where: dict[str, str] = Field(default_factory=dict)  # column: pattern that its text must match
+    # Under data.protocol knowledge: pairs are trained on in stage 2 and asked; facts are stage 1's
+    # alone; of both, an entity's first record (by seed) is its fact and the others are its pairs.
+    role: Literal["pair", "fact", "both"] = "pair"
     header: list[str] = Field(default_factory=list)  # csv without one; a last "*rest" takes a tail
     subset: str = ""  # of a Hugging Face data set
     split: str = ""  # of a Hugging Face data set (train), or of BEIR's qrels (all)
@@ -65,3 +69,57 @@ class SourceConfig(Part):
             except re.error as error:
                 raise ValueError(f"the pattern for {column} is none: {error}") from None
         return value
+
+
+class SplitConfig(Part):
+    """How many records go where: shares (0.6) or counts (150000), the same kind for all.
+
+    Under protocol knowledge they are pairs: cl those that stage 2 trains on, eval those known from
+    stage 1 only, control those known from nowhere; gl has no size, it gets the facts of the others.
+    """
+
+    gl: float = Field(default=0.6, ge=0)
+    cl: float = Field(default=0.25, gt=0)
+    eval: float = Field(default=0.15, gt=0)
+    control: float = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SplitConfig:
+        sizes = [size for size in (self.gl, self.cl, self.eval, self.control) if size]
+        if self.are_shares:
+            if sum(sizes) > 1 + 1e-9:
+                raise ValueError(f"shares add up to {sum(sizes):.3f}; make them 1 or less")
+        elif any(s != int(s) or s < 1 for s in sizes):
+            raise ValueError(f"mixes shares and counts ({sizes}); use shares or whole numbers")
+        return self
+
+    @property
+    def are_shares(self) -> bool:
+        """Whether the sizes are shares of the corpus (all below or at 1) and not counts."""
+        return all(s <= 1 for s in (self.gl, self.cl, self.eval, self.control))
+
+
+KNOWLEDGE_SIZES = {"gl": 0, "cl": 0.6, "eval": 0.2, "control": 0.2}  # where the recipe says nothing
+
+
+def misfit(protocol: str, sizes: SplitConfig, sources: list[SourceConfig]) -> str:
+    """What of sizes and roles makes no sense under the protocol, with the cure; else ""."""
+    roles = {source.role for source in sources}
+    if protocol == "random":
+        if sizes.control:
+            return f"splits.control={sizes.control:g} is of protocol knowledge; leave it out"
+        if not sizes.gl:
+            return "splits.gl=0 leaves stage 1 nothing; give it a size"
+        if roles - {"pair"}:
+            return f"role {min(roles - {'pair'})} is of protocol knowledge; leave it out"
+        return ""
+    if sizes.gl:
+        return f"splits.gl={sizes.gl:g}: under protocol knowledge gl gets all facts; leave it out"
+    if not sizes.control:
+        return "splits.control=0: protocol knowledge needs a control set; give it a size"
+    if sources and "both" not in roles and roles != {"pair", "fact"}:
+        return (
+            f"all sources are of role {min(roles)}; protocol knowledge needs some of role fact and "
+            "some of role pair, or one of role both"
+        )
+    return ""

@@ -165,7 +165,7 @@ def shares_letters(record: Record, longest: int) -> bool:
     """Whether query and an answer have a run of more than `longest` letters in common."""
     query = _letters(record.query)
     runs = {query[i : i + longest + 1] for i in range(len(query) - longest)}
-    return any(run in _letters(answer) for answer in record.positives for run in runs)
+    return any(run in answer for answer in map(_letters, record.positives) for run in runs)
 
 
 def _letters(text: str) -> str:

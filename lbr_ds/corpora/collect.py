@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from lbr_ds.config import DataConfig
 from lbr_ds.corpora.cleaning import Cleaned, Rules, clean_record
 from lbr_ds.corpora.crew import in_order
+from lbr_ds.corpora.knowledge import ASKED
 from lbr_ds.corpora.near import signature
 from lbr_ds.corpora.reading import Found, Progress, Tally
 from lbr_ds.corpora.sources import Corpus
@@ -109,13 +110,13 @@ def _read(
     progress: Progress | None,
 ) -> None:
     found = islice(corpus.read(), collected.read[number], corpus.source.max_records)
-    signed = data.near_duplicate < 1
+    signed, asked = data.near_duplicate < 1, ASKED[corpus.source.role]
     done = in_order(_work, (Job(chunk, rules, signed) for chunk in _chunks(found)))
     while first := next(done, None):
         with store.step():
             for chunk in chain([first], islice(done, _CHUNKS_A_STEP - 1)):
                 for where, entry in chunk.found:
-                    kept = _take(data, where, entry, chunk.signatures, store, collected)
+                    kept = _take(data, where, entry, chunk.signatures, store, collected, asked)
                     collected.kept[number] += kept
                 collected.read[number] += len(chunk.found)
                 if progress:
@@ -161,13 +162,14 @@ def _take(
     signatures: dict[bytes, bytes],
     store: Store,
     collected: Collected,
+    asked: bool | None,
 ) -> bool:
     """Put one record into the store, or count why not."""
     rule, fault = "bad_record", entry
     if isinstance(entry, Cleaned):
         first = store.taken(entry.record.id, where)
         if first is None:
-            return _keep(entry, signatures, store, collected)
+            return _keep(entry, signatures, store, collected, asked)
         rule = "duplicate_id"
         fault = DataError(f"{where}: id {entry.record.id!r} is taken already, at {first}")
     elif not isinstance(entry, DataError):
@@ -180,16 +182,21 @@ def _take(
 
 
 def _keep(
-    cleaned: Cleaned, signatures: dict[bytes, bytes], store: Store, collected: Collected
+    cleaned: Cleaned,
+    signatures: dict[bytes, bytes],
+    store: Store,
+    collected: Collected,
+    asked: bool | None,
 ) -> bool:
     record = cleaned.record
+    fact = b"fact" if asked is False and record.query else b""  # no duplicate of an equal pair
     for rule, example in cleaned.removed:
         collected.texts.add(rule, example)
     if cleaned.dropped:
         collected.records.add(*cleaned.dropped)
         return False
-    if not store.is_new(cleaned.identity):
+    if not store.is_new(cleaned.identity + fact):
         collected.records.add("duplicate", f"{record.id}: {record.query or record.text}")
         return False
-    store.add(record, cleaned.keys, signatures)
+    store.add(record, cleaned.keys, signatures, asked)
     return True

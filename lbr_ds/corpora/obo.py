@@ -1,8 +1,8 @@
 """OBO ontologies (HPO, GO): one row a name of a term that is not obsolete, synonyms included.
 
-A row has `id`, `name`, `definition`, `namespace`, `synonym`, `scope` (EXACT, RELATED, ...) and
-`type` (layperson, abbreviation, ...; often empty). The row of the term's own name has it as
-`synonym` too, with the scope NAME. The recipe's `where` and `columns` choose.
+A row has `id`, `name`, `definition`, `namespace`, `synonym`, `scope` (EXACT, RELATED, ...), `type`
+(layperson, abbreviation, ...; often empty) and `number`. The row of the term's own name, number 0,
+has it as `synonym` too, with the scope NAME. The recipe's `where` and `columns` choose.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def _names(path: Path, number: int, tags: dict[str, list[str]]) -> Iterator[Row]
             "synonym": text,
             "scope": scope,
             "type": kind,
+            "number": str(count),
         })  # fmt: skip
 
 

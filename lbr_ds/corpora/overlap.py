@@ -32,6 +32,11 @@ class TrainedTexts:
     fingerprint: str  # of the prepared data
     hashes: NDArray[np.uint64]
 
+    @property
+    def prepared(self) -> str:
+        """The part of the fingerprint that `prepare` gave, as of `Manifest`."""
+        return self.fingerprint.rpartition("-")[2]
+
     def holds(self, texts: Iterable[str]) -> NDArray[np.bool_]:
         """For each of `texts`, whether training had it (normalised)."""
         asked = _hashes(texts)

@@ -3,7 +3,8 @@
 1. Find the sources' files and hash them; a folder made of the same is reused.
 2. Read, clean, sign and drop exact duplicates into a store on disk (`collect.py`, `cleaning.py`).
 3. Find near duplicates (`near.py`), unite what belongs together (`unite.py`), divide it into gl, cl
-   and eval (`splits.py`), part negatives from the other side (`leaks.py`).
+   and eval (`splits.py`; under protocol knowledge `knowledge.py`, with a control split), part
+   negatives from the other side (`leaks.py`).
 4. Write the shards beside the folder, prove from them that eval leaks nowhere (`leaks.py`).
 5. Write manifest.json and curation.json, and rename the whole into place.
 
@@ -27,8 +28,8 @@ from pathlib import Path
 from typing import Any, overload
 
 import lbr_ds
-from lbr_ds.config import SPLITS, DataConfig, ModelConfig
-from lbr_ds.corpora import curation, language, leaks, overlap, sources
+from lbr_ds.config import CONTROL, SPLITS, DataConfig, ModelConfig
+from lbr_ds.corpora import curation, knowledge, language, leaks, overlap, sources
 from lbr_ds.corpora.collect import Collected, collect
 from lbr_ds.corpora.reading import Progress
 from lbr_ds.corpora.splits import divide
@@ -107,11 +108,14 @@ def _make(
 ) -> dict[str, Any]:
     """Divide and write what was read into `manifest.folder`; returns the curation."""
     dropped, removed = collected.records, collected.texts
+    known = data.protocol == "knowledge"
+    split = knowledge.divide_entities if known else divide
     stages: dict[str, Callable[[], None]] = {
         "families": lambda: find_families(store, data.near_duplicate, progress),
         "twins": lambda: drop_twins(store, dropped),
+        **({"cast": lambda: knowledge.cast(store, manifest.seed, dropped)} if known else {}),
         "unite": lambda: unite(store, manifest.seed),
-        "divide": lambda: divide(store, data.splits, dropped),
+        "divide": lambda: split(store, data.splits, dropped),
         "negatives": lambda: leaks.part_negatives(store, removed),
     }
     for name, work in stages.items():
@@ -120,12 +124,15 @@ def _make(
                 work()
                 store.remember("collected", collected.plain())
                 store.remember(name, True)
-    stored = {name: Stored(store, name) for name in SPLITS}
-    for name in SPLITS:
+    stored = {name: Stored(store, name) for name in data.split_names}
+    for name in stored:
         manifest.splits[name] = _write(stored[name], name, store, manifest, data, progress)
     manifest.save()
     made = _curation(data, stored, store, manifest, collected)
     made["leaks"] = leaks.prove_near(manifest.folder, store, progress)
+    if known:
+        made |= {"protocol": data.protocol, "entities": knowledge.entities_table(store),
+                 "told_in_gl": knowledge.told_table(store)}  # fmt: skip
     overlap.write(manifest.folder)
     text = json.dumps(made, indent=1, ensure_ascii=False)
     (manifest.folder / CURATION).write_text(text + "\n", encoding="utf-8")
@@ -214,9 +221,18 @@ def _tokenizer(data: DataConfig, model: ModelConfig | None) -> str:
 
 def _fingerprint(data: DataConfig, seed: int, table: list[dict[str, Any]], tokenizer: str) -> str:
     """Hash of all that decides the shards' bytes, the recipe's words on provenance included."""
-    settings = json.loads(data.model_dump_json(exclude={"folder", "workers"}))
-    plain = [_RULES, lbr_ds.__version__, seed, settings, table, tokenizer]
+    plain = [_RULES, lbr_ds.__version__, seed, _settings(data), table, tokenizer]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _settings(data: DataConfig) -> dict[str, Any]:
+    """What of the recipe decides the bytes."""
+    settings: dict[str, Any] = json.loads(data.model_dump_json(exclude={"folder", "workers"}))
+    if data.protocol == "random":  # folders from before there was another stay what they are
+        del settings["protocol"], settings["splits"]["control"]
+        for source in settings["sources"]:
+            del source["role"]
+    return settings
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -231,7 +247,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise ConfigError(f"data.folder={folder} holds {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
         ours = path.name in (NAME, CURATION, overlap.NAME, MINING)
-        if path.name in (*SPLITS, GIVEN) and path.is_dir():
+        if path.name in (*SPLITS, CONTROL, GIVEN) and path.is_dir():
             ours = all(below.suffix in (".tar", ".idx") for below in path.iterdir())
         if not ours:
             raise ConfigError(
@@ -248,7 +264,7 @@ def _reusable(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         if manifest.prepared != fingerprint:
             log.info("%s was made from other sources or settings; made again", folder)
             return None
-        for name in SPLITS:
+        for name in manifest.splits:
             manifest.check(name)
         found: dict[str, Any] = json.loads((folder / CURATION).read_bytes())
         return found

@@ -1,9 +1,8 @@
-"""Components -> gl, cl and eval, in the store's `placed`."""
+"""Components -> gl, cl and eval, in the store's `placed`; see `knowledge.py` for the other way."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from lbr_ds.config import SPLITS, SplitConfig
 from lbr_ds.corpora.reading import Tally
@@ -33,7 +32,7 @@ def divide(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
                 got[name] += size
                 store.db.execute("INSERT INTO shares VALUES (?, ?)", (component, name))
                 break
-    _check(store, sizes, got)
+    check_filled(store, sizes, got)
     _count(store, dropped, pairs)
     only_pairs = " WHERE split = 'gl' OR pair" if pairs else ""
     store.db.execute(
@@ -66,32 +65,29 @@ def _rooms(pairs: int, total: int, sizes: SplitConfig) -> dict[str, float]:
 def _count(store: Store, dropped: Tally, pairs: int) -> None:
     """Count records of components that found no room, and passages that may not go with pairs."""
     left = "FROM components LEFT JOIN shares USING (component) JOIN members USING (component)"
-    rules: list[tuple[str, str, tuple[Any, ...]]] = [("beyond_the_sizes", "split IS NULL", ())]
-    rules += [(f"passage_in_{name}", "split = ? AND NOT pair", (name,))
-              for name in ("cl", "eval") if pairs]  # fmt: skip
-    for rule, condition, values in rules:
-        part = f"{left} JOIN records USING (seq) WHERE {condition}"
-        number = store.number(f"SELECT count(*) {part}", *values)
-        _examples(store, dropped, rule, number, part, values)
+    rules = {"beyond_the_sizes": "split IS NULL"}
+    rules |= {f"passage_in_{n}": f"split = '{n}' AND NOT pair" for n in ("cl", "eval") if pairs}
+    for rule, condition in rules.items():
+        tell_dropped(store, dropped, rule, f"{left} JOIN records USING (seq) WHERE {condition}")
 
 
-def _examples(
-    store: Store, dropped: Tally, rule: str, number: int, part: str, values: tuple[Any, ...]
-) -> None:
+def tell_dropped(store: Store, dropped: Tally, rule: str, part: str) -> None:
+    """Count the records that `part` (FROM ... WHERE ...) selects as left out by `rule`."""
+    number = store.number(f"SELECT count(*) {part}")
     query = (
         "SELECT id, (SELECT min(text) FROM uses JOIN texts USING (num)"
         f" WHERE uses.seq = records.seq AND place = 0 AND role IN (0, 2))"
         f" {part} ORDER BY id LIMIT 3"
     )
-    rows = store.db.execute(query, values).fetchall()
+    rows = store.db.execute(query).fetchall()
     for place, (name, text) in enumerate(rows):
         # The last example stands for all that are not told.
         dropped.add(rule, f"{name}: {text}", 1 if place < len(rows) - 1 else number - place)
 
 
-def _check(store: Store, sizes: SplitConfig, got: dict[str, int]) -> None:
-    """Raise DataError for a split that is empty, or short of its count."""
-    for name in SPLITS:
+def check_filled(store: Store, sizes: SplitConfig, got: dict[str, int]) -> None:
+    """Raise DataError for a split that is empty, or short of its count; got: by split."""
+    for name in got:
         asked = getattr(sizes, name)
         if got[name] and (sizes.are_shares or got[name] == asked):
             continue

@@ -1,7 +1,8 @@
 """The records between reading and writing: an SQLite file and a file of signatures, both in the
 work folder, so that memory does not grow with the corpus.
 
-records    seq, id, its own group, body (JSON); in reading order
+records    seq, id, its own group, pair, body (JSON); in reading order. pair: 1 for a question that
+           may be asked, 0 for a passage or a fact, NULL while `knowledge.py` has not decided
 texts      num, key, text: every distinct normalised text, numbered from 0
 uses       which record has which text, as what, and how long it is there
 families   of each text: its family of near duplicates, the leader of its cluster
@@ -110,11 +111,15 @@ class Store:
         return self.db.execute(query, (identity,)).rowcount == 1
 
     def add(
-        self, record: Record, keys: dict[str, list[bytes]], signatures: dict[bytes, bytes]
+        self,
+        record: Record,
+        keys: dict[str, list[bytes]],
+        signatures: dict[bytes, bytes],
+        asked: bool | None = True,
     ) -> None:
-        """Append a record and the texts that it brings."""
+        """Append a record and the texts that it brings; asked: what `pair` is of a question."""
         body = replace(record, group="").to_json()
-        row = (self.records, record.id, record.group, bool(record.query), body)
+        row = (self.records, record.id, record.group, asked if record.query else False, body)
         self.db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", row)
         for role, name, texts in roles(record):
             for place, (known, text) in enumerate(zip(keys[name], texts, strict=True)):

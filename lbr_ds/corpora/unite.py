@@ -75,7 +75,7 @@ def drop_twins(store: Store, dropped: Tally) -> None:
     """Leave out records that are another one again, with hardly a word changed.
 
     Of those whose texts are of the same families, in the order of their ids, each goes whose word
-    pairs are alike in `SAME` with one that stays.
+    pairs are alike in `SAME` with one that stays. A fact is no twin of a pair.
     """
     store.db.execute("CREATE TEMP TABLE twins (identity BLOB, id TEXT, seq INTEGER)")
     store.db.executemany("INSERT INTO twins VALUES (?, ?, ?)", _identities(store))
@@ -104,11 +104,13 @@ def drop_twins(store: Store, dropped: Tally) -> None:
 def _identities(store: Store) -> Iterator[tuple[bytes, str, int]]:
     """(hash of the families of its query, answers and passage, id, seq) of each record."""
     rows = store.db.execute(
-        "SELECT seq, id, role, family FROM uses JOIN families USING (num) JOIN records USING (seq)"
-        " WHERE role != ? ORDER BY seq, role, family", (NEGATIVE,),
+        "SELECT seq, id, pair, role, family FROM uses JOIN families USING (num)"
+        " JOIN records USING (seq) WHERE role != ? ORDER BY seq, role, family", (NEGATIVE,),
     )  # fmt: skip
-    for (seq, name), parts in groupby(rows, key=lambda row: (row[0], row[1])):
-        text = ",".join(f"{role}:{family}" for _, _, role, family in parts)
+    for (seq, name, pair), parts in groupby(rows, key=lambda row: row[:3]):
+        found = [(role, family) for *_, role, family in parts]
+        text = ",".join(f"{role}:{family}" for role, family in found)
+        text += ":fact" * (pair == 0 and found[0][0] == QUERY)
         yield blake2b(text.encode(), digest_size=16).digest(), name, seq
 
 

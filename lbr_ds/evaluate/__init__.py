@@ -21,7 +21,13 @@ from lbr_ds.locate import cache_folder
 if TYPE_CHECKING:
     from lbr_ds.evaluate.models import PackedModel, load_model
     from lbr_ds.evaluate.run import evaluate, judge, top_passages
-    from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks, split_names
+    from lbr_ds.evaluate.tasks import (
+        HeldOutTask,
+        held_out_task,
+        held_out_tasks,
+        official_tasks,
+        split_names,
+    )
 
 # mteb 2.26 makes its result cache when it is imported; keep it out of the user's home.
 os.environ.setdefault("MTEB_CACHE", str(cache_folder() / "mteb"))
@@ -31,6 +37,7 @@ __all__ = [
     "PackedModel",
     "evaluate",
     "held_out_task",
+    "held_out_tasks",
     "judge",
     "load_model",
     "official_tasks",

@@ -38,11 +38,34 @@ def compare(
     if len(shared) < 2:
         return None
     gains = np.array([a[i] - b[i] for i in shared])
-    means = resampled_means(gains, resamples, seed)
+    return _comparison(float(gains.mean()), resampled_means(gains, resamples, seed), len(shared))
+
+
+def _comparison(difference: float, means: np.ndarray, queries: int) -> Comparison:
+    """means: (resamples,) of the difference."""
     low, high = np.quantile(means, [0.025, 0.975])
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    p = min(1.0, 2 * (tail + 1) / (resamples + 1))
-    return Comparison(float(gains.mean()), float(low), float(high), p, len(shared))
+    p = min(1.0, 2 * (tail + 1) / (len(means) + 1))
+    return Comparison(difference, float(low), float(high), p, queries)
+
+
+def compare_gains(
+    ours: tuple[Mapping[str, float], Mapping[str, float]],
+    theirs: tuple[Mapping[str, float], Mapping[str, float]],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison | None:
+    """How much more `a` gains over `b` on one set of queries than on another; each set is (a, b).
+
+    As `compare`, but the two sets have no query in common and are drawn independently; queries: of
+    both. None below two queries in either.
+    """
+    sets = [[a[i] - b[i] for i in a if i in b] for a, b in (ours, theirs)]
+    if min(map(len, sets)) < 2:
+        return None
+    first, second = map(np.array, sets)
+    means = resampled_means(first, resamples, seed) - resampled_means(second, resamples, seed + 1)
+    return _comparison(float(first.mean() - second.mean()), means, len(first) + len(second))
 
 
 def interval(

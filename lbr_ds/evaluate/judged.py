@@ -2,6 +2,8 @@
 
 1. Queries: one per record, `{instruction}{query}`.
 2. Corpus: every positive and negative of every record; a text that occurs twice is one document.
+   Under protocol knowledge (`corpora/knowledge.py`) it is one for two tasks, eval and control, and
+   has the answers of cl too.
 3. Relevant: the record's own positives, and those of records of its group that ask the same thing
    (a chemical with three uses is three records with one query: each use is right for all three).
 
@@ -14,10 +16,12 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from lbr_ds.address import CACHE_GIB, is_url, shown
+from lbr_ds.config import CONTROL
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
@@ -36,8 +40,11 @@ class Judgements:
     mates: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> Judgements:
-        """Number the texts of `records` in the order in which they come."""
+    def of(cls, records: Iterable[Record], others: Iterable[str] = ()) -> Judgements:
+        """Number the texts of `records` in the order in which they come.
+
+        others: documents that answer none of them.
+        """
         judged = cls()
         document_ids: dict[str, str] = {}
         answers: dict[Any, dict[str, int]] = defaultdict(dict)
@@ -57,6 +64,11 @@ class Judgements:
             for text in record.positives:
                 number = document_ids[" ".join(text.split())]
                 judged.relevant[query_id][number] = group[number] = 1
+        for text in others:
+            key = " ".join(text.split())
+            if key not in document_ids:
+                document_ids[key] = f"d{len(document_ids)}"
+                judged.documents[document_ids[key]] = text
         return judged
 
     def choose(self, query_ids: Iterable[str]) -> Judgements:
@@ -98,22 +110,50 @@ class Judgements:
         return own, mates
 
 
-def read_held_out(
-    data: Path | str, cache_gib: float = CACHE_GIB
-) -> tuple[Judgements, list[Record]]:
-    """The `eval` split of a prepared folder or its URL, and the record behind each query in order.
+@dataclass(frozen=True)
+class HeldOut:
+    """What a prepared folder asks: a split's judgements, and the record behind each query in order.
 
-    cache_gib: see `Manifest.load`. Raises DataError when the split is missing or has no query.
+    told_by: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
     """
-    from lbr_ds.shards import read_split
+
+    split: str
+    judged: Judgements
+    records: list[Record]
+    told_by: str = ""
+
+
+def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOut]:
+    """The `eval` split of a prepared folder or its URL; under protocol knowledge `control` too.
+
+    Both have the same documents. cache_gib: see `Manifest.load`. Raises DataError when a split is
+    missing or has no query.
+    """
+    from lbr_ds.shards import Manifest, read_split
 
     place = shown(data)
     if not is_url(data) and not Path(data).is_dir():
         raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
-    records = [r for r in read_split(data, "eval", cache_gib=cache_gib) if r.query]
-    if not records:
-        raise DataError(f"{place}: the eval split holds no query; raise data.splits.eval")
-    return Judgements.of(records), records
+    manifest = Manifest.load(data)
+    knowledge = manifest.protocol == "knowledge"
+    asked = {
+        name: [r for r in read_split(data, name, cache_gib=cache_gib) if r.query]
+        for name in (("eval", CONTROL) if knowledge else ("eval",))
+    }
+    for name, records in asked.items():
+        if not records:
+            raise DataError(f"{place}: the {name} split holds no query; raise data.splits.{name}")
+    trained = read_split(data, "cl", cache_gib=cache_gib) if knowledge else ()
+    answers = (text for record in trained for text in record.positives)
+    judged = Judgements.of(chain(*asked.values()), answers)
+    ids = iter(judged.queries)
+    return [
+        HeldOut(
+            name, judged.choose(islice(ids, len(records))), records,
+            manifest.prepared if knowledge and name == "eval" else "",
+        )
+        for name, records in asked.items()
+    ]  # fmt: skip
 
 
 def _next(record: Record, judged: Judgements) -> str:

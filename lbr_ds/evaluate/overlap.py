@@ -2,6 +2,10 @@
 
 Checkpoints and exports carry the hashes of their training texts (`corpora/overlap.py`). Asked are
 the queries and the passages that answer them, normalised; a model without hashes is not asked.
+
+Under protocol knowledge gl states facts of what eval asks, and may do so in eval's own words. So a
+model of that very data is not asked for its eval, of which `prepare` has proved that nothing is in
+cl; for its control it is, and so is any other model for both.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ def check_overlap(
     for task in tasks if trained else ():
         fetch(task)
         assert trained is not None
+        if isinstance(task, HeldOutTask) and task.told_by == trained.prepared:
+            continue
         counts, examples = _shared(task, trained)
         if not isinstance(task, HeldOutTask):
             task.unload_data()  # scoring loads it again; many tasks at once would fill the memory

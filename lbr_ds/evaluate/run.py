@@ -2,6 +2,7 @@
 
 1. Load the model; build the held-out task and look up the official ones.
 2. Per task: load its texts, let `mteb.evaluate` encode, search and score, let go of the texts.
+   Two tasks of one folder (`tasks.py`) share the vectors of their documents.
 3. Keep each held-out query's ndcg@10 and, when asked, its top passages, from that same search; and
    measure the vectors that went into it (`geometry.py`).
 4. When asked, let a model of ours write the held-out answers (`generation.py`).
@@ -35,7 +36,7 @@ from lbr_ds.evaluate import geometry
 from lbr_ds.evaluate.generation import score_generation
 from lbr_ds.evaluate.models import find_card, load_model
 from lbr_ds.evaluate.overlap import check_overlap
-from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, official_tasks
+from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, held_out_tasks, official_tasks
 
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
 CHATTY = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingface_hub", "httpx")
@@ -68,7 +69,8 @@ def evaluate(
     share the encoding, score alike and part; the answers and the file are the first rank's alone.
     Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
     "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
-    "environment"}, and "examples", "generation" when asked. The held-out task also has what
+    "environment"}, with data "protocol" ("random split", or "knowledge split" with the control as a
+    second task), and "examples", "generation" when asked. A held-out task also has what
     `geometry.measure` gives; one that is no retrieval has "main_score" and "metric" instead.
     Raises ConfigError, DataError or EnvironmentProblem with one line.
     """
@@ -92,8 +94,7 @@ def evaluate(
         "per_query": {task.metadata.name: task.per_query for task in held_out},
         "environment": _environment(),
     }
-    if overlap:
-        result["overlap"] = overlap
+    result |= _stated(held_out, overlap)
     if card is not None and world.first:
         result["generation"] = score_generation(card, held_out[0].judged)
     if examples and held_out:
@@ -103,15 +104,22 @@ def evaluate(
     return result
 
 
+def _stated(held_out: list[HeldOutTask], overlap: dict[str, Any]) -> dict[str, Any]:
+    """The protocol by which our own tasks were held out, and what training had all the same."""
+    protocol = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
+    stated: dict[str, Any] = {"protocol": protocol} if held_out else {}
+    return {**stated, "overlap": overlap} if overlap else stated
+
+
 def _chosen(
     data: Path | str | None, names: Sequence[str], max_queries: int | None, seed: int
 ) -> list[AbsTask]:
-    """Our own task first. Raises ConfigError where there is none at all."""
+    """Our own tasks first. Raises ConfigError where there is none at all."""
     if data is None and not names:
         raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
     chosen: list[AbsTask] = list(official_tasks(names))
     if data is not None:
-        chosen.insert(0, held_out_task(data, max_queries=max_queries, seed=seed))
+        chosen[:0] = held_out_tasks(data, max_queries=max_queries, seed=seed)
     return chosen
 
 
@@ -120,7 +128,8 @@ def _judge_all(
 ) -> dict[str, dict[str, Any]]:
     """Each task's scores by its name; then the ranks part, for what is left is the first's."""
     show = world.first and sys.stderr.isatty()
-    scores = {task.metadata.name: judge(encoder, task, batch_size, show) for task in tasks}
+    known: dict[str, np.ndarray] = {}  # of our own tasks, which have one corpus
+    scores = {task.metadata.name: judge(encoder, task, batch_size, show, known) for task in tasks}
     if world.size > 1:
         leave()
     return scores
@@ -163,17 +172,22 @@ def top_passages(
 
 
 def judge(
-    encoder: MTEBModels, task: AbsTask, batch_size: int = 64, show: bool | None = None
+    encoder: MTEBModels,
+    task: AbsTask,
+    batch_size: int = 64,
+    show: bool | None = None,
+    known: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """One task's scores by mteb, with no result cache; averaged over splits and languages.
 
     For our own task the vectors are measured too, those that mteb's search asked for.
-    show: progress bars; None: where there is a terminal.
+    show: progress bars; None: where there is a terminal. known: vectors of our own documents by id,
+    used in place of encoding; those that are not there yet are put in.
     Raises EnvironmentProblem when the task's texts cannot be fetched.
     """
     _fetch(task)
     show = sys.stderr.isatty() if show is None else show
-    with recorded(encoder, isinstance(task, HeldOutTask)) as seen:
+    with recorded(encoder, isinstance(task, HeldOutTask), known) as seen:
         outcome = mteb.evaluate(
             encoder,
             task,
@@ -191,28 +205,33 @@ def judge(
     scores |= _sizes(task)
     if not isinstance(task, HeldOutTask):
         task.unload_data()
-    elif seen.keys() == {"query", "document"}:
+    elif all(seen.values()):
         scores |= _geometry(task, seen)
     return scores
 
 
 @contextlib.contextmanager
-def recorded(encoder: Any, wanted: bool = True) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+def recorded(
+    encoder: Any, wanted: bool = True, documents: dict[str, np.ndarray] | None = None
+) -> Iterator[dict[str, dict[str, np.ndarray]]]:
     """While mteb searches, keep what `encoder` answers: {"query" or "document": {id: vector}}.
 
-    The corpus is then encoded once for scores and geometry alike. Models that are no encoders of
-    single vectors (BM25, late interaction) leave nothing here.
+    documents: what is known of them already, see `judge`. So the corpus is encoded once for scores,
+    geometry and a second task. Models that are no encoders of single vectors (BM25, late
+    interaction) leave nothing here.
     """
-    seen: dict[str, dict[str, np.ndarray]] = {}
+    seen = {"query": dict[str, np.ndarray](), "document": {} if documents is None else documents}
     encode: Callable[..., Any] | None = getattr(encoder, "encode", None) if wanted else None
 
     def record(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         assert encode is not None
+        known = seen[kwargs["prompt_type"].value]
+        if known and all(i in known for i in inputs.dataset["id"]):
+            return np.stack([known[i] for i in inputs.dataset["id"]])
         vectors = encode(inputs, *args, **kwargs)
         rows = torch.as_tensor(vectors).float().cpu().numpy()
         if rows.ndim == 2:
-            kind = seen.setdefault(kwargs["prompt_type"].value, {})
-            kind.update(zip(inputs.dataset["id"], rows, strict=True))
+            known.update(zip(inputs.dataset["id"], rows, strict=True))
         return vectors
 
     if encode is not None:

@@ -24,11 +24,12 @@ class HeldOutTask(AbsTaskRetrieval):
     """An mteb retrieval task over `Judgements`, in memory; keeps each query's score and ranking.
 
     After a run: `per_query` {query id: ndcg@10}, `rankings` {query id: {document id: score}}.
+    told_by: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
     """
 
     k_values = (1, 3, 5, 10, 20, 100)
 
-    def __init__(self, name: str, judged: Judgements) -> None:
+    def __init__(self, name: str, judged: Judgements, told_by: str = "") -> None:
         self.metadata = mteb.TaskMetadata(
             name=name,
             description="Held-out records of a domain corpus: find the passage that answers.",
@@ -41,6 +42,7 @@ class HeldOutTask(AbsTaskRetrieval):
         )
         super().__init__()
         self.judged = judged
+        self.told_by = told_by
         self.per_query: dict[str, float] = {}
         self.rankings: dict[str, dict[str, float]] = {}
         self.load_data()
@@ -88,15 +90,32 @@ def held_out_task(
     max_queries: at most so many queries, drawn by `seed`; query_ids: exactly these instead.
     Raises DataError when the split is missing or empty, ConfigError for an unknown query id.
     """
-    place, (judged, _) = shown(data), read_held_out(data)
-    unknown = [i for i in query_ids if i not in judged.queries]
+    task = held_out_tasks(data, max_queries=None if query_ids else max_queries, seed=seed)[0]
+    unknown = [i for i in query_ids if i not in task.judged.queries]
     if unknown:
-        raise ConfigError(f"{place}: no eval record has the id {unknown[0]!r}")
-    if query_ids:
-        judged = judged.choose(query_ids)
-    elif max_queries is not None:
-        judged = judged.choose(judged.sample(max_queries, seed))
-    return HeldOutTask(f"{Path(place).resolve().name}-eval", judged)
+        raise ConfigError(f"{shown(data)}: no eval record has the id {unknown[0]!r}")
+    if not query_ids:
+        return task
+    return HeldOutTask(task.metadata.name, task.judged.choose(query_ids), task.told_by)
+
+
+def held_out_tasks(
+    data: Path | str, *, max_queries: int | None = None, seed: int = 0
+) -> list[HeldOutTask]:
+    """The tasks of a prepared folder or its URL: `NAME-eval`, and under protocol knowledge
+    `NAME-control` over the same documents.
+
+    max_queries: at most so many queries of each, drawn by `seed`. Raises DataError when a split is
+    missing or holds no query.
+    """
+    tasks = []
+    for part in read_held_out(data):
+        own = part.judged
+        if max_queries is not None:
+            own = own.choose(own.sample(max_queries, seed))
+        name = f"{Path(shown(data)).resolve().name}-{part.split}"
+        tasks.append(HeldOutTask(name, own, part.told_by))
+    return tasks
 
 
 def split_names(text: str) -> list[str]:

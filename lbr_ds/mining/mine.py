@@ -15,6 +15,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 import lbr_ds
 from lbr_ds.config import MiningConfig, RunConfig
+from lbr_ds.corpora import leaks
 from lbr_ds.corpora.prepare import MINING
 from lbr_ds.corpora.reading import Progress
 from lbr_ds.distributed import World, leave
@@ -98,7 +100,8 @@ def _read(run: RunConfig, manifest: Manifest) -> tuple[list[Record], Pool]:
     folder = manifest.folder
     records = list(read_split(folder, source_split(manifest)))
     others = read_split(folder, "gl") if "gl" in run.mining.passages else ()
-    pool = Pool.of(records, others, read_split(folder, "eval"))
+    held_out = [read_split(folder, name) for name in leaks.JUDGED if name in manifest.splits]
+    pool = Pool.of(records, others, chain(*held_out))
     if not pool.queries:
         raise DataError(f"{folder}: cl holds no query, only passages; there is nothing to mine for")
     return records, pool
@@ -117,7 +120,7 @@ def _encoders(mining: MiningConfig) -> dict[str, TextVectors]:
 
 def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, TextVectors]) -> str:
     """Hash of all that decides the negatives; a model counts by its content, not by its name."""
-    shards = [s.sha256 for name in (source_split(manifest), "gl", "eval")
+    shards = [s.sha256 for name in (source_split(manifest), "gl", *leaks.JUDGED)
               for s in manifest.splits.get(name, [])]  # fmt: skip
     settings = json.loads(
         run.mining.model_dump_json(exclude={"model", "guide", "trust_remote_code"})

@@ -107,5 +107,6 @@ def num_steps(run: RunConfig, stage: int, prepared: int | None) -> int | None:
     if part.num_steps is not None:
         return part.num_steps
     if prepared is None and not run.data.splits.are_shares:
-        prepared = int(run.data.splits.gl if stage == 1 else run.data.splits.cl)
+        asked = run.data.splits.gl if stage == 1 else run.data.splits.cl
+        prepared = int(asked) or None  # protocol knowledge gives gl no size
     return None if prepared is None else part.steps(prepared)

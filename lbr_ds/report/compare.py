@@ -20,8 +20,9 @@ PAPER = {"medical": (0.335, 0.806, 0.899), "code": (0.108, 0.733, 0.882)}
 def compare(evals: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One table a task, in the order in which the evaluations name them.
 
-    Returns [{"task", "queries", "documents", "rows": [{"key", "label", <metric>, "gain"}],
-    "pairs": {"better", "worse", "same", "gain", "low", "high", "p"} or None, "mixed"}]. mixed:
+    Returns [{"task", "about", "queries", "documents", "rows": [{"key", "label", <metric>, "gain"}],
+    "pairs": {"better", "worse", "same", "gain", "low", "high", "p"} or None, "mixed"}]. about: the
+    protocol, and which of its tasks it is; mixed:
     the rows were judged on different numbers of queries or passages. gain: nDCG@10 against
     the base; pairs: the last trained model against the base, query by query.
     """
@@ -49,7 +50,25 @@ def _table(task: str, evals: dict[str, dict[str, Any]]) -> dict[str, Any]:
         pairs = pair(ours, theirs)
     sizes = {"queries": last.get("queries"), "documents": last.get("documents")}
     different = {(scores.get("queries"), scores.get("documents")) for scores in found.values()}
-    return {"task": task, **sizes, "rows": rows, "pairs": pairs, "mixed": len(different) > 1}
+    return {
+        "task": task,
+        "about": _about(task, evals),
+        **sizes,
+        "rows": rows,
+        "pairs": pairs,
+        "mixed": len(different) > 1,
+    }
+
+
+def _about(task: str, evals: dict[str, dict[str, Any]]) -> str:
+    """The protocol by which the task's texts were held out; "" for another's task."""
+    for result in evals.values():
+        held_out = list(result.get("per_query", {}))
+        if task in held_out and "protocol" in result:
+            told = ("", ", known from stage 1 only", ", control: known from nowhere")
+            known = 1 + held_out.index(task) if len(held_out) > 1 else 0
+            return f"{result['protocol'].capitalize()}{told[known]}."
+    return ""
 
 
 def pair(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, Any] | None:

@@ -14,7 +14,8 @@ from lbr_ds.shards.remote import Remote
 
 log = logging.getLogger(__name__)
 
-USES = {"gl": "stage 1, learn", "cl": "stage 2, represent", "eval": "held out"}
+USES = {"gl": "stage 1, learn", "cl": "stage 2, represent", "eval": "held out",
+        "control": "control: known from nowhere"}  # fmt: skip
 
 
 def read_data(folder: Path | str) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def read_data(folder: Path | str) -> dict[str, Any]:
 
     {"splits": [{"name", "use", "records", "groups", "query_chars", "passage_chars"}],
     "sources": [{"name", "license", "read", "kept"}], "left_out": [{"what", "rule", "count"}],
-    "leaks": {pair of splits: texts in both}}; lengths are medians.
+    "leaks": {pair of splits: texts in both}, "protocol"}; lengths are medians.
     """
     try:
         read = {name: _read(folder, f"{name}.json") for name in ("manifest", "curation")}
@@ -53,6 +54,7 @@ def read_data(folder: Path | str) -> dict[str, Any]:
             for rule, tally in (read["curation"].get(f"dropped_{what}") or {}).items()
         ],
         "leaks": read["curation"].get("leaks") or {},
+        "protocol": f"{read['curation'].get('protocol', 'random')} split",
     }
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lbr_ds.config import RunConfig
+from lbr_ds.config import CONTROL, RunConfig
 from lbr_ds.evaluate import bootstrap
 from lbr_ds.reproduce.jobs import Job
 from lbr_ds.reproduce.paper import PAPER, PaperTable
@@ -34,40 +33,53 @@ class Row:
 def collect(
     name: str, table: Table, rows: list[Row], run: RunConfig, root: Path, notes: list[str]
 ) -> dict[str, Any]:
-    """{"table", "title", "rows", "summary", "comparisons", "separation_predicts", "data", ...}.
+    """{"table", "title", "rows", "summary", "comparisons", "control", "separation_predicts", ...}.
 
     rows: one a variant and seed. summary: one a variant, {measure: {"mean", "spread"}} over its
     seeds (spread: standard deviation, None for one seed) and the 95 % interval of N@10 over the
     queries. comparisons: a minus b in N@10, paired over queries, each query's score averaged over
-    seeds. Variants without scores (another's model that could not be had) are in `notes`.
+    seeds. Under protocol knowledge rows and summary have `control_*` measures too, and `control`
+    has the comparisons on the control set, each with `beyond`: how much more a gains over b on the
+    held-out queries (`bootstrap.compare_gains`). Else it is empty. Variants without scores
+    (another's model that could not be had) are in `notes`.
     """
-    made, per_query, sizes = [], defaultdict(list), {}
+    made, sizes = [], {}
+    scored: dict[str, dict[str, list[dict[str, float]]]] = {"eval": {}, CONTROL: {}}
     for row in rows:
         if not row.jobs[-1].scores.is_file():
             continue
         evaluation = json.loads(row.jobs[-1].scores.read_text(encoding="utf-8"))
-        task = next(iter(evaluation["tasks"]))
-        made.append(_row(row, evaluation["tasks"][task], evaluation.get("generation")))
-        per_query[row.variant.name].append(evaluation["per_query"][task])
-        sizes = {k: evaluation["tasks"][task][k] for k in ("queries", "documents")}
-    averaged = {variant: _average(own) for variant, own in per_query.items()}
+        tasks = dict(zip(scored, evaluation["tasks"].items(), strict=False))  # control is second
+        made.append(_row(row, [scores for _, scores in tasks.values()], evaluation))
+        for kind, (task, _) in tasks.items():
+            own = scored[kind].setdefault(row.variant.name, [])
+            own.append(evaluation["per_query"][task])
+        sizes = {k: tasks["eval"][1][k] for k in ("queries", "documents")}
+        if CONTROL in tasks:
+            sizes["control_queries"] = tasks[CONTROL][1]["queries"]
+    averaged, control = ({v: _average(own) for v, own in part.items()} for part in scored.values())
     return {
         "table": name,
         "title": PAPER[name].title,
         "recipe": run.name,
         "backbone": run.model.backbone,
+        "protocol": f"{'knowledge' if control else 'random'} split",
         "data": {"folder": str(run.data.folder), **sizes},
         "rows": made,
         "summary": _summary(table, made, averaged),
         "comparisons": _comparisons(table, averaged),
+        "control": _controls(table, averaged, control),
         "separation_predicts": separation_predicts(root / "runs"),
         "notes": notes,
     }
 
 
-def _row(row: Row, scores: dict[str, Any], generation: dict[str, Any] | None) -> dict[str, Any]:
+def _row(row: Row, scores: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """scores: of the held-out task, and of the control where there is one."""
     found: dict[str, Any] = {"variant": row.variant.name, "seed": row.seed}
-    found |= {measure: scores.get(measure) for measure in MEASURES}
+    for prefix, own in zip(("", "control_"), scores, strict=False):
+        found |= {f"{prefix}{measure}": own.get(measure) for measure in MEASURES}
+    generation = evaluation.get("generation")
     if generation:
         for prompt, written in generation["prompts"].items():
             found |= {f"{k}_{prompt}": written[k] for k in ("bleu_4", "rouge_l")}
@@ -119,6 +131,18 @@ def _comparisons(table: Table, averaged: dict[str, dict[str, float]]) -> list[di
     return made
 
 
+def _controls(
+    table: Table, held_out: dict[str, dict[str, float]], control: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    """The comparisons on the control set, each with `beyond`."""
+    made = _comparisons(table, control)
+    for c in made:
+        ours, theirs = ((scores[c["a"]], scores[c["b"]]) for scores in (held_out, control))
+        beyond = bootstrap.compare_gains(ours, theirs)
+        c["beyond"] = asdict(beyond) if beyond else None
+    return made
+
+
 def separation_predicts(folder: Path) -> dict[str, Any]:
     """Rank correlation of the Separation Ratio after stage 1 with N@10 after stage 2.
 
@@ -162,14 +186,17 @@ def render(result: dict[str, Any], table: Table) -> str:
     data = result["data"]
     parts = [
         f"# {result['table']}: {result['title']}",
-        f"Recipe {result['recipe']}, backbone {result['backbone']}; {data.get('queries')} held-out "
-        f"queries among {data.get('documents')} passages of {data['folder']}; {seeds} seed(s). "
+        f"Recipe {result['recipe']}, {result['protocol']}, backbone {result['backbone']}; "
+        f"{data.get('queries')} held-out queries {_and_control(data)}among {data.get('documents')} "
+        f"passages of {data['folder']}; {seeds} seed(s). "
         "In brackets: the 95 % interval over queries; after +-: the standard deviation over seeds.",
         f"```\n{result['command']}\n```",
         "\n".join(lines),
     ]
     if result["comparisons"]:
         parts.append(_compared(result["comparisons"]))
+    if result["control"]:
+        parts.append(_compared_control(result["control"]))
     parts.append(_predicts(result["separation_predicts"]))
     parts += [f"- {note}" for note in result["notes"]]
     parts.append(f"The paper's figures are from other data and backbones. {paper.note}")
@@ -185,6 +212,8 @@ def render(result: dict[str, Any], table: Table) -> str:
 def _columns(result: dict[str, Any], table: Table) -> dict[str, str]:
     """{heading: measure} of what these rows have."""
     columns = {"R@10": "recall_at_10", "N@10": "ndcg_at_10", "separation": "separation_ratio"}
+    if "control_queries" in result["data"]:
+        columns |= {"control R@10": "control_recall_at_10", "control N@10": "control_ndcg_at_10"}
     if table.generation:
         columns |= {
             "B-4, X seen": "bleu_4_visible",
@@ -215,12 +244,29 @@ def _cell(
     return text if spread is None else f"{text} +- {spread:.3f}"
 
 
+def _and_control(data: dict[str, Any]) -> str:
+    return f"and {data['control_queries']} of the control " if "control_queries" in data else ""
+
+
+def _compared_control(comparisons: list[dict[str, Any]]) -> str:
+    lines = [_line(["N@10 on the control set", "difference", "95 % interval", "p",
+                    "held-out beyond control", "95 % interval", "p"]),
+             "|---|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+    for c in comparisons:
+        figures = [_difference(part) for part in (c, c["beyond"]) if part]
+        lines.append(_line([f"{c['a']} over {c['b']}", *(cell for own in figures for cell in own)]))
+    return "\n".join(lines)
+
+
+def _difference(c: dict[str, Any]) -> list[str]:
+    return [f"{c['difference']:+.3f}", f"{c['low']:+.3f} to {c['high']:+.3f}", f"{c['p']:.4f}"]
+
+
 def _compared(comparisons: list[dict[str, Any]]) -> str:
     lines = [_line(["N@10, paired over queries", "difference", "95 % interval", "p"]),
              "|---|--:|--:|--:|"]  # fmt: skip
     for c in comparisons:
-        lines.append(_line([f"{c['a']} over {c['b']}", f"{c['difference']:+.3f}",
-                            f"{c['low']:+.3f} to {c['high']:+.3f}", f"{c['p']:.4f}"]))  # fmt: skip
+        lines.append(_line([f"{c['a']} over {c['b']}", *_difference(c)]))
     return "\n".join(lines)
 
 

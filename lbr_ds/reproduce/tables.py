@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lbr_ds.config import RunConfig
+from lbr_ds.errors import ConfigError
 
 _PLAIN = ("bottleneck.count=0", "stage1.objective=gl")
 _BIDIRECTIONAL = ("model.attention=bidirectional",)
@@ -138,6 +139,11 @@ def _table6(run: RunConfig) -> Table:
 def _figure3(run: RunConfig) -> Table:
     """One pass over records of the recipe's gl and cl together, cut anew for each share."""
     sizes = run.data.splits
+    if run.data.protocol == "knowledge":
+        raise ConfigError(
+            "figure3 divides one budget between gl and cl; under data.protocol=knowledge gl has the"
+            " facts and cl the pairs: use a recipe with protocol random"
+        )
     budget = sizes.gl + sizes.cl
     once = [f"stage{n}.{key}" for n in (1, 2) for key in ("num_steps=null", "num_epochs=1")]
     rows = []

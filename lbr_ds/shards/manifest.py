@@ -96,6 +96,11 @@ class Manifest:
             raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
 
     @property
+    def protocol(self) -> str:
+        """`random` or `knowledge`: the latter alone has a control split."""
+        return "knowledge" if "control" in self.splits else "random"
+
+    @property
     def prepared(self) -> str:
         """The fingerprint that `prepare` gave; `mine` puts its own before it, with a dash."""
         return self.fingerprint.rpartition("-")[2]

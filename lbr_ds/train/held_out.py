@@ -71,15 +71,15 @@ def _read(run: RunConfig) -> Sample | str:
     """The sample, or why there is none."""
     part = run.evaluation
     try:
-        judged, records = read_held_out(run.data.folder, run.data.cache_gib)
+        asked = read_held_out(run.data.folder, run.data.cache_gib)[0]
     except DataError as error:
         return str(error)
-    asked = dict(zip(judged.queries, records, strict=True))
+    judged, record = asked.judged, dict(zip(asked.judged.queries, asked.records, strict=True))
     if part.max_queries is not None:
         judged = judged.choose(judged.sample(part.max_queries, run.seed))
     if part.max_passages is not None:
         judged = judged.narrow(part.max_passages, run.seed)
-    return Sample(judged, [asked[i] for i in judged.queries])
+    return Sample(judged, [record[i] for i in judged.queries])
 
 
 @dataclass

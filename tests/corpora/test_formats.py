@@ -314,6 +314,8 @@ def test_obo(tmp_path: Path) -> None:
     assert [getattr(r, "query", "") for r in read(path, where={"scope": "NAME"})] == [
         "Macrocephaly", "", ""
     ]  # fmt: skip
+    second, *left = read(path, where={"number": "[2-9]"})[::-1]
+    assert (second.query, len(left)) == ("Megacephaly", 2)
     path.write_text("nothing")
     with pytest.raises(DataError, match=r"holds no \[Term\]; not an OBO file"):
         read(path)

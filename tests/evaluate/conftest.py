@@ -85,7 +85,9 @@ def data(tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch)
         assert (where, split) == (folder, "eval")
         return iter(records)
 
-    monkeypatch.setitem(sys.modules, "lbr_ds.shards", types.SimpleNamespace(read_split=read_split))
+    plain = types.SimpleNamespace(load=lambda where: types.SimpleNamespace(protocol="random"))
+    fake = types.SimpleNamespace(read_split=read_split, Manifest=plain)
+    monkeypatch.setitem(sys.modules, "lbr_ds.shards", fake)
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lbr_ds.evaluate.bootstrap import compare, interval, resampled_means
+from lbr_ds.evaluate.bootstrap import compare, compare_gains, interval, resampled_means
 
 
 def test_two_queries_have_three_resamples() -> None:
@@ -54,3 +54,24 @@ def test_drawn_in_parts_and_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lbr_ds.evaluate.bootstrap._DRAWN_AT_ONCE", 700)
     assert np.array_equal(resampled_means(values, 1000, 0), whole)
     assert not np.array_equal(resampled_means(values, 1000, 1), whole)
+
+
+def test_gains_on_two_sets_of_queries() -> None:
+    """Gains 3 and -1 on one, 1 and 1 on the other: means 2, 0, -2 with 1/4, 1/2, 1/4."""
+    ours = ({"x": 3.0, "y": 0.0}, {"x": 0.0, "y": 1.0})
+    theirs = ({"z": 1.0, "w": 2.0}, {"z": 0.0, "w": 1.0})
+    found = compare_gains(ours, theirs)
+    assert found is not None
+    assert (found.difference, found.low, found.high, found.queries) == (0, -2, 2, 4)
+    assert found.p == 1
+    # The variance of a difference of means is the sum of theirs.
+    rng = np.random.default_rng(1)
+    sets = [({f"{k}{i}": float(x) for i, x in enumerate(rng.normal(k, s, 300))}, s)
+            for k, s in ((1, 1.0), (0, 2.0))]  # fmt: skip
+    (a, one), (b, two) = sets
+    wide = compare_gains((a, dict.fromkeys(a, 0.0)), (b, dict.fromkeys(b, 0.0)))
+    assert wide is not None
+    assert wide.high - wide.low == pytest.approx(
+        2 * 1.96 * np.sqrt((one**2 + two**2) / 300), rel=0.15
+    )
+    assert compare_gains(ours, ({"z": 1.0}, {"z": 0.0})) is None

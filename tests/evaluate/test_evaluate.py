@@ -21,9 +21,10 @@ def test_a_sentence_transformers_folder(sentence_folder: Path, data: Path, tmp_p
     assert json.loads(output.read_text()) == result
     assert list(output.parent.iterdir()) == [output]
     assert set(result) == {
-        "model", "data", "max_queries", "seed", "seconds", "tasks", "per_query",
+        "model", "data", "protocol", "max_queries", "seed", "seconds", "tasks", "per_query",
         "environment", "examples",
     }  # fmt: skip
+    assert result["protocol"] == "random split"
     scores = result["tasks"]["corpus-eval"]
     assert set(scores) == {
         "recall_at_10", "ndcg_at_10", "mrr_at_10", "queries", "documents",

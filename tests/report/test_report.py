@@ -177,6 +177,30 @@ def test_scores_without_a_base_or_of_another_kind(run: Path, tmp_path: Path) -> 
     assert "accuracy" in (tmp_path / "report.html").read_text()
 
 
+def test_the_knowledge_split_is_named(run: Path, tmp_path: Path) -> None:
+    for path in (run / "eval").glob("*.json"):
+        result = json.loads(path.read_text())
+        result["protocol"] = "knowledge split"
+        for part in ("tasks", "per_query"):
+            result[part]["made-up-control"] = result[part]["made-up-eval"]
+        path.write_text(json.dumps(result))
+    curation = tmp_path / "data" / "curation.json"
+    counts = {**json.loads(curation.read_text()), "protocol": "knowledge"}
+    counts["splits"]["control"] = {"records": 5}
+    curation.write_text(json.dumps(counts))
+    (made,) = write_report([run], tmp_path)["runs"]
+    assert [table["about"] for table in made["retrieval"]] == [
+        "Knowledge split, known from stage 1 only.",
+        "Knowledge split, control: known from nowhere.",
+    ]
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "Knowledge split, control: known from nowhere." in text
+        assert "control: known from nowhere" in text
+    assert "<h3>made-up-control</h3>" in (tmp_path / "report.html").read_text()
+    assert made["data"]["protocol"] == "knowledge split"
+
+
 def test_rows_of_different_data_are_flagged(run: Path, tmp_path: Path) -> None:
     assert "Not comparable" not in _html_of(run, tmp_path)
     path = run / "eval" / "base.json"

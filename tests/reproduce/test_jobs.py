@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lbr_ds.config import load
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.reproduce import list_jobs, reproduce
 from lbr_ds.reproduce.jobs import Job, Source, in_order, jobs_of, link
@@ -25,8 +26,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan(recipe: Path, name: str = "table3", seeds: tuple[int, ...] = (0,), *more: str) -> Any:
     """The rows' jobs, and all jobs in order."""
-    from lbr_ds.config import load
-
     source = Source(str(recipe), more, recipe.parent / "root")
     table = TABLES[name](load(recipe, list(more)))
     rows = {(v.name, s): jobs_of(v, s, source) for v in table.variants for s in seeds}
@@ -174,6 +173,49 @@ def test_every_table_is_written_from_its_scores(
         assert f"| {seconds['IB-GL (PT)'] / seconds['Standard PT']:.2f} |" in text
     if name == "table2":
         assert "| 4.00 +- 0.000 |" in text
+
+
+def test_the_control_has_columns_of_its_own(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks in an evaluation: the first is the row's, the second its control."""
+    monkeypatch.setattr(Job, "trained", lambda job: True)
+    more = (f"run={tmp_path / 'run'}",)
+    source = Source(str(recipe), more, tmp_path / "run" / "reproduce")
+    run = load(str(recipe), more)
+    jobs = {j.folder: j for v in TABLES["table3"](run).variants for j in jobs_of(v, 0, source)}
+    for number, job in enumerate(jobs.values()):
+        made_up(job, number)
+        told = json.loads(job.scores.read_text())
+        made_up(job, number + 100)
+        other = json.loads(job.scores.read_text())
+        for part in ("tasks", "per_query"):
+            told[part]["data-control"] = other[part]["data-eval"]
+        made_up(job, number)  # its metrics
+        job.scores.write_text(json.dumps(told))
+    result = reproduce("table3", str(recipe), more)
+    assert result is not None
+    text = (tmp_path / "run" / "reproduce" / "table3" / "RESULT.md").read_text()
+    means = {r["variant"]: r for r in result["rows"]}
+    assert len(result["control"]) == len(result["comparisons"]) == 7
+    for c, held_out in zip(result["control"], result["comparisons"], strict=True):
+        gain = means[c["a"]]["control_ndcg_at_10"] - means[c["b"]]["control_ndcg_at_10"]
+        assert c["difference"] == pytest.approx(gain, abs=2e-5)
+        beyond = held_out["difference"] - c["difference"]
+        assert c["beyond"]["difference"] == pytest.approx(beyond)
+    for row in result["rows"]:
+        assert row["control_ndcg_at_10"] != row["ndcg_at_10"]
+        assert f"{row['control_ndcg_at_10']:.3f} |" in text
+    assert "| control R@10 | control N@10 |" in text
+    assert "30 held-out queries and 30 of the control among 50 passages" in text
+    assert "| N@10 on the control set | difference |" in text
+
+
+def test_figure_3_needs_the_random_split(recipe: Path) -> None:
+    more = ["data.protocol=knowledge", "data.splits={}",
+            "data.sources=[{path: x, role: both}]"]  # fmt: skip
+    with pytest.raises(ConfigError, match="use a recipe with protocol random"):
+        TABLES["figure3"](load(str(recipe), more))
 
 
 def test_separation_predicts_is_spearmans(recipe: Path, tmp_path: Path) -> None:

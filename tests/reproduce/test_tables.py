@@ -63,7 +63,9 @@ def test_a_table_names_what_there_is(name: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_variant_of_every_table_loads(recipe: str) -> None:
     run = load(recipe)
-    for build in TABLES.values():
+    for name, build in TABLES.items():
+        if name == "figure3" and run.data.protocol == "knowledge":
+            continue  # refused, see test_jobs.py
         for v in build(run).variants:
             learnt = load(recipe, [*v.learn, *v.data])
             if not v.model and v.stages != (2,):
