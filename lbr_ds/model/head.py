@@ -82,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = min(max(hidden.shape[1] // 3, _MIN_ROWS), _MAX_ROWS)
         starts = range(0, len(hidden), chunk)
         bounds = torch.searchsorted(rows, rows.new_tensor([*starts, len(hidden)])).tolist()
-        for start, first, last in zip(starts, bounds, bounds[1:], strict=True):
+        for start, first, last in zip(starts, bounds[:-1], bounds[1:], strict=True):
             part = hidden[start : start + chunk]
             logits = torch.mm(part, weight.T).to(sums)
             asked = (rows[first:last] - start) * weight.shape[0] + words[first:last]
