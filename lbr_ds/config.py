@@ -141,6 +141,8 @@ class Stage1Config(StageConfig):
 
     objective: dict[str, float] = Field(default_factory=lambda: {"sft": 1.0})  # name: weight
     max_target_length: int = Field(default=512, ge=1)  # tokens of Y
+    # Weight of a second loss: the state that is the embedding tells Y's words at once, in no order.
+    bag_of_words: float = Field(default=0, ge=0)  # 0: the paper's plain form
 
     @field_validator("objective", mode="before")
     @classmethod

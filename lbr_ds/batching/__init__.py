@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lbr_ds.batching.encode import Sequence, TextEncoder
 from lbr_ds.batching.pack import (
+    Bags,
     PackedBatch,
     Segments,
     Spread,
@@ -17,6 +18,7 @@ from lbr_ds.batching.pack import (
 )
 
 __all__ = [
+    "Bags",
     "PackedBatch",
     "Segments",
     "Sequence",

@@ -17,12 +17,14 @@ class Sequence:
 
     num_bottleneck: how many ids at the end of `context` are bottleneck tokens. cut: whether Y may
     see only B and itself (the information bottleneck) or all of `context` too (plain causal).
+    bag: the distinct ids that the state at the end of `context` is to tell by itself.
     """
 
     context: list[int]
     num_bottleneck: int
     target: list[int] = field(default_factory=list)
     cut: bool = True
+    bag: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.context) + len(self.target)

@@ -14,6 +14,8 @@ under `gl` a plain passage is all Y, as under `pt`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from lbr_ds.batching.encode import Sequence, TextEncoder
@@ -56,6 +58,14 @@ def generative_sequence(
     half = min(len(ids) // 2, encoder.max_length - bottleneck)
     target = [*ids[half:], encoder.tokenizer.eos_token_id][:max_target_length]
     return Sequence(encoder.wrap(ids[:half]), bottleneck, target)
+
+
+def with_bag(sequence: Sequence, encoder: TextEncoder) -> Sequence:
+    """The sequence; where it has an X, its end is to tell Y in words (`stage1.bag_of_words`)."""
+    if len(sequence.context) <= 1:
+        return sequence
+    special = encoder.tokenizer.all_special_ids
+    return replace(sequence, bag=sorted(set(sequence.target).difference(special)))
 
 
 def _plain(question: str, passage: str, encoder: TextEncoder, max_target_length: int) -> Sequence:

@@ -62,12 +62,25 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class Bags:
+    """The words that the ends of contexts are to tell: one entry a word, bag after bag.
+
+    read (N,) int64: a row of `PackedBatch.read` for each of the N bags. bag (W,) int64: whose word.
+    word (W,) int64: its id.
+    """
+
+    read: Tensor
+    bag: Tensor
+    word: Tensor
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """What the model takes.
 
     ids, positions (1, T) int64. read (R,) int64: rows whose final state is read: those that predict
     a target id, or each sequence's last row when there are no targets. targets (R,) int64 or None.
-    starts (N+1,) int64: where each sequence begins, for mean pooling.
+    starts (N+1,) int64: where each sequence begins, for mean pooling. bags: None where none is.
     """
 
     ids: Tensor
@@ -76,6 +89,7 @@ class PackedBatch:
     read: Tensor
     targets: Tensor | None
     starts: Tensor
+    bags: Bags | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -112,6 +126,8 @@ def pack(sequences: list[Sequence]) -> PackedBatch:
     read: list[int] = []
     targets: list[int] = []
     starts = [0]
+    bagged: list[int] = []
+    bags: list[list[int]] = []
     for seq in sequences:
         start = len(ids)
         ids += seq.context + seq.target
@@ -119,6 +135,9 @@ def pack(sequences: list[Sequence]) -> PackedBatch:
         if seq.target:
             # The last row of the context predicts Y's first id, each Y but the last the next one.
             first = start + len(seq.context) - 1
+            if seq.bag:
+                bagged.append(len(read))
+                bags.append(seq.bag)
             read += range(first, first + len(seq.target))
             targets += seq.target
         starts.append(len(ids))
@@ -130,7 +149,16 @@ def pack(sequences: list[Sequence]) -> PackedBatch:
         read=torch.tensor(read if generative else [s - 1 for s in starts[1:]]),
         targets=torch.tensor(targets) if generative else None,
         starts=torch.tensor(starts),
+        bags=_bags(bagged, bags),
     )
+
+
+def _bags(read: list[int], bags: list[list[int]]) -> Bags | None:
+    if not bags:
+        return None
+    sizes = torch.tensor([len(bag) for bag in bags])
+    owner = torch.arange(len(bags)).repeat_interleave(sizes)
+    return Bags(torch.tensor(read), owner, torch.tensor([word for bag in bags for word in bag]))
 
 
 def _segments(sequences: list[Sequence]) -> Segments:

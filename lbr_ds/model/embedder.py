@@ -41,7 +41,7 @@ class Embedder(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         """With targets: sum of the rows' losses, fp32 scalar. Without: (N, D) fp32 of unit length.
 
-        N sequences, D hidden size.
+        N sequences, D hidden size. With bags too (2,): that sum, and the sum of the bags' losses.
         """
         hidden = self.backbone.base_model(
             input_ids=batch.ids,
@@ -53,7 +53,7 @@ class Embedder(nn.Module):
             read=self._read(batch),
         ).last_hidden_state[0]
         if batch.targets is not None:
-            return self.head(hidden[batch.read], batch.targets)
+            return self.head(hidden[batch.read], batch.targets, batch.bags)
         if self.pooling == "mean":
             sums = hidden.new_zeros(batch.num_sequences, hidden.shape[1], dtype=torch.float32)
             lengths = batch.starts.diff()

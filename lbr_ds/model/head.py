@@ -1,4 +1,6 @@
-"""The language-model head and its loss as one module: next-token cross-entropy, row chunk by chunk.
+"""The language-model head and its losses as one module, row chunk by chunk.
+
+Next-token cross-entropy, and if wanted that of a bag of words (`stage1.bag_of_words`).
 
 It lies inside the engine's forward because ZeRO-3 gathers a weight only for the module that owns it
 (a loss on `lm_head.weight` outside sees an empty shard), and goes in chunks because the logits of
@@ -13,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lbr_ds.batching import Bags
+
 _MIN_ROWS, _MAX_ROWS = 128, 1024
 
 
@@ -23,9 +27,15 @@ class Head(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the rows' losses, fp32 scalar. hidden (R, D), targets (R,) int64."""
-        return linear_cross_entropy(hidden, self.weight, targets)
+    def forward(self, hidden: Tensor, targets: Tensor, bags: Bags | None = None) -> Tensor:
+        """Sum of the rows' losses, fp32 scalar. hidden (R, D), targets (R,) int64.
+
+        With bags (2,): that sum, and the sum of the bags' losses.
+        """
+        told = linear_cross_entropy(hidden, self.weight, targets)
+        if bags is None:
+            return told
+        return torch.stack([told, bag_cross_entropy(hidden[bags.read], self.weight, bags)])
 
 
 def linear_cross_entropy(
@@ -38,53 +48,79 @@ def linear_cross_entropy(
     bounds. The chunk's logits then hold a third of what the weight's gradient holds anyway, and are
     large enough that adding to that gradient once a chunk costs little.
     """
-    if chunk is None:
-        chunk = min(max(hidden.shape[1] // 3, _MIN_ROWS), _MAX_ROWS)
+    rows = torch.arange(len(targets), device=targets.device)
+    shares = torch.ones(len(targets), dtype=torch.float32, device=targets.device)
+    return _cross_entropy(hidden, weight, rows, targets, shares, chunk)
+
+
+def bag_cross_entropy(
+    hidden: Tensor, weight: Tensor, bags: Bags, chunk: int | None = None
+) -> Tensor:
+    """sum_n mean_{w in bag n} -log softmax(hidden[n] @ weight.T)[w] in fp32, as above.
+
+    hidden (N, D): one state a bag. It is to tell all words of a text at once, whatever their order.
+    """
+    shares = 1 / torch.bincount(bags.bag, minlength=len(hidden)).float()
+    return _cross_entropy(hidden, weight, bags.bag, bags.word, shares[bags.bag], chunk)
+
+
+def _cross_entropy(hidden: Tensor, weight: Tensor, *asked: Any) -> Tensor:
     if not torch.is_grad_enabled():
         weight = weight.detach()  # else its gradient would be made all the same
-    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk)
+    return _LinearCrossEntropy.apply(hidden, weight, *asked)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """Entry i asks of row rows[i] (they ascend) the share shares[i] of word words[i]."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, rows: Tensor, words: Tensor, shares: Tensor,
+        chunk: int | None,
+    ) -> Tensor:  # fmt: skip
         want_hidden, want_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         # fp32: many small chunks added up in bf16 would lose the small ones.
         sums = torch.promote_types(weight.dtype, torch.float32)
         loss = torch.zeros((), dtype=sums, device=hidden.device)
         grad_weight = torch.zeros_like(weight, dtype=sums) if want_weight else None
-        for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
-            logits = torch.mm(hidden[rows], weight.T).to(sums)
-            picked = logits.gather(1, targets[rows, None])
+        if chunk is None:
+            chunk = min(max(hidden.shape[1] // 3, _MIN_ROWS), _MAX_ROWS)
+        starts = range(0, len(hidden), chunk)
+        bounds = torch.searchsorted(rows, rows.new_tensor([*starts, len(hidden)])).tolist()
+        for start, first, last in zip(starts, bounds[:-1], bounds[1:], strict=True):
+            part = hidden[start : start + chunk]
+            logits = torch.mm(part, weight.T).to(sums)
+            asked = (rows[first:last] - start) * weight.shape[0] + words[first:last]
+            share = shares[first:last].to(sums)
+            picked = logits.view(-1)[asked] @ share
             # In place from here on: torch's logsumexp would hold the chunk three times over.
             top = logits.amax(1, keepdim=True)
             total = logits.sub_(top).exp_().sum(1, keepdim=True)
-            loss += (total.log() + top - picked).sum()
+            loss += (total.log() + top).sum() - picked
             if grad_hidden is None and grad_weight is None:
                 continue
-            # d loss / d logits = softmax - one_hot, written over the logits.
+            # d loss / d logits = softmax - shares, written over the logits.
             slope = logits.div_(total)
-            slope.scatter_add_(1, targets[rows, None], torch.full_like(picked, -1.0))
+            slope.view(-1).scatter_add_(0, asked, -share)
             slope = slope.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(slope, weight, out=grad_hidden[rows])
+                torch.mm(slope, weight, out=grad_hidden[start : start + chunk])
             if grad_weight is not None:
                 if grad_weight.dtype == slope.dtype:
-                    grad_weight.addmm_(slope.T, hidden[rows])
+                    grad_weight.addmm_(slope.T, part)
                 else:
-                    grad_weight += slope.T @ hidden[rows]
+                    grad_weight += slope.T @ part
             del logits, slope  # else they would stand beside the next chunk's
         ctx.grads = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.grads
         ctx.grads = None
         if grad_hidden is not None:
             grad_hidden = grad_hidden * slope.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(slope.to(grad_weight.dtype))
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None, None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lbr_ds.batching import PackedBatch, Sequence, TextEncoder, fill_by_tokens, pack
 from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
-from lbr_ds.batching.generative import draw, generative_sequence
+from lbr_ds.batching.generative import draw, generative_sequence, with_bag
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
 from lbr_ds.objectives.contrastive import info_nce
@@ -55,6 +55,11 @@ class Work:
         """Supervised tokens (stage 1)."""
         return sum(len(m.targets) for m in self.micro_batches if m.targets is not None)
 
+    @property
+    def num_bags(self) -> int:
+        """Texts whose words are to be told at once (stage 1)."""
+        return sum(len(m.bags.read) for m in self.micro_batches if m.bags is not None)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -84,29 +89,31 @@ def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work
     for sample in step.samples:
         key = (run.seed, sample.epoch, step.index, sample.lane)
         objective = draw(run.stage1.objective, *key)
-        sequences.append(
-            generative_sequence(
-                sample.record, objective, encoder,
-                turn=sample.epoch, max_target_length=run.stage1.max_target_length,
-            )
+        sequence = generative_sequence(
+            sample.record, objective, encoder,
+            turn=sample.epoch, max_target_length=run.stage1.max_target_length,
         )  # fmt: skip
+        sequences.append(with_bag(sequence, encoder) if run.stage1.bag_of_words else sequence)
     batches, members = cut(sequences, run.stage1.micro_batch_tokens)
     return Work(step.index, len(sequences), step.skipped, batches, members, names(step))
 
 
 def learn_generative(engine: Engine, work: Work, run: RunConfig, world: World) -> Stats:
-    """Loss = sum over supervised tokens of all ranks / their number."""
-    (targets,) = world.sum(work.num_targets)
+    """Loss = sum over supervised tokens of all ranks / their number; that of bags likewise."""
+    targets, bags = world.sum(work.num_targets, work.num_bags)
+    shares = torch.tensor([1 / targets, run.stage1.bag_of_words / max(bags, 1)])
     count = agreed_count(work.micro_batches, world)
-    total = torch.zeros((), dtype=torch.float64)
+    totals = torch.zeros(2, dtype=torch.float64)
     for index in range(count):
         batch, weight = micro_batch(work.micro_batches, index)
-        loss = engine(batch.to(world.device))
+        sums = torch.atleast_1d(engine(batch.to(world.device)))
         # DeepSpeed averages over ranks; times size / targets makes that the mean over the step.
-        engine.backward(loss * (weight * world.size / targets), last=index == count - 1)
-        total += loss.detach().double().cpu() * weight
-    (loss_sum,) = world.sum(total.item())
-    return {"loss": loss_sum / targets, "target_tokens": targets}
+        loss = sums @ shares[: len(sums)].to(sums)
+        engine.backward(loss * (weight * world.size), last=index == count - 1)
+        totals[: len(sums)] += sums.detach().double().cpu() * weight
+    told, bagged = world.sum(*totals.tolist())
+    stats = {"loss": told / targets, "target_tokens": targets}
+    return {**stats, "bag_loss": bagged / bags} if bags else stats
 
 
 def collate_contrastive(run: RunConfig, encoder: TextEncoder, step: Step) -> Work:

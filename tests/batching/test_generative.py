@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lbr_ds.batching import TextEncoder
-from lbr_ds.batching.generative import draw, generative_sequence
+from lbr_ds.batching import TextEncoder, pack
+from lbr_ds.batching.generative import draw, generative_sequence, with_bag
 from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig
 from lbr_ds.errors import DataError
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
@@ -54,6 +55,30 @@ def test_every_objective(encoder: TextEncoder) -> None:
     for record, passage in ((PAIR, first), (PASSAGE, text)):
         alone = sequence(record, "pt")
         assert (alone.context, alone.target, alone.cut) == ([end], [*passage, end], False)
+
+
+def test_a_bag_holds_each_word_of_the_answer_once(encoder: TextEncoder) -> None:
+    answer = "a fever is heat heat heat"
+    pair = Record("3", "s", query="what is a fever", positives=[answer])
+    sequence = generative_sequence(pair, "sft", encoder, turn=0, max_target_length=64)
+    assert sequence.bag == []
+    found = with_bag(sequence, encoder)
+    text = ids(encoder, answer)
+    assert len(set(text)) < len(text)
+    assert found == replace(sequence, bag=sorted(set(text)))
+    plain = generative_sequence(PASSAGE, "pt", encoder, turn=0, max_target_length=64)
+    assert with_bag(plain, encoder) == plain  # no X whose end could tell anything
+    batch = pack([found, sequence, found])
+    assert batch.bags is not None
+    length = len(sequence.target)
+    assert batch.bags.read.tolist() == [0, 2 * length]
+    assert batch.bags.word.tolist() == found.bag * 2
+    assert batch.bags.bag.tolist() == [0] * len(found.bag) + [1] * len(found.bag)
+    ends = batch.read[batch.bags.read]  # the last bottleneck token of each
+    assert ends.tolist() == [
+        len(sequence.context) - 1,
+        int(batch.starts[2]) + len(sequence.context) - 1,
+    ]
 
 
 def test_without_a_bottleneck_gl_learns_what_is_read(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lbr_ds.model.head import linear_cross_entropy
+from lbr_ds.batching import Bags
+from lbr_ds.model.head import bag_cross_entropy, linear_cross_entropy
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 37, 100])
@@ -24,6 +25,27 @@ def test_equals_plain_cross_entropy(chunk: int) -> None:
         strict=True,
     ):
         assert (ours - theirs).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_bags_equal_the_mean_over_their_words(chunk: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
+    words = [[3, 9, 49], [7], [0, 3], [11, 12, 13, 14]]
+    bags = Bags(
+        torch.arange(4), torch.tensor([n for n, bag in enumerate(words) for _ in bag]),
+        torch.tensor([word for bag in words for word in bag]),
+    )  # fmt: skip
+    found = bag_cross_entropy(hidden, weight, bags, chunk)
+    wanted = sum(-(hidden[n] @ weight.T).log_softmax(0)[bag].mean() for n, bag in enumerate(words))
+    assert torch.allclose(found, wanted, rtol=1e-6)  # shares are fp32
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (hidden, weight)),
+        torch.autograd.grad(wanted, (hidden, weight)),
+        strict=True,
+    ):
+        assert (ours - theirs).abs().max() <= 1e-6
 
 
 def test_bf16_loss_is_fp32() -> None:

@@ -23,6 +23,7 @@ CHECKPOINTING = ["model.activation_checkpointing=true"]
 CASES = {
     "gl-whole": (1, "zero3_cpu", 4096, []),
     "gl-cut": (1, "zero3_cpu", 100, []),
+    "gl-bag": (1, "zero3_cpu", 100, ["stage1.bag_of_words=0.7"]),
     "gl-checkpointing": (1, "zero3_cpu", 100, CHECKPOINTING),
     "cl-whole": (2, "zero3_cpu", 4096, []),
     "cl-cached": (2, "zero3_cpu", 100, ["stage2.chunk_tokens=60"]),

@@ -66,10 +66,10 @@ def text_encoder(run: RunConfig) -> TextEncoder:
     )  # fmt: skip
 
 
-def generative_oracle(run: RunConfig) -> tuple[float, dict[str, Tensor]]:
-    """Stage 1 one sequence at a time, dense mask, logits whole."""
+def generative_oracle(run: RunConfig, bag: float) -> tuple[float, float, dict[str, Tensor]]:
+    """Stage 1 one sequence at a time, dense mask, logits whole; bag: weight of the words' loss."""
     model, encoder = plain_model(run), text_encoder(run)
-    loss, count = torch.zeros(()), 0
+    loss, bags, count = torch.zeros(()), [], 0
     for sample in samples(run, 1):
         seq = generative_sequence(sample.record, "sft", encoder, turn=0, max_target_length=32)
         ids = torch.tensor([seq.context + seq.target])
@@ -79,8 +79,12 @@ def generative_oracle(run: RunConfig) -> tuple[float, dict[str, Tensor]]:
             logits[first:-1], torch.tensor(seq.target), reduction="sum"
         )
         count += len(seq.target)
-    loss = loss / count
-    return loss.item(), gradients(model, loss)
+        words = list(
+            dict.fromkeys(i for i in seq.target if i not in encoder.tokenizer.all_special_ids)
+        )
+        bags.append(-logits[first].log_softmax(0)[words].mean())
+    loss, told = loss / count, torch.stack(bags).mean()
+    return loss.item(), told.item(), gradients(model, loss + bag * told)
 
 
 def contrastive_oracle(run: RunConfig) -> tuple[float, dict[str, Tensor]]:
@@ -131,8 +135,13 @@ def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 def test_step_equals_plain_torch(
     run: RunConfig, probed: dict[tuple[str, int], dict[str, Any]], case: str, world: int
 ) -> None:
-    loss, grads = (generative_oracle if case.startswith("gl") else contrastive_oracle)(run)
     found = probed[case, world]
+    if case.startswith("gl"):
+        loss, told, grads = generative_oracle(run, 0.7 if case == "gl-bag" else 0)
+        if case == "gl-bag":
+            assert found["stats"]["bag_loss"] == pytest.approx(told, rel=TOLERANCE)
+    else:
+        loss, grads = contrastive_oracle(run)
     assert found["stats"]["loss"] == pytest.approx(loss, rel=TOLERANCE)
     assert distance(found["grads"], grads) <= TOLERANCE
     norm = torch.stack([g.norm() for g in grads.values()]).norm().item()
