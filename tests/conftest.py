@@ -8,6 +8,7 @@ import pytest
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and several processes at a time
 
 from lbr_ds.config import RunConfig, load
 from tests.ranks import run_cli
