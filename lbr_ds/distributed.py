@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -157,6 +158,8 @@ def join(timeout_minutes: float) -> World:
     global _joined
     if _joined is not None and dist.is_initialized():
         return _joined
+    # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls at every step.
+    warnings.filterwarnings("ignore", r"`torch.distributed.*is deprecated", FutureWarning)
     if "RANK" not in os.environ and _slurm_task():
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 
 import typer
 from typer.exceptions import TyperException
@@ -79,5 +78,3 @@ def _open_console() -> None:
     speaker = logging.StreamHandler(sys.stderr)
     speaker.addFilter(mask_record)
     own.addHandler(speaker)
-    # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls at every step.
-    warnings.filterwarnings("ignore", r"`torch.distributed.*is deprecated", FutureWarning)
