@@ -141,8 +141,7 @@ class Stage1Config(StageConfig):
 
     objective: dict[str, float] = Field(default_factory=lambda: {"sft": 1.0})  # name: weight
     max_target_length: int = Field(default=512, ge=1)  # tokens of Y
-    # Weight of a second loss: the state that is the embedding tells Y's words at once, in no order.
-    bag_of_words: float = Field(default=0, ge=0)  # 0: the paper's plain form
+    bag_of_words: float = Field(default=0, ge=0)  # weight of a loss: the embedding tells Y's words
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -230,8 +229,7 @@ class GuardConfig(Part):
 class EvaluationConfig(Part):
     """The held-out sample, drawn by seed, that training is judged on (`train/held_out.py`)."""
 
-    # null: all
-    max_queries: int | None = Field(default=200, ge=1)
+    max_queries: int | None = Field(default=200, ge=1)  # null: all
     max_passages: int | None = Field(default=2000, ge=1)  # more only if more are right answers
 
 

@@ -220,7 +220,7 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert len(report["runs"]) == 8
     source = (tmp_path / "report.html").read_text()
     Page(source)
-    assert source.count("<svg") == 12
+    assert source.count("<svg") == 17
     assert "Curves of the first 6 runs" in source
 
 
