@@ -26,7 +26,7 @@ from lbr_ds.source import KNOWLEDGE_SIZES, Part, SourceConfig, SplitConfig, misf
 
 SPLITS = ("gl", "cl", "eval")
 CONTROL = "control"  # a fourth, under protocol knowledge
-OBJECTIVES = ("sft", "reconstruct", "continue", "gl", "pt")
+OBJECTIVES = ("sft", "reconstruct", "continue", "uncut", "gl", "pt")
 PLAIN = ("gl", "pt")  # of them those without a bottleneck: the paper's baselines
 
 

@@ -1,15 +1,17 @@
 """Record -> the stage-1 sequence (paper, section 3.2): which text is X, which is Y.
 
-| objective     | X       | Y        | Y sees        |
-|---------------|---------|----------|---------------|
-| `sft`         | query   | positive | B, earlier Y  |
-| `reconstruct` | passage | passage  | B, earlier Y  |
-| `continue`    | prefix  | suffix   | B, earlier Y  |
-| `gl`          | query   | positive | X, earlier Y  |
-| `pt`          |         | passage  | earlier Y     |
+| objective     | X       | Y        | Y sees          |
+|---------------|---------|----------|-----------------|
+| `sft`         | query   | positive | B, earlier Y    |
+| `reconstruct` | passage | passage  | B, earlier Y    |
+| `continue`    | prefix  | suffix   | B, earlier Y    |
+| `uncut`       | query   | positive | X, B, earlier Y |
+| `gl`          | query   | positive | X, earlier Y    |
+| `pt`          |         | passage  | earlier Y       |
 
 `gl` and `pt` are the paper's baselines (standard SFT and PT): plain causal learning, no bottleneck;
-under `gl` a plain passage is all Y, as under `pt`.
+under `gl` a plain passage is all Y, as under `pt`. `uncut` is a control of ours: the tokens of
+`sft` without its cut.
 """
 
 from __future__ import annotations
@@ -43,14 +45,15 @@ def generative_sequence(
         question = record.instruction + record.query if objective == "gl" else ""
         return _plain(question, passage, encoder, max_target_length)
     bottleneck = encoder.num_bottleneck
-    if objective == "sft":
+    if objective in ("sft", "uncut"):
         if record.text:
             raise DataError(
-                f"record {record.id}: objective sft needs a query; plain passages serve "
+                f"record {record.id}: objective {objective} needs a query; plain passages serve "
                 "reconstruct, continue and gl"
             )
         context = encoder.contexts([record.instruction + record.query])[0]
-        return Sequence(context, bottleneck, encoder.target(passage, max_target_length))
+        target = encoder.target(passage, max_target_length)
+        return Sequence(context, bottleneck, target, cut=objective == "sft")
     if objective == "reconstruct":
         context = encoder.contexts([passage])[0]
         return Sequence(context, bottleneck, encoder.target(passage, max_target_length))

@@ -131,7 +131,7 @@ def report(
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table1 to table6, or figure3.")],
+    table: Annotated[str, typer.Argument(help="table1 to table6, figure3, or bottleneck.")],
     recipe: Recipe,
     overrides: Overrides = None,
     seeds: Annotated[

@@ -131,4 +131,7 @@ PAPER = {
         note="A drawing: the text gives no figures, but the shape (both curves rise, then fall) "
         "and the order (IB-GL above GL at every share). Its budget is 100k samples.",
     ),
+    "bottleneck": PaperTable(
+        "What of a gain is the bottleneck's", (), {}, note="The paper has no such table."
+    ),
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import ConfigError
 
-_PLAIN = ("bottleneck.count=0", "stage1.objective=gl")
+_PLAIN = ("bottleneck.count=0", "stage1.objective=gl", "stage1.bag_of_words=0")
 _BIDIRECTIONAL = ("model.attention=bidirectional",)
 COUNTS = (32, 16, 8, 4, 2, 1)  # of bottleneck tokens: mild to extreme compression
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the budget that stage 1 gets
@@ -113,7 +113,7 @@ def _table5(run: RunConfig) -> Table:
 
 
 def _table6(run: RunConfig) -> Table:
-    plain, bottleneck = _PLAIN[:1], ()
+    plain, bottleneck = (_PLAIN[0], _PLAIN[2]), ()
     rows = (
         ("Standard SFT", plain, "gl", "Standard SFT"),
         ("IB-GL (SFT)", bottleneck, "sft", "Standard SFT"),
@@ -134,6 +134,29 @@ def _table6(run: RunConfig) -> Table:
             ("IB-GL (SFT)", "IB-GL (PT)"),
         ),
     )
+
+
+def _bottleneck(run: RunConfig) -> Table:
+    """No table of the paper: what of a gain is the cut's, and what the words' loss's.
+
+    uncut: the same sequence, but Y sees X too.
+    """
+    objectives = {"uncut": "uncut", "IB-GL": "sft"}
+    ways = {"GL": _PLAIN} | {
+        f"{name}{words}": (f"stage1.objective={objective}", f"stage1.bag_of_words={weight}")
+        for name, objective in objectives.items()
+        for words, weight in (("", 0), (" and words", 1))
+    }
+    ways["IB-GL and words, mixed"] = (
+        "stage1.objective={sft: 1, reconstruct: 1}", "stage1.bag_of_words=1"
+    )  # fmt: skip
+    rows = [Variant("CL", (2,))]
+    rows += [Variant(name, (1,), learn) for name, learn in ways.items()]
+    rows += [Variant(f"{name}, CL", (1, 2), learn) for name, learn in ways.items()]
+    full = [f"{name}, CL" for name in ("IB-GL and words", "IB-GL and words, mixed")]
+    pairs = [(a, b) for a in full for b in ("CL", "GL, CL", "uncut and words, CL", "IB-GL, CL")]
+    cut = [(f"IB-GL{rest}", f"uncut{rest}") for rest in ("", " and words", ", CL")]
+    return Table(tuple(rows), (*pairs, *cut))
 
 
 def _figure3(run: RunConfig) -> Table:
@@ -170,5 +193,5 @@ def _beside(variant: Variant) -> Variant:
 
 TABLES: dict[str, Callable[[RunConfig], Table]] = {
     "table1": _table1, "table2": _table2, "table3": _table3, "table4": _table4,
-    "table5": _table5, "table6": _table6, "figure3": _figure3,
+    "table5": _table5, "table6": _table6, "figure3": _figure3, "bottleneck": _bottleneck,
 }  # fmt: skip

@@ -43,6 +43,7 @@ def test_every_objective(encoder: TextEncoder) -> None:
     sft = sequence(PAIR, "sft")
     assert (sft.context, sft.target, sft.cut) == (query + b, [*first, end], True)
     assert sequence(PAIR, "sft", turn=1).target == [*second, end]
+    assert sequence(PAIR, "uncut") == replace(sft, cut=False)
     rebuilt = sequence(PAIR, "reconstruct")
     assert (rebuilt.context, rebuilt.target) == (first + b, [*first, end])
     text = ids(encoder, PASSAGE.text)
