@@ -43,7 +43,7 @@ class Size:
     faults: bool = True  # else the data's only
 
 
-LONG = Size((32, 20), 200, 12, 7, 512, ((1, 2, 1), (2, 4, 2)))
+LONG = Size((32, 20), 200, 12, 7, 1024, ((1, 2, 1), (2, 4, 2)))
 SHORT = Size((6, 0), 10, 2, 1, 64, ((1, 2, 1),), faults=False)
 QUICK = {"size": SHORT}
 

@@ -152,11 +152,12 @@ def disturb(
     def taken(*args: Any, **more: Any) -> Any:
         nonlocal step
         step += 1
-        if first <= step <= last and what in ("hang", "slow"):
-            time.sleep(3600 if what == "hang" else 0.3)
         return take_step(*args, **more)
 
     def forwarded(engine: Engine, batch: Any) -> Any:
+        # Inside a step, where a rank's own work is timed.
+        if first <= step <= last and what in ("hang", "slow"):
+            time.sleep(3600 if what == "hang" else 0.3)
         factor = {"loss": float("nan"), "spike": 1000.0}.get(what, 1.0)
         result = forward(engine, batch)
         return result * factor if first <= step <= last else result
