@@ -41,6 +41,7 @@ class TextEncoder:
         self.num_bottleneck = num_bottleneck
         # What the tokenizer puts before and after a text: [bos] and the bottleneck tokens.
         self._affixes = len(tokenizer("")["input_ids"])
+        self.special_ids = frozenset(tokenizer.all_special_ids)  # the tokenizer looks each up anew
 
     def contexts(self, texts: list[str]) -> list[list[int]]:
         """`[X ; B]` of each text, at most `max_length` ids, the bottleneck always whole."""

@@ -67,8 +67,7 @@ def with_bag(sequence: Sequence, encoder: TextEncoder) -> Sequence:
     """The sequence; where it has an X, its end is to tell Y in words (`stage1.bag_of_words`)."""
     if len(sequence.context) <= 1:
         return sequence
-    special = encoder.tokenizer.all_special_ids
-    return replace(sequence, bag=sorted(set(sequence.target).difference(special)))
+    return replace(sequence, bag=sorted(set(sequence.target) - encoder.special_ids))
 
 
 def _plain(question: str, passage: str, encoder: TextEncoder, max_target_length: int) -> Sequence:

@@ -49,26 +49,25 @@ class Judgements:
         document_ids: dict[str, str] = {}
         answers: dict[Any, dict[str, int]] = defaultdict(dict)
         groups: dict[str, dict[str, int]] = defaultdict(dict)
+
+        def document(text: str) -> str:
+            key = " ".join(text.split())
+            number = document_ids.setdefault(key, f"d{len(document_ids)}")
+            judged.documents.setdefault(number, text)
+            return number
+
         for record in records:
-            for text in (*record.positives, *record.negatives):
-                key = " ".join(text.split())
-                if key not in document_ids:
-                    document_ids[key] = f"d{len(document_ids)}"
-                    judged.documents[document_ids[key]] = text
+            numbers = [document(text) for text in (*record.positives, *record.negatives)]
             query_id = record.id if record.id not in judged.queries else _next(record, judged)
             judged.queries[query_id] = record.instruction + record.query
             # The dict is shared by all records with one key, so later positives reach them too.
             judged.relevant[query_id] = answers[_question(record, query_id)]
             group = groups[record.group] if record.group else judged.relevant[query_id]
             judged.mates[query_id] = group
-            for text in record.positives:
-                number = document_ids[" ".join(text.split())]
+            for number in numbers[: len(record.positives)]:
                 judged.relevant[query_id][number] = group[number] = 1
         for text in others:
-            key = " ".join(text.split())
-            if key not in document_ids:
-                document_ids[key] = f"d{len(document_ids)}"
-                judged.documents[document_ids[key]] = text
+            document(text)
         return judged
 
     def choose(self, query_ids: Iterable[str]) -> Judgements:
