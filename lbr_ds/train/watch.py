@@ -165,6 +165,8 @@ class Watch:
         if self.words is None and store.check(["last"]):
             code, line, teller = json.loads(store.get("last"))
             if teller != self.world.rank:
+                # Before the teller goes: then a collective breaks, and there is nothing to see.
+                _note(line, stacks=code == LostRank.exit_code)
                 self.words = (code, line)
                 store.set(f"read-{self.world.rank}", "")
 
@@ -217,7 +219,6 @@ class Watch:
         while time.monotonic() < deadline and not line:
             time.sleep(_LOOK)
             if self.words is not None:
-                _note(self.words[1])
                 return PeerFailed(self.words[1], self.words[0])
             line = self._lost_host() if self._lost_store else self._silent(_MISSED * _BEAT)
         reason = " ".join(str(error).split())[:200]
@@ -261,7 +262,8 @@ class Watch:
         """End this process from the watch's thread; the training thread is stuck."""
         if self._done:
             return
-        _note(line, stacks=True)
+        if tell:
+            _note(line, stacks=True)
         if tell and self._tell(code, line):
             print("lbr-ds: error:", masked(line), file=sys.stderr, flush=True)
         end(code)

@@ -179,7 +179,10 @@ import json, os, pathlib, sys
 row = pathlib.Path(sys.argv[sys.argv.index("--row") + 1])
 (row.parent / (row.stem + ".words")).write_text(json.dumps(sys.argv[1:]))
 if "16" in sys.argv[1:3]:
-    print("Traceback"); print("torch.OutOfMemoryError: CUDA out of memory."); sys.exit(1)
+    print("ended with exit code 1")
+    said = "Traceback\\ntorch.OutOfMemoryError: CUDA out of memory."
+    pathlib.Path(sys.argv[3] + ".rank-1.log").write_text(said)
+    sys.exit(1)
 found = {"device": "made-up", "hosts": ["a"], "collectives": [{"collective": c, "bytes": 1 << 20,
          "seconds": 1, "gb_per_second": 1} for c in ("all_gather", "reduce_scatter")]}
 if "--network" not in sys.argv:
@@ -194,8 +197,8 @@ def test_launcher_gets_nodes_and_the_configurations_keys(recipe: Path, tmp_path:
     (tmp_path / "fake.py").write_text(FAKE)
     sweep = Sweep(
         str(recipe), 1, (2, 16), tmp_path / "out", overrides=("seed=1",), layouts=("zero2",),
-        scaling=("strong",), launcher=f"{sys.executable} {tmp_path}/fake.py {{nodes}} {{ranks}}",
-        per_node=8,
+        scaling=("strong",), per_node=8,
+        launcher=f"{sys.executable} {tmp_path}/fake.py {{nodes}} {{ranks}} {{log}}",
     )  # fmt: skip
     result = run_sweep(sweep)
     rows = {row["measure"]: row for row in result["rows"]}
@@ -204,10 +207,11 @@ def test_launcher_gets_nodes_and_the_configurations_keys(recipe: Path, tmp_path:
     assert failed["reason"].startswith("out of memory: torch.OutOfMemoryError: CUDA out of memory")
     assert (failed["nodes"], failed["per_node"]) == (2, 8)
     told = json.loads((tmp_path / "out/rows/2-ranks-256-tokens-zero2-8-samples.words").read_text())
-    assert told[:5] == ["1", "2", "bench", "cluster", str(recipe)]
+    assert told[:2] == ["1", "2"]
+    assert told[3:6] == ["bench", "cluster", str(recipe)]
     keys = ["seed=1", "stage2.from=backbone", "stage1.samples_per_step=8",
             "stage1.micro_batch_tokens=256", "engine.ds_config=zero2"]  # fmt: skip
-    assert told[5:10] == keys
+    assert told[6:11] == keys
     stood = len(result["rows"])
     assert [r["measure"] for r in run_sweep(sweep)["rows"]] == list(rows)
     assert len(run_sweep(sweep, retry=True)["rows"]) == stood

@@ -16,6 +16,7 @@ rank.py is what a rank does, traffic.py what collectives cost, table.py and draw
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -48,8 +49,9 @@ class Sweep:
 
     ranks: how many take part, one number a configuration. scaling: "weak" keeps a rank's samples,
     "strong" the step's; both are the recipe's step at the largest number of ranks. launcher: words
-    before the program's, with {nodes}, {ranks} and {per_node} (ranks on each node); empty: ranks of
-    this machine. gpu: as `plan --gpu`; empty: told by the device's name.
+    before the program's, with {nodes}, {ranks}, {per_node} (ranks on each node) and {log}, how the
+    names of files begin that the ranks may print into; empty: ranks of this machine.
+    gpu: as `plan --gpu`; empty: told by the device's name.
     """
 
     recipe: str
@@ -211,13 +213,15 @@ def _row(one: Configuration, sweep: Sweep, run: RunConfig) -> dict[str, Any]:
     """Start a configuration, see it through, and say how it went."""
     file = sweep.folder / "rows" / f"{one.name}.json"
     file.unlink(missing_ok=True)
-    output = file.with_suffix(".log")
-    code = _see_through(command(one, sweep, run, file), output)
+    for old in _printed(file):
+        old.unlink()
+    code = _see_through(command(one, sweep, run, file), file.with_suffix(".log"))
     figures, reason = None, None
     if code == 0 and file.is_file():
         figures = json.loads(file.read_text(encoding="utf-8"))
     else:
-        reason = why(output.read_text(encoding="utf-8", errors="replace"), code)
+        printed = [log.read_text(encoding="utf-8", errors="replace") for log in _printed(file)]
+        reason = why("\n".join(printed), code)
     value, unit = None, "tokens/s a rank" if one.kind == "training" else "GB/s"
     if figures is not None and one.kind == "training":
         value = figures["tokens_per_second_per_rank"]
@@ -244,10 +248,16 @@ def command(one: Configuration, sweep: Sweep, run: RunConfig, file: Path) -> lis
     if not sweep.launcher:
         return [sys.executable, "-m", "lbr_ds", *words, "--nproc", str(one.ranks)]
     nodes, per_node = sweep.placed(one.ranks)
-    filled = sweep.launcher
-    for name, count in {"nodes": nodes, "ranks": one.ranks, "per_node": per_node}.items():
-        filled = filled.replace(f"{{{name}}}", str(count))
-    return [*shlex.split(filled), *words]
+    launcher = shlex.split(sweep.launcher)
+    fills = {"nodes": nodes, "ranks": one.ranks, "per_node": per_node, "log": file.with_suffix("")}
+    for name, value in fills.items():
+        launcher = [word.replace(f"{{{name}}}", str(value)) for word in launcher]
+    return [*launcher, *words]
+
+
+def _printed(file: Path) -> list[Path]:
+    """What the launcher and the ranks of a configuration printed into."""
+    return sorted(file.parent.glob(f"{glob.escape(file.stem)}.*log"))
 
 
 def _see_through(words: list[str], output: Path) -> int:
