@@ -22,7 +22,14 @@ from lbr_ds import resources
 from lbr_ds.address import CACHE_GIB, Folder, local
 from lbr_ds.errors import ConfigError
 from lbr_ds.explain import explain
-from lbr_ds.source import KNOWLEDGE_SIZES, Part, SourceConfig, SplitConfig, misfit
+from lbr_ds.source import (
+    KNOWLEDGE_SIZES,
+    MiningConfig,
+    Part,
+    SourceConfig,
+    SplitConfig,
+    misfit,
+)
 
 SPLITS = ("gl", "cl", "eval")
 CONTROL = "control"  # a fourth, under protocol knowledge
@@ -184,30 +191,6 @@ class Stage2Config(StageConfig):
                 f"chunk_tokens={self.chunk_tokens} exceeds "
                 f"micro_batch_tokens={self.micro_batch_tokens}; a chunk is part of a micro-batch"
             )
-        return self
-
-
-class MiningConfig(Part):
-    """Hard negatives for the records of cl. Read by `mining/`; its rules.py tells every rule."""
-
-    methods: tuple[Literal["bm25", "dense"], ...] = Field(default=("bm25",), min_length=1)
-    model: str = ""  # dense: a folder, run, checkpoint, or a name that sentence-transformers loads
-    trust_remote_code: bool = False  # of model and guide
-    guide: str = ""  # as model; drops what it scores at or above the positive. Empty: no guide
-    passages: tuple[Literal["cl", "gl"], ...] = Field(default=("cl",), min_length=1)
-    ranks: tuple[int, int] = (1, 100)  # first and last rank that a negative may have
-    keep: int = Field(default=4, ge=1)  # negatives added to a record
-    pick: Literal["top", "random"] = "top"  # of those within ranks: the nearest, or drawn by seed
-    max_ratio: float | None = Field(default=0.95, gt=0)  # of the positive's score, at most
-    margin: float | None = Field(default=None, ge=0)  # below the positive's score, at least
-    near: float = Field(default=0.8, gt=0, le=1)  # share of common phrases: the same text
-
-    @model_validator(mode="after")
-    def _complete(self) -> MiningConfig:
-        if "dense" in self.methods and not self.model:
-            raise ValueError("methods has dense and model is empty; name a model, or leave it out")
-        if not 1 <= self.ranks[0] <= self.ranks[1]:
-            raise ValueError(f"ranks={list(self.ranks)}; give [first, last], first 1 or more")
         return self
 
 

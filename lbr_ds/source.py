@@ -1,5 +1,5 @@
-"""The recipe's words for one raw corpus, where it lies, its layout, what its columns mean; and for
-how many of the records go where."""
+"""The recipe's words for one raw corpus, where it lies, its layout, what its columns mean; for how
+many of the records go where; and for how hard negatives are mined among them."""
 
 from __future__ import annotations
 
@@ -123,3 +123,27 @@ def misfit(protocol: str, sizes: SplitConfig, sources: list[SourceConfig]) -> st
             "some of role pair, or one of role both"
         )
     return ""
+
+
+class MiningConfig(Part):
+    """Hard negatives for the records of cl. Read by `mining/`; its rules.py tells every rule."""
+
+    methods: tuple[Literal["bm25", "dense"], ...] = Field(default=("bm25",), min_length=1)
+    model: str = ""  # dense: a folder, run, checkpoint, or a name that sentence-transformers loads
+    trust_remote_code: bool = False  # of model and guide
+    guide: str = ""  # as model; drops what it scores at or above the positive. Empty: no guide
+    passages: tuple[Literal["cl", "gl"], ...] = Field(default=("cl",), min_length=1)
+    ranks: tuple[int, int] = (1, 100)  # first and last rank that a negative may have
+    keep: int = Field(default=4, ge=1)  # negatives added to a record
+    pick: Literal["top", "random"] = "top"  # of those within ranks: the nearest, or drawn by seed
+    max_ratio: float | None = Field(default=0.95, gt=0)  # of the positive's score, at most
+    margin: float | None = Field(default=None, ge=0)  # below the positive's score, at least
+    near: float = Field(default=0.8, gt=0, le=1)  # share of common phrases: the same text
+
+    @model_validator(mode="after")
+    def _complete(self) -> MiningConfig:
+        if "dense" in self.methods and not self.model:
+            raise ValueError("methods has dense and model is empty; name a model, or leave it out")
+        if not 1 <= self.ranks[0] <= self.ranks[1]:
+            raise ValueError(f"ranks={list(self.ranks)}; give [first, last], first 1 or more")
+        return self

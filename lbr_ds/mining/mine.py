@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lbr_ds
-from lbr_ds.config import MiningConfig, RunConfig
+from lbr_ds.config import RunConfig
 from lbr_ds.corpora import leaks
 from lbr_ds.corpora.prepare import MINING
 from lbr_ds.corpora.reading import Progress
@@ -38,6 +38,7 @@ from lbr_ds.mining.rules import Chooser, Guide, Negative
 from lbr_ds.mining.vectors import Vectors, cache_key, embed, embed_share
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
+from lbr_ds.source import MiningConfig
 
 log = logging.getLogger(__name__)
 EXAMPLES = 10

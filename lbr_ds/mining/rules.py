@@ -26,9 +26,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.config import MiningConfig
 from lbr_ds.mining.pool import Pool, likeness
 from lbr_ds.mining.ranking import Ranking
+from lbr_ds.source import MiningConfig
 
 REASONS = (
     "positive_not_found", "too_near_the_positive", "same_as_positive", "same_as_kept", "guide",

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lbr_ds.config import MiningConfig
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.mining.rules import Chooser
 from lbr_ds.records import Record
+from lbr_ds.source import MiningConfig
 
 POSITIVE = "the heart is a muscle that pumps blood"
 TEXTS = [
