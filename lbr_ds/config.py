@@ -56,6 +56,15 @@ class BottleneckConfig(Part):
     count: int = Field(default=4, ge=0, le=256)
 
 
+class LoraConfig(Part):
+    """Low-rank adapters in place of full training, in both stages. Read by `model/lora.py`."""
+
+    rank: int | None = Field(default=None, ge=1)  # null: all weights learn
+    alpha: float = Field(default=32, gt=0)  # adapters count alpha / rank times
+    dropout: float = Field(default=0, ge=0, lt=1)  # of what goes into an adapter
+    targets: tuple[str, ...] = ()  # names of linear layers; empty: all of the decoder's
+
+
 class DataConfig(Part):
     """Raw corpora and the folder of prepared shards. Read by `corpora/` and `shards/`."""
 
@@ -236,6 +245,7 @@ class RunConfig(Part):
     seed: int = 0
     model: ModelConfig
     bottleneck: BottleneckConfig = BottleneckConfig()
+    lora: LoraConfig = LoraConfig()
     data: DataConfig
     stage1: Stage1Config
     stage2: Stage2Config
@@ -278,6 +288,8 @@ class RunConfig(Part):
         plain = json.loads(self.model_dump_json(exclude=apart))
         if self.guard.spike_sigmas is not None:
             plain["guard"] = {"spike_sigmas": self.guard.spike_sigmas}
+        if self.lora.rank is None:
+            plain.pop("lora")
         plain.pop(f"stage{3 - stage}")
         plain["model"].pop("activation_checkpointing")
         for memory_only in ("micro_batch_tokens", "chunk_tokens"):

@@ -76,6 +76,7 @@ def test_broken_ds_config(content: str, message: str, tmp_path: Path) -> None:
         ("data.splits={gl: 100, cl: 0.5, eval: 5}", "mixes shares and counts"),
         ("model.max_length=many", "model.max_length"),
         ("stage2.chunk_tokens=9999", "chunk_tokens=9999 exceeds micro_batch_tokens=4096"),
+        ("lora.rank=0", "lora.rank"),
         ("seed", "not of the form key.sub=value"),
         ("every.evaluate=0", "every.evaluate"),
         ("every.evaluate=often", "every.evaluate"),
@@ -110,9 +111,9 @@ def test_decisive_moves_with_the_numbers_and_only_with_them() -> None:
     base = load("demo").decisive(1)
     same = ["run=elsewhere", "every.save=7", "every.evaluate=null", "evaluation.max_queries=3",
             "stage1.micro_batch_tokens=99", "stage2.num_steps=5", "data.workers=0",
-            "model.activation_checkpointing=true"]  # fmt: skip
+            "model.activation_checkpointing=true", "lora.alpha=8"]  # fmt: skip
     other = ["seed=1", "stage1.num_steps=7", "stage1.optim.lr=1", "bottleneck.count=2",
-             "model.num_layers=1"]  # fmt: skip
+             "model.num_layers=1", "lora.rank=4"]  # fmt: skip
     assert all(load("demo", [o]).decisive(1) == base for o in same)
     assert all(load("demo", [o]).decisive(1) != base for o in other)
     base = load("demo").decisive(2)

@@ -18,6 +18,7 @@ ORDER = [
 DOORS = {
     "deepspeed": {"train/engine.py"},
     "tensorboard": {"train/meter.py"},
+    "peft": {"model/lora.py"},
     "webdataset": {"shards", "bench"},  # bench: the peer that the loader is measured against
     "mteb": {"evaluate"},
     "bm25s": {"mining/bm25.py"},

@@ -21,7 +21,7 @@ from lbr_ds.model.embedder import Embedder
 from lbr_ds.plan import Cluster, find_gpu, plan
 from lbr_ds.plan.memory import activations, memory_of
 from lbr_ds.plan.pace import traffic_of
-from lbr_ds.plan.shape import find, known, of_config
+from lbr_ds.plan.shape import find, known, of_config, shape_of
 from lbr_ds.plan.work import Work, work_of
 from tests.ranks import run_cli
 from tests.tiny import FAMILIES, SHAPE, tiny_recipe
@@ -174,6 +174,29 @@ def test_states_by_hand() -> None:
     assert away.host == pytest.approx(20 * share, rel=1e-4)
 
 
+def test_adapters_states_by_hand() -> None:
+    """Rank 16 on 7B: 16 x (numbers in + out) of seven matrices a layer, and four rows of 4096."""
+    whole, run = load("huatuo-7b"), load("huatuo-7b", ["lora.rank=16"])
+    shape, work = shape_of(run), work_of(run, 1, 8)
+    assert shape_of(whole) == find(run.model, run.bottleneck.count)
+    learnt = 32 * 16 * (4 * 8192 + 3 * (4096 + 11008)) + 4 * 4096
+    assert (shape.learnt, shape.total) == (learnt, shape_of(whole).total + learnt)
+
+    def found(shape: Any, name: str) -> Any:
+        return memory_of(shape, Layout.of(name, layout.read(name)), work, world=8, per_node=8,
+                         checkpointing=True)  # fmt: skip
+
+    stays = found(shape, "zero3").stays
+    assert stays["gradients"] == pytest.approx(2 * learnt / 8, rel=1e-4)
+    assert stays["optimizer"] == pytest.approx(12 * learnt / 8, rel=1e-4)
+    parameters = found(shape_of(whole), "zero3").stays["parameters"]
+    assert stays["parameters"] == pytest.approx(parameters + 2 * learnt / 8, rel=0.01)
+    assert found(shape, "zero1").stays["gradients"] == 2 * learnt
+    assert found(shape, "zero3").phases["head"] < found(shape_of(whole), "zero3").phases["head"]
+    with pytest.raises(ConfigError, match="'query' is no linear layer"):
+        shape_of(load("huatuo-7b", ["lora.rank=16", "lora.targets=[query]"]))
+
+
 def test_best_is_the_least_traffic_that_fits() -> None:
     """1 GPU of 80 GB: 7B in bf16 with fp32 states needs 16 bytes a number, so only offload fits."""
     run = load("huatuo-7b")
@@ -207,10 +230,10 @@ def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
     AutoConfig.for_model("llama", **{**SHAPE, "vocab_size": 4000, "hidden_size": 256,
                          "intermediate_size": 768, "num_hidden_layers": 4}).save_pretrained(
         tmp_path / "shape")  # fmt: skip
-    for ranks in (1, 2):
-        out = tmp_path / f"{ranks}.json"
+    for ranks, more in ((1, []), (2, []), (2, ["lora.rank=16"])):
+        out = tmp_path / "found.json"
         done = run_cli("plan", recipe, "--nodes", "1", "--gpus", str(ranks), "--check",
-                       "--config", str(tmp_path / "shape"), "--json", str(out))  # fmt: skip
+                       "--config", str(tmp_path / "shape"), "--json", str(out), *more)  # fmt: skip
         assert done.returncode == 0, done.stderr
         found = json.loads(out.read_text())
         assert found["ranks"] == ranks

@@ -34,10 +34,11 @@ from lbr_ds.model.embedder import build_embedder
 from lbr_ds.objectives.contrastive import Rules, info_nce
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
-from lbr_ds.train.engine import load_ds_config, load_weights
+from lbr_ds.train.engine import gathered, load_ds_config
 from lbr_ds.train.launch import launch
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES, Work
+from lbr_ds.train.weights import load_weights
 
 LAYERS, SHORT = 2, 64  # of the cut backbone, and the tokens of its texts
 LR = 1e-5
@@ -180,7 +181,7 @@ def _one_graph(run: RunConfig, records: list[Record]) -> dict[str, torch.Tensor]
     model = build_embedder(
         folder, torch.float32, activation_checkpointing=False, trust_remote_code=False
     )
-    load_weights(model.backbone, folder, World())
+    load_weights(model.backbone.named_parameters(), folder, World(), gathered)
     step = contrastive_pairs(records, [0] * len(records), _encoder(run), 0)
     vectors = model(pack(step.sequences))
     n = step.num_queries

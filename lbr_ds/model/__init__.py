@@ -2,5 +2,6 @@
 
 bottleneck.py prepares the backbone once (K tokens, their rows, the tokenizer that appends them);
 attention.py is the information bottleneck; embedder.py is the one forward that training calls;
-head.py the next-token loss inside it; encoder.py turns texts into vectors outside of training.
+head.py the next-token loss inside it; lora.py lays adapters over it; encoder.py turns texts into
+vectors outside of training.
 """

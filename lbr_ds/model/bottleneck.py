@@ -67,6 +67,18 @@ def bottleneck_token(index: int) -> str:
     return f"<|bottleneck_{index}|>"
 
 
+def bottleneck_ids(folder: Path) -> list[int]:
+    """The ids of a prepared backbone's bottleneck tokens.
+
+    Random weights that are only measured have no tokenizer; there the first ids stand for them.
+    """
+    count = Card.load(folder).num_bottleneck
+    if not (folder / "tokenizer.json").is_file():
+        return list(range(count))
+    names = [bottleneck_token(i) for i in range(count)]
+    return list(load_tokenizer(folder).convert_tokens_to_ids(names))
+
+
 def prepare_backbone(
     model: ModelConfig, bottleneck: BottleneckConfig, folder: Path, seed: int
 ) -> None:

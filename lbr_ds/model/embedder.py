@@ -26,13 +26,15 @@ _WORTH = 0.8  # taking rows out of a layer and putting them back costs about a t
 class Embedder(nn.Module):
     """A causal LM read at its bottleneck.
 
-    Only `backbone.base_model` and `head` run; `head` holds the LM head's own weight.
+    Only `backbone.base_model` and `head` run; `head` holds the LM head's own weight. `rows` is what
+    the bottleneck's rows have learnt where the backbone is frozen (model/lora.py); else None.
     """
 
     def __init__(self, backbone: PreTrainedModel, card: Card) -> None:
         super().__init__()
         backbone.set_attn_implementation(NAME)
         self.backbone = backbone
+        self.rows: nn.Module | None = None
         self.head = Head(backbone.get_output_embeddings().weight)
         self.pooling = card.pooling
         self.bidirectional = card.attention == "bidirectional"

@@ -22,7 +22,7 @@ from lbr_ds.layout import Layout
 from lbr_ds.plan.cluster import Cluster, Gpu, find_gpu
 from lbr_ds.plan.memory import RESERVE, Memory, memory_of
 from lbr_ds.plan.pace import ASSUMED, pace_of, traffic_of
-from lbr_ds.plan.shape import Shape, find
+from lbr_ds.plan.shape import Shape, shape_of
 from lbr_ds.plan.work import num_steps, work_of
 from lbr_ds.shards import Manifest
 
@@ -37,7 +37,7 @@ def plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[s
     config: the backbone's config.json where it is not found by itself. Raises ConfigError for a
     backbone of unknown shape, and for a step that the ranks cannot share.
     """
-    shape = find(run.model, run.bottleneck.count, config)
+    shape = shape_of(run, config)
     rows = [_row(shape, name, run, cluster) for name in _names(run)]
     fitting = [row for row in rows if row["fits"]]
     best = min(fitting, key=lambda r: (r["traffic_gib"], r["step_seconds"]), default=None)
@@ -47,7 +47,7 @@ def plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[s
         "cluster": {"nodes": cluster.nodes, "gpus_per_node": cluster.per_node,
                     "gpus": cluster.world, "gpu": cluster.gpu.model_dump()},
         "model": {"backbone": run.model.backbone, "layers": shape.layers, "hidden": shape.hidden,
-                  "vocabulary": shape.vocab, "parameters": shape.total,
+                  "vocabulary": shape.vocab, "parameters": shape.total, "learning": shape.learnt,
                   "activation_checkpointing": run.model.activation_checkpointing},
         "assumed": {**ASSUMED, "fill": FILL, "reserve_gib": RESERVE / GIB},
         "layouts": rows,

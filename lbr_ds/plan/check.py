@@ -21,7 +21,7 @@ from typing import Any
 from lbr_ds.config import RunConfig
 from lbr_ds.layout import Layout
 from lbr_ds.plan.memory import Memory, memory_of
-from lbr_ds.plan.shape import Shape, find
+from lbr_ds.plan.shape import Shape, shape_of
 from lbr_ds.plan.work import Work, work_of
 
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_MMAP_MAX_": "1000000",
@@ -53,10 +53,11 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
 
     from lbr_ds.distributed import join, leave
     from lbr_ds.model.embedder import build_embedder
+    from lbr_ds.model.lora import adapting
     from lbr_ds.train.engine import Engine, load_ds_config
 
     world = join(run.engine.timeout_minutes)
-    shape = find(run.model, run.bottleneck.count, config)
+    shape = shape_of(run, config)
     folder = Path(world.share(tempfile.mkdtemp(prefix="lbr-plan-") if world.first else None))
     try:
         if world.first:
@@ -68,7 +69,10 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
             build_embedder, folder, trust_remote_code=False,
             activation_checkpointing=run.model.activation_checkpointing,
         )  # fmt: skip
-        engine = Engine(make, folder, ds_config=ds_config, optim=run.stage1.optim, world=world)
+        engine = Engine(
+            make, folder, ds_config=ds_config, optim=run.stage1.optim, world=world,
+            adapt=adapting(run, folder),
+        )  # fmt: skip
         layout = Layout.of("checked", ds_config)
         on_gpu = torch.cuda.is_available()
         stages = []
@@ -179,7 +183,7 @@ def _touched(planned: Memory, shape: Shape, layout: Layout, on_gpu: bool) -> int
     if on_gpu:
         return planned.peak
     bucket = planned.stays["reduction bucket"]
-    return planned.peak - bucket + min(bucket, shape.total * layout.width)
+    return planned.peak - bucket + min(bucket, shape.learnt * layout.width)
 
 
 def _resident() -> int:

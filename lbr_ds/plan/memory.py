@@ -10,6 +10,7 @@ stays and the largest of them:
   optimizer one sub-group's gradients as the optimizer wants them
 
 With activation checkpointing the saved activations are each layer's input, and one whole layer.
+Under adapters (lora.rank) gradients, optimizer and tables' gradients are those of what learns.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def memory_of(
     moving = _moving(shape, layout, world)
     head_now, head_kept = head(shape, work, layout.width)
     contrast = vectors(shape, work, world)
-    tables = shape.table * layout.width
+    tables = 0 if shape.adapters else shape.table * layout.width
     phases = {
         "head": gathered + saved + head_now,
         "layers": gathered + saved + layer + head_kept + contrast + moving,
@@ -70,10 +71,10 @@ def _states(
     shape: Shape, layout: Layout, world: int, per_node: int
 ) -> tuple[dict[str, int], int, int]:
     """(what stays on the GPU, on the host, on NVMe)."""
-    share = shape.sharded(world)
+    share, learning = shape.sharded(world), shape.learning_share(world)
     if layout.stage < 3:
         whole = shape.total
-        held = whole if layout.stage == 1 else 2 * share
+        held = shape.learnt if layout.stage == 1 else 2 * learning
         buckets = 2 if layout.overlap else 1
         gpu = {
             "parameters": whole * layout.width,
@@ -84,13 +85,13 @@ def _states(
         whole = shape.persistent(layout.persistent)
         gpu = {
             "parameters": (share + whole) * layout.width,
-            "gradients": share * layout.gradient_width,
+            "gradients": learning * layout.gradient_width,
             "reduction bucket": layout.reduce_bucket * layout.width,
         }
         if layout.hpz > 1:
             gpu["second copy"] = shape.sharded(min(layout.hpz, per_node)) * layout.width
     # Weights of the optimizer's own width have a copy all the same (seen on 0.19.8).
-    gpu["optimizer"] = share * (layout.master_width + 2 * layout.moment_width)
+    gpu["optimizer"] = learning * (layout.master_width + 2 * layout.moment_width)
     host = nvme = 0
     if layout.stage == 3 and layout.offload_parameters != "none":
         moved = share * layout.width
@@ -100,7 +101,7 @@ def _states(
         # Gradients wait for the optimizer where it is, and once more as it wants them.
         waiting = gpu.pop("gradients") if layout.stage == 3 else 0
         host += waiting
-        moved = gpu.pop("optimizer") + share * layout.master_width
+        moved = gpu.pop("optimizer") + learning * layout.master_width
         host, nvme = _put(layout.offload_optimizer, moved, host, nvme)
     if layout.offload_parameters == "nvme":
         host += layout.parameter_buffers * layout.width
@@ -157,6 +158,8 @@ def layer_activations(shape: Shape, work: Work, width: int) -> int:
         attention += tokens * q * width
     if shape.qk_norm:
         attention += tokens * (q + kv) * (4 + width)
+    # What lies between the two matrices of each of a layer's adapters.
+    attention += tokens * width * sum(rank for rank, _ in shape.adapters[::2]) // shape.layers
     return 2 * norm + attention + 4 * tokens * shape.inner * width
 
 
@@ -169,11 +172,12 @@ def head(shape: Shape, work: Work, width: int) -> tuple[int, int]:
     if not rows:
         return 0, 0
     states = rows * shape.hidden * width  # the rows that are read, and as large their gradient
-    kept = 2 * states + shape.table * width
+    table = 0 if shape.adapters else shape.table  # a frozen head has no gradient
+    kept = 2 * states + table * width
     half = width if width < 4 else 0
     # model/head.py takes a third of the hidden size as rows of logits at a time, within bounds.
     chunk = min(rows, max(128, shape.hidden // 3), 1024) * shape.vocab * (4 + half)
-    return 2 * states + chunk + shape.table * (4 + half), kept
+    return 2 * states + chunk + table * (4 + half), kept
 
 
 def vectors(shape: Shape, work: Work, world: int) -> int:
@@ -193,7 +197,7 @@ def vectors(shape: Shape, work: Work, world: int) -> int:
 
 def _moving(shape: Shape, layout: Layout, world: int) -> int:
     """Gradients under way: the bucket's copy in the order of ranks, and its reduced part."""
-    bucket = min(layout.reduce_bucket, shape.total)
+    bucket = min(layout.reduce_bucket, shape.learnt)
     if layout.stage < 3:
         return bucket * layout.width
     return (bucket + bucket // world) * layout.width
@@ -212,5 +216,5 @@ def _update(shape: Shape, layout: Layout, world: int, fused: bool) -> int:
 
 def _group(shape: Shape, layout: Layout, world: int) -> int:
     """Numbers of a rank's largest optimizer sub-group. Decayed weights and others are apart."""
-    largest = max(shape.linear, shape.total - shape.linear) // world
+    largest = max(shape.decayed, shape.learnt - shape.decayed) // world
     return min(largest, layout.sub_group) if layout.stage == 3 else largest

@@ -58,7 +58,7 @@ class Pace:
 
 def traffic_of(shape: Shape, layout: Layout, work: Work, cluster: Cluster) -> Traffic:
     """The traffic of one rank in one step."""
-    size = shape.total * layout.width
+    size, learnt = shape.total * layout.width, shape.learnt * layout.width
     forward = backward = reduced = 0.0
     local = False
     if layout.stage == 3:
@@ -66,12 +66,12 @@ def traffic_of(shape: Shape, layout: Layout, work: Work, cluster: Cluster) -> Tr
         backward = work.micro_batches * size
         # Quantised gradients go as 4 bits, and only between nodes (stage3.py, __avg_scatter_grads).
         quarter = layout.quantized_gradients and cluster.nodes > 1
-        reduced = work.micro_batches * size * (2 / layout.width / 4 if quarter else 1)
+        reduced = work.micro_batches * learnt * (2 / layout.width / 4 if quarter else 1)
         local = 1 < layout.hpz <= cluster.per_node  # the way back reads the node's own copy
     elif layout.stage == 2:
-        forward, reduced = size, 2.0 * work.micro_batches * size
+        forward, reduced = learnt, 2.0 * work.micro_batches * learnt
     else:
-        forward, reduced = size, 2.0 * size
+        forward, reduced = learnt, 2.0 * learnt
     vectors = 2.0 * work.candidates * cluster.world * shape.hidden * 4
     links = (forward + backward + reduced + vectors) * (1 - 1 / cluster.world)
     outside = forward + reduced + vectors + (0 if local else backward)
@@ -82,7 +82,7 @@ def traffic_of(shape: Shape, layout: Layout, work: Work, cluster: Cluster) -> Tr
 
 def _offloaded(shape: Shape, layout: Layout, work: Work, world: int) -> tuple[float, float]:
     """Bytes between a GPU and its host, and between host and NVMe."""
-    share = shape.sharded(world)
+    share, learning = shape.sharded(world), shape.learning_share(world)
     host = nvme = 0.0
     if layout.offload_parameters != "none":
         up = (work.passes + work.micro_batches) * share * layout.width
@@ -90,9 +90,10 @@ def _offloaded(shape: Shape, layout: Layout, work: Work, world: int) -> tuple[fl
         nvme += up if layout.offload_parameters == "nvme" else 0
     if layout.offload_optimizer != "none":
         # Each further micro-batch fetches what was added up, adds, and puts it back.
-        host += (2 * work.micro_batches - 1) * share * layout.gradient_width + share * layout.width
+        host += (2 * work.micro_batches - 1) * learning * layout.gradient_width
+        host += learning * layout.width
         if layout.offload_optimizer == "nvme":
-            nvme += 2 * share * (layout.master_width + 2 * layout.moment_width)
+            nvme += 2 * learning * (layout.master_width + 2 * layout.moment_width)
     return host, nvme
 
 
@@ -110,7 +111,7 @@ def pace_of(
     wire = max(wire, traffic.host / (gpu.host_link * 1e9 * share))
     exposed = wire if not layout.overlap else max(0.0, wire - compute)
     exposed += ASSUMED["hidden_cost"] * (wire - exposed)
-    numbers = shape.sharded(cluster.world)
+    numbers = shape.learning_share(cluster.world)
     if layout.offload_optimizer == "none":
         optimizer = numbers * _ADAM_BYTES / (gpu.hbm * 1e9 * ASSUMED["hbm"])
     else:
@@ -122,12 +123,10 @@ def pace_of(
 def _compute(shape: Shape, work: Work, cluster: Cluster, checkpointing: bool, width: int) -> float:
     """Seconds of arithmetic and of element-wise memory traffic, recomputation included."""
     gpu = cluster.gpu
-    useful = work.useful(shape)
-    # A third of forward-and-backward is one forward; checkpointing and caching add one each.
-    head = 6.0 * shape.table * work.sequences * work.supervised
-    extra = (int(checkpointing) + int(work.cached)) / 3
-    arithmetic = useful + extra * (useful - head)
+    # Checkpointing and caching add a forward of the layers each.
+    again = int(checkpointing) + int(work.cached)
+    arithmetic = work.useful(shape) + again * work.again(shape)
     saved = shape.layers * layer_activations(shape, work, width) / work.micro_tokens
-    moved = saved * work.tokens * ASSUMED["moves"] * (1 + extra)
+    moved = saved * work.tokens * ASSUMED["moves"] * (1 + again / 3)
     peak = gpu.tflops * 1e12 * gpu.matmul
     return arithmetic / peak + moved / (gpu.hbm * 1e9 * ASSUMED["hbm"])

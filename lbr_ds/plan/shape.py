@@ -1,6 +1,6 @@
 """A backbone's config.json -> its parameters, one by one, without weights.
 
-    shape = find(run.model, run.bottleneck.count)
+    shape = shape_of(run)
     shape.total, shape.tensors
 
 Known: decoders built like Llama (llama, mistral, qwen2, qwen3): embeddings, per layer attention and
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds import flops
-from lbr_ds.config import ModelConfig, read_mapping
+from lbr_ds.config import ModelConfig, RunConfig, read_mapping
 from lbr_ds.errors import ConfigError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -29,7 +29,8 @@ _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attenti
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a decoder; `vocab` includes the bottleneck's rows. config: what they were read from,
-    brought up to date with them."""
+    brought up to date with them. adapters: shapes of LoRA's matrices, beside which only the
+    `new_rows` of the bottleneck learn; none: all learns."""
 
     name: str
     hidden: int
@@ -45,28 +46,57 @@ class Shape:
     mlp_bias: bool
     qk_norm: bool
     config: dict[str, Any]
+    adapters: tuple[tuple[int, int], ...] = ()
+    new_rows: int = 0
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """One layer's linear layers by name: (numbers out, numbers in)."""
+        d, i = self.hidden, self.inner
+        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        return {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q),
+                "gate_proj": (i, d), "up_proj": (i, d), "down_proj": (d, i)}  # fmt: skip
 
     @property
     def layer(self) -> list[tuple[int, ...]]:
-        """Shapes of one layer's parameters."""
+        """Shapes of one layer's parameters, without adapters."""
         d, i = self.hidden, self.inner
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        found: list[tuple[int, ...]] = [(q, d), (kv, d), (kv, d), (d, q)]
+        found: list[tuple[int, ...]] = [*self.matrices.values()]
         found += [(q,), (kv,), (kv,)] * self.qkv_bias + [(d,)] * self.out_bias
-        found += [(self.head_size,)] * 2 * self.qk_norm
-        found += [(i, d), (i, d), (d, i)] + [(i,), (i,), (d,)] * self.mlp_bias
+        found += [(self.head_size,)] * 2 * self.qk_norm + [(i,), (i,), (d,)] * self.mlp_bias
         return [*found, (d,), (d,)]
 
     @property
     def tensors(self) -> list[tuple[int, ...]]:
         """Shapes of all parameters; a tied head counts once."""
         tables = [(self.vocab, self.hidden)] * (1 if self.tied else 2)
-        return [*tables, *self.layer * self.layers, (self.hidden,)]
+        return [*tables, *self.layer * self.layers, (self.hidden,), *self._added]
+
+    @property
+    def learning(self) -> list[tuple[int, ...]]:
+        """Shapes of the parameters that have gradients and an optimizer's states."""
+        return self._added or self.tensors
+
+    @property
+    def _added(self) -> list[tuple[int, ...]]:
+        rows = [(self.new_rows, self.hidden)] if self.new_rows else []
+        return [*self.adapters, *rows] if self.adapters else []
 
     @property
     def total(self) -> int:
         """Numbers in all parameters."""
         return sum(math.prod(t) for t in self.tensors)
+
+    @property
+    def learnt(self) -> int:
+        """Numbers in the parameters that learn."""
+        return sum(math.prod(t) for t in self.learning)
+
+    @property
+    def decayed(self) -> int:
+        """Numbers that weight decay applies to; the others are a group of their own."""
+        return sum(math.prod(t) for t in self.adapters) or self.linear
 
     @property
     def sizes(self) -> flops.Shape:
@@ -86,11 +116,34 @@ class Shape:
 
     def sharded(self, world: int) -> int:
         """Numbers of one rank's share under ZeRO-3: every tensor is cut evenly, rounded up."""
-        return sum(-(-math.prod(t) // world) for t in self.tensors)
+        return _cut(self.tensors, world)
+
+    def learning_share(self, world: int) -> int:
+        """The same of the parameters that learn."""
+        return _cut(self.learning, world)
 
     def persistent(self, threshold: int) -> int:
         """Numbers in parameters of at most `threshold`, which ZeRO-3 keeps whole on every rank."""
         return sum(n for n in map(math.prod, self.tensors) if n <= threshold)
+
+
+def _cut(tensors: list[tuple[int, ...]], world: int) -> int:
+    return sum(-(-math.prod(t) // world) for t in tensors)
+
+
+def shape_of(run: RunConfig, config: Path | None = None) -> Shape:
+    """`find` for a recipe, with its adapters. Raises ConfigError, also for unknown lora.targets."""
+    shape = find(run.model, run.bottleneck.count, config)
+    if (rank := run.lora.rank) is None:
+        return shape
+    if unknown := [name for name in run.lora.targets if name not in shape.matrices]:
+        raise ConfigError(
+            f"lora.targets: {unknown[0]!r} is no linear layer of this backbone, which has "
+            f"{', '.join(shape.matrices)}"
+        )
+    sizes = [shape.matrices[name] for name in run.lora.targets or shape.matrices]
+    added = [part for out, into in sizes for part in ((rank, into), (out, rank))] * shape.layers
+    return dataclasses.replace(shape, adapters=tuple(added), new_rows=run.bottleneck.count)
 
 
 def find(model: ModelConfig, num_bottleneck: int, config: Path | None = None) -> Shape:

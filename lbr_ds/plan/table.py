@@ -22,8 +22,11 @@ def show_plan(result: dict[str, Any], recipe: str) -> None:
     model, cluster = result["model"], result["cluster"]
     gpu = cluster["gpu"]
     steps = "on" if model["activation_checkpointing"] else "off"
+    learning = ""
+    if model["learning"] < model["parameters"]:
+        learning = f", {model['learning'] / 1e6:.1f}M of them learn"
     console.print(
-        f"{result['recipe']}: {model['parameters'] / 1e9:.2f}B parameters "
+        f"{result['recipe']}: {model['parameters'] / 1e9:.2f}B parameters{learning} "
         f"({model['layers']} layers of {model['hidden']}), {cluster['nodes']} x "
         f"{cluster['gpus_per_node']} {gpu['name']}, activation checkpointing {steps}",
         highlight=False,

@@ -4,8 +4,10 @@ RUN/stageN/checkpoints/step-000500/
     files.json   every file's size and sha256; written last, so it vouches for a whole folder
     state.json   step, counters, evaluation, ranks, versions, the keys that decide the numbers, the
                  data's hash
-    state/       the engine's shards (parameters, optimizer) and each rank's random states
-    model/       the weights as a Hugging Face folder, for stage 2, export and evaluation
+    state/       the engine's shards (what learns, optimizer) and each rank's random states
+    state/base/  under adapters (lora.rank): the frozen weights that they lie over
+    model/       the weights as a Hugging Face folder, for stage 2, export and evaluation; adapters
+                 are merged
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -135,12 +137,15 @@ class Saver:
         states = engine.snapshot(self._memory)
         states[f"state/random-{world.rank}.pt"] = random_states()
         weights = {name: tensor for name, tensor in engine.weights() if tensor is not None}
+        base = {name: tensor for name, tensor in engine.base() if tensor is not None}
 
         def write(part: Path) -> list[Path]:
             for name, state in states.items():
                 save_tensors(state, part / name)
             made = [part / name for name in states]
-            return made + (save_model(run, weights.items(), part / "model") if weights else [])
+            if base:
+                made += save_weights(base, part / "state" / "base")
+            return made + (save_model(run, weights, part / "model") if weights else [])
 
         return Plan(
             run.run / f"stage{self.stage}" / "checkpoints" / f"step-{step:06d}",
@@ -161,11 +166,25 @@ class Saver:
         }  # fmt: skip
 
 
-def save_model(run: RunConfig, weights: Iterable[tuple[str, Tensor]], folder: Path) -> list[Path]:
+def save_model(run: RunConfig, weights: dict[str, Tensor], folder: Path) -> list[Path]:
     """The whole weights as safetensors with config, tokenizer and hashes of the training texts.
 
     Returns the files made.
     """
+    save_weights(weights, folder)
+    for path in (run.run / "backbone").iterdir():
+        if path.is_file() and path.suffix != ".safetensors" and ".index." not in path.name:
+            shutil.copy(path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if isinstance(run.data.folder, Path):  # of data behind a URL eval cannot check overlap
+        overlap.copy(run.data.folder, folder)
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def save_weights(weights: dict[str, Tensor], folder: Path) -> list[Path]:
+    """Tensors as safetensors, in several files with an index if they are large. The files made."""
     folder.mkdir(parents=True, exist_ok=True)
     waiting: dict[str, Tensor] = {}
     where: dict[str, str] = {}
@@ -176,10 +195,8 @@ def save_model(run: RunConfig, weights: Iterable[tuple[str, Tensor]], folder: Pa
         where.update(dict.fromkeys(waiting, name))
         waiting.clear()
 
-    dtype = ""
-    for name, tensor in weights:
+    for name, tensor in weights.items():
         waiting[name] = tensor
-        dtype = str(tensor.dtype).removeprefix("torch.")
         if sum(t.nbytes for t in waiting.values()) > _FILE_BYTES:
             close_file()
     if waiting:
@@ -189,15 +206,7 @@ def save_model(run: RunConfig, weights: Iterable[tuple[str, Tensor]], folder: Pa
     else:
         index = {"metadata": {}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for path in (run.run / "backbone").iterdir():
-        if path.is_file() and path.suffix != ".safetensors" and ".index." not in path.name:
-            shutil.copy(path, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = dtype
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if isinstance(run.data.folder, Path):  # of data behind a URL eval cannot check overlap
-        overlap.copy(run.data.folder, folder)
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    return sorted(folder.glob("model*"))
 
 
 class Resumed(NamedTuple):
@@ -243,7 +252,8 @@ def resume(found: Path | None, engine: Engine, world: World) -> Resumed:
     else:
         log.info("%s: laid out for %d ranks, was %d", found, world.size, facts["world_size"])
         engine.load_reshaped(found / "state", found.with_suffix(".universal"))
-    # Of more ranks than there were, some start from the same numbers: nothing in a step is drawn.
+    # Of more ranks than there were, some start from the same numbers: nothing in a step is drawn
+    # from where they stand (dropout is seeded by the step).
     mine = found / "state" / f"random-{world.rank % facts['world_size']}.pt"
     restore_random_states(torch.load(mine, weights_only=True))
     return Resumed(int(facts["step"]), facts["counters"])

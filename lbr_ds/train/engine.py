@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from lbr_ds import layout
@@ -25,10 +24,12 @@ from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.model.embedder import Embedder
+from lbr_ds.model.lora import parts
 from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
 from lbr_ds.train.snapshot import HostMemory
-from lbr_ds.train.universal import to_universal
+from lbr_ds.train.universal import mend, to_universal
+from lbr_ds.train.weights import load_weights
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -65,8 +66,12 @@ class Engine:
     def __init__(
         self, make: Callable[[torch.dtype], Embedder], weights: Path, *,
         ds_config: dict[str, Any], optim: OptimConfig, world: World,
+        adapt: Callable[[Embedder], None] | None = None,
     ) -> None:  # fmt: skip
-        """make(dtype) builds the module; its parameters are then read from the folder `weights`."""
+        """make(dtype) builds the module; its parameters are then read from the folder `weights`.
+
+        adapt: freezes them and lays what learns over them (model/lora.py); None: all learn.
+        """
         self.world = world
         self._one_reduction: bool | None = None
         self.stage: int = ds_config["zero_optimization"]["stage"]
@@ -85,11 +90,15 @@ class Engine:
             model = make(self.dtype)
         if self.stage < 3:
             model.to(world.device)
-        load_weights(model.backbone, weights, world)
-        parameters = dict(model.named_parameters())
-        shapes = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in parameters.items()}
-        self.num_parameters = sum(torch.Size(s).numel() for s in shapes.values())
-        groups = parameter_groups(shapes, parameters, optim)
+        load_weights(model.backbone.named_parameters(), weights, world, gathered)
+        self.adapted = adapt is not None
+        if adapt is not None:
+            adapt(model)  # outside of zero.Init, which would take the new parameters' values away
+        self.num_parameters = sum(shape_of(p).numel() for p in model.parameters())
+        learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        shapes = {n: shape_of(p) for n, p in learning.items()}
+        self.num_learning = sum(shape.numel() for shape in shapes.values())
+        groups = parameter_groups(shapes, learning, optim)
         with _quiet():
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=model, optimizer=_optimizer(groups, ds_config, optim), config=config
@@ -147,7 +156,7 @@ class Engine:
 
     def _fits_whole_gradient(self) -> bool:
         """Whether a gradient that is not sharded takes at most half of what is free on any rank."""
-        need = self.num_parameters * self.dtype.itemsize
+        need = self.num_learning * self.dtype.itemsize
         free = free_memory(self.world)
         (lacking,) = self.world.max(float(need > free / 2))
         log.info(
@@ -194,7 +203,7 @@ class Engine:
         setattr(self.optimizer, name, judged)
 
     def snapshot(self, memory: HostMemory | None) -> dict[str, Any]:
-        """This rank's share of parameters, optimizer and counts: file name -> what to torch.save.
+        """This rank's share of what learns, optimizer and counts: file name -> what to torch.save.
 
         With `memory` it is a copy as of now, on the host; without, the tensors live on and must
         be written before the next step. The files lie as DeepSpeed's own. All ranks call it.
@@ -202,12 +211,15 @@ class Engine:
         collector = _Collector(memory)
         self.engine.checkpoint_engine = collector
         with _quiet():
-            self.engine.save_checkpoint("state", tag="ranks", save_latest=False)
+            self.engine.save_checkpoint(
+                "state", tag="ranks", save_latest=False, exclude_frozen_parameters=True
+            )
         return collector.files
 
     def load_state(self, folder: Path) -> None:
-        """Take over what `snapshot` gave on as many ranks. Raises CheckpointError."""
+        """Take over what `snapshot` gave on as many ranks, and `base`. Raises CheckpointError."""
         self._load(folder, "ranks")
+        self._load_base(folder)
 
     def load_reshaped(self, folder: Path, scratch: Path) -> None:
         """As `load_state`, from any number of ranks, by way of DeepSpeed's universal format.
@@ -225,7 +237,8 @@ class Engine:
         self.engine._config.load_universal_checkpoint = True
         self._load(scratch, "all")
         self.engine._config.load_universal_checkpoint = False
-        self._mend(groups)
+        mend(self.optimizer, groups, self.world.device)
+        self._load_base(folder)
         self.world.barrier()
         if self.world.first:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -234,42 +247,45 @@ class Engine:
         self.engine.checkpoint_engine = _Collector(None)
         try:
             with _quiet():
-                path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+                path, _ = self.engine.load_checkpoint(
+                    str(folder), tag=tag, load_module_strict=not self.adapted
+                )
         except Exception as error:  # DeepSpeed raises bare exceptions of many kinds here
             raise CheckpointError(f"{folder}: cannot be loaded: {error}") from None
         if path is None:
             raise CheckpointError(f"{folder}: holds no state for {self.world.size} ranks")
 
-    def _mend(self, groups: list[dict[str, Any]]) -> None:
-        """What DeepSpeed 0.19.8's universal load gets wrong under ZeRO-3.
-
-        It gives every parameter group the first one's options, weight decay among them, and all
-        states one and the same step tensor, which Adam then counts up once for each of them.
-        """
-        for group, options in zip(self.optimizer.param_groups, groups, strict=True):
-            group.update(options)
-        for parameter, state in self.optimizer.state.items():
-            if isinstance(state.get("step"), Tensor):
-                fused = self.world.device.type == "cuda" and parameter.is_cuda
-                where = parameter.device if fused else torch.device("cpu")
-                state["step"] = state["step"].to(where, copy=True)
+    def _load_base(self, folder: Path) -> None:
+        """What lies frozen below adapters: DeepSpeed's universal format leaves it out."""
+        if self.adapted:
+            below = ((name, own[0]) for name, own, _ in parts(self.engine.module))
+            load_weights(below, folder / "base", self.world, gathered)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole gradient) one by one, after the last backward and before `step`.
+        """(name, whole gradient) of what learns one by one, after the last backward before `step`.
 
         All ranks iterate; each gets the average over ranks, in fp32.
         """
-        for name, parameter in self.engine.module.backbone.named_parameters():
-            yield name, deepspeed.utils.safe_get_full_grad(parameter)
+        for name, parameter in self.engine.module.named_parameters():
+            if parameter.requires_grad:
+                whole = deepspeed.utils.safe_get_full_grad(parameter)
+                yield name.removeprefix("backbone."), whole
 
     def weights(self) -> Iterator[tuple[str, Tensor | None]]:
         """(name, whole tensor on the CPU) one by one on rank 0; None elsewhere. All ranks iterate.
 
-        Names are the backbone's own, as `from_pretrained` wants them.
+        Names are the backbone's own, as `from_pretrained` wants them; adapters are merged.
         """
-        for name, parameter in self.engine.module.backbone.named_parameters():
-            with gathered(parameter):
-                whole = parameter.detach().to("cpu", copy=True) if self.world.first else None
+        for name, own, make in parts(self.engine.module):
+            with gathered(*own):
+                whole = make().to("cpu", copy=True) if self.world.first else None
+            yield name, whole
+
+    def base(self) -> Iterator[tuple[str, Tensor | None]]:
+        """As `weights`, but what lies frozen below adapters; nothing where all weights learn."""
+        for name, own, _ in parts(self.engine.module) if self.adapted else ():
+            with gathered(own[0]):
+                whole = own[0].detach().to("cpu", copy=True) if self.world.first else None
             yield name, whole
 
 
@@ -296,38 +312,16 @@ def read_state(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def gathered(parameter: nn.Parameter, *, writer: int | None = None) -> Any:
-    """A context in which a sharded parameter is whole; what rank `writer` writes stays."""
-    if not hasattr(parameter, "ds_id"):
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the whole, sharded or not."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def gathered(*parameters: nn.Parameter, writer: int | None = None) -> Any:
+    """A context in which sharded parameters are whole; what rank `writer` writes stays."""
+    if not hasattr(parameters[0], "ds_id"):
         return contextlib.nullcontext()
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer)
-
-
-def load_weights(backbone: nn.Module, folder: Path, world: World) -> None:
-    """Fill a (sharded) backbone from a folder's safetensors, one tensor at a time.
-
-    Under ZeRO-3 rank 0 reads and the others receive their parts. Raises CheckpointError when a
-    parameter has no tensor of its name and shape.
-    """
-    where = {key: file for file in sorted(folder.glob("*.safetensors")) for key in _keys(file)}
-    for name, parameter in backbone.named_parameters():
-        if name not in where:
-            raise CheckpointError(f"{folder}: no tensor {name} in its safetensors files")
-        sharded = hasattr(parameter, "ds_id")
-        with gathered(parameter, writer=0), torch.no_grad():
-            if sharded and not world.first:
-                continue
-            with safe_open(where[name], "pt") as file:
-                tensor = file.get_tensor(name)
-            if tensor.shape != parameter.shape:
-                found, want = tuple(tensor.shape), tuple(parameter.shape)
-                raise CheckpointError(f"{folder}: {name} has shape {found}, the model wants {want}")
-            parameter.copy_(tensor)
-
-
-def _keys(file: Path) -> list[str]:
-    with safe_open(file, "pt") as opened:
-        return list(opened.keys())
+    return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=writer)
 
 
 def _optimizer(

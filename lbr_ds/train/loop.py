@@ -21,6 +21,7 @@ from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.embedder import build_embedder
+from lbr_ds.model.lora import adapting
 from lbr_ds.shards import Manifest
 from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import Engine, load_ds_config
@@ -62,9 +63,10 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         note_start(folder, start, origin, world)
         watch.mark(start, "starts")
         log.info(
-            "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %d samples, steps %d to %d",
-            number, world.size, engine.stage, engine.num_parameters / 1e6, num_samples, start,
-            num_steps,
+            "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %.1fM of them learn, "
+            "%d samples, steps %d to %d",
+            number, world.size, engine.stage, engine.num_parameters / 1e6,
+            engine.num_learning / 1e6, num_samples, start, num_steps,
         )  # fmt: skip
         if start < num_steps:
             rehearse(engine, stage, run, encoder, world)
@@ -164,7 +166,8 @@ def build_engine(
     )  # fmt: skip
     seed_all(run.seed)
     return Engine(
-        make, weights, ds_config=ds_config, optim=run.stage(stage.number).optim, world=world
+        make, weights, ds_config=ds_config, optim=run.stage(stage.number).optim, world=world,
+        adapt=adapting(run, backbone),
     )  # fmt: skip
 
 

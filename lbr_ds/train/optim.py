@@ -7,7 +7,7 @@ from typing import Any
 
 from lbr_ds.config import OptimConfig
 
-_TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
+_TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "rows.difference")
 
 
 def decays(name: str, shape: tuple[int, ...]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,8 +106,8 @@ def learn_generative(engine: Engine, work: Work, run: RunConfig, world: World) -
     count = agreed_count(work.micro_batches, world)
     totals = torch.zeros(2, dtype=torch.float64)
     for index in range(count):
-        batch, weight = micro_batch(work.micro_batches, index)
-        sums = torch.atleast_1d(engine(batch.to(world.device)))
+        found, weight = forward(engine, work, index, run, world)
+        sums = torch.atleast_1d(found)
         # DeepSpeed averages over ranks; times size / targets makes that the mean over the step.
         loss = sums @ shares[: len(sums)].to(sums)
         engine.backward(loss * (weight * world.size), last=index == count - 1)
@@ -137,7 +138,7 @@ def learn_contrastive(engine: Engine, work: Work, run: RunConfig, world: World) 
     assert work.pairs is not None
     count = agreed_count(work.micro_batches, world)
     if count == 1:
-        vectors = engine(work.micro_batches[0].to(world.device))
+        vectors, _ = forward(engine, work, 0, run, world)
         loss, stats = _contrast(vectors, work.pairs, run, world)
         # The share of each rank adds up to the step's loss; DeepSpeed's average divides by size.
         engine.backward(loss * world.size, last=True)
@@ -173,8 +174,7 @@ def _learn_cached(
     cached: Tensor | None = None
     with torch.no_grad():
         for index in range(count):
-            batch, weight = micro_batch(work.micro_batches, index)
-            vectors = engine(batch.to(world.device))
+            vectors, weight = forward(engine, work, index, run, world)
             if cached is None:
                 total = sum(len(numbers) for numbers in members)
                 cached = vectors.new_empty(total, vectors.shape[1])
@@ -186,11 +186,25 @@ def _learn_cached(
     (slope,) = torch.autograd.grad(loss * world.size, cached)
     with engine.cached_backwards():
         for index in range(count):
-            batch, weight = micro_batch(work.micro_batches, index)
-            vectors = engine(batch.to(world.device))
+            vectors, weight = forward(engine, work, index, run, world)
             surrogate = (vectors * slope[members[index if weight else 0]]).sum() * weight
             engine.backward(surrogate, last=index == count - 1)
     return stats
+
+
+def forward(
+    engine: Engine, work: Work, index: int, run: RunConfig, world: World
+) -> tuple[Tensor, float]:
+    """What the model makes of micro-batch `index`, and the weight with which it counts.
+
+    Dropout is drawn by (seed, step, rank, index): gradient caching encodes a chunk twice and must
+    drop the same numbers both times, and a resumed step drops what it would have.
+    """
+    batch, weight = micro_batch(work.micro_batches, index)
+    if run.lora.rank is not None and run.lora.dropout:
+        words = [run.seed % (1 << 32), work.step, world.rank, index]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+    return engine(batch.to(world.device)), weight
 
 
 def agreed_count(batches: list[PackedBatch], world: World) -> int:

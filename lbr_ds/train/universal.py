@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def to_universal(folder: Path, out: Path) -> str:
@@ -21,3 +25,18 @@ def to_universal(folder: Path, out: Path) -> str:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+def mend(optimizer: Any, groups: list[dict[str, Any]], device: torch.device) -> None:
+    """What DeepSpeed 0.19.8's universal load gets wrong under ZeRO-3; groups: the options before.
+
+    It gives every parameter group the first one's options, weight decay among them, and all states
+    one and the same step tensor, which Adam then counts up once for each of them.
+    """
+    for group, options in zip(optimizer.param_groups, groups, strict=True):
+        group.update(options)
+    for parameter, state in optimizer.state.items():
+        if isinstance(state.get("step"), Tensor):
+            fused = device.type == "cuda" and parameter.is_cuda
+            where = parameter.device if fused else torch.device("cpu")
+            state["step"] = state["step"].to(where, copy=True)

@@ -48,6 +48,24 @@ def test_bags_equal_the_mean_over_their_words(chunk: int) -> None:
         assert (ours - theirs).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("chunk", [1, 10, 100])
+def test_added_rows_equal_a_weight_that_holds_them(chunk: int) -> None:
+    """Also where the weight itself is frozen."""
+    torch.manual_seed(0)
+    hidden = torch.randn(37, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
+    more = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    at, targets = torch.tensor([49, 7, 30]), torch.randint(0, 50, (37,))
+    wanted = cross_entropy(hidden @ weight.index_add(0, at, more).T, targets, reduction="sum")
+    slopes = torch.autograd.grad(wanted, (hidden, more, weight))
+    for learning in ((hidden, more, weight), (hidden, more)):
+        own = weight if len(learning) == 3 else weight.detach()
+        found = linear_cross_entropy(hidden, own, targets, chunk, extra=(more, at))
+        assert torch.allclose(found, wanted, rtol=1e-12)
+        for ours, theirs in zip(torch.autograd.grad(found, learning), slopes, strict=False):
+            assert (ours - theirs).abs().max() <= 1e-12
+
+
 def test_bf16_loss_is_fp32() -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(600, 16).bfloat16(), torch.randn(90, 16).bfloat16()

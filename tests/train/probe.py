@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
+from lbr_ds.batching import PackedBatch
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.shards import steps
-from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.engine import Engine, gathered, load_ds_config
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 
@@ -31,6 +33,14 @@ CASES = {
 }
 # Chunks reduced one by one, as where a whole gradient does not fit.
 CASES["cl-reduced-each"] = CASES["cl-cached"]
+# Adapters; layouts that lie in OUT, every tensor cut up. Chunks drop alike in both encodings.
+_ADAPTED = ["lora.rank=3", "lora.alpha=6"]
+LORA = {
+    "gl-lora": (1, "zero3", 100, _ADAPTED),
+    "gl-lora-bag": (1, "zero2", 100, [*_ADAPTED, "stage1.bag_of_words=0.7"]),
+    "cl-lora": (2, "zero3", 100, [*_ADAPTED, *CHECKPOINTING, "stage2.chunk_tokens=60"]),
+    "cl-lora-dropout": (2, "zero3", 100, [*_ADAPTED, "lora.dropout=0.5"]),
+}
 # The shipped layouts for GPUs, whose bf16 allows no such closeness; on two ranks.
 HALF = {
     f"{name}-{layout}": (stage, layout, 60, [])
@@ -41,12 +51,13 @@ HALF = {
 
 def probe(recipe: str, out: Path, world: World) -> None:
     """Every case, each on a fresh engine; the step is taken twice."""
-    cases = {**CASES, **(HALF if world.size == 2 else {})}
+    cases = {**CASES, **LORA, **(HALF if world.size == 2 else {})}
     for case, (number, ds_config, tokens, more) in cases.items():
         overrides = [f"stage{number}.micro_batch_tokens={tokens}", "stage2.from=backbone", *more]
         run = load(recipe, overrides)
         stage = STAGES[number]
-        engine, encoder = build(run, stage, load_ds_config(ds_config), world)
+        own = f"{out / ds_config}.json" if case in LORA else ds_config
+        engine, encoder = build(run, stage, load_ds_config(own), world)
         size = run.stage(number).samples_per_step
         stream = steps(run.data.folder, stage.split, seed=run.seed, samples_per_step=size,
                        rank=world.rank, world=world.size, stop=1)  # fmt: skip
@@ -54,8 +65,11 @@ def probe(recipe: str, out: Path, world: World) -> None:
         if case == "cl-reduced-each":
             engine._one_reduction = False
         found: dict[str, Any] = {"micro_batches": len(work.micro_batches)}
+        found["before"] = learning(engine) if case in LORA else {}
         for turn in ("", "second_"):
-            found[f"{turn}stats"] = stage.learn(engine, work, run, world)
+            heard = Heard(engine)
+            found[f"{turn}stats"] = stage.learn(cast("Engine", heard), work, run, world)
+            found[f"{turn}heard"] = [output.detach() for output in heard.outputs]
             found[f"{turn}grads"] = dict(engine.gradients())
             found[f"{turn}norm"], applied = engine.step(1e-3)
             assert applied
@@ -63,6 +77,31 @@ def probe(recipe: str, out: Path, world: World) -> None:
         found["one_reduction"] = engine._one_reduction
         if world.first:
             torch.save(found, out / f"{case}-{world.size}.pt")
+
+
+class Heard:
+    """An engine whose forwards are noted."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.outputs: list[Tensor] = []
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        self.outputs.append(self.engine(batch))
+        return self.outputs[-1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+def learning(engine: Engine) -> dict[str, Tensor]:
+    """All parameters that learn, whole."""
+    found = {}
+    for name, parameter in engine.engine.module.named_parameters():
+        if parameter.requires_grad:
+            with gathered(parameter):
+                found[name.removeprefix("backbone.")] = parameter.detach().clone()
+    return found
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ masks of InfoNCE spelt out in Python; then one rank against two and four, on rea
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -16,12 +17,12 @@ from transformers import AutoModelForCausalLM
 from lbr_ds.batching import TextEncoder
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.config import RunConfig, load
-from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
+from lbr_ds.model.bottleneck import bottleneck_token, load_tokenizer, prepare_backbone
 from lbr_ds.shards import Sample, steps
 from tests.dense import dense_mask
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
-from tests.train.probe import CASES, HALF
+from tests.train.probe import CASES, HALF, LORA
 
 WORLDS = (1, 2, 4)
 TOLERANCE = 1e-5
@@ -34,6 +35,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     run = load(recipe)
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     (run.run / "recipe.yaml").write_text(run.dump())
+    zero: dict[str, Any] = {"overlap_comm": False, "stage3_param_persistence_threshold": 0}
+    for stage in (2, 3):
+        config = {"zero_optimization": {"stage": stage, **zero}}
+        (run.run / f"zero{stage}.json").write_text(json.dumps(config))
     return run
 
 
@@ -42,7 +47,7 @@ def probed(run: RunConfig) -> dict[tuple[str, int], dict[str, Any]]:
     """(case, world) -> what the probe wrote."""
     for world in WORLDS:
         run_ranks("tests.train.probe", world, str(run.run / "recipe.yaml"), str(run.run))
-    pairs = [(c, w) for c in CASES for w in WORLDS] + [(c, 2) for c in HALF]
+    pairs = [(c, w) for c in (*CASES, *LORA) for w in WORLDS] + [(c, 2) for c in HALF]
     return {(c, w): torch.load(run.run / f"{c}-{w}.pt") for c, w in pairs}
 
 
@@ -148,7 +153,63 @@ def test_step_equals_plain_torch(
     assert found["norm"] == pytest.approx(norm, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [name for name in LORA if name != "cl-lora-dropout"])
+@pytest.mark.parametrize("world", WORLDS)
+def test_adapters_step_equals_plain_torch(
+    run: RunConfig, probed: dict[tuple[str, int], dict[str, Any]], case: str, world: int
+) -> None:
+    """By the chain rule from the plain gradients: of the adapters, and of the bottleneck's rows."""
+    found = probed[case, world]
+    bag = 0.7 if case.endswith("bag") else 0
+    oracle = generative_oracle(run, bag)[::2] if case[:2] == "gl" else contrastive_oracle(run)
+    loss, slopes = oracle
+    assert found["stats"]["loss"] == pytest.approx(loss, rel=TOLERANCE)
+    new = text_encoder(run).tokenizer.convert_tokens_to_ids(
+        [bottleneck_token(i) for i in range(run.bottleneck.count)]
+    )
+    wanted = {"rows.difference": slopes["model.embed_tokens.weight"][new]}
+    for name, down in found["before"].items():
+        if ".lora_A." in name:
+            weight = name.replace(".lora_A.default", "")
+            wanted[name] = torch.zeros_like(down)  # its partner is zero at first
+            wanted[name.replace("lora_A", "lora_B")] = slopes[weight] @ down.T * 2  # alpha / rank
+    assert found["grads"].keys() == found["before"].keys() == wanted.keys()
+    assert distance(found["grads"], wanted) <= TOLERANCE
+    norm = torch.stack([g.norm() for g in wanted.values()]).norm().item()
+    assert found["norm"] == pytest.approx(norm, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("case", LORA)
+def test_adapters_leave_the_rest_alone(
+    run: RunConfig, probed: dict[tuple[str, int], dict[str, Any]], case: str, world: int
+) -> None:
+    """Merged weights after two steps: only the table's new rows and the layers' matrices moved."""
+    before, after = plain_model(run).state_dict(), probed[case, world]["second_after"]
+    for name, tensor in after.items():
+        moved = (tensor != before[name]).reshape(len(tensor), -1).any(1)
+        if "embed_tokens" in name:
+            tokens = text_encoder(run).tokenizer.convert_ids_to_tokens(moved.nonzero()[:, 0])
+            assert tokens == [bottleneck_token(i) for i in range(run.bottleneck.count)]
+        else:
+            assert bool(moved.any()) is ("_proj" in name), name
+
+
+def test_a_chunk_drops_the_same_numbers_in_both_encodings(
+    probed: dict[tuple[str, int], dict[str, Any]],
+) -> None:
+    found, whole = probed["cl-lora-dropout", 2], probed["cl-lora", 2]
+    for turn in ("heard", "second_heard"):
+        count = len(found[turn]) // 2
+        assert count > 1
+        for ours, again in zip(found[turn][:count], found[turn][count:], strict=True):
+            assert torch.equal(ours, again)
+    # At first the adapters give nothing, whatever is dropped.
+    assert found["stats"]["loss"] == pytest.approx(whole["stats"]["loss"], rel=TOLERANCE)
+    assert found["second_stats"]["loss"] != pytest.approx(whole["second_stats"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("case", [*CASES, "gl-lora", "gl-lora-bag", "cl-lora"])
 @pytest.mark.parametrize("world", WORLDS[1:])
 def test_update_does_not_depend_on_ranks(
     probed: dict[tuple[str, int], dict[str, Any]], case: str, world: int

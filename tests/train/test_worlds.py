@@ -20,6 +20,7 @@ from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
 ZERO = (1, 2, 3)
+LORA = {"lora-2": 2, "lora-3": 3}  # adapters, under these
 TOLERANCE = 1e-6
 
 
@@ -29,6 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     whole-Z: ZeRO stage Z throughout. moved-Z: from its step 2 on four ranks. 3 also: from step 2 on
     one rank, from 4 on two, from 5 on four (`wandered`). at-once: ZeRO 3, saved on the spot.
+    Both kinds also with adapters. whole-dropout, resumed-dropout: these and dropout, ZeRO 3; the
+    second stopped after step 2 and went on with as many ranks.
     """
     folder = tmp_path_factory.mktemp("worlds")
     tiny_recipe(folder)
@@ -37,14 +40,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if zero == 3:
             config["stage3_param_persistence_threshold"] = 100
         (folder / f"zero{zero}.json").write_text(json.dumps({"zero_optimization": config}))
+    dropout = ("lora.rank=3", "lora.dropout=0.1")
     take(2, 6, *(arguments(folder, f"whole-{z}", z) for z in ZERO),
+         *(arguments(folder, f"whole-{n}", z, "lora.rank=3") for n, z in LORA.items()),
+         arguments(folder, "whole-dropout", 3, *dropout),
          arguments(folder, "at-once", 3, "every.save_async=false"))  # fmt: skip
-    for name, zero in [*((f"moved-{z}", z) for z in ZERO), ("wandered", 3)]:
+    origins = {f"moved-{n}": n for n in (*ZERO, *LORA)}
+    for name, origin in {**origins, "wandered": 3, "resumed-dropout": "dropout"}.items():
         for place in ("backbone", "stage1/checkpoints/step-000002"):
-            shutil.copytree(folder / f"whole-{zero}" / place, folder / name / place)
+            shutil.copytree(folder / f"whole-{origin}" / place, folder / name / place)
+    take(2, 6, arguments(folder, "resumed-dropout", 3, *dropout))
     take(1, 4, arguments(folder, "wandered", 3))
     take(2, 5, arguments(folder, "wandered", 3))
     take(4, 6, *(arguments(folder, f"moved-{z}", z) for z in ZERO),
+         *(arguments(folder, f"moved-{n}", z, "lora.rank=3") for n, z in LORA.items()),
          arguments(folder, "wandered", 3))  # fmt: skip
     return folder
 
@@ -66,11 +75,10 @@ def weights(run: Path) -> dict[str, Tensor]:
     return load_file(last / "model/model.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("name", "zero"), [*((f"moved-{zero}", zero) for zero in ZERO), ("wandered", 3)]
-)
-def test_other_ranks_same_parameters(folder: Path, name: str, zero: int) -> None:
-    found, wanted = weights(folder / name), weights(folder / f"whole-{zero}")
+@pytest.mark.parametrize("name", [*(f"moved-{n}" for n in (*ZERO, *LORA)), "wandered"])
+def test_other_ranks_same_parameters(folder: Path, name: str) -> None:
+    origin = name.replace("moved", "whole").replace("wandered", "whole-3")
+    found, wanted = weights(folder / name), weights(folder / origin)
     assert found.keys() == wanted.keys()
     for key in wanted:
         assert float((found[key] - wanted[key]).norm() / wanted[key].norm()) <= TOLERANCE, key
@@ -82,10 +90,13 @@ def test_the_conversion_leaves_nothing(folder: Path) -> None:
         assert fault(path) == ""
 
 
-def test_saved_in_the_background_or_at_once(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "other"), [("at-once", "whole-3"), ("resumed-dropout", "whole-dropout")]
+)
+def test_saved_at_once_or_resumed_is_the_same(folder: Path, name: str, other: str) -> None:
     """Bit for bit, in every file of every step."""
     for ours, theirs in zip(
-        saved(folder / "at-once/stage1"), saved(folder / "whole-3/stage1"), strict=True
+        saved(folder / name / "stage1"), saved(folder / other / "stage1"), strict=True
     ):
         for path in (ours / "state").rglob("*.pt"):
             found = torch.load(path, weights_only=False)

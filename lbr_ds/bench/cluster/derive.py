@@ -11,7 +11,7 @@ from lbr_ds.errors import ConfigError
 from lbr_ds.layout import Layout
 from lbr_ds.plan import Cluster, Gpu, find_gpu, predict
 from lbr_ds.plan.cluster import gpu_of
-from lbr_ds.plan.shape import Shape, find
+from lbr_ds.plan.shape import Shape, shape_of
 
 if TYPE_CHECKING:
     from lbr_ds.bench.cluster import Sweep
@@ -48,7 +48,7 @@ def derive(result: dict[str, Any], sweep: Sweep, run: RunConfig) -> dict[str, An
 
 def _shape(run: RunConfig) -> Shape | None:
     try:
-        return find(run.model, run.bottleneck.count)
+        return shape_of(run)
     except ConfigError as error:
         log.warning("no plan beside the figures: %s", error)
         return None
