@@ -13,15 +13,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from lbr_ds import layout, resources
 from lbr_ds.batching import Sequence, pack
-from lbr_ds.config import load
+from lbr_ds.config import LoraConfig, load
 from lbr_ds.errors import ConfigError
 from lbr_ds.layout import Layout
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder
+from lbr_ds.model.lora import adapt
 from lbr_ds.plan import Cluster, find_gpu, plan
 from lbr_ds.plan.memory import activations, memory_of
 from lbr_ds.plan.pace import traffic_of
-from lbr_ds.plan.shape import find, known, of_config, shape_of
+from lbr_ds.plan.shape import adapted, find, known, of_config, shape_of
 from lbr_ds.plan.work import Work, work_of
 from tests.ranks import run_cli
 from tests.tiny import FAMILIES, SHAPE, tiny_recipe
@@ -125,6 +126,23 @@ def test_flops_are_those_that_torch_counts() -> None:
         model(input_ids=ids, use_cache=False).logits.sum().backward()
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
     shape = of_config(model.config.to_dict(), "llama")
+    work = Work(1, 32, 1, 1, 0, 0.0, 32, 1, False, 0, 0)
+    assert work.useful(shape) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_with_adapters_are_those_that_torch_counts() -> None:
+    """Frozen weights pass gradients on and get none."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = module("llama")
+    lora = LoraConfig(rank=16)
+    adapt(Embedder(model, Card(1, 64, "last", "causal")), lora=lora, new=[1])
+    model.set_attn_implementation("sdpa")
+    ids = torch.randint(0, 384, (32, 1))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, use_cache=False).logits.sum().backward()
+    counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
+    shape = adapted(of_config(model.config.to_dict(), "llama"), lora, 1)
     work = Work(1, 32, 1, 1, 0, 0.0, 32, 1, False, 0, 0)
     assert work.useful(shape) == pytest.approx(counted, rel=0.02)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds import flops
-from lbr_ds.config import ModelConfig, RunConfig, read_mapping
+from lbr_ds.config import LoraConfig, ModelConfig, RunConfig, read_mapping
 from lbr_ds.errors import ConfigError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -133,17 +133,21 @@ def _cut(tensors: list[tuple[int, ...]], world: int) -> int:
 
 def shape_of(run: RunConfig, config: Path | None = None) -> Shape:
     """`find` for a recipe, with its adapters. Raises ConfigError, also for unknown lora.targets."""
-    shape = find(run.model, run.bottleneck.count, config)
-    if (rank := run.lora.rank) is None:
+    return adapted(find(run.model, run.bottleneck.count, config), run.lora, run.bottleneck.count)
+
+
+def adapted(shape: Shape, lora: LoraConfig, new_rows: int) -> Shape:
+    """The same with the adapters that `lora` asks for, if it does."""
+    if (rank := lora.rank) is None:
         return shape
-    if unknown := [name for name in run.lora.targets if name not in shape.matrices]:
+    if unknown := [name for name in lora.targets if name not in shape.matrices]:
         raise ConfigError(
             f"lora.targets: {unknown[0]!r} is no linear layer of this backbone, which has "
             f"{', '.join(shape.matrices)}"
         )
-    sizes = [shape.matrices[name] for name in run.lora.targets or shape.matrices]
+    sizes = [shape.matrices[name] for name in lora.targets or shape.matrices]
     added = [part for out, into in sizes for part in ((rank, into), (out, rank))] * shape.layers
-    return dataclasses.replace(shape, adapters=tuple(added), new_rows=run.bottleneck.count)
+    return dataclasses.replace(shape, adapters=tuple(added), new_rows=new_rows)
 
 
 def find(model: ModelConfig, num_bottleneck: int, config: Path | None = None) -> Shape:

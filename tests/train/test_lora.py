@@ -1,4 +1,4 @@
-"""Both stages with adapters on two ZeRO-3 ranks, by the command line: base, merge, resume, export."""
+"""Both stages with adapters on two ZeRO-3 ranks, by the command line."""
 
 from __future__ import annotations
 
