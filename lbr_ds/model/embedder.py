@@ -30,11 +30,13 @@ class Embedder(nn.Module):
     the bottleneck's rows have learnt where the backbone is frozen (model/lora.py); else None.
     """
 
+    rows: nn.Module | None
+
     def __init__(self, backbone: PreTrainedModel, card: Card) -> None:
         super().__init__()
         backbone.set_attn_implementation(NAME)
         self.backbone = backbone
-        self.rows: nn.Module | None = None
+        self.register_module("rows", None)  # before the head, which may share its parameter
         self.head = Head(backbone.get_output_embeddings().weight)
         self.pooling = card.pooling
         self.bidirectional = card.attention == "bidirectional"
