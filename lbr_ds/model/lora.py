@@ -31,6 +31,8 @@ _ADAPTER = "default"  # peft's own name for it
 class NewRows(nn.Module):
     """What the rows `ids` (K,) of a table have learnt: `difference` (K, D), zero at first."""
 
+    place: Tensor
+
     def __init__(self, table: nn.Embedding, ids: list[int]) -> None:
         super().__init__()
         device = table.weight.device
@@ -67,11 +69,11 @@ def adapt(model: Embedder, *, lora: LoraConfig, new: list[int]) -> None:
     backbone: Any = model.backbone
     _check(lora, backbone)
     backbone.requires_grad_(False)
-    config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) or "all-linear",
-    )  # fmt: skip
-    peft.inject_adapter_in_model(config, backbone, _ADAPTER)
+    options: dict[str, Any] = {
+        "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout,
+        "target_modules": list(lora.targets) or "all-linear",
+    }  # fmt: skip
+    peft.inject_adapter_in_model(peft.LoraConfig(**options), backbone, _ADAPTER)
     if not new:
         return
     table, head = backbone.get_input_embeddings(), backbone.get_output_embeddings()
@@ -118,7 +120,8 @@ def _adapted(model: Embedder) -> Iterator[tuple[int, tuple[list[nn.Parameter], A
             down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
             make = partial(_with_product, weight, down, up, scale, layer.fan_in_fan_out)
             yield id(weight), ([weight, down, up], make)
-    if (rows := model.rows) is not None:
+    rows: Any = model.rows
+    if rows is not None:
         table: Any = model.backbone.get_input_embeddings()
         make = partial(_with_rows, table.weight, rows)
         yield id(table.weight), ([table.weight, rows.difference], make)

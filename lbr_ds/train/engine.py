@@ -96,8 +96,8 @@ class Engine:
             adapt(model)  # outside of zero.Init, which would take the new parameters' values away
         self.num_parameters = sum(shape_of(p).numel() for p in model.parameters())
         learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        shapes = {n: shape_of(p) for n, p in learning.items()}
-        self.num_learning = sum(shape.numel() for shape in shapes.values())
+        shapes = {n: tuple(shape_of(p)) for n, p in learning.items()}
+        self.num_learning = sum(map(math.prod, shapes.values()))
         groups = parameter_groups(shapes, learning, optim)
         with _quiet():
             self.engine, self.optimizer, *_ = deepspeed.initialize(
