@@ -75,8 +75,8 @@ def bottleneck_ids(folder: Path) -> list[int]:
     count = Card.load(folder).num_bottleneck
     if not (folder / "tokenizer.json").is_file():
         return list(range(count))
-    names = [bottleneck_token(i) for i in range(count)]
-    return list(load_tokenizer(folder).convert_tokens_to_ids(names))
+    tokenizer = load_tokenizer(folder)
+    return [int(tokenizer.convert_tokens_to_ids(bottleneck_token(i))) for i in range(count)]
 
 
 def prepare_backbone(

@@ -99,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         sums = torch.promote_types(weight.dtype, torch.float32)
         loss = torch.zeros((), dtype=sums, device=hidden.device)
         grad_weight = torch.zeros_like(weight, dtype=sums) if want_weight else None
-        grad_more = torch.zeros_like(more, dtype=sums) if want_more else None
+        grad_more = None if more is None or not want_more else torch.zeros_like(more, dtype=sums)
         if chunk is None:
             chunk = min(max(hidden.shape[1] // 3, _MIN_ROWS), _MAX_ROWS)
         starts = range(0, len(hidden), chunk)
