@@ -75,8 +75,8 @@ def bottleneck_ids(folder: Path) -> list[int]:
     count = Card.load(folder).num_bottleneck
     if not (folder / "tokenizer.json").is_file():
         return list(range(count))
-    tokenizer = load_tokenizer(folder)
-    return [int(tokenizer.convert_tokens_to_ids(bottleneck_token(i))) for i in range(count)]
+    tokenizer: Any = load_tokenizer(folder)
+    return [tokenizer.convert_tokens_to_ids(bottleneck_token(i)) for i in range(count)]
 
 
 def prepare_backbone(
