@@ -96,7 +96,7 @@ run_step() {
             --ntasks-per-node=1 "${srun_args[@]}" "${lbr_ds[@]}" doctor "${words[@]}" \
             --nodes "$SLURM_JOB_NUM_NODES" --nproc "${SLURM_NTASKS_PER_NODE:-1}"
         if ((code > 0 && code <= 128)); then
-            echo "a node is not fit for this, its line is above (CHECK_NODES=0 asks none)" >&2
+            echo "no rank was started, for what a node says above (CHECK_NODES=0 asks none)" >&2
         fi
     fi
     if ((code == 0)); then

@@ -59,11 +59,11 @@ class Duty:
     @property
     def shape(self) -> Shape | None:
         """The backbone's, None for one that the plan does not know."""
-        prepared = self.run.run / "backbone" / "config.json"
+        model, prepared = self.run.model, self.run.run / "backbone" / "config.json"
         try:
-            return find(
-                self.run.model, self.run.bottleneck.count, prepared if prepared.is_file() else None
-            )
+            if prepared.is_file():  # the bottleneck's rows are in it
+                return find(model, 0, prepared)
+            return find(model, self.run.bottleneck.count)
         except ConfigError:
             return None
 
