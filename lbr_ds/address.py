@@ -66,14 +66,21 @@ def mask_record(record: logging.LogRecord) -> bool:
     return True
 
 
+def path_of(place: Path | str) -> Path | None:
+    """The path, also of `file://`, which is read through the cache as any URL; else None."""
+    if isinstance(place, Path):
+        return place
+    return Path(place.removeprefix("file://")) if place.startswith("file:///") else None
+
+
 def local(place: Path | str) -> Path:
-    """The path, for what writes into it. Raises ConfigError for a URL."""
-    if isinstance(place, str):
+    """The path, for what writes into it. Raises ConfigError for a URL of elsewhere."""
+    if (path := path_of(place)) is None:
         raise ConfigError(
             f"data.folder={shown(place)} can only be read; name a local folder, "
             "then copy what is made there"
         )
-    return place
+    return path
 
 
 # What a recipe says; its secrets are not written down with the resolved recipe.

@@ -83,23 +83,42 @@ except LbrError as error:
 END
 }
 
-# run_step STAGE key=value ...: train with one task a GPU on all nodes; sets `code`.
-# bash acts on a signal only between two commands, hence srun in the background and `wait`.
+# run_step STAGE key=value ...: train with one task a GPU on all nodes, once all of them are found
+# fit; sets `code`.
 run_step() {
     warn_of_idle_gpus
-    stopping=0 step=""
+    local words=("$recipe" --stage "$1" "${overrides[@]}" "${@:2}")
+    stopping=0 code=0 step=""
     trap stop USR1 TERM
-    # The first rank to end gives the others 60 s to do so, then srun ends them. Killing them at
-    # once (--kill-on-bad-exit=1) starts with a TERM, and a rank that only lost a peer would answer
-    # it like a stop, with 85; srun returns the highest code, so a failure would be requeued.
-    srun --kill-on-bad-exit=0 --wait=60 "${srun_args[@]}" \
-        "${lbr_ds[@]}" train "$recipe" --stage "$1" "${overrides[@]}" "${@:2}" &
+    if [[ ${CHECK_NODES:-1} != 0 ]]; then
+        # One task a node, which waits for no other; each says in a line what it found.
+        passing_signals srun --kill-on-bad-exit=0 --ntasks="$SLURM_JOB_NUM_NODES" \
+            --ntasks-per-node=1 "${srun_args[@]}" "${lbr_ds[@]}" doctor "${words[@]}" \
+            --nodes "$SLURM_JOB_NUM_NODES" --nproc "${SLURM_NTASKS_PER_NODE:-1}"
+        if ((code > 0 && code <= 128)); then
+            echo "no rank was started, for what a node says above (CHECK_NODES=0 asks none)" >&2
+        fi
+    fi
+    if ((code == 0)); then
+        # The first rank to end gives the others 60 s to do so, then srun ends them. Killing them at
+        # once (--kill-on-bad-exit=1) starts with a TERM, and a rank that only lost a peer would
+        # answer it like a stop, with 85; srun returns the highest code, so a failure would be
+        # requeued.
+        passing_signals srun --kill-on-bad-exit=0 --wait=60 "${srun_args[@]}" \
+            "${lbr_ds[@]}" train "${words[@]}"
+    fi
+    trap '' USR1 TERM # a late one must not keep the rest of the script from its work
+}
+
+# passing_signals srun ...: run it, and set `code` to its exit code.
+# bash acts on a signal only between two commands, hence srun in the background and `wait`.
+passing_signals() {
+    "$@" &
     step=$!
     if ((stopping)); then # the signal came before there was an srun to pass it on to
         kill -USR1 "$step"
     fi
     wait_for_step
-    trap '' USR1 TERM # a late one must not keep the rest of the script from its work
 }
 
 # train STAGE: run_step, and then end or requeue the job; does not return.

@@ -140,8 +140,9 @@ def test_init_copies_what_a_project_needs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["init", "prepare", "mine", "train", "plan", "export", "eval", "report", "reproduce", "demo"],
-)
+    ["init", "prepare", "mine", "train", "plan", "doctor", "export", "eval", "report", "reproduce",
+     "demo"],
+)  # fmt: skip
 def test_help_has_an_example(verb: str) -> None:
     done = run_cli(verb, "--help")
     assert done.returncode == 0

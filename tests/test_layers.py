@@ -13,7 +13,7 @@ ORDER = [
     "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
     "source", "config", "layout", "flops", "shards", "corpora", "batching", "model", "distributed",
     "objectives", "evaluate", "train", "export", "mining", "verb", "report", "reproduce", "plan",
-    "bench", "console", "demo", "cli", "__main__",
+    "doctor", "bench", "console", "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},

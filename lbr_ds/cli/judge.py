@@ -1,4 +1,4 @@
-"""Verbs that judge: what a cluster must have, how good a model is, how fast the program."""
+"""Verbs that judge: what a cluster must have, whether a host is fit, how good a model is."""
 
 from __future__ import annotations
 
@@ -50,6 +50,31 @@ def plan(
     result = make_plan(run, Cluster(nodes, gpus, find_gpu(gpu, network)), config)
     show_plan(result, recipe)
     write(result, out)
+
+
+@app.command()
+def doctor(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Annotated[int, typer.Option(min=1, max=2, help="Of training.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that take part.")] = 1,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks of each node; default: one per GPU.")
+    ] = None,
+) -> None:
+    """Whether this host can do its part of a run: data, room, memory, GPUs. For one node alone.
+
+    Example: `lbr-ds doctor demo --stage 1 --nproc 2`
+    """
+    from lbr_ds.config import load
+
+    run = load(recipe, overrides or [])
+    import torch
+
+    from lbr_ds.doctor import Duty, examine
+
+    ranks = nproc or max(1, torch.cuda.device_count())
+    typer.echo(examine(Duty(run, stage, nodes, ranks)))
 
 
 @app.command("eval")

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lbr_ds import environment
+from lbr_ds.address import path_of
 from lbr_ds.config import RunConfig
 from lbr_ds.corpora import overlap
 from lbr_ds.distributed import World
@@ -178,8 +179,9 @@ def save_model(run: RunConfig, weights: dict[str, Tensor], folder: Path) -> list
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if isinstance(run.data.folder, Path):  # of data behind a URL eval cannot check overlap
-        overlap.copy(run.data.folder, folder)
+    data = path_of(run.data.folder)
+    if data is not None:  # of data that lies elsewhere eval cannot check overlap
+        overlap.copy(data, folder)
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 

@@ -1,14 +1,15 @@
 """A rank that dies or hangs ends the whole job, soon and with its name.
 
-Each rank's watch is a thread that tells the others, through the store they met at, where the rank
-stands (a beat), and reads where they stand. It ends this process when
+Each rank's watch tells the others, through the store they met at, where the rank stands (a beat),
+and reads where they stand. It ends this process when
 
 - another rank has failed: it left its last words, and those say with which code to end;
 - another rank is silent: its process or node is gone, or stopped;
 - no rank has got anywhere for `engine.timeout_minutes`: the one furthest behind is named.
 
 A collective that breaks because a peer is gone becomes the same one line. Only one process prints
-it; the others keep it in their log. The training thread pays an assignment for each mark.
+it; the others keep it in their log. The training thread pays an assignment for each mark. A thread
+talks and another judges: a store whose host was cut off answers nothing and breaks nothing either.
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ class Watch:
         self._seen: dict[int, _Seen] = {}
         self._progress = (-1, time.monotonic())  # marks of all ranks, and since when
         self._lost_store = False
+        self._unheard = 0  # looks since the store has answered; a process that stood still has none
         self._watched = threading.get_ident()
-        self._woken, self._done = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._woken, self._done = threading.Event(), threading.Event()
 
     def __enter__(self) -> Watch:
-        self._thread.start()
+        for work in (self._look, self._talk) if self.world.store else (self._look,):
+            threading.Thread(target=work, name="watch", daemon=True).start()
         return self
 
     def __exit__(
@@ -124,27 +126,30 @@ class Watch:
         """What this rank has done since its last step was no step's work."""
         self._looks = [0, 0]
 
-    def _run(self) -> None:
-        due = 0.0
-        period = _BEAT * max(1.0, self.world.size / _RANKS)
-        while not self._done:
-            marked = self._woken.wait(_LOOK)
+    def _look(self) -> None:
+        while not self._done.wait(_LOOK):
+            self._looks[_waits(sys._current_frames().get(self._watched))] += 1
+            if self.world.store is not None:
+                self._unheard += 1
+                self._lost_store |= self._unheard * _LOOK > min(_SILENT, self.limit)
+            self._judge()
+
+    def _talk(self) -> None:
+        due, period = 0.0, _BEAT * max(1.0, self.world.size / _RANKS)
+        while not self._done.is_set():
+            self._woken.wait(_LOOK)
+            marked = self._woken.is_set()
             self._woken.clear()
-            frame = sys._current_frames().get(self._watched)
-            self._looks[_waits(frame)] += 1
-            if self.world.store is None:
-                self._judge()
-                continue
             try:
-                if marked:
+                if marked or time.monotonic() >= due:
                     self._publish()
                 if time.monotonic() >= due:
                     due = time.monotonic() + period
-                    self._publish()
                     self._read()
+                    self._unheard = 0
             except Exception:  # the store's errors have many types; all mean that its host is gone
                 self._lost_store = True
-            self._judge()
+                return
 
     def _publish(self) -> None:
         self._count += 1
@@ -156,12 +161,13 @@ class Watch:
     def _read(self) -> None:
         """Everybody's beats, and anybody's last words."""
         store, keys = self.world.store, [str(rank) for rank in range(self.world.size)]
-        now = time.monotonic()
+        now, seen = time.monotonic(), dict(self._seen)
         for rank, text in enumerate(store.multi_get(keys) if store.check(keys) else ()):
             beat = Beat(*json.loads(text))
-            known = self._seen.get(rank)
+            known = seen.get(rank)
             if known is None or known.beat.number != beat.number:
-                self._seen[rank] = _Seen(beat, now)
+                seen[rank] = _Seen(beat, now)
+        self._seen = seen  # whole, for the other threads
         if self.words is None and store.check(["last"]):
             code, line, teller = json.loads(store.get("last"))
             if teller != self.world.rank:
@@ -172,7 +178,7 @@ class Watch:
 
     def _judge(self) -> None:
         """End this process if it must not go on."""
-        if self._done:
+        if self._done.is_set():
             return
         if self.words is not None or self._lost_store:
             self._wait_for_the_rank()
@@ -255,12 +261,12 @@ class Watch:
     def _wait_for_the_rank(self) -> None:
         """The training thread may be about to end with an error of its own."""
         deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline and not self._done:
+        while time.monotonic() < deadline and not self._done.is_set():
             time.sleep(_LOOK)
 
     def _end(self, code: int, line: str, *, tell: bool = True) -> None:
         """End this process from the watch's thread; the training thread is stuck."""
-        if self._done:
+        if self._done.is_set():
             return
         if tell:
             _note(line, stacks=True)
@@ -270,7 +276,7 @@ class Watch:
         os._exit(code)
 
     def _leave(self) -> None:
-        self._done = True
+        self._done.set()
         self._woken.set()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lbr_ds.address import folder_of, is_url, shown
+from lbr_ds.address import folder_of, is_url, path_of, shown
 from lbr_ds.config import DataConfig, load
 from lbr_ds.errors import ConfigError
 
@@ -34,6 +34,13 @@ def test_secrets_are_not_shown() -> None:
     assert "hidden" not in run.dump()
     assert "secret" not in run.dump()
     assert "folder: https://host:81/a/b" in run.dump()
+
+
+def test_a_file_url_is_read_through_the_cache_and_written_where_it_lies() -> None:
+    data = DataConfig.model_validate({"folder": "file:///a/b"})
+    assert is_url(data.folder)
+    assert data.local_folder == path_of("file:///a/b") == path_of(Path("/a/b")) == Path("/a/b")
+    assert path_of("s3://a/b") is path_of("file://host/a") is None
 
 
 def test_what_writes_needs_a_local_folder() -> None:

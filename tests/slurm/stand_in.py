@@ -4,7 +4,8 @@
 RUN/rank-R. USR1, USR2 and TERM end the count after the step in hand with exit code 85; the next
 start goes on. STAND_IN_CODE=N: rank 1 fails with N after one step. STAND_IN_SKEW=S: a stopping
 rank R takes R * S seconds more. `bench`, as a rank of a configuration: rank 0 writes made-up
-figures, and with STAND_IN_CODE rank 1 fails. Any other verb only says that it ran.
+figures, and with STAND_IN_CODE rank 1 fails. `doctor` finds its node fit, unless STAND_IN_SICK is
+the node's name. Any other verb only says that it ran.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ def main() -> int:
     """The exit code of the verb."""
     if sys.argv[1] == "bench":
         return bench()
+    node = os.environ.get("SLURMD_NODENAME", "")
+    if sys.argv[1] == "doctor" and node == os.environ.get("STAND_IN_SICK"):
+        print(f"lbr-ds: error: {node}: GPU 3: made to fail", file=sys.stderr, flush=True)
+        return 6
     if sys.argv[1] != "train":
         print(f"stand-in: {' '.join(sys.argv[1:])}", flush=True)
         return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lbr_ds import resources
+from tests.ranks import run_cli
 
 FOLDER = resources.folder("slurm")
 SCRIPTS = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
@@ -66,3 +67,15 @@ def test_readme_tells_of_every_file_and_variable() -> None:
     assert taken >= {"RECIPE", "OVERRIDES", "VENV", "LBR_DS", "LBR_SLURM", "SRUN_ARGS"}
     missing = sorted(one for one in taken if f"`{one}`" not in readme)
     assert not missing
+
+
+def test_readmes_example_quotes_the_plan() -> None:
+    """Each line of the example is one that its command prints now."""
+    readme = (FOLDER / "README.md").read_text()
+    example = readme[readme.index("## An example") :]
+    command, quoted = re.findall(r"```\n(.*?)```", example, re.DOTALL)[:2]
+    program, *words = command.split()
+    done = run_cli(*words, COLUMNS="120")
+    assert (program, done.returncode) == ("lbr-ds", 0), done.stderr
+    printed = {line.rstrip() for line in done.stdout.splitlines()}
+    assert [line for line in quoted.splitlines() if line not in printed] == []

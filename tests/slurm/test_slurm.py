@@ -15,6 +15,7 @@ import pytest
 
 from lbr_ds import resources
 from lbr_ds.bench.same import differing_bits, steps_not_once
+from lbr_ds.shards import Manifest
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_recipe
 
@@ -49,6 +50,9 @@ def test_both_stages_run_on_two_nodes_and_are_scored(cluster: SlurmCluster, chec
     recipe = tiny_recipe(checkout / "tiny")
     env = {"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny  stage2.num_steps=4"}
     for stage in (1, 2):
+        if stage == 2:  # and from the nodes' own disk
+            env["OVERRIDES"] += f" data.folder=file://{checkout}/tiny/data"
+            env["LBR_DS_CACHE"] = str(checkout / "local-disk")
         job = cluster.submit(f"slurm/stage{stage}.sbatch", cwd=checkout, env=env)
         state = cluster.wait(job, TRAINING)
         log = cluster.log(job)
@@ -56,8 +60,16 @@ def test_both_stages_run_on_two_nodes_and_are_scored(cluster: SlurmCluster, chec
         assert state["NumNodes"] == "2"
         assert Path(state["StdOut"]) == checkout / f"slurm-lbr-stage{stage}-{job}.out"
         assert "world size 2" in log
+        assert [f"n{i} is fit: 4 shard(s) of gl" in log for i in (1, 2)] == [stage == 1] * 2
+        assert [f"n{i} is fit: 3 shard(s) of cl" in log for i in (1, 2)] == [stage == 2] * 2
         steps = steps_of(checkout / f"runs/tiny/stage{stage}/metrics.jsonl")
         assert steps == list(range(1, {1: 6, 2: 4}[stage] + 1))
+    staged = {path.stem for path in (checkout / "local-disk/shards").glob("*.tar")}
+    read = Manifest.load(checkout / "tiny/data")
+    assert staged == {shard.sha256 for name in ("cl", "eval") for shard in read.shards(name)}
+    (model,) = checkout.glob("runs/tiny/stage2/checkpoints/step-000004/model")
+    texts = checkout / "tiny/data/trained.u64"
+    assert (model / "trained.u64").read_bytes() == texts.read_bytes()
     job = cluster.submit("slurm/evaluate.sbatch", cwd=checkout, env=env)
     state = cluster.wait(job, TRAINING)
     assert state["JobState"] == "COMPLETED", cluster.log(job)
@@ -182,7 +194,7 @@ def test_a_signal_to_the_step_alone_requeues_too(cluster: SlurmCluster, checkout
     """So preemption may come: TERM to the tasks, nothing to the batch shell."""
     job = cluster.submit("slurm/stage1.sbatch", cwd=checkout, env=stand_in(checkout / "run", 20))
     cluster.wait_until((checkout / "run/rank-1").exists, QUICK, job)
-    cluster.run("scancel", "--signal=TERM", f"{job}.0")
+    cluster.run("scancel", "--signal=TERM", f"{job}.1")  # step 0 has asked the nodes
     state = cluster.wait(job, QUICK)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.log(job)
 
@@ -217,6 +229,24 @@ def test_a_failure_is_not_requeued(cluster: SlurmCluster, checkout: Path, code: 
     assert ended == ("FAILED", f"{code}:0", "0"), cluster.log(job)
     hopeless = "another try would fail the same way" in cluster.log(job)
     assert hopeless == (code in (3, 4, 5))
+
+
+def test_a_node_that_is_not_fit_is_named(cluster: SlurmCluster, checkout: Path) -> None:
+    """Before any rank starts, and the job stays failed; it can be told not to ask."""
+    env = stand_in(checkout / "run", STAND_IN_SICK="n2")
+    job = cluster.submit("slurm/stage2.sbatch", cwd=checkout, env=env)
+    state = cluster.wait(job, QUICK)
+    log = cluster.log(job)
+    ended = (state["JobState"], state["ExitCode"], state["Restarts"])
+    assert ended == ("FAILED", "6:0", "0"), log
+    asked = f"doctor demo --stage 2 run={checkout}/run stage1.num_steps=5 --nodes 2 --nproc 1"
+    assert log.count(asked) == 1  # the other node's
+    assert log.count("lbr-ds: error: n2: GPU 3: made to fail") == 1
+    assert "no rank was started, for what a node says above" in log
+    assert "starts at step" not in log
+    job = cluster.submit("slurm/stage2.sbatch", cwd=checkout, env={**env, "CHECK_NODES": "0"})
+    assert cluster.wait(job, QUICK)["JobState"] == "COMPLETED", cluster.log(job)
+    assert "doctor" not in cluster.log(job)
 
 
 def test_the_demo_is_prepared_when_it_is_not(cluster: SlurmCluster, checkout: Path) -> None:
@@ -268,6 +298,29 @@ def test_evaluate_exports_and_scores_the_recipes_run(cluster: SlurmCluster, chec
     assert state["JobState"] == "COMPLETED", log
     assert f"stand-in: export runs/x runs/x/export/job-{job}" in log
     assert "stand-in: eval runs/x --data data/icd10cm --tasks A,B" in log
+
+
+def test_evaluate_as_an_array(cluster: SlurmCluster, checkout: Path) -> None:
+    """Two runs on two groups of tasks: four jobs, each with a file of its own; and one too many."""
+    env = stand_in(Path("runs/x"), RUN="runs/a  runs/b/stage2", TASKS="A,B;MTEB(C, v1)", OUT="s")
+    job = cluster.submit("--array=0-4", "slurm/evaluate.sbatch", cwd=checkout, env=env)
+
+    def logs() -> list[str]:
+        return [path.read_text() for path in checkout.glob("slurm-lbr-evaluate-*.out")]
+
+    def ended() -> bool:
+        return len(logs()) == 5 and all("stand-in" in text or "index" in text for text in logs())
+
+    cluster.wait_until(ended, QUICK, job)
+    cluster.wait_until(cluster.idle, QUICK, job)
+    data = "--data data/icd10cm"
+    assert sorted("".join(logs()).splitlines()) == [
+        "RUN and TASKS make 4 job(s), index 0 to 3; see sbatch --array",
+        f"stand-in: eval runs/a {data} --tasks A,B --out s/runs-a-A-B.json",
+        "stand-in: eval runs/a --tasks MTEB(C, v1) --out s/runs-a-MTEB-C--v1-.json",
+        f"stand-in: eval runs/b/stage2 {data} --tasks A,B --out s/runs-b-stage2-A-B.json",
+        "stand-in: eval runs/b/stage2 --tasks MTEB(C, v1) --out s/runs-b-stage2-MTEB-C--v1-.json",
+    ]
 
 
 @pytest.mark.parametrize(
