@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def adapting(run: RunConfig, folder: Path) -> Callable[[Embedder], None] | None:
     """`adapt` as the recipe wants it, for the prepared backbone in `folder`; None: all learns."""
     if run.lora.rank is None:
         return None
+    import_module("peft")  # slow and large: here, and not amid what is timed or measured
     return partial(adapt, lora=run.lora, new=bottleneck_ids(folder))
 
 
@@ -64,7 +66,7 @@ def adapt(model: Embedder, *, lora: LoraConfig, new: list[int]) -> None:
     adapters are given their first values here, drawn alike on every rank. Raises ConfigError for a
     name in lora.targets that no linear layer has.
     """
-    import peft  # slow to import, and of no use to full training
+    import peft  # of no use to full training
 
     backbone: Any = model.backbone
     _check(lora, backbone)

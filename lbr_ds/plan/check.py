@@ -64,14 +64,14 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
             write_backbone(shape, run, folder)
         world.barrier()
         ds_config = load_ds_config(run.engine.ds_config)
+        adapt = adapting(run, folder)
         before = _resident()
         make = functools.partial(
             build_embedder, folder, trust_remote_code=False,
             activation_checkpointing=run.model.activation_checkpointing,
         )  # fmt: skip
         engine = Engine(
-            make, folder, ds_config=ds_config, optim=run.stage1.optim, world=world,
-            adapt=adapting(run, folder),
+            make, folder, ds_config=ds_config, optim=run.stage1.optim, world=world, adapt=adapt
         )  # fmt: skip
         layout = Layout.of("checked", ds_config)
         on_gpu = torch.cuda.is_available()
@@ -152,7 +152,8 @@ def _parts(engine: Any) -> dict[str, int]:
     zero: Any = engine.optimizer
     parts = {}
     if engine.stage == 3:
-        weights = [zero.lp_param_buffer, *(p.data for p in zero.persistent_parameters)]
+        frozen = [p.ds_tensor for p in engine.engine.module.parameters() if not p.requires_grad]
+        weights = [zero.lp_param_buffer, *frozen, *(p.data for p in zero.persistent_parameters)]
         masters = zero.fp32_partitioned_groups_flat
         buckets = [bucket.buffer for bucket in zero.ipg_buckets.values()]
         parts["reduction bucket"] = sum(_storages(buckets).values())
