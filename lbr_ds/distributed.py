@@ -133,9 +133,11 @@ class _Gather(torch.autograd.Function):
         return out
 
 
-def launched_as_rank() -> bool:
-    """Whether a launcher (ours, torchrun or srun) has started this process as one of several."""
-    return "RANK" in os.environ or _slurm_task()
+def launched_ranks() -> int:
+    """How many ranks a launcher (ours, torchrun or srun) has started, this one of them; 0: none."""
+    if "RANK" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["SLURM_NTASKS"]) if _slurm_task() else 0
 
 
 def _slurm_task() -> bool:

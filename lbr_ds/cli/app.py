@@ -38,20 +38,20 @@ def as_ranks(nproc: int | None, timeout_minutes: float) -> World:
     The process that starts those does not come back: it ends with their code. Raises ConfigError
     when a launcher has started another number of ranks than --nproc says.
     """
-    from lbr_ds.distributed import ALONE, join, launched_as_rank
+    from lbr_ds.distributed import ALONE, join, launched_ranks
 
-    if not launched_as_rank():
+    ranks = launched_ranks()
+    if not ranks:
         if nproc in (None, 1):
             return ALONE
         from lbr_ds.train.launch import launch
 
         raise typer.Exit(launch(sys.argv[1:], nproc))
-    world = join(timeout_minutes)
-    if nproc not in (None, world.size):
+    if nproc not in (None, ranks):  # before they meet: one that leaves would break the meeting
         raise ConfigError(
-            f"--nproc {nproc}: a launcher has started {world.size} ranks already; leave it out"
+            f"--nproc {nproc}: a launcher has started {ranks} ranks already; leave it out"
         )
-    return world
+    return join(timeout_minutes)
 
 
 def _version(wanted: bool) -> None:

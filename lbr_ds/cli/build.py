@@ -87,9 +87,9 @@ def train(
     from lbr_ds.config import load
 
     run = load(recipe, overrides or [])
-    from lbr_ds.distributed import launched_as_rank
+    from lbr_ds.distributed import launched_ranks
 
-    if not launched_as_rank():
+    if not launched_ranks():
         import torch
 
         count = nproc or max(1, torch.cuda.device_count())

@@ -143,9 +143,9 @@ def _as_rank(
     run: RunConfig, stage: int, row: Path, steps: int, network: bool, nproc: int | None
 ) -> None:
     """What the driver's command does: measure one configuration, as a rank or with `nproc` here."""
-    from lbr_ds.distributed import launched_as_rank
+    from lbr_ds.distributed import launched_ranks
 
-    if nproc is not None and not launched_as_rank():
+    if nproc is not None and not launched_ranks():
         from lbr_ds.train.launch import launch
 
         raise typer.Exit(launch(sys.argv[1:], nproc))

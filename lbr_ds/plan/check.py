@@ -32,10 +32,10 @@ def check_here(
     run: RunConfig, arguments: list[str], ranks: int, config: Path | None, out: Path | None
 ) -> int:
     """The exit code of `ranks` ranks of the command line `arguments`; as one of them: measure."""
-    from lbr_ds.distributed import launched_as_rank
+    from lbr_ds.distributed import launched_ranks
     from lbr_ds.plan.table import show_check, write
 
-    if not launched_as_rank():
+    if not launched_ranks():
         from lbr_ds.train.launch import launch
 
         os.environ.update(_GIVE_BACK)

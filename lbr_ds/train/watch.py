@@ -32,6 +32,7 @@ from lbr_ds.distributed import World, end, is_collective_error
 from lbr_ds.errors import LbrError, LostRank, PeerFailed
 
 _LOOK = 0.05  # seconds between two looks at what the training thread does
+_STOPPED = 1.0  # seconds from which a gap between two looks does not count
 _BEAT = 1.0  # seconds between two beats, for up to _RANKS ranks; more in proportion
 _RANKS = 64
 _MISSED = 3.5  # beats that a rank may miss when a collective has broken, before it is the one
@@ -56,7 +57,7 @@ class Beat(NamedTuple):
 
 @dataclass
 class _Seen:
-    """A rank's newest beat, and when it changed by this process's clock."""
+    """A rank's newest beat, and when it changed, in seconds that this process has run."""
 
     beat: Beat
     at: float
@@ -77,7 +78,8 @@ class Watch:
         self._looks = [0, 0]  # at the training thread at work, and waiting for others
         self._steps = deque[tuple[int, int, float]](maxlen=_STEPS)
         self._seen: dict[int, _Seen] = {}
-        self._progress = (-1, time.monotonic())  # marks of all ranks, and since when
+        self._ran = 0.0  # seconds, without those in which this process was stopped (suspended)
+        self._progress = (-1, 0.0)  # marks of all ranks, and since when
         self._lost_store = False
         self._unheard = 0  # looks since the store has answered; a process that stood still has none
         self._watched = threading.get_ident()
@@ -127,7 +129,11 @@ class Watch:
         self._looks = [0, 0]
 
     def _look(self) -> None:
+        last = time.monotonic()
         while not self._done.wait(_LOOK):
+            now = time.monotonic()
+            self._ran += min(now - last, _STOPPED)
+            last = now
             self._looks[_waits(sys._current_frames().get(self._watched))] += 1
             if self.world.store is not None:
                 self._unheard += 1
@@ -161,7 +167,7 @@ class Watch:
     def _read(self) -> None:
         """Everybody's beats, and anybody's last words."""
         store, keys = self.world.store, [str(rank) for rank in range(self.world.size)]
-        now, seen = time.monotonic(), dict(self._seen)
+        now, seen = self._ran, dict(self._seen)
         for rank, text in enumerate(store.multi_get(keys) if store.check(keys) else ()):
             beat = Beat(*json.loads(text))
             known = seen.get(rank)
@@ -184,19 +190,17 @@ class Watch:
             self._wait_for_the_rank()
             code, line = self.words or (LostRank.exit_code, self._lost_host())
             self._end(code, line, tell=self.words is None)
-        now = time.monotonic()
         if silent := self._silent(min(_SILENT, self.limit)):
             self._end(LostRank.exit_code, silent)
         marks = sum(seen.beat.marks for seen in self._seen.values()) or self._marks
         if marks != self._progress[0]:
-            self._progress = (marks, now)
-        elif now - self._progress[1] > self.limit:
+            self._progress = (marks, self._ran)
+        elif self._ran - self._progress[1] > self.limit:
             self._end(LostRank.exit_code, self._stuck())
 
     def _silent(self, seconds: float) -> str:
         """The line that names the ranks without a beat for so long, or ""."""
-        now = time.monotonic()
-        gone = [rank for rank, seen in self._seen.items() if now - seen.at > seconds]
+        gone = [rank for rank, seen in self._seen.items() if self._ran - seen.at > seconds]
         if not gone or self.world.rank in gone:
             return ""
         named = "; ".join(f"rank {rank} is gone: {self._seen[rank].beat}" for rank in gone[:4])
@@ -252,10 +256,9 @@ class Watch:
 
     def _listeners(self) -> list[str]:
         """The keys by which the ranks that still beat say that they have read the last words."""
-        now = time.monotonic()
         return [
             f"read-{rank}" for rank, seen in self._seen.items()
-            if rank != self.world.rank and now - seen.at <= _MISSED * _BEAT
+            if rank != self.world.rank and self._ran - seen.at <= _MISSED * _BEAT
         ]  # fmt: skip
 
     def _wait_for_the_rank(self) -> None:

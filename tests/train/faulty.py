@@ -2,6 +2,7 @@
 
 `python -m tests.train.faulty FAULT+FAULT RANK STEP train RECIPE ...`: when it is to learn from step
 STEP (counted from 0) rank RANK is killed, stopped, hangs, is slow, raises, or loses its gradient.
+hang and suspend: 6 s without progress end the run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def plant(faults: list[str], rank: int, first: int) -> None:
     def learn(engine: Any, work: Any, run: Any, world: Any) -> Any:
         if work.step == first:
             # Not before: a start may take longer than a test can wait for a hang.
-            running.limit, watch._SILENT = (6.0 if "hang" in faults else running.limit), 4.0
+            short = "hang" in faults or "suspend" in faults
+            running.limit, watch._SILENT = (6.0 if short else running.limit), 4.0
         if world.rank == rank and work.step >= first and "slow" in faults:
             time.sleep(1.0)
         if world.rank != rank or work.step != first:

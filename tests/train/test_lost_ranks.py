@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from lbr_ds.config import RunConfig
 from lbr_ds.errors import LostRank
 from lbr_ds.runs import checkpoints
 from tests.ranks import ROOT, start_ranks
+from tests.train.test_hosts import at_step, ended
+from tests.train.test_resume import weights
 
 SAID = "lbr-ds: error: "
 
@@ -75,6 +78,22 @@ def test_launcher_names_a_killed_rank(copied: Path) -> None:
     lines = [one for one in running.stderr.read().splitlines() if one.startswith(SAID)]  # type: ignore[union-attr]
     assert len(lines) == 1
     assert re.search(r"rank 1 was killed by SIGKILL \(on \S+, last seen in step \d+", lines[0])
+
+
+def test_ranks_that_were_suspended_go_on(trained: RunConfig, copied: Path) -> None:
+    """As SLURM does it for a job of higher rank; for longer than a run may stand still here."""
+    folder = copied.parent / "run" / "stage1"
+    shutil.rmtree(folder)
+    ranks = start_ranks("tests.train.faulty", 2, "slow+suspend", "1", "0", "train", str(copied),
+                        "--stage", "1")  # fmt: skip
+    at_step(folder, 2, ranks)
+    for number, seconds in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
+        for process in ranks:
+            process.send_signal(number)
+        time.sleep(seconds)
+    codes, said = ended(ranks)
+    assert codes == [0, 0], said
+    assert weights(folder) == weights(trained.run / "stage1")
 
 
 def test_left_out_updates_and_stragglers_are_in_the_metrics_and_survive_a_resume(
