@@ -27,6 +27,13 @@ OWNED_BY_RECIPE = {
 _WIDTH = {None: 0, "fp32": 4, "bf16": 2, "bfp16": 2, "fp16": 2}  # bytes of a number, by its name
 
 
+def chosen(name: str, *, gpu: bool) -> str:
+    """The ds_config's name: `auto` is zero3, or zero3_cpu without a GPU."""
+    if name != "auto":
+        return name
+    return "zero3" if gpu else "zero3_cpu"
+
+
 def read(name: str) -> dict[str, Any]:
     """The ds_config by shipped name or path.
 

@@ -51,9 +51,7 @@ class Duty:
     @property
     def layout(self) -> Layout:
         """The ds_config that training will take here. Raises ConfigError."""
-        name = self.run.engine.ds_config
-        if name == "auto":
-            name = "zero3" if torch.cuda.is_available() else "zero3_cpu"
+        name = layouts.chosen(self.run.engine.ds_config, gpu=torch.cuda.is_available())
         return Layout.of(name, layouts.read(name))
 
     @property

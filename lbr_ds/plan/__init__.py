@@ -41,7 +41,7 @@ def plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[s
     rows = [_row(shape, name, run, cluster) for name in _names(run)]
     fitting = [row for row in rows if row["fits"]]
     best = min(fitting, key=lambda r: (r["traffic_gib"], r["step_seconds"]), default=None)
-    chosen = "zero3" if run.engine.ds_config == "auto" else run.engine.ds_config
+    chosen = layouts.chosen(run.engine.ds_config, gpu=True)
     return {
         "recipe": run.name,
         "cluster": {"nodes": cluster.nodes, "gpus_per_node": cluster.per_node,

@@ -55,9 +55,7 @@ def load_ds_config(name: str) -> dict[str, Any]:
 
     Raises ConfigError (see layout.read).
     """
-    if name == "auto":
-        name = "zero3" if torch.cuda.is_available() else "zero3_cpu"
-    return layout.read(name)
+    return layout.read(layout.chosen(name, gpu=torch.cuda.is_available()))
 
 
 class Engine:

@@ -81,7 +81,7 @@ class Watch:
         self._ran = 0.0  # seconds, without those in which this process was stopped (suspended)
         self._progress = (-1, 0.0)  # marks of all ranks, and since when
         self._lost_store = False
-        self._unheard = 0  # looks since the store has answered; a process that stood still has none
+        self._heard = 0.0  # when the store has last answered, by the same clock
         self._watched = threading.get_ident()
         self._woken, self._done = threading.Event(), threading.Event()
 
@@ -136,15 +136,13 @@ class Watch:
             last = now
             self._looks[_waits(sys._current_frames().get(self._watched))] += 1
             if self.world.store is not None:
-                self._unheard += 1
-                self._lost_store |= self._unheard * _LOOK > min(_SILENT, self.limit)
+                self._lost_store |= self._ran - self._heard > min(_SILENT, self.limit)
             self._judge()
 
     def _talk(self) -> None:
         due, period = 0.0, _BEAT * max(1.0, self.world.size / _RANKS)
         while not self._done.is_set():
-            self._woken.wait(_LOOK)
-            marked = self._woken.is_set()
+            marked = self._woken.wait(_LOOK)
             self._woken.clear()
             try:
                 if marked or time.monotonic() >= due:
@@ -152,7 +150,7 @@ class Watch:
                 if time.monotonic() >= due:
                     due = time.monotonic() + period
                     self._read()
-                    self._unheard = 0
+                    self._heard = self._ran
             except Exception:  # the store's errors have many types; all mean that its host is gone
                 self._lost_store = True
                 return
