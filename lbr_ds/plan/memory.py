@@ -42,14 +42,13 @@ class Memory:
 
 
 def memory_of(
-    shape: Shape, layout: Layout, work: Work, *, world: int, per_node: int, checkpointing: bool,
-    fused: bool = True,
-) -> Memory:  # fmt: skip
+    shape: Shape, layout: Layout, work: Work, *, world: int, checkpointing: bool, fused: bool = True
+) -> Memory:
     """The memory of one rank of `world`.
 
     fused: the optimizer makes no temporaries of its own (on GPUs); else two numbers each.
     """
-    stays, host, nvme = _states(shape, layout, world, per_node)
+    stays, host, nvme = _states(shape, layout, world)
     saved, layer = activations(shape, work, layout.width, checkpointing)
     # One rank holds all there is, and DeepSpeed then gathers nothing.
     gathered = live(shape, layout, checkpointing) * layout.width if world > 1 else 0
@@ -66,11 +65,9 @@ def memory_of(
     return Memory(stays, phases, host, nvme)
 
 
-def _states(
-    shape: Shape, layout: Layout, world: int, per_node: int
-) -> tuple[dict[str, int], int, int]:
+def _states(shape: Shape, layout: Layout, world: int) -> tuple[dict[str, int], int, int]:
     """(what stays on the GPU, on the host, on NVMe)."""
-    share = shape.sharded(world)
+    share, group = shape.sharded(world), layout.group(world)
     if layout.stage < 3:
         whole = shape.total
         held = whole if layout.stage == 1 else 2 * share
@@ -88,7 +85,7 @@ def _states(
             "reduction bucket": layout.reduce_bucket * layout.width,
         }
         if layout.hpz > 1:
-            gpu["second copy"] = shape.sharded(min(layout.hpz, per_node)) * layout.width
+            gpu["second copy"] = shape.sharded(group, layout.persistent) * layout.width
     # Weights of the optimizer's own width have a copy all the same (seen on 0.19.8).
     gpu["optimizer"] = share * (layout.master_width + 2 * layout.moment_width)
     host = nvme = 0
@@ -96,6 +93,9 @@ def _states(
         moved = share * layout.width
         gpu["parameters"] -= moved
         host, nvme = _put(layout.offload_parameters, moved, host, nvme)
+        if layout.offload_parameters == "nvme":
+            near = min(moved, layout.host_parameters * layout.width)
+            host, nvme = host + near, nvme - near
     if layout.offload_optimizer != "none":
         # Gradients wait for the optimizer where it is, and once more as it wants them.
         waiting = gpu.pop("gradients") if layout.stage == 3 else 0
@@ -122,10 +122,12 @@ def live(shape: Shape, layout: Layout, checkpointing: bool) -> int:
     """
     if layout.stage < 3:
         return 0
-    sizes = sorted(math.prod(t) for t in shape.tensors)
+    module = max(math.prod(t) for t in shape.tensors)
     persistent = shape.persistent(layout.persistent)
     kept = layout.reuse // (3 if checkpointing else 2)
-    return min(shape.total - persistent, kept + layout.prefetch + sizes[-1])
+    if layout.by_layer(shape.per_layer):
+        module = max(module, shape.per_layer)
+    return min(shape.total - persistent, kept + layout.prefetch + module)
 
 
 def activations(shape: Shape, work: Work, width: int, checkpointing: bool) -> tuple[int, int]:
@@ -196,7 +198,9 @@ def _moving(shape: Shape, layout: Layout, world: int) -> int:
     bucket = min(layout.reduce_bucket, shape.total)
     if layout.stage < 3:
         return bucket * layout.width
-    return (bucket + bucket // world) * layout.width
+    # A layer that is gathered as one keeps its gradients until its end.
+    waiting = shape.per_layer if layout.by_layer(shape.per_layer) else 0
+    return (bucket + bucket // world + waiting) * layout.width
 
 
 def _update(shape: Shape, layout: Layout, world: int, fused: bool) -> int:

@@ -69,6 +69,11 @@ class Shape:
         return sum(math.prod(t) for t in self.tensors)
 
     @property
+    def per_layer(self) -> int:
+        """Numbers in one decoder layer."""
+        return sum(math.prod(t) for t in self.layer)
+
+    @property
     def sizes(self) -> flops.Shape:
         """What FLOPs depend on."""
         names = [f.name for f in dataclasses.fields(flops.Shape)]
@@ -84,9 +89,12 @@ class Shape:
         """Numbers in the layers' matrices, without head and embeddings."""
         return self.sizes.body
 
-    def sharded(self, world: int) -> int:
-        """Numbers of one rank's share under ZeRO-3: every tensor is cut evenly, rounded up."""
-        return sum(-(-math.prod(t) // world) for t in self.tensors)
+    def sharded(self, world: int, above: int = 0) -> int:
+        """Numbers of one rank's share under ZeRO-3: every tensor is cut evenly, rounded up.
+
+        above: of tensors with more numbers than that.
+        """
+        return sum(-(-n // world) for n in map(math.prod, self.tensors) if n > above)
 
     def persistent(self, threshold: int) -> int:
         """Numbers in parameters of at most `threshold`, which ZeRO-3 keeps whole on every rank."""

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from lbr_ds import layout
 from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World
-from lbr_ds.errors import CheckpointError
+from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
 from lbr_ds.model.embedder import Embedder
+from lbr_ds.train.layers import by_layer
 from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
 from lbr_ds.train.snapshot import HostMemory
@@ -67,6 +68,9 @@ class Engine:
         ds_config: dict[str, Any], optim: OptimConfig, world: World,
     ) -> None:  # fmt: skip
         """make(dtype) builds the module; its parameters are then read from the folder `weights`."""
+        gpus = world.device.type == "cuda"
+        if reason := layout.Layout.of("", ds_config).unfit(world.size, gpus):
+            raise ConfigError(f"engine.ds_config: {reason}; take zero3, or zero3_cpu on CPU ranks")
         self.world = world
         self._one_reduction: bool | None = None
         self.stage: int = ds_config["zero_optimization"]["stage"]
@@ -90,12 +94,11 @@ class Engine:
         shapes = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in parameters.items()}
         self.num_parameters = sum(torch.Size(s).numel() for s in shapes.values())
         groups = parameter_groups(shapes, parameters, optim)
+        config["zero_optimization"] = by_layer(model.backbone, ds_config)
         with _quiet():
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=model, optimizer=_optimizer(groups, ds_config, optim), config=config
             )
-        self._accept: Callable[[float], bool] = math.isfinite
-        self._norm = math.nan
         self._judge_norms()
         # DeepSpeed puts a script beside every checkpoint; rank 0 alone would fail on a full disk.
         self.engine._copy_recovery_script = lambda folder: None
@@ -309,7 +312,8 @@ def load_weights(backbone: nn.Module, folder: Path, world: World) -> None:
     Under ZeRO-3 rank 0 reads and the others receive their parts. Raises CheckpointError when a
     parameter has no tensor of its name and shape.
     """
-    where = {key: file for file in sorted(folder.glob("*.safetensors")) for key in _keys(file)}
+    files = sorted(folder.glob("*.safetensors"))
+    where = {key: file for file in files for key in safe_open(file, "pt").keys()}  # noqa: SIM118
     for name, parameter in backbone.named_parameters():
         if name not in where:
             raise CheckpointError(f"{folder}: no tensor {name} in its safetensors files")
@@ -325,19 +329,17 @@ def load_weights(backbone: nn.Module, folder: Path, world: World) -> None:
             parameter.copy_(tensor)
 
 
-def _keys(file: Path) -> list[str]:
-    with safe_open(file, "pt") as opened:
-        return list(opened.keys())
-
-
 def _optimizer(
     groups: list[dict[str, Any]], ds_config: dict[str, Any], optim: OptimConfig
 ) -> torch.optim.Optimizer:
     """AdamW: torch's own, fused (a sixth of the time, on a CPU too), or DeepSpeed's for offload."""
     options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
-    offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    if offload != "none":
-        return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    if layout.Layout.of("", ds_config).offload_optimizer != "none":
+        try:
+            return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        except Exception as error:  # of many kinds: it is compiled at its first use
+            why = str(error).splitlines()[0]
+            raise EnvironmentProblem(f"offload_optimizer needs g++ and ninja: {why}") from None
     return torch.optim.AdamW(groups, fused=True, **options)
 
 
