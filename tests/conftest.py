@@ -15,6 +15,11 @@ from tests.ranks import run_cli
 from tests.tiny import tiny_recipe
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: begun last, it would run on alone at the end."""
+    items.sort(key=lambda item: "slurm" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A tiny run that went through both stages on two ZeRO-3 ranks, by the command line."""

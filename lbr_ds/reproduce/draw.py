@@ -11,6 +11,7 @@ from lbr_ds.reproduce.paper import PAPER
 from lbr_ds.reproduce.tables import Table
 
 _OURS, _BARE, _PAPER = "#2f6f9f", "#b9c4cc", ("#c2571a", "#7a4fa3", "#3c8a4e")
+_CONTROL = "#e3c48d"
 
 
 def draw(result: dict[str, Any], table: Table, path: Path) -> None:
@@ -29,7 +30,7 @@ def draw(result: dict[str, Any], table: Table, path: Path) -> None:
 
 
 def _bars(name: str, lines: dict[str, Any], table: Table) -> Figure:
-    """Bars from above; the paper's N@10 as marks beside them, where it has one."""
+    """Bars from above, the control's below each; the paper's N@10 as marks, where it has one."""
     variants = [variant for variant in table.variants if variant.name in lines]
     figure = Figure(figsize=(7, 1.7 + 0.42 * len(variants)), layout="constrained")
     axes = figure.subplots()
@@ -43,12 +44,17 @@ def _bars(name: str, lines: dict[str, Any], table: Table) -> Figure:
             error_kw={"linewidth": 1},
         )  # fmt: skip
     axes.barh([0], [0], color=_OURS, label="this recipe (95 % interval over queries)")
+    controls = [(n, lines[v.name].get("control_ndcg_at_10")) for n, v in enumerate(variants)]
+    known = [(place + 0.4, line["mean"]) for place, line in controls if line]
+    if known:
+        places, means = zip(*known, strict=True)
+        axes.barh(places, means, 0.2, color=_CONTROL, label="control: facts that stand nowhere")
     paper = PAPER[name]
     for column, color in zip(paper.ndcg, _PAPER, strict=False):
         figures = [paper.scores(variant.paper).get(column) for variant in variants]
-        known = [(x, y) for y, x in enumerate(figures) if x is not None]
-        if known:
-            x, y = zip(*known, strict=True)
+        marks = [(x, y) for y, x in enumerate(figures) if x is not None]
+        if marks:
+            x, y = zip(*marks, strict=True)
             axes.scatter(
                 x, y, marker="D", s=24, facecolor="white", edgecolor=color, zorder=3,
                 label=f"paper, {column} (other data)",
