@@ -80,6 +80,7 @@ class Layout:
     sub_group: int
     offload_parameters: str
     offload_optimizer: str
+    host_parameters: int  # of those for NVMe that stay on the host, on each rank
     parameter_buffers: int  # pinned on the host for parameters on NVMe
     optimizer_buffers: int  # the same for optimizer states, in sub-groups
     hpz: int
@@ -110,6 +111,7 @@ class Layout:
             sub_group=int(zero.get("sub_group_size", 1e9)),
             offload_parameters=parameters.get("device", "none"),
             offload_optimizer=optimizer.get("device", "none"),
+            host_parameters=int(parameters.get("max_in_cpu", 1e9)),
             parameter_buffers=int(
                 parameters.get("buffer_count", 5) * parameters.get("buffer_size", 1e8)
             ),
@@ -118,3 +120,40 @@ class Layout:
             quantized_weights=bool(zero.get("zero_quantized_weights")),
             quantized_gradients=bool(zero.get("zero_quantized_gradients")),
         )
+
+    @property
+    def lossy(self) -> bool:
+        """Whether numbers on their way are quantised, so that a step gives another result."""
+        return self.quantized_weights or self.quantized_gradients
+
+    @property
+    def unsaved(self) -> str | None:
+        """Why a run of it could not be gone on with, in one clause; None when it can.
+
+        DeepSpeed 0.19.8 writes what lies on NVMe past the checkpoint's own files, and a load brings
+        neither Adam's step counts back (engine.py, load_checkpoint) nor parameters that have no
+        buffer on the host (stage3.py, _rigid_load_state_dict).
+        """
+        if "nvme" in (self.offload_parameters, self.offload_optimizer):
+            return "what lies on NVMe cannot be loaded from a checkpoint; take zero3_offload_params"
+        return None
+
+    def group(self, ranks: int) -> int:
+        """How many neighbours share a second copy of the parameters (ZeRO++)."""
+        return min(self.hpz, ranks)
+
+    def by_layer(self, numbers: int) -> bool:
+        """Whether a decoder layer of so many numbers is gathered in one go (train/layers.py).
+
+        At a layer's start DeepSpeed prefetches the bucket and no more: of a larger layer the rest
+        would be waited for. On NVMe there are fewer buffers than a layer has tensors.
+        """
+        return self.stage == 3 and numbers <= self.prefetch and self.offload_parameters != "nvme"
+
+    def unfit(self, ranks: int, gpus: bool) -> str | None:
+        """Why so many ranks cannot take a step with it, in one clause; None when they can."""
+        if self.lossy and not gpus:
+            return "quantised traffic needs GPUs (DeepSpeed 0.19 has kernels for them alone)"
+        if ranks % self.group(ranks):
+            return f"zero_hpz_partition_size={self.hpz} does not divide {ranks} ranks"
+        return None

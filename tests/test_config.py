@@ -10,8 +10,9 @@ import yaml
 from lbr_ds import resources
 from lbr_ds.config import load
 from lbr_ds.errors import ConfigError
-from lbr_ds.layout import OWNED_BY_RECIPE
+from lbr_ds.layout import OWNED_BY_RECIPE, Layout
 from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.loop import train
 
 RECIPES = sorted(p.stem for p in resources.folder("recipes").glob("*.yaml"))
 DS_CONFIGS = sorted(p.stem for p in resources.folder("ds_configs").glob("*.json"))
@@ -20,7 +21,8 @@ DS_CONFIGS = sorted(p.stem for p in resources.folder("ds_configs").glob("*.json"
 def test_the_promised_files_are_there() -> None:
     assert {"demo", "medical-1.5b", "chemistry-1.5b", "code-1.5b", "llama3.2-1b",
             "huatuo-7b"} <= set(RECIPES)  # fmt: skip
-    assert {"zero3", "zero3_offload", "zero2", "zero3_cpu"} <= set(DS_CONFIGS)
+    assert set(DS_CONFIGS) == {"zero1", "zero2", "zero3", "zero3_cpu", "zero3_offload",
+                               "zero3_offload_params", "zero3_nvme", "zero3_zeropp"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -34,6 +36,27 @@ def test_recipe_loads_and_survives_its_own_dump(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", DS_CONFIGS)
 def test_ds_config_loads(name: str) -> None:
     assert load_ds_config(name)["zero_optimization"]["stage"] in (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", DS_CONFIGS)
+def test_what_no_rank_could_do_is_said_beforehand(name: str) -> None:
+    """Quantised traffic without GPUs, and a second copy that the ranks cannot share evenly."""
+    layout = Layout.of(name, load_ds_config(name))
+    on_cpus, on_gpus = layout.unfit(2, gpus=False), layout.unfit(12, gpus=True)
+    if name == "zero3_zeropp":
+        assert "needs GPUs" in str(on_cpus)
+        assert on_gpus == "zero_hpz_partition_size=8 does not divide 12 ranks"
+    else:
+        assert on_cpus is on_gpus is None
+    assert layout.unfit(4, gpus=True) is None  # DeepSpeed cuts groups of 8 down to 4 ranks
+
+
+def test_training_refuses_what_it_could_not_resume() -> None:
+    """Before it looks at data or ranks."""
+    with pytest.raises(
+        ConfigError, match=r"engine\.ds_config=zero3_nvme: what lies on NVMe cannot"
+    ):
+        train(load("demo", ["engine.ds_config=zero3_nvme"]), 1)
 
 
 @pytest.mark.parametrize("key", OWNED_BY_RECIPE)

@@ -34,12 +34,14 @@ GIB = 1 << 30
 def plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[str, Any]:
     """Every shipped ds_config and the recipe's own, both stages each; JSON-ready.
 
+    `best` has the least traffic of those that fit and send every number as it is.
+
     config: the backbone's config.json where it is not found by itself. Raises ConfigError for a
     backbone of unknown shape, and for a step that the ranks cannot share.
     """
     shape = shape_of(run, config)
     rows = [_row(shape, name, run, cluster) for name in _names(run)]
-    fitting = [row for row in rows if row["fits"]]
+    fitting = [row for row in rows if row["fits"] and not row["lossy"]]
     best = min(fitting, key=lambda r: (r["traffic_gib"], r["step_seconds"]), default=None)
     chosen = layouts.chosen(run.engine.ds_config, gpu=True)
     return {
@@ -71,6 +73,7 @@ def _row(shape: Shape, name: str, run: RunConfig, cluster: Cluster) -> dict[str,
     return {
         "ds_config": name,
         "zero_stage": layout.stage,
+        "lossy": layout.lossy,
         "fits": not reasons,
         "reason": reasons[0] if reasons else None,
         "traffic_gib": sum(s["traffic_gib"]["total"] for s in stages),
@@ -87,8 +90,7 @@ def predict(
     work = work_of(run, number, world)
 
     def memory(checkpointing: bool) -> Memory:
-        return memory_of(shape, layout, work, world=world, per_node=cluster.per_node,
-                         checkpointing=checkpointing)  # fmt: skip
+        return memory_of(shape, layout, work, world=world, checkpointing=checkpointing)
 
     found = memory(checkpointing)
     pace = pace_of(shape, layout, work, cluster, checkpointing)
@@ -136,7 +138,9 @@ def _refusal(layout: Layout, found: Memory, cluster: Cluster) -> str | None:
     gpu = cluster.gpu
     if layout.width == 4:
         return "fp32: for CPU ranks"
-    if layout.hpz > 1 and cluster.per_node % layout.hpz:
+    if reason := layout.unfit(cluster.world, gpus=True):
+        return reason
+    if cluster.per_node % layout.group(cluster.world):
         return (
             f"zero_hpz_partition_size={layout.hpz} does not divide {cluster.per_node} GPUs a node"
         )
@@ -147,4 +151,4 @@ def _refusal(layout: Layout, found: Memory, cluster: Cluster) -> str | None:
     host = found.host / GIB
     if host > gpu.host_memory_gib:
         return f"needs {host:.0f} GiB of host memory a GPU, {gpu.host_memory_gib:g} assumed there"
-    return None
+    return layout.unsaved

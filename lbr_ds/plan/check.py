@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import RunConfig
+from lbr_ds.errors import ConfigError
 from lbr_ds.layout import Layout
 from lbr_ds.plan.memory import Memory, memory_of
 from lbr_ds.plan.shape import Shape, shape_of
@@ -64,6 +65,9 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
             write_backbone(shape, run, folder)
         world.barrier()
         ds_config = load_ds_config(run.engine.ds_config)
+        layout = Layout.of(run.engine.ds_config, ds_config)
+        if layout.unsaved:
+            raise ConfigError("--check counts what lies in memory, and not what lies on NVMe")
         adapt = adapting(run, folder)
         before = _resident()
         make = functools.partial(
@@ -73,7 +77,6 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
         engine = Engine(
             make, folder, ds_config=ds_config, optim=run.stage1.optim, world=world, adapt=adapt
         )  # fmt: skip
-        layout = Layout.of("checked", ds_config)
         on_gpu = torch.cuda.is_available()
         stages = []
         for number in (1, 2):
@@ -81,13 +84,13 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
             work = dataclasses.replace(
                 work_of(run, number, world.size), queries=0, candidates=0, cached=False
             )
-            measured, peak = _take_step(engine, work, run, before)
+            measured, peak = _take_step(engine, layout, work, run, before)
             planned = memory_of(
-                shape, layout, work, world=world.size, per_node=world.size,
+                shape, layout, work, world=world.size,
                 checkpointing=run.model.activation_checkpointing, fused=on_gpu,
             )  # fmt: skip
-            stays = planned.stays
-            parts = {part: (stays[part], size) for part, size in measured.items()}
+            sizes = {**planned.stays, "host": planned.host}
+            parts = {part: (sizes[part], size) for part, size in measured.items()}
             parts["peak"] = (_touched(planned, shape, layout, on_gpu), peak)
             stages.append({"stage": number, "bytes": parts})
         world.barrier()
@@ -122,7 +125,9 @@ def write_backbone(shape: Shape, run: RunConfig, folder: Path) -> None:
     card.save(folder)
 
 
-def _take_step(engine: Any, work: Work, run: RunConfig, before: int) -> tuple[dict[str, int], int]:
+def _take_step(
+    engine: Any, layout: Layout, work: Work, run: RunConfig, before: int
+) -> tuple[dict[str, int], int]:
     """(bytes of each part, peak of the whole) of a step of two full micro-batches.
 
     The second step is measured: the first one makes the optimizer's moments.
@@ -140,20 +145,25 @@ def _take_step(engine: Any, work: Work, run: RunConfig, before: int) -> tuple[di
         forget_peak()
         for last in (False, True):
             engine.backward(engine(batch).sum() * 1e-3, last=last)
-        gradients = _gradients(engine)
+        until_update = _until_update(engine)
         engine.step(1e-5)
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if on_gpu else _peak() - before
-    return {**_parts(engine), **gradients}, peak
+    return _parts(engine, layout, until_update), peak
 
 
-def _parts(engine: Any) -> dict[str, int]:
-    """Bytes of DeepSpeed's own tensors on this rank."""
+def _parts(engine: Any, layout: Layout, until_update: dict[str, int]) -> dict[str, int]:
+    """Bytes of DeepSpeed's own tensors on this rank; what is offloaded as one part, `host`."""
     zero: Any = engine.optimizer
-    parts = {}
+    parts, host = dict(until_update), 0
     if engine.stage == 3:
         frozen = [p.ds_tensor for p in engine.engine.module.parameters() if not p.requires_grad]
-        weights = [zero.lp_param_buffer, *frozen, *(p.data for p in zero.persistent_parameters)]
+        weights = [p.data for p in zero.persistent_parameters]
+        if layout.offload_parameters == "none":
+            weights += [zero.lp_param_buffer, *frozen]
+        else:
+            moved = [*zero.param_groups_fp16_flat_cpu_memory, *frozen]
+            host += sum(_storages(moved).values())
         masters = zero.fp32_partitioned_groups_flat
         buckets = [bucket.buffer for bucket in zero.ipg_buckets.values()]
         parts["reduction bucket"] = sum(_storages(buckets).values())
@@ -164,14 +174,20 @@ def _parts(engine: Any) -> dict[str, int]:
     apart = _storages(weights).keys()
     parts["parameters"] = sum(_storages(weights).values())
     parts["optimizer"] = sum(size for at, size in _storages(states).items() if at not in apart)
-    return parts
+    if layout.offload_optimizer != "none":
+        host += parts.pop("optimizer") + parts.pop("gradients", 0)
+        host += sum(_storages(m.grad for m in masters if m.grad is not None).values())
+    return {**parts, "host": host} if host else parts
 
 
-def _gradients(engine: Any) -> dict[str, int]:
-    """Bytes of the gradients that wait for the step; below stage 3 they come and go in pieces."""
+def _until_update(engine: Any) -> dict[str, int]:
+    """Bytes of what the update makes an end of; below stage 3 gradients come and go in pieces."""
     if engine.stage < 3:
         return {}
-    return {"gradients": int(engine.optimizer.grad_partitions_flat_buffer.nbytes)}
+    parts = {"gradients": int(engine.optimizer.grad_partitions_flat_buffer.nbytes)}
+    second = [p.ds_secondary_tensor for p in engine.engine.module.parameters()]
+    size = sum(_storages(t for t in second if t is not None).values())
+    return {**parts, "second copy": size} if size else parts
 
 
 def _storages(tensors: Iterable[Any]) -> dict[int, int]:
@@ -180,11 +196,12 @@ def _storages(tensors: Iterable[Any]) -> dict[int, int]:
 
 
 def _touched(planned: Memory, shape: Shape, layout: Layout, on_gpu: bool) -> int:
-    """The planned peak; on a CPU the part of the bucket that is never written is no memory."""
+    """The planned peak; on a CPU with what is offloaded, less the bucket's unwritten part."""
     if on_gpu:
         return planned.peak
     bucket = planned.stays["reduction bucket"]
-    return planned.peak - bucket + min(bucket, shape.learnt * layout.width)
+    learnt = shape.learnt * layout.width
+    return planned.peak + planned.host - bucket + min(bucket, learnt)
 
 
 def _resident() -> int:

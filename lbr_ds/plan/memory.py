@@ -43,14 +43,13 @@ class Memory:
 
 
 def memory_of(
-    shape: Shape, layout: Layout, work: Work, *, world: int, per_node: int, checkpointing: bool,
-    fused: bool = True,
-) -> Memory:  # fmt: skip
+    shape: Shape, layout: Layout, work: Work, *, world: int, checkpointing: bool, fused: bool = True
+) -> Memory:
     """The memory of one rank of `world`.
 
     fused: the optimizer makes no temporaries of its own (on GPUs); else two numbers each.
     """
-    stays, host, nvme = _states(shape, layout, world, per_node)
+    stays, host, nvme = _states(shape, layout, world)
     saved, layer = activations(shape, work, layout.width, checkpointing)
     # One rank holds all there is, and DeepSpeed then gathers nothing.
     gathered = live(shape, layout, checkpointing) * layout.width if world > 1 else 0
@@ -67,11 +66,10 @@ def memory_of(
     return Memory(stays, phases, host, nvme)
 
 
-def _states(
-    shape: Shape, layout: Layout, world: int, per_node: int
-) -> tuple[dict[str, int], int, int]:
+def _states(shape: Shape, layout: Layout, world: int) -> tuple[dict[str, int], int, int]:
     """(what stays on the GPU, on the host, on NVMe)."""
     share, learning = shape.sharded(world), shape.learning_share(world)
+    group = layout.group(world)
     if layout.stage < 3:
         whole = shape.total
         held = shape.learnt if layout.stage == 1 else 2 * learning
@@ -89,7 +87,7 @@ def _states(
             "reduction bucket": layout.reduce_bucket * layout.width,
         }
         if layout.hpz > 1:
-            gpu["second copy"] = shape.sharded(min(layout.hpz, per_node)) * layout.width
+            gpu["second copy"] = shape.sharded(group, layout.persistent) * layout.width
     # Weights of the optimizer's own width have a copy all the same (seen on 0.19.8).
     gpu["optimizer"] = learning * (layout.master_width + 2 * layout.moment_width)
     host = nvme = 0
@@ -97,6 +95,9 @@ def _states(
         moved = share * layout.width
         gpu["parameters"] -= moved
         host, nvme = _put(layout.offload_parameters, moved, host, nvme)
+        if layout.offload_parameters == "nvme":
+            near = min(moved, layout.host_parameters * layout.width)
+            host, nvme = host + near, nvme - near
     if layout.offload_optimizer != "none":
         # Gradients wait for the optimizer where it is, and once more as it wants them.
         waiting = gpu.pop("gradients") if layout.stage == 3 else 0
@@ -123,10 +124,12 @@ def live(shape: Shape, layout: Layout, checkpointing: bool) -> int:
     """
     if layout.stage < 3:
         return 0
-    sizes = sorted(math.prod(t) for t in shape.tensors)
+    module = max(math.prod(t) for t in shape.tensors)
     persistent = shape.persistent(layout.persistent)
     kept = layout.reuse // (3 if checkpointing else 2)
-    return min(shape.total - persistent, kept + layout.prefetch + sizes[-1])
+    if layout.by_layer(shape.per_layer):
+        module = max(module, shape.per_layer)
+    return min(shape.total - persistent, kept + layout.prefetch + module)
 
 
 def activations(shape: Shape, work: Work, width: int, checkpointing: bool) -> tuple[int, int]:
@@ -200,7 +203,9 @@ def _moving(shape: Shape, layout: Layout, world: int) -> int:
     bucket = min(layout.reduce_bucket, shape.learnt)
     if layout.stage < 3:
         return bucket * layout.width
-    return (bucket + bucket // world) * layout.width
+    # A layer that is gathered as one keeps its gradients until its end.
+    waiting = shape.per_layer if layout.by_layer(shape.per_layer) else 0
+    return (bucket + bucket // world + waiting) * layout.width
 
 
 def _update(shape: Shape, layout: Layout, world: int, fused: bool) -> int:

@@ -3,9 +3,11 @@
 A gather of S bytes over N ranks in n nodes of g: a rank gets S (N-1)/N over its links; a node gets
 S (n-1)/n once from outside, through its g network ports together. A reduce-scatter costs the same
 the other way, an all-reduce both. ZeRO-3 gathers the layers for each forward and each backward and
-reduces the gradients of each micro-batch (DeepSpeed accumulates shards, not whole gradients);
-ZeRO-2 reduces each micro-batch, and ZeRO-1 once a step, by all-reduce; both gather the new
-parameters once a step. What `reuse` keeps from forward to backward is not taken off.
+reduces the gradients of each micro-batch (DeepSpeed accumulates shards, not whole gradients).
+ZeRO++'s second copy is made by a step's first forward and dropped by its update, so all further
+gathers stay among the ranks that share it (stage3.py, _post_step). ZeRO-2 reduces each micro-batch,
+and ZeRO-1 once a step, by all-reduce; both gather the new parameters once a step. What `reuse`
+keeps from forward to backward is not taken off.
 """
 
 from __future__ import annotations
@@ -59,23 +61,25 @@ class Pace:
 def traffic_of(shape: Shape, layout: Layout, work: Work, cluster: Cluster) -> Traffic:
     """The traffic of one rank in one step."""
     size, learnt = shape.total * layout.width, shape.learnt * layout.width
-    forward = backward = reduced = 0.0
-    local = False
+    group = layout.group(cluster.world)
+    gathered = near = 0.0  # among all ranks, and among those that share a second copy
     if layout.stage == 3:
-        forward = work.passes * size * (0.5 if layout.quantized_weights else 1)
-        backward = work.micro_batches * size
+        # As 8 bits, forward and backward (partition_parameters.py, _all_gather_coalesced).
+        once = size / layout.width if layout.quantized_weights else size
+        gathered = (work.passes + work.micro_batches) * once
+        if 1 < group <= cluster.per_node:
+            gathered, near = once, gathered - once
         # Quantised gradients go as 4 bits, and only between nodes (stage3.py, __avg_scatter_grads).
         quarter = layout.quantized_gradients and cluster.nodes > 1
-        reduced = work.micro_batches * learnt * (2 / layout.width / 4 if quarter else 1)
-        local = 1 < layout.hpz <= cluster.per_node  # the way back reads the node's own copy
+        reduced = work.micro_batches * learnt * (0.5 / layout.width if quarter else 1)
     elif layout.stage == 2:
-        forward, reduced = learnt, 2.0 * work.micro_batches * learnt
+        gathered, reduced = learnt, 2.0 * work.micro_batches * learnt
     else:
-        forward, reduced = learnt, 2.0 * learnt
+        gathered, reduced = learnt, 2.0 * learnt
     vectors = 2.0 * work.candidates * cluster.world * shape.hidden * 4
-    links = (forward + backward + reduced + vectors) * (1 - 1 / cluster.world)
-    outside = forward + reduced + vectors + (0 if local else backward)
-    network = outside * (1 - 1 / cluster.nodes) / cluster.per_node
+    everywhere = gathered + reduced + vectors
+    links = everywhere * (1 - 1 / cluster.world) + near * (1 - 1 / group)
+    network = everywhere * (1 - 1 / cluster.nodes) / cluster.per_node
     host, nvme = _offloaded(shape, layout, work, cluster.world)
     return Traffic(links, network, host, nvme)
 
@@ -87,7 +91,8 @@ def _offloaded(shape: Shape, layout: Layout, work: Work, world: int) -> tuple[fl
     if layout.offload_parameters != "none":
         up = (work.passes + work.micro_batches) * share * layout.width
         host += up
-        nvme += up if layout.offload_parameters == "nvme" else 0
+        if layout.offload_parameters == "nvme":
+            nvme += up * max(0, 1 - layout.host_parameters / share)
     if layout.offload_optimizer != "none":
         # Each further micro-batch fetches what was added up, adds, and puts it back.
         host += (2 * work.micro_batches - 1) * learning * layout.gradient_width

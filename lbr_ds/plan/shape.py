@@ -99,6 +99,11 @@ class Shape:
         return sum(math.prod(t) for t in self.adapters) or self.linear
 
     @property
+    def per_layer(self) -> int:
+        """Numbers in one decoder layer, without adapters."""
+        return sum(math.prod(t) for t in self.layer)
+
+    @property
     def sizes(self) -> flops.Shape:
         """What FLOPs depend on."""
         names = [f.name for f in dataclasses.fields(flops.Shape)]
@@ -114,9 +119,12 @@ class Shape:
         """Numbers in the layers' matrices, without head and embeddings."""
         return self.sizes.body
 
-    def sharded(self, world: int) -> int:
-        """Numbers of one rank's share under ZeRO-3: every tensor is cut evenly, rounded up."""
-        return _cut(self.tensors, world)
+    def sharded(self, world: int, above: int = 0) -> int:
+        """Numbers of one rank's share under ZeRO-3: every tensor is cut evenly, rounded up.
+
+        above: of tensors with more numbers than that.
+        """
+        return _cut((t for t in self.tensors if math.prod(t) > above), world)
 
     def learning_share(self, world: int) -> int:
         """The same of the parameters that learn."""
@@ -127,7 +135,7 @@ class Shape:
         return sum(n for n in map(math.prod, self.tensors) if n <= threshold)
 
 
-def _cut(tensors: list[tuple[int, ...]], world: int) -> int:
+def _cut(tensors: Iterable[tuple[int, ...]], world: int) -> int:
     return sum(-(-math.prod(t) // world) for t in tensors)
 
 

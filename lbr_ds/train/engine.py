@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from lbr_ds import layout
 from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World
-from lbr_ds.errors import CheckpointError
+from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.model.lora import parts
+from lbr_ds.train.layers import by_layer
 from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
 from lbr_ds.train.snapshot import HostMemory
@@ -70,6 +71,9 @@ class Engine:
 
         adapt: freezes them and lays what learns over them (model/lora.py); None: all learn.
         """
+        gpus = world.device.type == "cuda"
+        if reason := layout.Layout.of("", ds_config).unfit(world.size, gpus):
+            raise ConfigError(f"engine.ds_config: {reason}; take zero3, or zero3_cpu on CPU ranks")
         self.world = world
         self._one_reduction: bool | None = None
         self.stage: int = ds_config["zero_optimization"]["stage"]
@@ -97,12 +101,11 @@ class Engine:
         shapes = {n: tuple(shape_of(p)) for n, p in learning.items()}
         self.num_learning = sum(map(math.prod, shapes.values()))
         groups = parameter_groups(shapes, learning, optim)
+        config["zero_optimization"] = by_layer(model.backbone, ds_config)
         with _quiet():
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=model, optimizer=_optimizer(groups, ds_config, optim), config=config
             )
-        self._accept: Callable[[float], bool] = math.isfinite
-        self._norm = math.nan
         self._judge_norms()
         # DeepSpeed puts a script beside every checkpoint; rank 0 alone would fail on a full disk.
         self.engine._copy_recovery_script = lambda folder: None
@@ -327,9 +330,12 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW: torch's own, fused (a sixth of the time, on a CPU too), or DeepSpeed's for offload."""
     options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
-    offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    if offload != "none":
-        return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    if layout.Layout.of("", ds_config).offload_optimizer != "none":
+        try:
+            return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        except Exception as error:  # of many kinds: it is compiled at its first use
+            why = str(error).splitlines()[0]
+            raise EnvironmentProblem(f"offload_optimizer needs g++ and ninja: {why}") from None
     return torch.optim.AdamW(groups, fused=True, **options)
 
 

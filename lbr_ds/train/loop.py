@@ -19,6 +19,8 @@ from lbr_ds.address import mask_record, masked
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
+from lbr_ds.errors import ConfigError
+from lbr_ds.layout import Layout
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.embedder import build_embedder
 from lbr_ds.model.lora import adapting
@@ -48,6 +50,8 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     stage, part = STAGES[number], run.stage(number)
     folder = run.run / f"stage{number}"
     ds_config = load_ds_config(run.engine.ds_config)
+    if reason := Layout.of("", ds_config).unsaved:
+        raise ConfigError(f"engine.ds_config={run.engine.ds_config}: {reason}")
     num_samples = Manifest.load(run.data.folder).records(stage.split)
     num_steps = part.steps(num_samples)
     world = join(run.engine.timeout_minutes)

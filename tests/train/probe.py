@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +32,15 @@ CASES = {
     "cl-whole": (2, "zero3_cpu", 4096, []),
     "cl-cached": (2, "zero3_cpu", 100, ["stage2.chunk_tokens=60"]),
     "cl-checkpointing": (2, "zero3_cpu", 60, CHECKPOINTING),
+    "gl-by-part": (1, "zero3_cpu", 100, []),
+    "cl-by-part": (2, "zero3_cpu", 60, CHECKPOINTING),
+    "cl-second-copy": (2, "zero3_cpu", 100, []),
+}
+# What differs from the ds_config: no room to gather a layer in one go; ZeRO++ over "nodes" of two.
+CHANGES = {
+    "gl-by-part": {"stage3_prefetch_bucket_size": 0},
+    "cl-by-part": {"stage3_prefetch_bucket_size": 0},
+    "cl-second-copy": {"zero_hpz_partition_size": 2},
 }
 # Chunks reduced one by one, as where a whole gradient does not fit.
 CASES["cl-reduced-each"] = CASES["cl-cached"]
@@ -41,10 +52,13 @@ LORA = {
     "cl-lora": (2, "zero3", 100, [*_ADAPTED, *CHECKPOINTING, "stage2.chunk_tokens=60"]),
     "cl-lora-dropout": (2, "zero3", 100, [*_ADAPTED, "lora.dropout=0.5"]),
 }
-# The shipped layouts for GPUs, whose bf16 allows no such closeness; on two ranks.
+# The shipped layouts for GPUs, whose bf16 allows no such closeness; on two ranks. For those that
+# offload the optimizer DeepSpeed compiles an Adam of its own.
+OFFLOADED = ("zero3_offload", "zero3_offload_params")
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 HALF = {
     f"{name}-{layout}": (stage, layout, 60, [])
-    for layout in ("zero1", "zero2", "zero3")
+    for layout in ("zero1", "zero2", "zero3", *(OFFLOADED if COMPILER else ()))
     for name, stage in (("gl", 1), ("cl", 2))
 }
 
@@ -52,20 +66,25 @@ HALF = {
 def probe(recipe: str, out: Path, world: World) -> None:
     """Every case, each on a fresh engine; the step is taken twice."""
     cases = {**CASES, **LORA, **(HALF if world.size == 2 else {})}
-    for case, (number, ds_config, tokens, more) in cases.items():
+    cases["cl-second-copy"] = cases.pop("cl-second-copy")  # its groups are for the process's life
+    for case, (number, layout, tokens, more) in cases.items():
         overrides = [f"stage{number}.micro_batch_tokens={tokens}", "stage2.from=backbone", *more]
         run = load(recipe, overrides)
         stage = STAGES[number]
-        own = f"{out / ds_config}.json" if case in LORA else ds_config
-        engine, encoder = build(run, stage, load_ds_config(own), world)
+        ds_config = load_ds_config(f"{out / layout}.json" if case in LORA else layout)
+        ds_config["zero_optimization"].update(CHANGES.get(case, {}))
+        engine, encoder = build(run, stage, ds_config, world)
         size = run.stage(number).samples_per_step
         stream = steps(run.data.folder, stage.split, seed=run.seed, samples_per_step=size,
                        rank=world.rank, world=world.size, stop=1)  # fmt: skip
         work = stage.collate(run, encoder, next(iter(stream)))
         if case == "cl-reduced-each":
             engine._one_reduction = False
-        found: dict[str, Any] = {"micro_batches": len(work.micro_batches)}
-        found["before"] = learning(engine) if case in LORA else {}
+        found: dict[str, Any] = {
+            "micro_batches": len(work.micro_batches),
+            "leaves": sum(hasattr(m, "_z3_leaf") for m in engine.engine.module.modules()),
+            "before": learning(engine) if case in LORA else {},
+        }
         for turn in ("", "second_"):
             heard = Heard(engine)
             found[f"{turn}stats"] = stage.learn(cast("Engine", heard), work, run, world)

@@ -21,8 +21,8 @@ from lbr_ds.model.bottleneck import bottleneck_token, load_tokenizer, prepare_ba
 from lbr_ds.shards import Sample, steps
 from tests.dense import dense_mask
 from tests.ranks import run_ranks
-from tests.tiny import tiny_recipe
-from tests.train.probe import CASES, HALF, LORA
+from tests.tiny import SHAPE, tiny_recipe
+from tests.train.probe import CASES, COMPILER, HALF, LORA, OFFLOADED
 
 WORLDS = (1, 2, 4)
 TOLERANCE = 1e-5
@@ -232,6 +232,22 @@ def test_gradient_caching_equals_one_big_batch(
         assert found[turn] == pytest.approx(wanted[turn], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("case", "parts"), [("gl-cut", "gl-by-part"), ("cl-checkpointing", "cl-by-part")]
+)
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_layers_gathered_whole_or_by_part_are_one_step(
+    probed: dict[tuple[str, int], dict[str, Any]], case: str, parts: str, world: int
+) -> None:
+    """With leaf modules and without: gradients, norms and weights of both steps."""
+    whole, cut = probed[case, world], probed[parts, world]
+    assert (whole["leaves"], cut["leaves"]) == (SHAPE["num_hidden_layers"], 0)
+    for turn in ("", "second_"):
+        assert distance(whole[f"{turn}grads"], cut[f"{turn}grads"]) <= 2e-6
+        assert distance(whole[f"{turn}after"], cut[f"{turn}after"]) <= 2e-6
+        assert whole[f"{turn}norm"] == pytest.approx(cut[f"{turn}norm"], rel=2e-6)
+
+
 @pytest.mark.parametrize("case", HALF)
 def test_bf16_layouts_step_in_the_same_direction(
     probed: dict[tuple[str, int], dict[str, Any]], case: str
@@ -245,6 +261,30 @@ def test_bf16_layouts_step_in_the_same_direction(
     ours = torch.cat([found["grads"][n].flatten().float() for n in wanted["grads"]])
     theirs = torch.cat([g.flatten() for g in wanted["grads"].values()])
     assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("case", HALF)
+def test_bf16_layouts_end_near_fp32(
+    run: RunConfig, probed: dict[tuple[str, int], dict[str, Any]], case: str
+) -> None:
+    """Weights after a step: a layout's are nearer to zero3_cpu's than a fifth of the step."""
+    wanted = probed["gl-cut" if case.startswith("gl") else "cl-cached", 2]["after"]
+    before = {name: p.detach() for name, p in plain_model(run).named_parameters()}
+    step = distance(before, wanted)
+    assert distance(probed[case, 2]["after"], wanted) <= 0.2 * step
+
+
+@pytest.mark.skipif(COMPILER is None, reason="DeepSpeed's Adam for the host needs a C++ compiler")
+@pytest.mark.parametrize("layout", OFFLOADED)
+@pytest.mark.parametrize("stage", ["gl", "cl"])
+def test_offloaded_steps_are_those_of_zero3(
+    probed: dict[tuple[str, int], dict[str, Any]], stage: str, layout: str
+) -> None:
+    """Same precision, other place: gradients alike, weights alike but for rounding, both steps."""
+    found, wanted = probed[f"{stage}-{layout}", 2], probed[f"{stage}-zero3", 2]
+    assert found["norm"] == pytest.approx(wanted["norm"], rel=1e-3)
+    for turn in ("", "second_"):
+        assert distance(found[f"{turn}after"], wanted[f"{turn}after"]) <= 1e-3
 
 
 def test_cut_cases_really_cut(probed: dict[tuple[str, int], dict[str, Any]]) -> None:
