@@ -10,6 +10,7 @@ forward, chunk by chunk, so no logits outlive their chunk and nothing is compute
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -57,9 +58,9 @@ def linear_cross_entropy(
     """sum_r -log softmax(hidden[r] @ weight.T)[targets[r]] in fp32, logits never whole.
 
     hidden (R, D) and weight (V, D) of one dtype, targets (R,) int64. The value is fp32 whatever the
-    inputs' dtype; a bf16 sum would be off by percents. chunk: rows at a time; None: D / 3, within
-    bounds. The chunk's logits then hold a third of what the weight's gradient holds anyway, and are
-    large enough that adding to that gradient once a chunk costs little. extra (K, D), (K,): what is
+    inputs' dtype; a bf16 sum would be off by percents. chunk: rows at a time; None: D / 2 at most,
+    within bounds. The chunk's logits then hold half of what the weight's gradient holds anyway, and
+    are large enough that adding to that gradient once a chunk costs little. extra (K, D), (K,): what is
     added to which rows of the weight; it has a gradient of its own, so the weight may be frozen.
     """
     rows = torch.arange(len(targets), device=targets.device)
@@ -101,7 +102,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=sums) if want_weight else None
         grad_more = None if more is None or not want_more else torch.zeros_like(more, dtype=sums)
         if chunk is None:
-            chunk = min(max(hidden.shape[1] // 3, _MIN_ROWS), _MAX_ROWS)
+            most = min(max(hidden.shape[1] // 2, _MIN_ROWS), _MAX_ROWS)
+            count = max(len(hidden), 1)
+            chunk = math.ceil(count / math.ceil(count / most))  # all of one size, or nearly
         starts = range(0, len(hidden), chunk)
         bounds = torch.searchsorted(rows, rows.new_tensor([*starts, len(hidden)])).tolist()
         for start, first, last in zip(starts, bounds[:-1], bounds[1:], strict=True):
