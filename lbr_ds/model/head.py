@@ -60,8 +60,9 @@ def linear_cross_entropy(
     hidden (R, D) and weight (V, D) of one dtype, targets (R,) int64. The value is fp32 whatever the
     inputs' dtype; a bf16 sum would be off by percents. chunk: rows at a time; None: D / 2 at most,
     within bounds. The chunk's logits then hold half of what the weight's gradient holds anyway, and
-    are large enough that adding to that gradient once a chunk costs little. extra (K, D), (K,): what is
-    added to which rows of the weight; it has a gradient of its own, so the weight may be frozen.
+    are large enough that adding to that gradient once a chunk costs little. extra (K, D), (K,):
+    what is added to which rows of the weight; it has a gradient of its own, so the weight may be
+    frozen.
     """
     rows = torch.arange(len(targets), device=targets.device)
     shares = torch.ones(len(targets), dtype=torch.float32, device=targets.device)
