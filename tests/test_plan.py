@@ -245,8 +245,9 @@ def test_parameters_for_nvme_stay_on_the_host_up_to_max_in_cpu() -> None:
     moved = [2 * min(share, most) for most in (0, 10**8, 10**9)]
     assert [host - places[0][0] for host, _, _ in places] == moved
     assert [places[0][1] - nvme for _, nvme, _ in places] == moved
-    # Fetched for the forward and the backward of one micro-batch.
-    assert [places[0][2] - nvme for _, _, nvme in places] == pytest.approx([2 * m for m in moved])
+    # Fetched for the forward and the backward of each of four micro-batches.
+    assert work.micro_batches == 4
+    assert [places[0][2] - nvme for _, _, nvme in places] == pytest.approx([8 * m for m in moved])
 
 
 def test_adapters_states_by_hand() -> None:
