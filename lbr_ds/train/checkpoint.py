@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -211,13 +211,6 @@ def save_weights(weights: dict[str, Tensor], folder: Path) -> list[Path]:
     return sorted(folder.glob("model*"))
 
 
-class Resumed(NamedTuple):
-    """Where a stage goes on: optimizer steps taken, and the counters that were saved with them."""
-
-    step: int
-    counters: Counters
-
-
 def find(run: RunConfig, stage: int, world: World, *, force: bool = False) -> Path | None:
     """The checkpoint to go on from: the newest that is whole; None when there never was one.
 
@@ -235,13 +228,13 @@ def find(run: RunConfig, stage: int, world: World, *, force: bool = False) -> Pa
     return found
 
 
-def resume(found: Path | None, engine: Engine, world: World) -> Resumed:
-    """Load what `find` found. All ranks call it; nothing found is step 0.
+def resume(found: Path | None, engine: Engine, world: World) -> Counters:
+    """Load what `find` found, if anything. All ranks call it. The counters that were saved with it.
 
     Raises CheckpointError when it cannot be loaded, as after a change of ZeRO stage or precision.
     """
     if found is None:
-        return Resumed(0, {})
+        return {}
     facts = _facts_of(found)
     for key, now in (("zero_stage", engine.stage), ("dtype", str(engine.dtype))):
         if facts[key] != now:
@@ -258,7 +251,8 @@ def resume(found: Path | None, engine: Engine, world: World) -> Resumed:
     # from where they stand (dropout is seeded by the step).
     mine = found / "state" / f"random-{world.rank % facts['world_size']}.pt"
     restore_random_states(torch.load(mine, weights_only=True))
-    return Resumed(int(facts["step"]), facts["counters"])
+    counters: Counters = facts["counters"]
+    return counters
 
 
 def newest_whole(stage_folder: Path, world: World) -> Path | None:

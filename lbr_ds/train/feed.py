@@ -56,6 +56,7 @@ def open_feed(
 ) -> Iterator[Work]:  # fmt: skip
     """The rank's work for steps start..stop, in order, whatever the number of loader processes.
 
+    Those start at once, as forks: what this process holds now, each of them holds for good.
     Raises what reading and encoding raise (DataError), also from a loader process.
     """
     feed = _Feed(run, stage, encoder, rank, world, start, stop)
@@ -71,7 +72,11 @@ def open_feed(
             # From the rank's own generator each start would take a number, each resume one more.
             generator=torch.Generator().manual_seed(run.seed),
         )
-    for work in loader:
+    return _or_raised(iter(loader))
+
+
+def _or_raised(found: Iterator[Work | LbrError]) -> Iterator[Work]:
+    for work in found:
         if isinstance(work, LbrError):
             raise work
         yield work

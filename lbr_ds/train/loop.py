@@ -24,6 +24,7 @@ from lbr_ds.layout import Layout
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.embedder import build_embedder
 from lbr_ds.model.lora import adapting
+from lbr_ds.runs import step_of
 from lbr_ds.shards import Manifest
 from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import Engine, load_ds_config
@@ -62,8 +63,15 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
             open_run_folder(run)
         world.barrier()
         origin = found or starting_point(run, number, world)
-        engine, encoder = build(run, stage, ds_config, world, origin)
-        start, counters = checkpoint.resume(found, engine, world)
+        start = step_of(found) if found else 0
+        encoder = text_encoder(run)
+        # Before the engine: a loader process is a fork, and would keep the pages that training
+        # writes over, which is as much memory again.
+        feed = open_feed(
+            run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
+        )
+        engine = build_engine(run, stage, ds_config, world, origin)
+        counters = checkpoint.resume(found, engine, world)
         note_start(folder, start, origin, world)
         watch.mark(start, "starts")
         log.info(
@@ -74,9 +82,6 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         )  # fmt: skip
         if start < num_steps:
             rehearse(engine, stage, run, encoder, world)
-        feed = open_feed(
-            run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
-        )
         step, stopped, sample = start, False, draw_sample(run, world)
         meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
         saver = checkpoint.Saver(run, number, engine, world)
@@ -143,13 +148,16 @@ def build(
     origin: Path | None = None,
 ) -> tuple[Engine, TextEncoder]:  # fmt: skip
     """The engine around the embedder, and the encoder of its prepared tokenizer."""
-    engine = build_engine(run, stage, ds_config, world, origin)
-    encoder = TextEncoder(
+    return build_engine(run, stage, ds_config, world, origin), text_encoder(run)
+
+
+def text_encoder(run: RunConfig) -> TextEncoder:
+    """The encoder of the prepared backbone's tokenizer."""
+    return TextEncoder(
         load_tokenizer(run.run / "backbone"),
         max_length=run.model.max_length,
         num_bottleneck=run.bottleneck.count,
     )
-    return engine, encoder
 
 
 def build_engine(

@@ -15,6 +15,7 @@ import torch
 from lbr_ds.batching import pack
 from lbr_ds.config import load
 from lbr_ds.distributed import end, join, leave
+from lbr_ds.runs import step_of
 from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import load_ds_config
 from lbr_ds.train.loop import build
@@ -25,7 +26,9 @@ if __name__ == "__main__":
     world = join(timeout_minutes=2)
     engine, encoder = build(run, STAGES[2], load_ds_config(run.engine.ds_config), world)
     found = checkpoint.find(run, 2, world)
-    assert checkpoint.resume(found, engine, world).step == run.stage2.num_steps
+    assert found is not None
+    assert step_of(found) == run.stage2.num_steps
+    checkpoint.resume(found, engine, world)
     sequences = encoder.embed(json.loads((out / "texts.json").read_text()))
     with torch.no_grad():
         vectors = engine(pack(sequences))

@@ -9,6 +9,7 @@ import sys
 
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
+from lbr_ds.runs import step_of
 from lbr_ds.train import checkpoint
 from lbr_ds.train.engine import load_ds_config
 from lbr_ds.train.feed import open_feed
@@ -27,8 +28,9 @@ def take(recipe: str, stop: int, world: World) -> None:
     if world.first:
         open_run_folder(run)
     world.barrier()
+    start = step_of(found) if found else 0
     engine, encoder = build(run, stage, load_ds_config(run.engine.ds_config), world)
-    start, counters = checkpoint.resume(found, engine, world)
+    counters = checkpoint.resume(found, engine, world)
     assert counters == ({"steps": start} if start else {})
     feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=stop)
     guard, watch = Guard(run.guard, {}, run.run / "stage1", start, world), Watch(world, 2)
