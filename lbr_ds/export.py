@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from jinja2 import Environment, PackageLoader
 
@@ -26,6 +25,7 @@ from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.encoder import PackedEncoder
 from lbr_ds.model.trust import SAFE
+from lbr_ds.model.widen import widen
 
 TOLERANCE = 1e-5  # largest difference of a component, in fp32
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -115,18 +115,25 @@ def proof_texts(max_length: int) -> list[str]:
 
 
 def prove(folder: Path) -> dict[str, Any]:
-    """Encode the same texts by our encoder and by sentence-transformers, both in fp32."""
+    """Encode the same texts by our encoder and by sentence-transformers, both in fp32.
+
+    One after the other, on weights as they are stored: the host holds them once.
+    """
     from sentence_transformers import SentenceTransformer
 
     card = Card.load(folder)
     texts = proof_texts(card.max_length)
-    ours = PackedEncoder(folder, device="cpu", dtype=torch.float32).encode(texts)
+    encoder = PackedEncoder(folder, device="cpu")
+    widen(encoder.model)
+    ours = encoder.encode(texts)
+    del encoder
     stock = SentenceTransformer(
         str(folder),
         device="cpu",
-        model_kwargs={"dtype": torch.float32, **SAFE},
+        model_kwargs={"dtype": "auto", **SAFE},
         local_files_only=True,
     )
+    widen(stock)
     largest = {}
     for batch_size in (1, 3, len(texts)):  # alone, in mixed batches, all together
         theirs = stock.encode(texts, batch_size=batch_size, show_progress_bar=False)

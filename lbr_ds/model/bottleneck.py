@@ -20,18 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.locate import locate
+from lbr_ds.model.files import Stored, in_files, save_files, save_index
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
 CARD = "lbr.json"
@@ -90,14 +96,20 @@ def prepare_backbone(
     made_from = folder / "made_from.json"
     if made_from.is_file() and json.loads(made_from.read_text()) == wanted:
         return
-    backbone, tokenizer = _load(model)
+    backbone, tokenizer, stored = _open(model)
     if model.num_layers is not None:
         _keep_layers(backbone, model.num_layers)
-    _add_tokens(backbone, tokenizer, bottleneck.count, seed)
+    new = _add_tokens(backbone, tokenizer, bottleneck.count, seed)
     _append_to_texts(tokenizer, bottleneck.count)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    backbone.save_pretrained(part)
+    if stored is None:
+        for index, table in enumerate(_tables(backbone)):
+            new.fill(table.data, index)
+        backbone.save_pretrained(part)
+    else:
+        backbone.save_pretrained(part, state_dict={})  # all but the weights
+        _copy(stored, backbone, new, part)
     save_tokenizer(tokenizer, part)
     Card(bottleneck.count, model.max_length, model.pooling, model.attention).save(part)
     (part / made_from.name).write_text(json.dumps(wanted, indent=2) + "\n")
@@ -105,8 +117,12 @@ def prepare_backbone(
     part.rename(folder)
 
 
-def _load(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The untouched backbone; a `.gguf` file is dequantised to fp32."""
+def _open(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Stored | None]:
+    """The untouched backbone; a `.gguf` file is dequantised to fp32.
+
+    Where its files hold what it needs name by name, they come too, and the module has no weights:
+    no large backbone is in memory as a whole.
+    """
     name: str = model.backbone
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     if name.startswith("wheel:"):
@@ -124,10 +140,14 @@ def _load(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         )
     try:
         with no_pickles(f"model.backbone={model.backbone!r}"):
-            backbone = AutoModelForCausalLM.from_pretrained(
-                name, dtype="auto", **options, **weights
-            )
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            backbone, stored = None, None
+            if weights and not model.trust_remote_code:
+                backbone, stored = _without_weights(name, model.revision)
+            if backbone is None:
+                backbone = AutoModelForCausalLM.from_pretrained(
+                    name, dtype="auto", **options, **weights
+                )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ConfigError(
             f"model.backbone={model.backbone!r} cannot be loaded: {why_not(error)}"
@@ -139,7 +159,54 @@ def _load(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     # A dequantised GGUF still says that it is quantised, and would refuse to be saved.
     if "gguf_file" in options:
         del backbone.config.quantization_config, backbone.hf_quantizer
-    return backbone, tokenizer
+    return backbone, tokenizer, stored
+
+
+def _without_weights(
+    name: str, revision: str | None
+) -> tuple[PreTrainedModel, Stored] | tuple[None, None]:
+    """(the module on the meta device, its weights' files); none where names or shapes differ."""
+    folder = Path(name)
+    if not folder.is_dir():
+        patterns = ["*.json", "*.safetensors"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    config, stored = AutoConfig.from_pretrained(folder), Stored(folder)
+    if config.dtype is None:  # transformers then takes the weights' own
+        return None, None
+    with torch.device("meta"), no_init_weights():
+        backbone = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    backbone.tie_weights()
+    wanted = dict(backbone.named_parameters())
+    same = all(n in stored and stored.shape(n) == p.shape for n, p in wanted.items())
+    if not same or backbone.state_dict(keep_vars=True).keys() - _all_names(backbone):
+        return None, None
+    if (folder / "generation_config.json").is_file():
+        backbone.generation_config = GenerationConfig.from_pretrained(folder)
+    return backbone, stored
+
+
+def _all_names(backbone: PreTrainedModel) -> set[str]:
+    """Names of all parameters, of a tied one each."""
+    return {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
+
+
+def _copy(stored: Stored, backbone: PreTrainedModel, new: _NewRows, folder: Path) -> None:
+    """Write the weights that the module lacks, a file at a time, its tables with the new rows."""
+    wanted = dict(backbone.named_parameters())
+    tables = [id(table) for table in _tables(backbone)]
+
+    def read(name: str) -> Tensor:
+        parameter, tensor = wanted[name], stored.read(name).to(wanted[name].dtype)
+        if id(parameter) not in tables:
+            return tensor
+        grown = tensor.new_empty(parameter.shape)
+        grown[: len(tensor)] = tensor
+        new.fill(grown, tables.index(id(parameter)))
+        return grown
+
+    files = in_files({name: p.numel() * p.itemsize for name, p in wanted.items()})
+    save_files(files, read, folder)
+    save_index(files, folder)
 
 
 def _keep_layers(backbone: PreTrainedModel, count: int) -> None:
@@ -153,31 +220,46 @@ def _keep_layers(backbone: PreTrainedModel, count: int) -> None:
         backbone.config.layer_types = backbone.config.layer_types[:count]
 
 
+@dataclass(frozen=True)
+class _NewRows:
+    """The rows of tables that were added: `ids` of the K tokens, `num_rows` as there were before.
+
+    num_real: of those, rows that tokens have.
+    """
+
+    ids: list[int]
+    num_real: int
+    num_rows: int
+    seed: int
+
+    def fill(self, table: Tensor, index: int) -> None:
+        """Give them a start in `table` (V, D); index: 0 of the embeddings, 1 of an untied head."""
+        generator = torch.Generator().manual_seed(self.seed + index)
+        noise = torch.randn(len(self.ids), table.shape[1], generator=generator)
+        real = table[: min(self.num_real, self.num_rows)].float()
+        table[self.num_rows :] = real.mean(0)  # rows that only round the table up
+        table[self.ids] = (real.mean(0) + 0.1 * real.std(0) * noise).to(table.dtype)
+
+
 def _add_tokens(
     backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, seed: int
-) -> None:
-    """Add the K tokens and give their rows a start."""
+) -> _NewRows:
+    """Add the K tokens, with room in the tables; what is to be filled in there."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     num_real = len(tokenizer)
     names = [bottleneck_token(i) for i in range(count)]
     tokenizer.add_special_tokens({"extra_special_tokens": names})
-    ids = tokenizer.convert_tokens_to_ids(names)
+    ids: Any = tokenizer.convert_tokens_to_ids(names)
     num_rows = len(_tables(backbone)[0])
     if len(tokenizer) > num_rows:
         backbone.resize_token_embeddings(
             len(tokenizer), pad_to_multiple_of=_ROUND_TO, mean_resizing=False
         )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for table in _tables(backbone):
-            real = table[: min(num_real, num_rows)].float()
-            noise = torch.randn(count, table.shape[1], generator=generator)
-            table[num_rows:] = real.mean(0)  # rows that only round the table up
-            table[ids] = (real.mean(0) + 0.1 * real.std(0) * noise).to(table.dtype)
+    return _NewRows(ids, num_real, num_rows, seed)
 
 
-def _tables(backbone: PreTrainedModel) -> list[torch.Tensor]:
+def _tables(backbone: PreTrainedModel) -> list[nn.Parameter]:
     """The input embeddings and, where the head is not tied, the head: (V, D) each."""
     modules: list[Any] = [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
     return list({id(m.weight): m.weight for m in modules}.values())

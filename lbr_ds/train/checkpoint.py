@@ -18,14 +18,12 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from lbr_ds import environment
 from lbr_ds.address import path_of
@@ -33,6 +31,7 @@ from lbr_ds.config import RunConfig
 from lbr_ds.corpora import overlap
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
+from lbr_ds.model.files import in_files, save_files, save_index
 from lbr_ds.runs import fault, saved
 from lbr_ds.shards import Manifest
 from lbr_ds.train.engine import Engine
@@ -42,7 +41,6 @@ from lbr_ds.train.writer import Plan, Writing, save_tensors, sweep
 
 log = logging.getLogger(__name__)
 Counters = dict[str, Any]  # JSON-ready
-_FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 10  # that a failing rank gives a save under way
 
@@ -137,16 +135,23 @@ class Saver:
         run, world, engine = self.run, self.world, self.engine
         states = engine.snapshot(self._memory)
         states[f"state/random-{world.rank}.pt"] = random_states()
-        weights = {name: tensor for name, tensor in engine.weights() if tensor is not None}
-        base = {name: tensor for name, tensor in engine.base() if tensor is not None}
+        files = in_files(engine.sizes())
+        # Each rank keeps and writes some of the files, so that none holds a whole large model.
+        own = {file: files[file] for file in list(files)[world.rank :: world.size]}
+        mine = {name for names in own.values() for name in names}
+        weights, base = dict(engine.weights(mine)), dict(engine.base(mine))
 
         def write(part: Path) -> list[Path]:
             for name, state in states.items():
                 save_tensors(state, part / name)
             made = [part / name for name in states]
-            if base:
-                made += save_weights(base, part / "state" / "base")
-            return made + (save_model(run, weights, part / "model") if weights else [])
+            for folder, held in ((part / "model", weights), (part / "state" / "base", base)):
+                if held:
+                    save_files(own, held.__getitem__, folder)
+                    made += [folder / file for file in own]
+            if world.first:
+                made += describe_model(run, engine.dtype, files, part / "model")
+            return made
 
         return Plan(
             run.run / f"stage{self.stage}" / "checkpoints" / f"step-{step:06d}",
@@ -167,48 +172,22 @@ class Saver:
         }  # fmt: skip
 
 
-def save_model(run: RunConfig, weights: dict[str, Tensor], folder: Path) -> list[Path]:
-    """The whole weights as safetensors with config, tokenizer and hashes of the training texts.
-
-    Returns the files made.
-    """
-    save_weights(weights, folder)
+def describe_model(
+    run: RunConfig, dtype: torch.dtype, weights: Mapping[str, list[str]], folder: Path
+) -> list[Path]:
+    """Config, tokenizer and hashes of the training texts beside the weights. The files made."""
+    save_index(weights, folder)
     for path in (run.run / "backbone").iterdir():
         if path.is_file() and path.suffix != ".safetensors" and ".index." not in path.name:
             shutil.copy(path, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     data = path_of(run.data.folder)
     if data is not None:  # of data that lies elsewhere eval cannot check overlap
         overlap.copy(data, folder)
-    return sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def save_weights(weights: dict[str, Tensor], folder: Path) -> list[Path]:
-    """Tensors as safetensors, in several files with an index if they are large. The files made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    waiting: dict[str, Tensor] = {}
-    where: dict[str, str] = {}
-
-    def close_file() -> None:
-        name = f"model-{len(set(where.values())) + 1:05d}.safetensors"
-        save_file(waiting, folder / name, metadata={"format": "pt"})
-        where.update(dict.fromkeys(waiting, name))
-        waiting.clear()
-
-    for name, tensor in weights.items():
-        waiting[name] = tensor
-        if sum(t.nbytes for t in waiting.values()) > _FILE_BYTES:
-            close_file()
-    if waiting:
-        close_file()
-    if len(set(where.values())) == 1:
-        (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
-    else:
-        index = {"metadata": {}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return sorted(folder.glob("model*"))
+    found = (path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in found if path.suffix != ".safetensors")
 
 
 def find(run: RunConfig, stage: int, world: World, *, force: bool = False) -> Path | None:

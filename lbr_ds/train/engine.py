@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
 from lbr_ds.train.snapshot import HostMemory
 from lbr_ds.train.universal import mend, to_universal
-from lbr_ds.train.weights import load_weights
+from lbr_ds.train.weights import load_weights, shape_of
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -272,22 +272,27 @@ class Engine:
                 whole = deepspeed.utils.safe_get_full_grad(parameter)
                 yield name.removeprefix("backbone."), whole
 
-    def weights(self) -> Iterator[tuple[str, Tensor | None]]:
-        """(name, whole tensor on the CPU) one by one on rank 0; None elsewhere. All ranks iterate.
+    def weights(self, mine: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole tensor on the CPU) of those in `mine`, one by one. All ranks iterate.
 
         Names are the backbone's own, as `from_pretrained` wants them; adapters are merged.
         """
         for name, own, make in parts(self.engine.module):
             with gathered(*own):
-                whole = make().to("cpu", copy=True) if self.world.first else None
-            yield name, whole
+                if name in mine:
+                    yield name, make().to("cpu", copy=True)
 
-    def base(self) -> Iterator[tuple[str, Tensor | None]]:
+    def base(self, mine: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """As `weights`, but what lies frozen below adapters; nothing where all weights learn."""
         for name, own, _ in parts(self.engine.module) if self.adapted else ():
             with gathered(own[0]):
-                whole = own[0].detach().to("cpu", copy=True) if self.world.first else None
-            yield name, whole
+                if name in mine:
+                    yield name, own[0].detach().to("cpu", copy=True)
+
+    def sizes(self) -> dict[str, int]:
+        """Name: bytes of each of `weights`, whole."""
+        found = parts(self.engine.module)
+        return {name: shape_of(own[0]).numel() * own[0].itemsize for name, own, _ in found}
 
 
 class _Collector(TorchCheckpointEngine):
@@ -311,11 +316,6 @@ def read_state(file: Path) -> Any:
     """One file of a checkpoint's state/, opened without running anything that it holds."""
     with torch.serialization.safe_globals([LossScaler, ZeroStageEnum]):
         return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def shape_of(parameter: nn.Parameter) -> torch.Size:
-    """The shape of the whole, sharded or not."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def gathered(*parameters: nn.Parameter, writer: int | None = None) -> Any:

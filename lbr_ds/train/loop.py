@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,9 +51,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     """
     stage, part = STAGES[number], run.stage(number)
     folder = run.run / f"stage{number}"
-    ds_config = load_ds_config(run.engine.ds_config)
-    if reason := Layout.of("", ds_config).unsaved:
-        raise ConfigError(f"engine.ds_config={run.engine.ds_config}: {reason}")
+    ds_config = resumable_ds_config(run.engine.ds_config)
     num_samples = Manifest.load(run.data.folder).records(stage.split)
     num_steps = part.steps(num_samples)
     world = join(run.engine.timeout_minutes)
@@ -105,6 +104,14 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
                     saver.save(step, guard.state(), figures)
     leave()
     return step == num_steps
+
+
+def resumable_ds_config(name: str) -> dict[str, Any]:
+    """`load_ds_config`. Raises ConfigError for one whose runs could not be gone on with."""
+    ds_config = load_ds_config(name)
+    if reason := Layout.of("", ds_config).unsaved:
+        raise ConfigError(f"engine.ds_config={name}: {reason}")
+    return ds_config
 
 
 def take_step(

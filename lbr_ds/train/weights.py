@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
+from lbr_ds.model.files import Stored
+
+
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the whole, sharded or not."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def load_weights(
@@ -24,22 +29,16 @@ def load_weights(
     0 then reads and the others receive their parts. Raises CheckpointError when a parameter has no
     tensor of its name and shape.
     """
-    where = {key: file for file in sorted(folder.glob("*.safetensors")) for key in _keys(file)}
+    stored = Stored(folder)
     for name, parameter in parameters:
-        if name not in where:
+        if name not in stored:
             raise CheckpointError(f"{folder}: no tensor {name} in its safetensors files")
+        found, want = stored.shape(name), shape_of(parameter)
+        if found != want:
+            raise CheckpointError(
+                f"{folder}: {name} has shape {tuple(found)}, the model wants {tuple(want)}"
+            )
         sharded = hasattr(parameter, "ds_id")
         with gathered(parameter, writer=0), torch.no_grad():
-            if sharded and not world.first:
-                continue
-            with safe_open(where[name], "pt") as file:
-                tensor = file.get_tensor(name)
-            if tensor.shape != parameter.shape:
-                found, want = tuple(tensor.shape), tuple(parameter.shape)
-                raise CheckpointError(f"{folder}: {name} has shape {found}, the model wants {want}")
-            parameter.copy_(tensor)
-
-
-def _keys(file: Path) -> list[str]:
-    with safe_open(file, "pt") as opened:
-        return list(opened.keys())
+            if world.first or not sharded:
+                parameter.copy_(stored.read(name))

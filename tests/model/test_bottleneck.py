@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import ConfigError
+from lbr_ds.model import bottleneck, files
 from lbr_ds.model.bottleneck import bottleneck_token, load_tokenizer, prepare_backbone
 from tests.tiny import backbone
 
@@ -59,6 +60,45 @@ def test_untied_head_gets_its_rows_too(tmp_path: Path) -> None:
     assert len(head) == len(table)
     assert not torch.equal(head[first], table[first])
     assert head[first].norm() < 2 * head[:first].norm(dim=1).mean()
+
+
+CHANGES: list[dict[str, object]] = [
+    {}, {"tie_word_embeddings": False}, {"vocab_size": 480}, {"family": "qwen2"},
+    {"family": "mistral", "tie_word_embeddings": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", CHANGES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_copied_file_by_file_as_if_loaded_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, object], dtype: torch.dtype
+) -> None:
+    """From several files to several files; the oracle is transformers' own loading and saving."""
+    raw = backbone(tmp_path / "raw", **{"num_hidden_layers": 3, **shape})
+    loaded = AutoModelForCausalLM.from_pretrained(raw, dtype=dtype)
+    (raw / "model.safetensors").unlink()
+    loaded.save_pretrained(raw, max_shard_size="20KB")
+    assert len(list(raw.glob("*.safetensors"))) > 2
+    config = ModelConfig(backbone=str(raw), max_length=16, num_layers=2)
+
+    def made(name: str) -> Path:
+        prepare_backbone(config, BottleneckConfig(count=3), tmp_path / name, seed=1)
+        return tmp_path / name
+
+    monkeypatch.setattr(files, "_FILE_BYTES", 20_000)
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "from_pretrained", None)  # would load it whole
+        copied = made("copied")
+    assert len(list(copied.glob("*.safetensors"))) > 2
+    monkeypatch.setattr(bottleneck, "_without_weights", lambda *names: (None, None))
+    whole = made("whole")
+    named = {path.name for path in whole.iterdir()} - {"model.safetensors"}
+    for name in named:
+        assert (copied / name).read_bytes() == (whole / name).read_bytes(), name
+    ours, theirs = map(AutoModelForCausalLM.from_pretrained, (copied, whole))
+    assert ours.dtype == theirs.dtype == dtype
+    for (name, found), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(found, wanted), name
 
 
 def test_same_seed_same_bytes_and_an_equal_one_is_kept(tmp_path: Path) -> None:

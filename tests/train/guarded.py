@@ -48,7 +48,12 @@ def probe(recipe: str, out: Path, world: World) -> None:
             for kind in kinds:
                 batch = next(good) if kind == "good" else data[0]
                 results.append((kind, *take(engine, run, encoder, batch, kind, world)))
-            found.append({"results": results, "weights": dict(engine.weights())})
+            found.append(
+                {
+                    "results": results,
+                    "weights": dict(engine.weights(engine.sizes() if world.first else ())),
+                }
+            )
         if world.first:
             torch.save(found, out / f"{layout}.pt")
 

@@ -92,7 +92,7 @@ def probe(recipe: str, out: Path, world: World) -> None:
             found[f"{turn}grads"] = dict(engine.gradients())
             found[f"{turn}norm"], applied = engine.step(1e-3)
             assert applied
-            found[f"{turn}after"] = dict(engine.weights())
+            found[f"{turn}after"] = dict(engine.weights(engine.sizes() if world.first else ()))
         found["one_reduction"] = engine._one_reduction
         if world.first:
             torch.save(found, out / f"{case}-{world.size}.pt")
