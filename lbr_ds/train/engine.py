@@ -116,6 +116,10 @@ class Engine:
             return contextlib.nullcontext()
         return deepspeed.zero.Init(config_dict_or_path=config, dtype=self.dtype)
 
+    def __str__(self) -> str:
+        sizes = f"{self.num_parameters / 1e6:.1f}M parameters, {self.num_learning / 1e6:.1f}M"
+        return f"ZeRO stage {self.stage}, {sizes} of them learn"
+
     def __call__(self, batch: Any) -> Tensor:
         """The module's forward. All ranks must call it equally often, in the same order."""
         return self.engine(batch)

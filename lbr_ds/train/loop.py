@@ -74,10 +74,8 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         note_start(folder, start, origin, world)
         watch.mark(start, "starts")
         log.info(
-            "stage %d: world size %d, ZeRO stage %d, %.1fM parameters, %.1fM of them learn, "
-            "%d samples, steps %d to %d",
-            number, world.size, engine.stage, engine.num_parameters / 1e6,
-            engine.num_learning / 1e6, num_samples, start, num_steps,
+            "stage %d: world size %d, %s, %d samples, steps %d to %d",
+            number, world.size, engine, num_samples, start, num_steps,
         )  # fmt: skip
         if start < num_steps:
             rehearse(engine, stage, run, encoder, world)
