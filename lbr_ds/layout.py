@@ -55,6 +55,10 @@ def read(name: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: zero_optimization.stage={stage!r}; use 1, 2 or 3")
     if config.get("fp16", {}).get("enabled"):
         raise ConfigError(f"{path}: fp16 needs loss scaling, which is not done here; use bf16")
+    if stage == 1 and config.get("data_types", {}).get("grad_accum_dtype") == "fp32":
+        raise ConfigError(  # for it DeepSpeed has another optimizer, whose updates cannot be judged
+            f"{path}: data_types.grad_accum_dtype=fp32 needs zero_optimization.stage 2 or 3"
+        )
     return config
 
 

@@ -74,6 +74,10 @@ def test_ds_config_may_not_own_a_key_of_the_recipe(key: str, tmp_path: Path) -> 
         ("[]", "a JSON object, not list"),
         ("{}", "stage=None; use 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 3}, "fp16": {"enabled": true}}', "use bf16"),
+        (
+            '{"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}',
+            "grad_accum_dtype=fp32 needs zero_optimization.stage 2 or 3",
+        ),
     ],
 )
 def test_broken_ds_config(content: str, message: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from lbr_ds import runs
 from lbr_ds.config import RunConfig, load
-from lbr_ds.errors import DataError
+from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.evaluate.baselines import BASELINES
 from lbr_ds.reproduce.tables import Variant
 from lbr_ds.shards import Manifest
@@ -164,7 +164,13 @@ def _data(run: RunConfig, stage: int = 1) -> str:
 
 
 def link(job: Job) -> None:
-    """Make the job's folder with its links."""
+    """Make the job's folder with its links. Raises ConfigError where what it starts from lacks."""
+    for _, target in job.links:
+        if not target.exists():
+            raise ConfigError(
+                f"{job.folder.name} starts from {target}, which a job of a phase before makes: do "
+                "that first (--dry-run lists jobs and phases)"
+            )
     job.folder.mkdir(parents=True, exist_ok=True)
     for name, target in job.links:
         if not (job.folder / name).is_symlink():

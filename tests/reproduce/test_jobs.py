@@ -75,10 +75,13 @@ def test_a_folder_is_named_by_what_decides_its_numbers(recipe: Path) -> None:
 def test_links(recipe: Path, tmp_path: Path) -> None:
     rows, _ = plan(recipe)
     job = rows["LLM+GL+CL", 0][-1]
+    with pytest.raises(ConfigError, match="backbone, which a job of a phase before makes"):
+        link(job)
+    for _, target in job.links:
+        target.mkdir(parents=True, exist_ok=True)
     link(job)
     link(job)
     for name, target in job.links:
-        target.mkdir(parents=True, exist_ok=True)
         assert (job.folder / name).resolve() == target.resolve()
 
 
