@@ -28,6 +28,7 @@ from lbr_ds.config import RunConfig
 from lbr_ds.doctor import gpus
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError
 from lbr_ds.layout import Layout
+from lbr_ds.model.files import FILE_BYTES
 from lbr_ds.plan import Cluster, find_gpu, predict
 from lbr_ds.plan.shape import Shape, adapted, find
 from lbr_ds.plan.work import num_steps
@@ -209,9 +210,9 @@ def most_checkpoints(run: RunConfig, stage: int) -> int:
 def memory(duty: Duty) -> str:
     """Host memory for what arithmetic knows of; processes, libraries and caches come on top.
 
-    What is offloaded; at a save the whole weights, and with every.save_async a copy of the node's
-    share of the optimizer; at the start, below ZeRO-3, a whole model on each rank. On CPU ranks
-    also what else would stay on a GPU.
+    What is offloaded; at a save the node's share of the weights, a file more or less, and with
+    every.save_async a copy of its share of the optimizer; at the start, below ZeRO-3, a whole model
+    on each rank. On CPU ranks also what else would stay on a GPU.
     Raises EnvironmentProblem, and ConfigError for a step that so many ranks cannot share.
     """
     have, shape, layout = host_memory(), duty.shape, duty.layout
@@ -222,7 +223,8 @@ def memory(duty: Duty) -> str:
     planned = predict(shape, layout, duty.run, cluster, duty.stage)
     whole = shape.total * layout.width
     offloaded = {"offloaded": planned["host_gib_per_node"] * _GIB}
-    start, save = dict(offloaded), {**offloaded, "the whole weights at a save": whole}
+    written = min(whole, whole / duty.nodes + FILE_BYTES)
+    start, save = dict(offloaded), {**offloaded, "weights at a save": written}
     if layout.stage < 3:
         start["a whole model a rank at the start"] = duty.ranks * whole
     if duty.run.every.save_async:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Size, Tensor
 
-_FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
+FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
 
 
 class Stored:
@@ -43,7 +43,7 @@ def in_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
     groups: list[list[str]] = [[]]
     held = 0
     for name, size in sizes.items():
-        if held > _FILE_BYTES:
+        if held > FILE_BYTES:
             groups.append([])
             held = 0
         groups[-1].append(name)
@@ -51,6 +51,11 @@ def in_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
     return {f"model-{i:05d}.safetensors": names for i, names in enumerate(groups, start=1)}
+
+
+def share_of(files: Mapping[str, list[str]], rank: int, world: int) -> dict[str, list[str]]:
+    """The files that one of `world` ranks writes: fewer files than ranks lie far apart."""
+    return {f: files[f] for i, f in enumerate(files) if i * world // len(files) == rank}
 
 
 def save_files(

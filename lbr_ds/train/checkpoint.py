@@ -31,7 +31,7 @@ from lbr_ds.config import RunConfig
 from lbr_ds.corpora import overlap
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
-from lbr_ds.model.files import in_files, save_files, save_index
+from lbr_ds.model.files import in_files, save_files, save_index, share_of
 from lbr_ds.runs import fault, saved
 from lbr_ds.shards import Manifest
 from lbr_ds.train.engine import Engine
@@ -137,7 +137,7 @@ class Saver:
         states[f"state/random-{world.rank}.pt"] = random_states()
         files = in_files(engine.sizes())
         # Each rank keeps and writes some of the files, so that none holds a whole large model.
-        own = {file: files[file] for file in list(files)[world.rank :: world.size]}
+        own = share_of(files, world.rank, world.size)
         mine = {name for names in own.values() for name in names}
         weights, base = dict(engine.weights(mine)), dict(engine.base(mine))
 

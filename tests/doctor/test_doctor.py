@@ -186,7 +186,7 @@ def test_host_memory(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = 2 * 4 * here.layout.reduce_bucket
     least = 4 * numbers + 12 * numbers + 20 * numbers + bucket
     monkeypatch.setattr(doctor, "host_memory", lambda: round(0.9 * least))
-    with pytest.raises(EnvironmentProblem, match=r"needed at least \(the whole weights at a save"):
+    with pytest.raises(EnvironmentProblem, match=r"needed at least \(weights at a save"):
         doctor.memory(here)
     monkeypatch.setattr(doctor, "host_memory", lambda: round(1.1 * least))
     doctor.memory(here)

@@ -85,7 +85,7 @@ def test_copied_file_by_file_as_if_loaded_whole(
         prepare_backbone(config, BottleneckConfig(count=3), tmp_path / name, seed=1)
         return tmp_path / name
 
-    monkeypatch.setattr(files, "_FILE_BYTES", 20_000)
+    monkeypatch.setattr(files, "FILE_BYTES", 20_000)
     with monkeypatch.context() as patched:
         patched.setattr(PreTrainedModel, "from_pretrained", None)  # would load it whole
         copied = made("copied")

@@ -1,4 +1,4 @@
-"""Saves on two ranks whose disks fail or are slow. `python -m tests.train.storage RECIPE`."""
+"""Saves on two ranks whose disks fail or are slow, or into many files. `python -m tests.train.storage RECIPE`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from lbr_ds.config import RunConfig, load
 from lbr_ds.distributed import World, end, join, leave
@@ -47,6 +49,33 @@ def failing_save(run: RunConfig, engine: Engine, world: World, code: int, culpri
     assert saved(run.run / "stage1") == before
     assert not list((run.run / "stage1/checkpoints").glob("*.part"))
     assert not any(fault(path) for path in before)
+    world.barrier()
+
+
+def many_files(run: RunConfig, engine: Engine, world: World) -> None:
+    """Weights in several files, each rank holding and writing its own: the same tensors."""
+    (whole,), final = saved(run.run / "stage1")[-1:], run.run / "stage1/checkpoints/step-000008"
+    held = []
+
+    def note(own: Any, read: Any, folder: Path) -> None:
+        held.append({name for names in own.values() for name in names})
+        save_files(own, read, folder)
+
+    save_files, checkpoint.save_files = checkpoint.save_files, note
+    with (
+        mock.patch("lbr_ds.model.files.FILE_BYTES", 20_000),
+        checkpoint.Saver(run, 1, engine, world) as saver,
+    ):
+        saver.save(8, {})
+    checkpoint.save_files = save_files
+    assert fault(final) == ""
+    assert len(list((final / "model").glob("*.safetensors"))) > 2
+    models = [AutoModelForCausalLM.from_pretrained(path / "model") for path in (whole, final)]
+    wanted, found = (dict(model.named_parameters()) for model in models)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    (mine,) = held
+    assert 0 < len(mine) < len(wanted)
+    assert world.sum(len(mine)) == [len(wanted)]
     world.barrier()
 
 
@@ -89,6 +118,7 @@ if __name__ == "__main__":
     failing_save(later, model, place, errno.ENOSPC, culprit=1)
     failing_save(later, model, place, errno.EDQUOT, culprit=0)
     failing_save(at_once, model, place, errno.EROFS, culprit=1)
+    many_files(later, model, place)
     slow_save(later, model, place)
     leave()
     end(0)
