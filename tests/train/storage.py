@@ -1,4 +1,4 @@
-"""Saves on two ranks whose disks fail or are slow, or into many files. `python -m tests.train.storage RECIPE`."""
+"""Saves on two ranks: slow or failing disks, many files. `python -m tests.train.storage RECIPE`."""
 
 from __future__ import annotations
 
