@@ -60,12 +60,17 @@ def bottleneck_pairs(source: int, bottleneck: int, target: int) -> int:
     return causal_pairs(source + bottleneck) + target * bottleneck + causal_pairs(target)
 
 
-def flops(shape: Shape, *, tokens: int, pairs: int, scored: int = 0, passes: int = 3) -> int:
+def flops(
+    shape: Shape, *, tokens: int, pairs: int, scored: int = 0, passes: int = 3, adapters: int = 0
+) -> int:
     """FLOPs of `tokens` tokens with `pairs` query-key pairs and `scored` rows through the head.
 
     passes: 3 for a forward and a backward (twice the forward's work), 1 for a forward alone.
+    adapters: weights of adapters, where these alone learn: frozen ones need no gradient, a third of
+    their work.
     """
     linear = shape.body * tokens + shape.head * scored
     # Scores and their sum over values: 2 FLOPs each for every element of a head.
     attention = 2 * shape.heads * shape.head_size * shape.layers * pairs
-    return 2 * passes * (linear + attention)
+    frozen = 2 * linear if adapters and passes == 3 else 0
+    return 2 * passes * (linear + attention + adapters * tokens) - frozen

@@ -97,7 +97,12 @@ class Shape:
     @property
     def decayed(self) -> int:
         """Numbers that weight decay applies to; the others are a group of their own."""
-        return sum(math.prod(t) for t in self.adapters) or self.linear
+        return self.in_adapters or self.linear
+
+    @property
+    def in_adapters(self) -> int:
+        """Numbers in the adapters' matrices; 0 where all weights learn."""
+        return sum(math.prod(t) for t in self.adapters)
 
     @property
     def per_layer(self) -> int:

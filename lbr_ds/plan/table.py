@@ -51,8 +51,8 @@ def _stage(console: Console, result: dict[str, Any], number: int) -> None:
     other = "no ckpt" if result["model"]["activation_checkpointing"] else "ckpt"
     columns = ["params", "grads", "optim", "step", "peak", other, "links", "net", "s/step", "tok/s",
                "MFU", "hours"]  # fmt: skip
-    table = Table(Column("ds_config", no_wrap=True), *map(_right, columns),
-                  box=None, padding=(0, 2, 0, 0), pad_edge=False)  # fmt: skip
+    table = Table(Column("ds_config", overflow="fold", min_width=9), *map(_right, columns),
+                  box=None, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
     for row in result["layouts"]:
         stage = row["stages"][number - 1]
         style = "dim" if stage["reason"] else "bold" if row["ds_config"] == result["best"] else None

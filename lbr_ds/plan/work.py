@@ -53,24 +53,18 @@ class Work:
         return self.micro_batches * (2 if self.cached else 1)
 
     def useful(self, shape: Shape) -> int:
-        """Operations of the share, strictly counted (lbr_ds/flops.py).
-
-        Frozen weights need no gradient, a third of their work; adapters do as any weight.
-        """
-        scored = self.sequences * self.supervised
-        found = flops.flops(
-            shape.sizes, tokens=self.tokens, pairs=round(self.sequences * self.pairs), scored=scored
-        )
-        if not shape.adapters:
-            return found
-        frozen = shape.linear * self.tokens + shape.table * scored
-        return found - 2 * frozen + 6 * shape.decayed * self.tokens
+        """Operations of the share, strictly counted (lbr_ds/flops.py)."""
+        return flops.flops(
+            shape.sizes, tokens=self.tokens, pairs=round(self.sequences * self.pairs),
+            scored=self.sequences * self.supervised, adapters=shape.in_adapters,
+        )  # fmt: skip
 
     def again(self, shape: Shape) -> int:
         """Operations of one more forward through the layers, without the head."""
         return flops.flops(
-            shape.sizes, tokens=self.tokens, pairs=round(self.sequences * self.pairs), passes=1
-        ) + (2 * shape.decayed * self.tokens if shape.adapters else 0)
+            shape.sizes, tokens=self.tokens, pairs=round(self.sequences * self.pairs), passes=1,
+            adapters=shape.in_adapters,
+        )  # fmt: skip
 
 
 def work_of(run: RunConfig, stage: int, world: int) -> Work:

@@ -28,7 +28,7 @@ from lbr_ds.distributed import World
 from lbr_ds.errors import ConfigError
 from lbr_ds.flops import bottleneck_pairs, flops
 from lbr_ds.plan.cluster import gpu_of
-from lbr_ds.plan.shape import find
+from lbr_ds.plan.shape import find, shape_of
 from lbr_ds.plan.work import work_of
 from lbr_ds.train.stages import STAGES, Work
 from tests.ranks import ROOT, run_cli
@@ -255,13 +255,16 @@ def test_efficiency_is_over_the_fewest_ranks_with_the_same_share(recipe: Path) -
     assert [row["strong"] for row in result["rows"]] == [None, 1.0, None, None, 0.5]
 
 
+@pytest.mark.parametrize("lora", [[], ["lora.rank=3"]], ids=["whole", "adapters"])
 @pytest.mark.parametrize("number", [1, 2])
-def test_strict_count_of_random_work_is_the_plans(recipe: Path, number: int) -> None:
-    run = load(recipe, ["stage1.micro_batch_tokens=160", "stage2.micro_batch_tokens=160"])
-    shape = find(run.model, run.bottleneck.count)
+def test_strict_count_of_random_work_is_the_plans(
+    recipe: Path, number: int, lora: list[str]
+) -> None:
+    run = load(recipe, ["stage1.micro_batch_tokens=160", "stage2.micro_batch_tokens=160", *lora])
+    shape = shape_of(run)
     work = drawn_work(run, STAGES[number], World(), shape.vocab)
     told = work_of(run, number, 1)
-    assert work_flops(run, work, shape.sizes) == told.useful(shape)
+    assert work_flops(run, work, shape.sizes, shape.in_adapters) == told.useful(shape)
     assert work.num_tokens == told.tokens
     assert len(work.micro_batches) == told.micro_batches
 

@@ -34,7 +34,7 @@ from lbr_ds.plan.work import work_of
 from lbr_ds.train.engine import Engine, load_ds_config
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
-from lbr_ds.train.loop import build, build_engine, open_log, take_step
+from lbr_ds.train.loop import build_engine, open_log, take_step, text_encoder
 from lbr_ds.train.meter import memory_gib
 from lbr_ds.train.stages import STAGES, Stage, Work, cut, rehearse
 from lbr_ds.train.watch import Watch
@@ -81,7 +81,7 @@ def measure_training(run: RunConfig, number: int, row: Path, steps: int) -> None
         found = {
             **_place(world),
             "data": "real" if prepared else "random",
-            **_figures(run, works[WARM_UP : WARM_UP + steps], seconds, values, world),
+            **_figures(run, engine, works[WARM_UP : WARM_UP + steps], seconds, values, world),
             "memory_gib": world.max(memory)[0],
             **_shares(lambda: [take() for _ in range(PROFILED)], world),
         }
@@ -116,9 +116,10 @@ def _real(
     if world.first:
         prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     world.barrier()
-    engine, encoder = build(run, stage, ds_config, world)
-    rehearse(engine, stage, run, encoder, world)
+    encoder = text_encoder(run)
     feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size, start=0, stop=total)
+    engine = build_engine(run, stage, ds_config, world)
+    rehearse(engine, stage, run, encoder, world)
     return engine, feed
 
 
@@ -185,13 +186,16 @@ def _timed(
 
 
 def _figures(
-    run: RunConfig, works: list[Work], seconds: list[float], values: list[dict[str, Any]],
-    world: World,
+    run: RunConfig, engine: Engine, works: list[Work], seconds: list[float],
+    values: list[dict[str, Any]], world: World,
 ) -> dict[str, Any]:  # fmt: skip
     """Rates, waiting and the slowest rank, over the timed steps. All ranks call it."""
     shape = Shape.of(json.loads((run.run / "backbone" / "config.json").read_text()))
+    rows = run.bottleneck.count * shape.hidden
+    adapters = 0 if run.lora.rank is None else engine.num_learning - rows
     every = [
-        world.sum(w.num_tokens, work_flops(run, w, shape), len(w.micro_batches)) for w in works
+        world.sum(w.num_tokens, work_flops(run, w, shape, adapters), len(w.micro_batches))
+        for w in works
     ]
     tokens, useful, batches = (sum(column) for column in zip(*every, strict=True))
     rates = [told[0] / s / world.size for told, s in zip(every, seconds, strict=True)]
@@ -214,7 +218,7 @@ def _figures(
     }
 
 
-def work_flops(run: RunConfig, work: Work, shape: Shape) -> int:
+def work_flops(run: RunConfig, work: Work, shape: Shape, adapters: int = 0) -> int:
     """Operations of a rank's share, strictly counted (lbr_ds/flops.py), from what attention sees.
 
     A cut sequence's second segment begins with copies of B, whose pairs among each other are in
@@ -232,7 +236,7 @@ def work_flops(run: RunConfig, work: Work, shape: Shape) -> int:
             pairs -= len(flat.twice) // count * causal_pairs(count)
         tokens += batch.num_tokens
         scored += len(batch.read) if batch.targets is not None else 0
-    return flops(shape, tokens=tokens, pairs=pairs, scored=scored)
+    return flops(shape, tokens=tokens, pairs=pairs, scored=scored, adapters=adapters)
 
 
 def _shares(run: Callable[[], object], world: World) -> dict[str, float]:

@@ -9,13 +9,14 @@ _MIB = 1 << 20
 _COLUMNS = """\
 tokens/s: of a rank, over the timed steps. MFU: model FLOPs by the strict count (every weight once a
 token, the head on scored rows alone, attention on the pairs that the rule allows, nothing that is
-recomputed) over the GPU's dense bf16 peak. GiB: the most that the fullest rank's tensors took in
-these steps; of a CPU rank all that is resident. data wait, collectives, exposed: shares of a step's
-time; waiting for the loader on the rank that waited longest; gloo's or NCCL's collectives, waiting
-for slower ranks in them included (two further steps under torch's profiler, mean of ranks); those
-with no computation beside them. weak, strong: a rank's rate over that on the fewest ranks with as
-many samples a rank, or a step. straggler: the fastest rank's own seconds over the slowest one's.
-After a slash: what `lbr-ds plan` says, for texts as long as the recipe allows."""
+recomputed, no gradients of frozen weights) over the GPU's dense bf16 peak. GiB: the most that the
+fullest rank's tensors took in these steps; of a CPU rank all that is resident. data wait,
+collectives, exposed: shares of a step's time; waiting for the loader on the rank that waited
+longest; gloo's or NCCL's collectives, waiting for slower ranks in them included (two further steps
+under torch's profiler, mean of ranks); those with no computation beside them. weak, strong: a
+rank's rate over that on the fewest ranks with as many samples a rank, or a step. straggler: the
+fastest rank's own seconds over the slowest one's. After a slash: what `lbr-ds plan` says, for texts
+as long as the recipe allows."""
 
 
 def markdown(result: dict[str, Any]) -> str:
