@@ -28,7 +28,7 @@ from lbr_ds.model.lora import parts
 from lbr_ds.train.layers import by_layer
 from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
-from lbr_ds.train.snapshot import HostMemory
+from lbr_ds.train.snapshot import ENUM_MEMBER, HostMemory
 from lbr_ds.train.universal import mend, to_universal
 from lbr_ds.train.weights import load_weights, shape_of
 
@@ -318,7 +318,7 @@ class _Collector(TorchCheckpointEngine):
 
 def read_state(file: Path) -> Any:
     """One file of a checkpoint's state/, opened without running anything that it holds."""
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum]):
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, ENUM_MEMBER]):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 

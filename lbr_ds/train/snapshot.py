@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -44,3 +46,14 @@ class HostMemory:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
             self._buffers[name] = buffer
         return buffer.copy_(tensor, non_blocking=True)
+
+
+def _member(kind: Any, name: str) -> Any:
+    if not issubclass(kind, Enum):
+        raise UnpicklingError(f"{kind.__name__} is no enum, so {name} of it is not read")
+    return kind[name]
+
+
+# For torch.serialization.safe_globals: Python before 3.11.4 pickles a member of an enum as getattr
+# of its class. That of anything else is refused.
+ENUM_MEMBER = (_member, "builtins.getattr")

@@ -7,14 +7,20 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import pytest
+import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from lbr_ds.config import RunConfig, load
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.runs import checkpoints, fault, model_folder, saved
 from lbr_ds.train import checkpoint
+from lbr_ds.train.engine import read_state
 from lbr_ds.train.writer import prune, seal
 from tests.ranks import run_cli, run_ranks
 from tests.train.test_resume import metrics, weights
@@ -191,3 +197,24 @@ def test_a_full_disk_ends_the_run_with_one_line(copied: RunConfig, trained: RunC
     done = run_cli("train", recipe, "--stage", "1", "--nproc", "2")
     assert done.returncode == 0, done.stderr
     assert weights(stage) == weights(trained.run / "stage1")
+
+
+class Attribute:
+    """Pickles as getattr(of, name), as Python before 3.11.4 does with a member of an enum."""
+
+    def __init__(self, of: type, name: str) -> None:
+        self.asked = (of, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self.asked
+
+
+def test_enums_of_older_pythons_are_read_and_no_other_attributes(tmp_path: Path) -> None:
+    member = ZeroStageEnum.weights
+    torch.save({"zero_stage": Attribute(ZeroStageEnum, "weights")}, tmp_path / "old.pt")
+    torch.save({"zero_stage": member}, tmp_path / "new.pt")
+    for name in ("old.pt", "new.pt"):
+        assert read_state(tmp_path / name) == {"zero_stage": member}
+    torch.save(Attribute(LossScaler, "backward"), tmp_path / "other.pt")
+    with pytest.raises(UnpicklingError, match="LossScaler is no enum"):
+        read_state(tmp_path / "other.pt")
