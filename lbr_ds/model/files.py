@@ -19,17 +19,19 @@ class Stored:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file: dict[str, Path] = {}
+        self._shape: dict[str, Size] = {}
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, "pt") as opened:
-                self._file.update(dict.fromkeys(opened.keys(), file))
+                for name in opened.keys():  # noqa: SIM118
+                    self._file[name] = file
+                    self._shape[name] = Size(opened.get_slice(name).get_shape())
 
     def __contains__(self, name: str) -> bool:
         return name in self._file
 
     def shape(self, name: str) -> Size:
         """Without reading it."""
-        with safe_open(self._file[name], "pt") as opened:
-            return Size(opened.get_slice(name).get_shape())
+        return self._shape[name]
 
     def read(self, name: str) -> Tensor:
         """The tensor, on the CPU."""
