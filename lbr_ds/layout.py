@@ -1,7 +1,6 @@
 """A ds_config: checked, and its keys read as one value, with DeepSpeed's defaults filled in.
 
-    config = read("zero3")            # the JSON object, as DeepSpeed will get it
-    layout = Layout.of("zero3", config)
+    layout = load("zero3")            # layout.config: the JSON object, as DeepSpeed will get it
 
 A ds_config says how memory is laid out and nothing else; what the recipe owns is refused.
 """
@@ -9,7 +8,7 @@ A ds_config says how memory is laid out and nothing else; what the recipe owns i
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lbr_ds import resources
@@ -34,8 +33,13 @@ def chosen(name: str, *, gpu: bool) -> str:
     return "zero3" if gpu else "zero3_cpu"
 
 
+def load(name: str) -> Layout:
+    """The ds_config by shipped name or path. Raises ConfigError (see read)."""
+    return Layout.of(name, read(name))
+
+
 def read(name: str) -> dict[str, Any]:
-    """The ds_config by shipped name or path.
+    """The JSON object of a ds_config, by shipped name or path.
 
     Raises ConfigError when it is no JSON object, names no ZeRO stage of 1 to 3, or names a key that
     the recipe owns.
@@ -66,11 +70,12 @@ def read(name: str) -> dict[str, Any]:
 class Layout:
     """What decides memory and traffic. Widths in bytes a number, buckets in numbers.
 
-    offload_*: "none", "cpu" or "nvme". hpz: ranks that share a second copy of the parameters
-    (ZeRO++), 1: none.
+    config: the JSON object itself. offload_*: "none", "cpu" or "nvme". hpz: ranks that share a
+    second copy of the parameters (ZeRO++), 1: none.
     """
 
     name: str
+    config: dict[str, Any] = field(repr=False, hash=False)
     stage: int
     width: int  # of parameters and of what is reduced
     gradient_width: int  # of the gradients that are kept until the step
@@ -102,6 +107,7 @@ class Layout:
         parameters, optimizer = zero.get("offload_param") or {}, zero.get("offload_optimizer") or {}
         return cls(
             name=name,
+            config=config,
             stage=zero["stage"],
             width=width,
             gradient_width=_WIDTH[gradients] or width,

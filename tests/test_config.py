@@ -10,8 +10,8 @@ import yaml
 from lbr_ds import resources
 from lbr_ds.config import load
 from lbr_ds.errors import ConfigError
-from lbr_ds.layout import OWNED_BY_RECIPE, Layout
-from lbr_ds.train.engine import load_ds_config
+from lbr_ds.layout import OWNED_BY_RECIPE
+from lbr_ds.train.engine import load_layout
 from lbr_ds.train.loop import train
 
 RECIPES = sorted(p.stem for p in resources.folder("recipes").glob("*.yaml"))
@@ -30,18 +30,18 @@ def test_recipe_loads_and_survives_its_own_dump(name: str, tmp_path: Path) -> No
     run = load(name)
     (tmp_path / "again.yaml").write_text(run.dump())
     assert load(tmp_path / "again.yaml") == run
-    load_ds_config(run.engine.ds_config)
+    load_layout(run.engine.ds_config)
 
 
 @pytest.mark.parametrize("name", DS_CONFIGS)
 def test_ds_config_loads(name: str) -> None:
-    assert load_ds_config(name)["zero_optimization"]["stage"] in (1, 2, 3)
+    assert load_layout(name).stage in (1, 2, 3)
 
 
 @pytest.mark.parametrize("name", DS_CONFIGS)
 def test_what_no_rank_could_do_is_said_beforehand(name: str) -> None:
     """Quantised traffic without GPUs, and a second copy that the ranks cannot share evenly."""
-    layout = Layout.of(name, load_ds_config(name))
+    layout = load_layout(name)
     on_cpus, on_gpus = layout.unfit(2, gpus=False), layout.unfit(12, gpus=True)
     if name == "zero3_zeropp":
         assert "needs GPUs" in str(on_cpus)
@@ -64,7 +64,7 @@ def test_ds_config_may_not_own_a_key_of_the_recipe(key: str, tmp_path: Path) -> 
     path = tmp_path / "mine.json"
     path.write_text(f'{{"{key}": 1, "zero_optimization": {{"stage": 3}}}}')
     with pytest.raises(ConfigError, match=f"{key} belongs to the recipe; remove it and set"):
-        load_ds_config(str(path))
+        load_layout(str(path))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_broken_ds_config(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
-        load_ds_config(str(path))
+        load_layout(str(path))
 
 
 @pytest.mark.parametrize(

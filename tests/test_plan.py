@@ -165,7 +165,7 @@ def test_traffic_by_hand() -> None:
     shape = find(run.model, run.bottleneck.count)
     work = work_of(run, 1, 32)
     assert (work.sequences, work.length, work.micro_batches) == (8, 1024, 1)
-    traffic = traffic_of(shape, Layout.of("z3", layout.read("zero3")), work,
+    traffic = traffic_of(shape, layout.load("zero3"), work,
                          Cluster(4, 8, find_gpu("h100")))  # fmt: skip
     weights = 2 * shape.total
     assert traffic.links == pytest.approx(3 * weights * 31 / 32)
@@ -200,7 +200,7 @@ def test_states_by_hand() -> None:
     work = work_of(run, 1, 8)
 
     def states(name: str) -> Any:
-        return memory_of(shape, Layout.of(name, layout.read(name)), work, world=8,
+        return memory_of(shape, layout.load(name), work, world=8,
                          checkpointing=True)  # fmt: skip
 
     share = shape.total / 8
@@ -259,7 +259,7 @@ def test_adapters_states_by_hand() -> None:
     assert (shape.learnt, shape.total) == (learnt, shape_of(whole).total + learnt)
 
     def found(shape: Any, name: str) -> Any:
-        return memory_of(shape, Layout.of(name, layout.read(name)), work, world=8,
+        return memory_of(shape, layout.load(name), work, world=8,
                          checkpointing=True)  # fmt: skip
 
     stays = found(shape, "zero3").stays

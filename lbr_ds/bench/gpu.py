@@ -44,7 +44,7 @@ from lbr_ds.flops import Shape, bottleneck_pairs, causal_pairs, flops
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder, build_embedder
 from lbr_ds.objectives.contrastive import info_nce
-from lbr_ds.train.engine import Engine, load_ds_config
+from lbr_ds.train.engine import Engine, load_layout
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def zero3(config: dict[str, Any]) -> Iterator[Engine]:
             build_embedder, folder, activation_checkpointing=False, trust_remote_code=False
         )
         engine = Engine(
-            make, folder, ds_config=load_ds_config("zero3"), optim=OptimConfig(lr=1e-6),
+            make, folder, layout=load_layout("zero3"), optim=OptimConfig(lr=1e-6),
             world=join(10),
         )  # fmt: skip
         try:

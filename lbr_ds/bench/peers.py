@@ -27,7 +27,7 @@ from lbr_ds.corpora.prepare import prepare
 from lbr_ds.distributed import join, no_local_rank
 from lbr_ds.flops import Shape, bottleneck_pairs, flops
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.train.engine import Engine, load_ds_config
+from lbr_ds.train.engine import Engine, load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build, take_step
@@ -59,7 +59,7 @@ def stage1_over_hf_dense(data: Path | None, rounds: int, layers: int) -> Row:
             f"stage1.samples_per_step={SAMPLES}", f"stage1.max_target_length={TARGET}",
             "stage1.optim={lr: 1.0e-5, weight_decay: 0, clip: 1.0}",
         ])  # fmt: skip
-        engine, encoder = build(run, STAGES[1], load_ds_config("auto"), join(30))
+        engine, encoder = build(run, STAGES[1], load_layout("auto"), join(30))
         records = pairs(data, SAMPLES * (rounds + 1))
         sequences = [
             generative_sequence(record, "sft", encoder, turn=0, max_target_length=TARGET)
@@ -216,7 +216,7 @@ def trainer_over_bare_loop(data: Path | None, rounds: int) -> Row:
         ])  # fmt: skip
         prepare(run.data, run.seed)
         stage, world = STAGES[1], join(30)
-        engine, encoder = build(run, stage, load_ds_config("auto"), world)
+        engine, encoder = build(run, stage, load_layout("auto"), world)
         ready = list(feed(run, encoder, total))
         live = feed(run, encoder, total)
         meter = Meter(folder / "meter", start=0, stop=total, every=1, world=world)

@@ -34,7 +34,7 @@ from lbr_ds.errors import LbrError
 from lbr_ds.export import export
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
-from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.engine import load_layout
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build, take_step
 from lbr_ds.train.stages import STAGES
@@ -105,7 +105,7 @@ class _Ours:
         self.run, self.world = run, world
         samples = [Sample(lane, 0, record, 0, lane) for lane, record in enumerate(records)]
         self.batch = Step(0, samples, 0)
-        self.engine, self.encoder = build(run, STAGES[2], load_ds_config("auto"), world)
+        self.engine, self.encoder = build(run, STAGES[2], load_layout("auto"), world)
         self.care = (
             Guard(run.guard, {}, run.run, 0, world),
             Watch(world, run.engine.timeout_minutes),

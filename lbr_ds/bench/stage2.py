@@ -34,7 +34,7 @@ from lbr_ds.model.embedder import build_embedder
 from lbr_ds.objectives.contrastive import Rules, info_nce
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
-from lbr_ds.train.engine import gathered, load_ds_config
+from lbr_ds.train.engine import gathered, load_layout
 from lbr_ds.train.launch import launch
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES, Work
@@ -112,7 +112,7 @@ def gradcache_memory(data: Path | None, count: int, times: int = 16) -> Row:
 def learn(data: str | None, count: int, chunk: int) -> Callable[[], object]:
     """Work for `peak`: forwards and backwards of one step in chunks, from texts on."""
     run, world = _cut_run(chunk), join(1)
-    engine, encoder = build(run, STAGES[2], load_ds_config("auto"), world)
+    engine, encoder = build(run, STAGES[2], load_layout("auto"), world)
     records = pairs(None if data is None else Path(data), count)
 
     def work() -> None:
@@ -127,7 +127,7 @@ def gradcache_time(data: Path | None, rounds: int, count: int, num_layers: int =
     """One engine, the same batch whole and in chunks in turn; a whole step with its update."""
     records = pairs(data, count)
     run, world = with_stage2(backbone(num_layers), micro_batch_tokens=1 << 24), join(1)
-    engine, encoder = build(run, STAGES[2], load_ds_config("auto"), world)
+    engine, encoder = build(run, STAGES[2], load_layout("auto"), world)
     whole = _work(run, encoder, records)
     chunk = max(run.model.max_length, whole.num_tokens // 4)
     cut = _work(with_stage2(run, micro_batch_tokens=chunk), encoder, records)
@@ -213,7 +213,7 @@ def _draw_weights(folder: Path) -> None:
 def _rank(folder: Path, data: Path | None, count: int) -> None:
     """One of the two ranks: its lanes of the step, in chunks; rank 0 writes the gradient."""
     run, world = _in_folder(folder), join(2)
-    engine, encoder = build(run, STAGES[2], load_ds_config("auto"), world)
+    engine, encoder = build(run, STAGES[2], load_layout("auto"), world)
     mine = pairs(data, count)[world.rank :: world.size]
     STAGES[2].learn(engine, _work(run, encoder, mine), run, world)
     gradients = dict(engine.gradients())

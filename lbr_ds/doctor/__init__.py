@@ -53,7 +53,7 @@ class Duty:
     def layout(self) -> Layout:
         """The ds_config that training will take here. Raises ConfigError."""
         name = layouts.chosen(self.run.engine.ds_config, gpu=torch.cuda.is_available())
-        return Layout.of(name, layouts.read(name))
+        return layouts.load(name)
 
     @property
     def shape(self) -> Shape | None:

@@ -67,7 +67,7 @@ def _names(run: RunConfig) -> list[str]:
 
 def _row(shape: Shape, name: str, run: RunConfig, cluster: Cluster) -> dict[str, Any]:
     """One layout, both stages. `fits` when both do; else `reason`."""
-    layout = Layout.of(name, layouts.read(name))
+    layout = layouts.load(name)
     stages = [predict(shape, layout, run, cluster, number) for number in (1, 2)]
     reasons = [s["reason"] for s in stages if s["reason"]]
     return {

@@ -55,7 +55,7 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
     from lbr_ds.distributed import join, leave
     from lbr_ds.model.embedder import build_embedder
     from lbr_ds.model.lora import adapting
-    from lbr_ds.train.engine import Engine, load_ds_config
+    from lbr_ds.train.engine import Engine, load_layout
 
     world = join(run.engine.timeout_minutes)
     shape = shape_of(run, config)
@@ -64,8 +64,7 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
         if world.first:
             write_backbone(shape, run, folder)
         world.barrier()
-        ds_config = load_ds_config(run.engine.ds_config)
-        layout = Layout.of(run.engine.ds_config, ds_config)
+        layout = load_layout(run.engine.ds_config)
         if layout.unsaved:
             raise ConfigError("--check counts what lies in memory, and not what lies on NVMe")
         adapt = adapting(run, folder)
@@ -75,7 +74,7 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
             activation_checkpointing=run.model.activation_checkpointing,
         )  # fmt: skip
         engine = Engine(
-            make, folder, ds_config=ds_config, optim=run.stage1.optim, world=world, adapt=adapt
+            make, folder, layout=layout, optim=run.stage1.optim, world=world, adapt=adapt
         )  # fmt: skip
         on_gpu = torch.cuda.is_available()
         stages = []

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbr_ds import layout
+from lbr_ds import layout as layouts
 from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.model.lora import parts
+from lbr_ds.train.compiled import wait_for_compiler
 from lbr_ds.train.layers import by_layer
 from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
@@ -51,12 +52,12 @@ for name in ("DeepSpeed", "deepspeed"):
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def load_ds_config(name: str) -> dict[str, Any]:
+def load_layout(name: str) -> layouts.Layout:
     """The ds_config by shipped name or path; `auto` is zero3, or zero3_cpu without a GPU.
 
     Raises ConfigError (see layout.read).
     """
-    return layout.read(layout.chosen(name, gpu=torch.cuda.is_available()))
+    return layouts.load(layouts.chosen(name, gpu=torch.cuda.is_available()))
 
 
 class Engine:
@@ -64,30 +65,28 @@ class Engine:
 
     def __init__(
         self, make: Callable[[torch.dtype], Embedder], weights: Path, *,
-        ds_config: dict[str, Any], optim: OptimConfig, world: World,
+        layout: layouts.Layout, optim: OptimConfig, world: World,
         adapt: Callable[[Embedder], None] | None = None,
     ) -> None:  # fmt: skip
         """make(dtype) builds the module; its parameters are then read from the folder `weights`.
 
         adapt: freezes them and lays what learns over them (model/lora.py); None: all learn.
         """
-        gpus = world.device.type == "cuda"
-        if reason := layout.Layout.of("", ds_config).unfit(world.size, gpus):
+        if reason := layout.unfit(world.size, gpus=world.device.type == "cuda"):
             raise ConfigError(f"engine.ds_config: {reason}; take zero3, or zero3_cpu on CPU ranks")
         self.world = world
         self._one_reduction: bool | None = None
-        self.stage: int = ds_config["zero_optimization"]["stage"]
-        bf16 = bool(ds_config.get("bf16", {}).get("enabled"))
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.stage = layout.stage
+        self.dtype = torch.bfloat16 if layout.width == 2 else torch.float32
         config = {
-            **ds_config,
+            **layout.config,
             "train_micro_batch_size_per_gpu": 1,  # micro-batches are cut by tokens, not by rows
             "gradient_accumulation_steps": 1,  # and their number differs: see backward(last=)
             "gradient_clipping": optim.clip,
             "steps_per_print": 1_000_000_000,
         }
-        if bf16:  # ZeRO-1 and 2 would let a non-finite update through without it
-            config["bf16"] = {**ds_config["bf16"], "check_grad_overflow": True}
+        if layout.width == 2:  # ZeRO-1 and 2 would let a non-finite update through without it
+            config["bf16"] = {**layout.config["bf16"], "check_grad_overflow": True}
         with self._sharded(config):
             model = make(self.dtype)
         if self.stage < 3:
@@ -101,10 +100,10 @@ class Engine:
         shapes = {n: tuple(shape_of(p)) for n, p in learning.items()}
         self.num_learning = sum(map(math.prod, shapes.values()))
         groups = parameter_groups(shapes, learning, optim)
-        config["zero_optimization"] = by_layer(model.backbone, ds_config)
+        config["zero_optimization"] = by_layer(model.backbone, layout)
         with _quiet():
             self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=model, optimizer=_optimizer(groups, ds_config, optim), config=config
+                model=model, optimizer=_optimizer(groups, layout, optim), config=config
             )
         self._judge_norms()
         # DeepSpeed puts a script beside every checkpoint; rank 0 alone would fail on a full disk.
@@ -330,11 +329,12 @@ def gathered(*parameters: nn.Parameter, writer: int | None = None) -> Any:
 
 
 def _optimizer(
-    groups: list[dict[str, Any]], ds_config: dict[str, Any], optim: OptimConfig
+    groups: list[dict[str, Any]], layout: layouts.Layout, optim: OptimConfig
 ) -> torch.optim.Optimizer:
     """AdamW: torch's own, fused (a sixth of the time, on a CPU too), or DeepSpeed's for offload."""
     options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
-    if layout.Layout.of("", ds_config).offload_optimizer != "none":
+    if layout.offload_optimizer != "none":
+        wait_for_compiler("cpu_adam")
         try:
             return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
         except Exception as error:  # of many kinds: it is compiled at its first use

@@ -15,16 +15,16 @@ from transformers import PreTrainedModel
 from lbr_ds.layout import Layout
 
 
-def by_layer(backbone: PreTrainedModel, ds_config: dict[str, Any]) -> dict[str, Any]:
+def by_layer(backbone: PreTrainedModel, layout: Layout) -> dict[str, Any]:
     """The `zero_optimization` of a ds_config, with the backbone's layers as leaf modules.
 
     Unchanged where a layer is larger than the prefetch bucket (see Layout.by_layer), and where the
     file names leaf modules of its own.
     """
-    zero: dict[str, Any] = ds_config["zero_optimization"]
+    zero: dict[str, Any] = layout.config["zero_optimization"]
     names = set(backbone._no_split_modules or ())
     layers = [module for module in backbone.modules() if type(module).__name__ in names]
     sizes = [sum(getattr(p, "ds_numel", p.numel()) for p in m.parameters()) for m in layers]
-    if not layers or not Layout.of("", ds_config).by_layer(max(sizes)) or "leaf_module" in zero:
+    if not layers or not layout.by_layer(max(sizes)) or "leaf_module" in zero:
         return zero
     return {**zero, "leaf_module": {"classes": sorted(names)}}

@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from lbr_ds.model.lora import adapting
 from lbr_ds.runs import step_of
 from lbr_ds.shards import Manifest
 from lbr_ds.train import checkpoint
-from lbr_ds.train.engine import Engine, load_ds_config
+from lbr_ds.train.engine import Engine, load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.held_out import Examiner, Figures, draw_sample
@@ -51,7 +50,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     """
     stage, part = STAGES[number], run.stage(number)
     folder = run.run / f"stage{number}"
-    ds_config = resumable_ds_config(run.engine.ds_config)
+    layout = resumable_layout(run.engine.ds_config)
     num_samples = Manifest.load(run.data.folder).records(stage.split)
     num_steps = part.steps(num_samples)
     world = join(run.engine.timeout_minutes)
@@ -69,7 +68,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         feed = open_feed(
             run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
         )
-        engine = build_engine(run, stage, ds_config, world, origin)
+        engine = build_engine(run, stage, layout, world, origin)
         counters = checkpoint.resume(found, engine, world)
         note_start(folder, start, origin, world)
         watch.mark(start, "starts")
@@ -104,12 +103,12 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     return step == num_steps
 
 
-def resumable_ds_config(name: str) -> dict[str, Any]:
-    """`load_ds_config`. Raises ConfigError for one whose runs could not be gone on with."""
-    ds_config = load_ds_config(name)
-    if reason := Layout.of("", ds_config).unsaved:
+def resumable_layout(name: str) -> Layout:
+    """`load_layout`. Raises ConfigError for one whose runs could not be gone on with."""
+    layout = load_layout(name)
+    if reason := layout.unsaved:
         raise ConfigError(f"engine.ds_config={name}: {reason}")
-    return ds_config
+    return layout
 
 
 def take_step(
@@ -149,11 +148,11 @@ def take_step(
 
 
 def build(
-    run: RunConfig, stage: Stage, ds_config: dict[str, object], world: World,
+    run: RunConfig, stage: Stage, layout: Layout, world: World,
     origin: Path | None = None,
 ) -> tuple[Engine, TextEncoder]:  # fmt: skip
     """The engine around the embedder, and the encoder of its prepared tokenizer."""
-    return build_engine(run, stage, ds_config, world, origin), text_encoder(run)
+    return build_engine(run, stage, layout, world, origin), text_encoder(run)
 
 
 def text_encoder(run: RunConfig) -> TextEncoder:
@@ -166,7 +165,7 @@ def text_encoder(run: RunConfig) -> TextEncoder:
 
 
 def build_engine(
-    run: RunConfig, stage: Stage, ds_config: dict[str, object], world: World,
+    run: RunConfig, stage: Stage, layout: Layout, world: World,
     origin: Path | None = None,
 ) -> Engine:  # fmt: skip
     """The engine around the embedder, with the weights of `origin`, a checkpoint or a folder.
@@ -183,7 +182,7 @@ def build_engine(
     )  # fmt: skip
     seed_all(run.seed)
     return Engine(
-        make, weights, ds_config=ds_config, optim=run.stage(stage.number).optim, world=world,
+        make, weights, layout=layout, optim=run.stage(stage.number).optim, world=world,
         adapt=adapting(run, backbone),
     )  # fmt: skip
 

@@ -17,14 +17,14 @@ from lbr_ds.config import load
 from lbr_ds.distributed import end, join, leave
 from lbr_ds.runs import step_of
 from lbr_ds.train import checkpoint
-from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.engine import load_layout
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 
 if __name__ == "__main__":
     run, out = load(sys.argv[1]), Path(sys.argv[2])
     world = join(timeout_minutes=2)
-    engine, encoder = build(run, STAGES[2], load_ds_config(run.engine.ds_config), world)
+    engine, encoder = build(run, STAGES[2], load_layout(run.engine.ds_config), world)
     found = checkpoint.find(run, 2, world)
     assert found is not None
     assert step_of(found) == run.stage2.num_steps

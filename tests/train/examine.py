@@ -13,7 +13,7 @@ from pathlib import Path
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.train import checkpoint
-from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.engine import load_layout
 from lbr_ds.train.held_out import Examiner, draw_sample
 from lbr_ds.train.loop import build
 from lbr_ds.train.preempt import Preemption
@@ -36,7 +36,7 @@ def examine(name: str, recipe: str, out: Path, world: World) -> None:
     stage, overrides = CASES[name]
     run = load(recipe, overrides)
     found = checkpoint.find(run, stage, world, force=True)
-    engine, encoder = build(run, STAGES[stage], load_ds_config(run.engine.ds_config), world, found)
+    engine, encoder = build(run, STAGES[stage], load_layout(run.engine.ds_config), world, found)
     module = engine.engine.module
     module.head.eval()  # the mode that is found comes back, whatever it is
     before = [part.training for part in module.modules()], str(random_states())

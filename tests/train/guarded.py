@@ -15,7 +15,7 @@ import torch
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.shards import Step, steps
-from lbr_ds.train.engine import Engine, load_ds_config
+from lbr_ds.train.engine import Engine, load_layout
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 
@@ -43,7 +43,7 @@ def probe(recipe: str, out: Path, world: World) -> None:
     for layout in LAYOUTS:
         found = []
         for kinds in (PLAIN, MIXED):
-            engine, encoder = build(run, STAGES[1], load_ds_config(layout), world)
+            engine, encoder = build(run, STAGES[1], load_layout(layout), world)
             results, good = [], iter(data)
             for kind in kinds:
                 batch = next(good) if kind == "good" else data[0]

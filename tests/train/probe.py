@@ -17,8 +17,9 @@ from torch import Tensor
 from lbr_ds.batching import PackedBatch
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
+from lbr_ds.layout import Layout
 from lbr_ds.shards import steps
-from lbr_ds.train.engine import Engine, gathered, load_ds_config
+from lbr_ds.train.engine import Engine, gathered, load_layout
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 
@@ -71,9 +72,10 @@ def probe(recipe: str, out: Path, world: World) -> None:
         overrides = [f"stage{number}.micro_batch_tokens={tokens}", "stage2.from=backbone", *more]
         run = load(recipe, overrides)
         stage = STAGES[number]
-        ds_config = load_ds_config(f"{out / layout}.json" if case in LORA else layout)
-        ds_config["zero_optimization"].update(CHANGES.get(case, {}))
-        engine, encoder = build(run, stage, ds_config, world)
+        chosen = load_layout(f"{out / layout}.json" if case in LORA else layout)
+        chosen.config["zero_optimization"].update(CHANGES.get(case, {}))
+        chosen = Layout.of(layout, chosen.config)
+        engine, encoder = build(run, stage, chosen, world)
         size = run.stage(number).samples_per_step
         stream = steps(run.data.folder, stage.split, seed=run.seed, samples_per_step=size,
                        rank=world.rank, world=world.size, stop=1)  # fmt: skip

@@ -18,7 +18,7 @@ from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.errors import CheckpointError
 from lbr_ds.runs import fault, saved
 from lbr_ds.train import checkpoint
-from lbr_ds.train.engine import Engine, load_ds_config
+from lbr_ds.train.engine import Engine, load_layout
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 
@@ -112,7 +112,7 @@ def slow_save(run: RunConfig, engine: Engine, world: World) -> None:
 if __name__ == "__main__":
     place = join(timeout_minutes=2)
     later, at_once = (load(sys.argv[1], [f"every.save_async={on}"]) for on in ("true", "false"))
-    model, _ = build(later, STAGES[1], load_ds_config(later.engine.ds_config), place)
+    model, _ = build(later, STAGES[1], load_layout(later.engine.ds_config), place)
     found = checkpoint.find(later, 1, place)
     checkpoint.resume(found, model, place)
     failing_save(later, model, place, errno.ENOSPC, culprit=1)

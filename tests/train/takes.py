@@ -11,7 +11,7 @@ from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.runs import step_of
 from lbr_ds.train import checkpoint
-from lbr_ds.train.engine import load_ds_config
+from lbr_ds.train.engine import load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build, open_run_folder, take_step
@@ -29,7 +29,7 @@ def take(recipe: str, stop: int, world: World) -> None:
         open_run_folder(run)
     world.barrier()
     start = step_of(found) if found else 0
-    engine, encoder = build(run, stage, load_ds_config(run.engine.ds_config), world)
+    engine, encoder = build(run, stage, load_layout(run.engine.ds_config), world)
     counters = checkpoint.resume(found, engine, world)
     assert counters == ({"steps": start} if start else {})
     feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=stop)

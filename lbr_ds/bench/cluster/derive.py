@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from lbr_ds import layout as layouts
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError
-from lbr_ds.layout import Layout
 from lbr_ds.plan import Cluster, Gpu, find_gpu, predict
 from lbr_ds.plan.cluster import gpu_of
 from lbr_ds.plan.shape import Shape, shape_of
@@ -63,7 +62,7 @@ def _planned(
             f"stage{stage}.micro_batch_tokens={row['micro_batch_tokens']}"]  # fmt: skip
     try:
         run = load(sweep.recipe, [*sweep.overrides, *keys])
-        layout = Layout.of(name, layouts.read(name))
+        layout = layouts.load(name)
         told = predict(shape, layout, run, Cluster(row["nodes"], row["per_node"], gpu), stage)
     except ConfigError:
         return None

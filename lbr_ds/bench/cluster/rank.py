@@ -27,11 +27,12 @@ from lbr_ds.bench.shapes import clock, ids
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
 from lbr_ds.flops import Shape, causal_pairs, flops
+from lbr_ds.layout import Layout
 from lbr_ds.model.bottleneck import CARD, prepare_backbone
 from lbr_ds.plan.check import forget_peak, write_backbone
 from lbr_ds.plan.shape import find
 from lbr_ds.plan.work import work_of
-from lbr_ds.train.engine import Engine, load_ds_config
+from lbr_ds.train.engine import Engine, load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build_engine, open_log, take_step, text_encoder
@@ -57,7 +58,7 @@ def measure_network(run: RunConfig, row: Path) -> None:
 def measure_training(run: RunConfig, number: int, row: Path, steps: int) -> None:
     """`steps` timed steps of stage `number` on these ranks, their figures into `row` (rank 0)."""
     stage, folder = STAGES[number], row.with_suffix("")
-    ds_config = load_ds_config(run.engine.ds_config)
+    layout = load_layout(run.engine.ds_config)
     world = join(run.engine.timeout_minutes)
     open_log(folder, world)
     total = WARM_UP + steps + PROFILED
@@ -65,7 +66,7 @@ def measure_training(run: RunConfig, number: int, row: Path, steps: int) -> None
         watch.mark(0, "starts")
         prepared = is_prepared(run)
         make = _real if prepared else _random
-        engine, feed = make(run, stage, ds_config, world, total)
+        engine, feed = make(run, stage, layout, world, total)
         guard = Guard(run.guard, {}, folder, 0, world)
         works: list[Work] = []
         seen = _noting(feed, works)
@@ -110,7 +111,7 @@ def _write(row: Path, found: dict[str, Any], world: World) -> None:
 
 
 def _real(
-    run: RunConfig, stage: Stage, ds_config: dict[str, Any], world: World, total: int
+    run: RunConfig, stage: Stage, layout: Layout, world: World, total: int
 ) -> tuple[Engine, Iterator[Work]]:
     """The recipe's backbone and its data, as `train` takes them, the rehearsal included."""
     if world.first:
@@ -118,13 +119,13 @@ def _real(
     world.barrier()
     encoder = text_encoder(run)
     feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size, start=0, stop=total)
-    engine = build_engine(run, stage, ds_config, world)
+    engine = build_engine(run, stage, layout, world)
     rehearse(engine, stage, run, encoder, world)
     return engine, feed
 
 
 def _random(
-    run: RunConfig, stage: Stage, ds_config: dict[str, Any], world: World, total: int
+    run: RunConfig, stage: Stage, layout: Layout, world: World, total: int
 ) -> tuple[Engine, Iterator[Work]]:
     """Random weights of the backbone's shape, once for all configurations, and random texts."""
     shape = find(run.model, run.bottleneck.count)
@@ -133,7 +134,7 @@ def _random(
     if world.first and not (folder / CARD).is_file():
         write_backbone(shape, run, folder)
     world.barrier()
-    engine = build_engine(run, stage, ds_config, world)
+    engine = build_engine(run, stage, layout, world)
     return engine, (
         replace(w, step=step) for step, w in zip(range(total), itertools.cycle(drawn), strict=False)
     )
