@@ -131,6 +131,22 @@ def show_scores(result: dict[str, Any]) -> None:
             figures = [f"{score[key]:.2f}" for key in ("bleu_4", "rouge_l")]
             written.add_row(prompt, *figures, f"{score['words']:.1f}")
         console.print(written)
+    if "states" in result:
+        _show_states(console, result["states"])
+
+
+def _show_states(console: Console, rows: list[dict[str, Any]]) -> None:
+    """R@10 and Separation Ratio by layer, a pair of columns for each reading."""
+    reads = list(dict.fromkeys(row["read"] for row in rows))
+    table = Table("layer", *(f"{r}: {m}" for r in reads for m in ("R@10", "separation")))
+    best = max(rows, key=operator.itemgetter("recall_at_10"))
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        cells = []
+        for row in (r for r in rows if r["layer"] == layer):
+            figures = [f"{row['recall_at_10']:.4f}", f"{row['separation_ratio'] or 0:.3f}"]
+            cells += [f"[bold]{f}[/bold]" if row is best else f for f in figures]
+        table.add_row(str(layer), *cells)
+    console.print(table)
 
 
 def show_bench(result: dict[str, Any]) -> None:

@@ -102,6 +102,9 @@ def evaluate(
     generation: Annotated[
         bool, typer.Option("--generation", help="Also BLEU-4 and ROUGE-L of written answers.")
     ] = False,
+    states: Annotated[
+        bool, typer.Option("--states", help="Also retrieval by layer and by pooling.")
+    ] = False,
     nproc: Sharing = None,
 ) -> None:
     """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
@@ -119,7 +122,7 @@ def evaluate(
     result = score(
         model, data=data, tasks=split_names(tasks), output=output,
         max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
-        allow_overlap=allow_overlap, generation=generation, world=world,
+        allow_overlap=allow_overlap, generation=generation, states=states, world=world,
     )  # fmt: skip
     if world.first:
         show_scores(result)

@@ -5,23 +5,21 @@
    Two tasks of one folder (`tasks.py`) share the vectors of their documents.
 3. Keep each held-out query's ndcg@10 and, when asked, its top passages, from that same search; and
    measure the vectors that went into it (`geometry.py`).
-4. When asked, let a model of ours write the held-out answers (`generation.py`).
+4. When asked, let a model of ours write the held-out answers (`generation.py`), and score what
+   else of it could be read (`states.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import mteb
 import numpy as np
 import torch
@@ -34,12 +32,14 @@ from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import geometry
 from lbr_ds.evaluate.generation import score_generation
+from lbr_ds.evaluate.judged import Judgements
 from lbr_ds.evaluate.models import find_card, load_model
 from lbr_ds.evaluate.overlap import check_overlap
+from lbr_ds.evaluate.quiet import quiet
+from lbr_ds.evaluate.states import score_states
 from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, held_out_tasks, official_tasks
 
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
-CHATTY = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingface_hub", "httpx")
 
 
 def evaluate(
@@ -56,6 +56,7 @@ def evaluate(
     trust_remote_code: bool = False,
     allow_overlap: bool = False,
     generation: bool = False,
+    states: bool = False,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Scores of `model` on DATA's eval split and on official tasks; written to `output` too.
@@ -65,16 +66,17 @@ def evaluate(
     held-out queries, drawn by seed (the corpus stays whole). examples: so many queries with their
     top 3 passages, drawn by seed, so the same ones for every model. allow_overlap: score a model
     of ours on texts that it was trained on too, and say so under "overlap" (see `overlap.py`).
-    generation: also BLEU-4 and ROUGE-L of the answers that a model of ours writes. world: its ranks
-    share the encoding, score alike and part; the answers and the file are the first rank's alone.
+    generation: also BLEU-4 and ROUGE-L of the answers that a model of ours writes. states: also its
+    retrieval by layer and reading (`states.py`). world: its ranks share the encoding, score alike
+    and part; what comes after and the file are the first rank's alone.
     Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
     "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
     "environment"}, with data "protocol" ("random split", or "knowledge split" with the control as a
-    second task), and "examples", "generation" when asked. A held-out task also has what
+    second task), and "examples", "generation", "states" when asked. A held-out task also has what
     `geometry.measure` gives; one that is no retrieval has "main_score" and "metric" instead.
     Raises ConfigError, DataError or EnvironmentProblem with one line.
     """
-    card = _writer(model, data) if generation else None
+    card = _ours(model, data) if generation or states else None
     started = time.perf_counter()
     chosen = _chosen(data, tasks, max_queries, seed)
     with quiet():
@@ -93,15 +95,23 @@ def evaluate(
         "tasks": scores,
         "per_query": {task.metadata.name: task.per_query for task in held_out},
         "environment": _environment(),
+        **_stated(held_out, overlap),
     }
-    result |= _stated(held_out, overlap)
     if card is not None and world.first:
-        result["generation"] = score_generation(card, held_out[0].judged)
+        result |= _looked_into(card, held_out[0], generation, states)
     if examples and held_out:
         result["examples"] = _examples(held_out[0], examples, seed)
     if output is not None and world.first:
         _write(result, output)
     return result
+
+
+def _looked_into(card: Path, task: HeldOutTask, generation: bool, states: bool) -> dict[str, Any]:
+    """What is asked for beyond scores."""
+    asked: dict[str, Callable[[Path, Judgements], Any]] = {}
+    asked |= {"generation": score_generation} if generation else {}
+    asked |= {"states": score_states} if states else {}
+    return {name: score(card, task.judged) for name, score in asked.items()}
 
 
 def _stated(held_out: list[HeldOutTask], overlap: dict[str, Any]) -> dict[str, Any]:
@@ -135,14 +145,14 @@ def _judge_all(
     return scores
 
 
-def _writer(model: str, data: Path | str | None) -> Path:
-    """The folder of a model of ours that is to write answers. Raises ConfigError for any other."""
+def _ours(model: str, data: Path | str | None) -> Path:
+    """The folder of a model of ours that is to be looked into. Raises ConfigError for any other."""
     folder = Path(model).expanduser()
     card = find_card(folder) if folder.is_dir() else None
     if card is None or data is None:
         raise ConfigError(
-            f"{model}: --generation needs a run, a checkpoint or a folder of lbr-ds, and --data; "
-            "leave it out for other models"
+            f"{model}: --generation and --states need a run, a checkpoint or a folder of lbr-ds, "
+            "and --data; leave them out for other models"
         )
     return card
 
@@ -302,31 +312,6 @@ def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:
         "first_right": first,
         "passages": passages,
     }
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Only errors from libraries that otherwise tell each step, and no bars for small things."""
-    from transformers.utils import logging as transformers_logging
-
-    levels = {name: logging.getLogger(name).level for name in CHATTY}
-    bars = transformers_logging.is_progress_bar_enabled()
-    map_bars = not datasets.are_progress_bars_disabled()
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-        if map_bars:
-            datasets.enable_progress_bars()
 
 
 def _environment() -> dict[str, Any]:

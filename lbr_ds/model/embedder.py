@@ -7,6 +7,7 @@ targets give the next-token loss, rows without give the sequences' vectors.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,15 +48,7 @@ class Embedder(nn.Module):
 
         N sequences, D hidden size. With bags too (2,): that sum, and the sum of the bags' losses.
         """
-        hidden = self.backbone.base_model(
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-            use_cache=False,
-            segments=batch.segments,
-            # A target must never see what it is to predict.
-            bidirectional=self.bidirectional and batch.targets is None,
-            read=self._read(batch),
-        ).last_hidden_state[0]
+        hidden = self._body(batch, read=self._read(batch)).last_hidden_state[0]
         if batch.targets is not None:
             return self.head(hidden[batch.read], batch.targets, batch.bags)
         if self.pooling == "mean":
@@ -66,6 +59,22 @@ class Embedder(nn.Module):
         else:
             pooled = hidden[batch.read].float()
         return normalize(pooled, dim=-1)
+
+    def states(self, batch: PackedBatch) -> Tensor:
+        """(layers + 1, T, D) fp32: what enters each layer, and the last one's output, normed."""
+        layers = self._body(batch, read=None, output_hidden_states=True).hidden_states
+        return torch.stack([layer[0].float() for layer in layers])
+
+    def _body(self, batch: PackedBatch, **more: Any) -> Any:
+        return self.backbone.base_model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            segments=batch.segments,
+            # A target must never see what it is to predict.
+            bidirectional=self.bidirectional and batch.targets is None,
+            **more,
+        )
 
     def _read(self, batch: PackedBatch) -> Tensor | None:
         """The rows whose final state matters, for the last layer; None: (nearly) all of them."""

@@ -11,7 +11,8 @@ import pytest
 
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import evaluate, official_tasks, top_passages
-from lbr_ds.evaluate.run import judge, quiet
+from lbr_ds.evaluate.quiet import quiet
+from lbr_ds.evaluate.run import judge
 from lbr_ds.records import Record
 
 

@@ -147,7 +147,7 @@ def test_by_the_command_line(folder: Path, tmp_path: Path) -> None:
         assert 0 <= scores["bleu_4"] <= 100
         own = list(found["per_query"][prompt].values())
         assert scores["rouge_l"] == pytest.approx(sum(own) / 6, abs=1e-3)
-    with pytest.raises(ConfigError, match="--generation needs a run"):
+    with pytest.raises(ConfigError, match="--generation and --states need a run"):
         evaluate("bm25", data=folder / "data", generation=True)
 
 
