@@ -64,11 +64,10 @@ def evaluate(
     model: see `load_model`. batch_size: texts a batch for sentence-transformers; batch_tokens:
     tokens a batch for our own encoder (None: as suits the device). max_queries: a sample of the
     held-out queries, drawn by seed (the corpus stays whole). examples: so many queries with their
-    top 3 passages, drawn by seed, so the same ones for every model. allow_overlap: score a model
-    of ours on texts that it was trained on too, and say so under "overlap" (see `overlap.py`).
-    generation: also BLEU-4 and ROUGE-L of the answers that a model of ours writes. states: also its
-    retrieval by layer and reading (`states.py`). world: its ranks share the encoding, score alike
-    and part; what comes after and the file are the first rank's alone.
+    top 3 passages, the same ones for every model. allow_overlap: score a model of ours on texts
+    that it was trained on too, and say so under "overlap" (`overlap.py`). generation, states: also
+    what `generation.py`, `states.py` find of a model of ours. world: its ranks share the encoding,
+    score alike and part; what comes after and the file are the first rank's alone.
     Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
     "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
     "environment"}, with data "protocol" ("random split", or "knowledge split" with the control as a
@@ -81,9 +80,8 @@ def evaluate(
     chosen = _chosen(data, tasks, max_queries, seed)
     with quiet():
         overlap = check_overlap(model, chosen, allow_overlap, fetch=_fetch)
-        encoder = load_model(
-            model, batch_tokens=batch_tokens, trust_remote_code=trust_remote_code, world=world
-        )
+        options: Any = {"batch_tokens": batch_tokens, "trust_remote_code": trust_remote_code}
+        encoder = load_model(model, **options, world=world)
         scores = _judge_all(encoder, chosen, batch_size, world)
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     result: dict[str, Any] = {
@@ -97,10 +95,10 @@ def evaluate(
         "environment": _environment(),
         **_stated(held_out, overlap),
     }
-    if card is not None and world.first:
-        result |= _looked_into(card, held_out[0], generation, states)
     if examples and held_out:
         result["examples"] = _examples(held_out[0], examples, seed)
+    if card is not None and world.first:
+        result |= _looked_into(card, held_out[0], generation, states)
     if output is not None and world.first:
         _write(result, output)
     return result
