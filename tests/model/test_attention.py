@@ -51,6 +51,23 @@ def test_values_and_gradients_equal_the_dense_mask() -> None:
         assert (ours - theirs).abs().max() <= 1e-12
 
 
+def test_half_precision_rounds_at_the_end_alone() -> None:
+    """On CPU ranks: values and gradients of bf16 numbers are those of fp32, rounded once."""
+    batch = pack([s for s in SEQUENCES if s.target and s.num_bottleneck])
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        own = [heads(batch.num_tokens, n, i).bfloat16() for i, n in enumerate((4, 2, 2))]
+        tensors = [x.to(dtype).requires_grad_() for x in own]
+        found, _ = segment_attention(nn.Module(), *tensors, None, segments=batch.segments)
+        assert found.dtype == dtype
+        slope = torch.ones_like(found)
+        query, key, value = torch.autograd.grad(found, tensors, slope)
+        plain = slice(0, 4)  # rows that stand once: those of B add two rounded parts up
+        results.append([found, query[:, :, plain], key[:, :, plain], value[:, :, plain]])
+    for half, full in zip(*results, strict=True):
+        assert torch.equal(half, full.bfloat16())
+
+
 def test_bidirectional_equals_the_block_mask() -> None:
     sequences = [s for s in SEQUENCES if not s.target] + [
         Sequence([0] * 30, 2),
