@@ -138,12 +138,14 @@ def show_scores(result: dict[str, Any]) -> None:
 def _show_states(console: Console, rows: list[dict[str, Any]]) -> None:
     """R@10 and Separation Ratio by layer, a pair of columns for each reading."""
     reads = list(dict.fromkeys(row["read"] for row in rows))
-    table = Table("layer", *(f"{r}: {m}" for r in reads for m in ("R@10", "separation")))
+    heads = (head for read in reads for head in (f"{read}\nR@10", "\nseparation"))
+    table = Table("\nlayer", *heads, box=None)  # without a frame it fits 80 columns
     best = max(rows, key=operator.itemgetter("recall_at_10"))
     for layer in dict.fromkeys(row["layer"] for row in rows):
         cells = []
         for row in (r for r in rows if r["layer"] == layer):
-            figures = [f"{row['recall_at_10']:.4f}", f"{row['separation_ratio'] or 0:.3f}"]
+            ratio = row["separation_ratio"]  # None: all passages coincide
+            figures = [f"{row['recall_at_10']:.4f}", "-" if ratio is None else f"{ratio:.3f}"]
             cells += [f"[bold]{f}[/bold]" if row is best else f for f in figures]
         table.add_row(str(layer), *cells)
     console.print(table)
