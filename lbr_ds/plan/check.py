@@ -86,7 +86,7 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
             measured, peak = _take_step(engine, layout, work, run, before)
             planned = memory_of(
                 shape, layout, work, world=world.size,
-                checkpointing=run.model.activation_checkpointing, fused=on_gpu,
+                checkpointing=run.model.activation_checkpointing, gpu=on_gpu,
             )  # fmt: skip
             sizes = {**planned.stays, "host": planned.host}
             parts = {part: (sizes[part], size) for part, size in measured.items()}

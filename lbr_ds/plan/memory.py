@@ -43,14 +43,14 @@ class Memory:
 
 
 def memory_of(
-    shape: Shape, layout: Layout, work: Work, *, world: int, checkpointing: bool, fused: bool = True
+    shape: Shape, layout: Layout, work: Work, *, world: int, checkpointing: bool, gpu: bool = True
 ) -> Memory:
     """The memory of one rank of `world`.
 
-    fused: the optimizer makes no temporaries of its own (on GPUs); else two numbers each.
+    On CPU ranks the optimizer makes temporaries, two numbers each, and attention runs in fp32.
     """
     stays, host, nvme = _states(shape, layout, world)
-    saved, layer = activations(shape, work, layout.width, checkpointing)
+    saved, layer = activations(shape, work, layout.width, checkpointing, layout.width if gpu else 4)
     # One rank holds all there is, and DeepSpeed then gathers nothing.
     gathered = live(shape, layout, checkpointing) * layout.width if world > 1 else 0
     moving = _moving(shape, layout, world)
@@ -61,7 +61,7 @@ def memory_of(
         "head": gathered + saved + head_now,
         "layers": gathered + saved + layer + head_kept + contrast + moving,
         "tables": gathered + head_kept + tables + contrast + moving,
-        "optimizer": _update(shape, layout, world, fused),
+        "optimizer": _update(shape, layout, world, gpu),
     }
     return Memory(stays, phases, host, nvme)
 
@@ -132,9 +132,11 @@ def live(shape: Shape, layout: Layout, checkpointing: bool) -> int:
     return min(shape.total - persistent, kept + layout.prefetch + module)
 
 
-def activations(shape: Shape, work: Work, width: int, checkpointing: bool) -> tuple[int, int]:
+def activations(
+    shape: Shape, work: Work, width: int, checkpointing: bool, attention_width: int
+) -> tuple[int, int]:
     """(saved by a forward of a full micro-batch, on top while a layer goes backward)."""
-    layer = layer_activations(shape, work, width)
+    layer = layer_activations(shape, work, width, attention_width)
     tokens, hidden = work.micro_tokens, shape.hidden
     # The way back through the MLP holds the gradients of its three inner tensors.
     backward = tokens * (3 * shape.inner * width + 2 * hidden * 4)
@@ -145,18 +147,18 @@ def activations(shape: Shape, work: Work, width: int, checkpointing: bool) -> tu
     return shape.layers * layer + last + shared, backward
 
 
-def layer_activations(shape: Shape, work: Work, width: int) -> int:
+def layer_activations(shape: Shape, work: Work, width: int, attention_width: int) -> int:
     """Bytes that one decoder layer saves for its backward, over a full micro-batch.
 
     A norm saves its input in fp32 and its output before and after the gain. Attention saves q, k, v
-    and its output (the bottleneck's rows twice), the log-sums in fp32, and the input of its output
-    projection; the MLP its four inner tensors.
+    and its output (the bottleneck's rows twice) in its own width, the log-sums in fp32, and the
+    input of its output projection; the MLP its four inner tensors.
     """
     tokens = work.micro_tokens
     rows = tokens + work.packed * work.copies
     q, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     norm = tokens * shape.hidden * (4 + 2 * width) + 4 * tokens
-    attention = rows * ((2 * q + 2 * kv) * width + 4 * shape.heads)
+    attention = rows * ((2 * q + 2 * kv) * attention_width + 4 * shape.heads)
     if work.copies:
         attention += tokens * q * width
     if shape.qk_norm:
@@ -208,7 +210,7 @@ def _moving(shape: Shape, layout: Layout, world: int) -> int:
     return (bucket + bucket // world + waiting) * layout.width
 
 
-def _update(shape: Shape, layout: Layout, world: int, fused: bool) -> int:
+def _update(shape: Shape, layout: Layout, world: int, gpu: bool) -> int:
     """What the optimizer adds: a sub-group's gradients in its own width, and temporaries."""
     if layout.offload_optimizer != "none":
         return 0
@@ -216,7 +218,7 @@ def _update(shape: Shape, layout: Layout, world: int, fused: bool) -> int:
     once = group * layout.master_width
     if layout.gradient_width != layout.master_width:
         once += group * layout.gradient_width
-    return once if fused else once + 2 * group * layout.master_width
+    return once if gpu else once + 2 * group * layout.master_width
 
 
 def _group(shape: Shape, layout: Layout, world: int) -> int:

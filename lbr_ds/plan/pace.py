@@ -131,7 +131,7 @@ def _compute(shape: Shape, work: Work, cluster: Cluster, checkpointing: bool, wi
     # Checkpointing and caching add a forward of the layers each.
     again = int(checkpointing) + int(work.cached)
     arithmetic = work.useful(shape) + again * work.again(shape)
-    saved = shape.layers * layer_activations(shape, work, width) / work.micro_tokens
+    saved = shape.layers * layer_activations(shape, work, width, width) / work.micro_tokens
     moved = saved * work.tokens * ASSUMED["moves"] * (1 + again / 3)
     peak = gpu.tflops * 1e12 * gpu.matmul
     return arithmetic / peak + moved / (gpu.hbm * 1e9 * ASSUMED["hbm"])
