@@ -13,6 +13,7 @@ last one comes after the final norm. Of each layer:
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +43,15 @@ def score_states(folder: Path, judged: Judgements) -> list[dict[str, Any]]:
     model = PackedEncoder(folder)
     queries = states(model, list(judged.queries.values()))
     documents = states(model, list(judged.documents.values()))
+    places = judged.places()
     rows = []
     for read, layers in queries.items():
         for layer, vectors in enumerate(zip(layers, documents[read], strict=True)):
-            ratio = geometry.measure(*vectors, *judged.places())["separation_ratio"]
-            scores = {k: round(v, 5) for k, v in rank_scores(*vectors, judged).items()}
-            rows.append({"layer": layer, "read": read, **scores, "separation_ratio": ratio})
+            asking, found = map(geometry.normalised, vectors)
+            ratio = geometry.separation_ratio(asking, found, *places)
+            scores = {**rank_scores(*vectors, judged), "separation_ratio": ratio}
+            figures = {k: round(v, 5) if math.isfinite(v) else None for k, v in scores.items()}
+            rows.append({"layer": layer, "read": read, **figures})
     return rows
 
 

@@ -29,8 +29,9 @@ def wait_for_compiler(extension: str, seconds: float = SECONDS) -> None:
             told = True
             time.sleep(min(1.0, seconds - age))
         if age is not None:
-            log.warning("%s: %.0f s old, so its owner was killed; removed", lock, age)
+            # At once: another rank may have removed it too, and be about to take a lock of its own.
             lock.unlink(missing_ok=True)
+            log.warning("%s: %.0f s old, so its owner was killed; removed", lock, age)
 
 
 def _age(file: Path) -> float | None:
