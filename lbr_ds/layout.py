@@ -137,6 +137,14 @@ class Layout:
         return self.quantized_weights or self.quantized_gradients
 
     @property
+    def precision(self) -> tuple[int, int, int, int, bool, bool]:
+        """All of it that changes numbers, and not merely where they lie."""
+        return (
+            self.width, self.gradient_width, self.master_width, self.moment_width,
+            self.quantized_weights, self.quantized_gradients,
+        )  # fmt: skip
+
+    @property
     def unsaved(self) -> str | None:
         """Why a run of it could not be gone on with, in one clause; None when it can.
 

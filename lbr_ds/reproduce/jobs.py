@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import runs
+from lbr_ds import layout, runs
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.evaluate.baselines import BASELINES
@@ -142,11 +142,18 @@ def _stage(number: int, before: list[Job], variant: Variant, seed: int, source: 
     overrides = (*start, *source.overrides, *variant.learn, *variant.data, *own, f"seed={seed}")
     run = load(source.recipe, overrides)
     parents = [job.folder.name for job in learnt]
-    folder = _folder(source, f"stage{number}", run.decisive(number), _data(run, number), parents)
+    decisive = run.decisive(number), _precision(run)
+    folder = _folder(source, f"stage{number}", *decisive, _data(run, number), parents)
     links = [("backbone", before[0].folder / "backbone")]
     links += [("stage1", job.folder / "stage1") for job in learnt]
     arguments = (source.recipe, *overrides, f"run={folder}")
     return Job(number, folder, run.model_copy(update={"run": folder}), arguments, tuple(links))
+
+
+def _precision(run: RunConfig) -> tuple[int | bool, ...] | None:
+    """The ds_config's; None for `auto`, which each node chooses by its GPUs, this one as well."""
+    name = run.engine.ds_config
+    return None if name == "auto" else layout.load(name).precision
 
 
 def _folder(source: Source, kind: str, *decisive: Any) -> Path:

@@ -70,6 +70,10 @@ def test_a_folder_is_named_by_what_decides_its_numbers(recipe: Path) -> None:
     # Contrastive learning alone knows no stage 1.
     assert len(before & changed) == 3
     assert not before & folders("seed=3", "model.num_layers=1")
+    # Where numbers lie decides none of them; how wide they are does.
+    whole, cut, single = (folders(f"engine.ds_config={n}") for n in ("zero2", "zero3", "zero3_cpu"))
+    assert whole == cut
+    assert {name.split("-")[0] for name in whole & single} == {"backbone"}
 
 
 def test_links(recipe: Path, tmp_path: Path) -> None:
