@@ -6,9 +6,11 @@ Everything works with no process group too: then the world is one rank.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from lbr_ds import environment
 from lbr_ds.errors import EnvironmentProblem
 
 _WORDS_SECONDS = 10  # until the host of the store counts as gone
@@ -155,7 +158,7 @@ def join(timeout_minutes: float) -> World:
     torchrun's names (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's (SLURM_PROCID, SLURM_NTASKS,
     SLURM_LOCALID), with MASTER_ADDR and MASTER_PORT. Always makes a group, for DeepSpeed wants one.
     A second call returns the same place. Raises EnvironmentProblem when the rendezvous is not
-    described or fails.
+    described or fails, and on a rank whose versions are not rank 0's.
     """
     global _joined
     if _joined is not None and dist.is_initialized():
@@ -187,6 +190,7 @@ def join(timeout_minutes: float) -> World:
         if not alone:
             store, rank, size = next(rendezvous("env://", timeout=timeout))
             words = words_of(store)
+            agree(store, rank, environment.versions())
         place = dist.PrefixStore("ranks", store)
         dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
@@ -194,6 +198,28 @@ def join(timeout_minutes: float) -> World:
         raise EnvironmentProblem(f"rendezvous at {where} failed: {error}") from None
     _joined = World(rank, size, local, device, words)
     return _joined
+
+
+def agree(store: Any, rank: int, versions: dict[str, Any]) -> None:
+    """Rank 0 leaves its versions in the store, the others hold theirs against them.
+
+    Raises EnvironmentProblem on a rank that has others: ranks that run different programs hang in a
+    collective, or train apart without a word. The launcher ends the rest.
+    """
+    if rank == 0:
+        store.set("versions", json.dumps(versions))
+        return
+    first = json.loads(store.get("versions"))
+    other = [
+        f"{name} {version} and {versions.get(name)}"
+        for name, version in first.items()
+        if version != versions.get(name)
+    ]
+    if other:
+        raise EnvironmentProblem(
+            f"ranks 0 and {rank} ({socket.gethostname()}) have {', '.join(other)}; "
+            "install the same on every node"
+        )
 
 
 @contextlib.contextmanager
