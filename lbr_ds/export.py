@@ -35,9 +35,11 @@ def export(place: Path, out: Path) -> dict[str, Any]:
     """Export a run's newest checkpoint (or the given one) to `out`; returns parity.json's content.
 
     Raises ConfigError when `out` exists or stock tools cannot serve the model, CheckpointError when
-    there is no checkpoint or the vectors differ.
+    there is no checkpoint, a run has none but its backbone, or the vectors differ.
     """
     source = runs.model_folder(place)
+    if source == place / "backbone":
+        raise CheckpointError(f"{place} has trained nothing yet; export {source} if you mean that")
     card = Card.load(source)
     if card.attention != "causal":
         raise ConfigError(

@@ -114,6 +114,11 @@ def test_what_cannot_be_exported_is_refused(trained: RunConfig, tmp_path: Path) 
         export(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         export(tmp_path, tmp_path / "out")
+    untrained = tmp_path / "untrained"
+    (untrained / "backbone").mkdir(parents=True)
+    (untrained / "backbone" / "lbr.json").touch()
+    with pytest.raises(CheckpointError, match="has trained nothing yet; export .*backbone if"):
+        export(untrained, tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError, match="not empty; give a new folder"):
