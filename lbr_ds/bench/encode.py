@@ -38,7 +38,7 @@ def suite(
     texts = [text for record in records for text in (record.query, record.positives[0])]
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        export(backbone(num_layers).run, model)
+        export(backbone(num_layers).run / "backbone", model)
         ours = PackedEncoder(model)
         theirs = SentenceTransformer(str(model))
     largest = np.abs(ours.encode(texts) - theirs.encode(texts)).max()

@@ -82,7 +82,7 @@ def _side_by_side(
         optim = run.stage2.optim.model_copy(update={"weight_decay": 0.0})  # theirs goes elsewhere
         run = with_stage2(run, micro_batch_tokens=budget, optim=optim)
         exported = Path(folder) / "model"
-        export(run.run, exported)
+        export(run.run / "backbone", exported)
         world = join(1)
         ours = _Ours(run, records, world)
         theirs = SentenceTransformer(str(exported))
