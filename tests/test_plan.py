@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 from lbr_ds import layout, resources
 from lbr_ds.batching import Sequence, pack
 from lbr_ds.config import LoraConfig, load
-from lbr_ds.errors import ConfigError
+from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.layout import Layout
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.model.lora import adapt
 from lbr_ds.plan import Cluster, find_gpu, plan
+from lbr_ds.plan.check import write_backbone
 from lbr_ds.plan.memory import activations, memory_of
 from lbr_ds.plan.pace import traffic_of
 from lbr_ds.plan.shape import adapted, find, known, of_config, shape_of
@@ -307,24 +309,32 @@ def test_seven_billion_on_eight_h100_is_near_what_others_publish() -> None:
 def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
     """Tensors of DeepSpeed's own, byte by byte, on one and two ZeRO-3 ranks; and the peak."""
     recipe = str(tiny_recipe(tmp_path, prepared=False))
-    # 15 MB of weights: small for a test, large beside what an allocator loses.
-    AutoConfig.for_model("llama", **{**SHAPE, "vocab_size": 4000, "hidden_size": 256,
-                         "intermediate_size": 768, "num_hidden_layers": 4}).save_pretrained(
-        tmp_path / "shape")  # fmt: skip
-    layouts: list[tuple[int, str, list[str]]]
-    layouts = [(1, "zero3_cpu", []), (2, "zero3_cpu", []), (2, "zero3_cpu", ["lora.rank=16"])]
+    # 15 MB of weights: small for a test, large beside what an allocator loses; and a table of
+    # 150 MB that no bucket holds, whose gradient's copies outweigh all the rest.
+    for name, size, layers in (("shape", 4_000, 4), ("table", 300_000, 1)):
+        AutoConfig.for_model("llama", **{**SHAPE, "vocab_size": size, "hidden_size": 256,
+                             "intermediate_size": 768, "num_hidden_layers": layers}
+                             ).save_pretrained(tmp_path / name)  # fmt: skip
+    small = layout.read("zero3_cpu")
+    small["bf16"] = {"enabled": True}
+    small["zero_optimization"]["reduce_bucket_size"] = 1_000_000
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    layouts: list[tuple[int, str, str, list[str]]]
+    layouts = [(1, "zero3_cpu", "shape", []), (2, "zero3_cpu", "shape", []),
+               (2, "zero3_cpu", "shape", ["lora.rank=16"]),
+               (2, str(tmp_path / "small.json"), "table", [])]  # fmt: skip
     if shutil.which(os.environ.get("CXX", "c++")):  # DeepSpeed compiles its Adam for the host
-        layouts.append((2, "zero3_offload_params", []))
-    for ranks, name, more in layouts:
+        layouts.append((2, "zero3_offload_params", "shape", []))
+    for ranks, name, shape, more in layouts:
         out = tmp_path / "found.json"
         done = run_cli("plan", recipe, "--nodes", "1", "--gpus", str(ranks), "--check",
-                       "--config", str(tmp_path / "shape"), "--json", str(out),
+                       "--config", str(tmp_path / shape), "--json", str(out),
                        f"engine.ds_config={name}", *more)  # fmt: skip
         assert done.returncode == 0, done.stderr
         found = json.loads(out.read_text())
         assert found["ranks"] == ranks
         for stage in found["stages"]:
-            assert ("host" in stage["bytes"]) == (name != "zero3_cpu")
+            assert ("host" in stage["bytes"]) == (name == "zero3_offload_params")
             for part, (planned, measured) in stage["bytes"].items():
                 if part == "peak" and more:
                     continue  # what the libraries take is twice what so few adapters need
@@ -332,6 +342,16 @@ def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
                     assert abs(planned - measured) <= 0.1 * measured + 100e6, stage
                 else:
                     assert planned == pytest.approx(measured, rel=0.01), (stage["stage"], part)
+
+
+def test_no_room_for_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load("huatuo-7b")
+    shape = find(run.model, run.bottleneck.count)
+    free = 2 * shape.total - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    with pytest.raises(EnvironmentProblem, match=r"13\.5 GB free, 13\.5 needed .+ TMPDIR"):
+        write_backbone(shape, run, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gpu_of_ones_own(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import RunConfig
-from lbr_ds.errors import ConfigError
+from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.layout import Layout
 from lbr_ds.plan.memory import Memory, memory_of
 from lbr_ds.plan.shape import Shape, shape_of
@@ -104,13 +104,23 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
 
 
 def write_backbone(shape: Shape, run: RunConfig, folder: Path) -> None:
-    """Random weights of the shape, in bf16, as a prepared backbone's folder without a tokenizer."""
+    """Random weights of the shape, in bf16, as a prepared backbone's folder without a tokenizer.
+
+    Raises EnvironmentProblem for want of room.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     from lbr_ds.model.bottleneck import Card
 
+    folder.mkdir(parents=True, exist_ok=True)
+    free, need = shutil.disk_usage(folder).free, 2 * shape.total
+    if free < need:
+        raise EnvironmentProblem(
+            f"{folder}: {free / 1e9:.1f} GB free, {need / 1e9:.1f} needed for weights of this "
+            "shape; make room, or take a larger disk (TMPDIR of `plan`, --out of `bench`)"
+        )
     options = {k: v for k, v in shape.config.items() if k not in ("model_type", "architectures")}
     config = AutoConfig.for_model(shape.config["model_type"], **options)
     with no_init_weights():

@@ -47,20 +47,20 @@ def memory_of(
 ) -> Memory:
     """The memory of one rank of `world`.
 
-    On CPU ranks the optimizer makes temporaries, two numbers each, and attention runs in fp32.
+    On CPU ranks the optimizer makes temporaries, two numbers each, attention runs in fp32, and Gloo
+    and mixed sums copy (see `_moving`, `head`).
     """
     stays, host, nvme = _states(shape, layout, world)
     saved, layer = activations(shape, work, layout.width, checkpointing, layout.width if gpu else 4)
     # One rank holds all there is, and DeepSpeed then gathers nothing.
     gathered = live(shape, layout, checkpointing) * layout.width if world > 1 else 0
-    moving = _moving(shape, layout, world)
-    head_now, head_kept = head(shape, work, layout.width)
+    moving = _moving(shape, layout, world, gpu)
+    head_now, head_kept = head(shape, work, layout.width, gpu)
     contrast = vectors(shape, work, world)
-    tables = 0 if shape.adapters else shape.table * layout.width
     phases = {
         "head": gathered + saved + head_now,
         "layers": gathered + saved + layer + head_kept + contrast + moving,
-        "tables": gathered + head_kept + tables + contrast + moving,
+        "tables": gathered + head_kept + contrast + _table(shape, layout, gpu, moving),
         "optimizer": _update(shape, layout, world, gpu),
     }
     return Memory(stays, phases, host, nvme)
@@ -168,7 +168,7 @@ def layer_activations(shape: Shape, work: Work, width: int, attention_width: int
     return 2 * norm + attention + 4 * tokens * shape.inner * width
 
 
-def head(shape: Shape, work: Work, width: int) -> tuple[int, int]:
+def head(shape: Shape, work: Work, width: int, gpu: bool = True) -> tuple[int, int]:
     """(in the head's forward, kept until its backward) for a full micro-batch of stage 1.
 
     The gradient of the head is made in the forward, in fp32, chunk by chunk (model/head.py).
@@ -182,7 +182,9 @@ def head(shape: Shape, work: Work, width: int) -> tuple[int, int]:
     half = width if width < 4 else 0
     # model/head.py takes a third of the hidden size as rows of logits at a time, within bounds.
     chunk = min(rows, max(128, shape.hidden // 3), 1024) * shape.vocab * (4 + half)
-    return 2 * states + chunk + table * (4 + half), kept
+    # To add a chunk's share in bf16 to the sum in fp32 a CPU makes it fp32 first.
+    widened = 0 if gpu or not half else 4
+    return 2 * states + chunk + table * (4 + half + widened), kept
 
 
 def vectors(shape: Shape, work: Work, world: int) -> int:
@@ -200,14 +202,31 @@ def vectors(shape: Shape, work: Work, world: int) -> int:
     return held * shape.hidden * 4 + pairs * 22
 
 
-def _moving(shape: Shape, layout: Layout, world: int) -> int:
-    """Gradients under way: the bucket's copy in the order of ranks, and its reduced part."""
+def _table(shape: Shape, layout: Layout, gpu: bool, moving: int) -> int:
+    """The gradient of a table and what is under way with it.
+
+    One that no bucket holds is reduced where it lies, after the bucket's contents.
+    """
+    if shape.adapters:
+        return moving
+    size = shape.table * layout.width
+    if layout.stage == 3 and shape.table > layout.reduce_bucket:
+        return size if gpu else 2 * size
+    return size + moving
+
+
+def _moving(shape: Shape, layout: Layout, world: int, gpu: bool) -> int:
+    """Gradients under way: the bucket's copy in the order of ranks, and its reduced part.
+
+    Gloo reduce-scatters in one more copy of its input.
+    """
     bucket = min(layout.reduce_bucket, shape.learnt)
     if layout.stage < 3:
         return bucket * layout.width
     # A layer that is gathered as one keeps its gradients until its end.
     waiting = shape.per_layer if layout.by_layer(shape.per_layer) else 0
-    return (bucket + bucket // world + waiting) * layout.width
+    copies = 1 if gpu else 2
+    return (copies * bucket + bucket // world + waiting) * layout.width
 
 
 def _update(shape: Shape, layout: Layout, world: int, gpu: bool) -> int:
