@@ -209,16 +209,10 @@ def agree(store: Any, rank: int, versions: dict[str, Any]) -> None:
     if rank == 0:
         store.set("versions", json.dumps(versions))
         return
-    first = json.loads(store.get("versions"))
-    other = [
-        f"{name} {version} and {versions.get(name)}"
-        for name, version in first.items()
-        if version != versions.get(name)
-    ]
-    if other:
+    if other := environment.differences(json.loads(store.get("versions")), versions):
         raise EnvironmentProblem(
-            f"ranks 0 and {rank} ({socket.gethostname()}) have {', '.join(other)}; "
-            "install the same on every node"
+            f"ranks 0 and {rank} ({socket.gethostname()}) have other versions "
+            f"({', '.join(other)}); install the same on every node"
         )
 
 

@@ -25,6 +25,14 @@ def versions(names: tuple[str, ...] = ("torch", "deepspeed", "transformers")) ->
     return found
 
 
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """`key: old -> new` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}")]
+    return [] if old == new else [f"{path[1:]}: {old} -> {new}"]
+
+
 def describe() -> dict[str, Any]:
     """JSON-ready. Devices come from NVML (extra `gpu`), or from torch where that is loaded."""
     facts: dict[str, Any] = {

@@ -176,8 +176,10 @@ def folder(duty: Duty) -> str:
     if shape is None:
         return f"{_gib(free)} free in {place}, which is not judged: the backbone is not known"
     each, count = checkpoint_bytes(shape, duty.layout), most_checkpoints(run, duty.stage)
-    there = sum(_size(path) for path in runs.saved(run.run / f"stage{duty.stage}"))
-    if free < (need := count * each - there):
+    # What lies frozen is one file in all that a process saves: twice when another goes on.
+    linked = max(0, count - 2) * (shape.total - shape.learnt) * duty.layout.width
+    there = _size(runs.saved(run.run / f"stage{duty.stage}"))
+    if free < (need := count * each - linked - there):
         raise EnvironmentProblem(
             f"run={run.run}: {_gib(free)} free, {_gib(need)} needed for up to {count} checkpoints "
             f"of {_gib(each)} at a time; make room, lower every.keep, or give another run folder"
@@ -270,8 +272,10 @@ def _existing(place: Path) -> Path:
     return next(path for path in (place, *place.parents) if path.exists())
 
 
-def _size(checkpoint: Path) -> int:
-    return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+def _size(checkpoints: list[Path]) -> int:
+    """Bytes on the disk, of a file with several names once."""
+    files = [p.stat() for folder in checkpoints for p in folder.rglob("*") if p.is_file()]
+    return sum({(found.st_dev, found.st_ino): found.st_size for found in files}.values())
 
 
 def _gib(size: float) -> str:

@@ -37,10 +37,11 @@ from lbr_ds.shards import Manifest
 from lbr_ds.train.engine import Engine
 from lbr_ds.train.random_states import random_states, restore_random_states
 from lbr_ds.train.snapshot import HostMemory
-from lbr_ds.train.writer import Plan, Writing, save_tensors, sweep
+from lbr_ds.train.writer import Plan, Writing, link_files, save_tensors, sweep
 
 log = logging.getLogger(__name__)
 Counters = dict[str, Any]  # JSON-ready
+_BASE = Path("state", "base")  # what lies frozen below adapters: the same at every step
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 10  # that a failing rank gives a save under way
 
@@ -57,6 +58,7 @@ class Saver:
         self.seconds = 0.0  # that training has stood still for saving
         self._memory = HostMemory() if run.every.save_async else None
         self._writing: Writing | None = None
+        self._before: Path | None = None  # what this process saved last
         self._data = _data(run, stage)
 
     def __enter__(self) -> Saver:
@@ -105,7 +107,7 @@ class Saver:
         if failed:
             self._give_up(writing, source=int(failed) - 1)
         if not still_busy:
-            self._writing = None
+            self._writing, self._before = None, writing.plan.final
             log.info("saved %s", writing.plan.final)
         return not still_busy
 
@@ -139,16 +141,19 @@ class Saver:
         # Each rank keeps and writes some of the files, so that none holds a whole large model.
         own = share_of(files, world.rank, world.size)
         mine = {name for names in own.values() for name in names}
-        weights, base = dict(engine.weights(mine)), dict(engine.base(mine))
+        before = self._before and self._before / _BASE
+        weights, base = dict(engine.weights(mine)), {} if before else dict(engine.base(mine))
 
         def write(part: Path) -> list[Path]:
             for name, state in states.items():
                 save_tensors(state, part / name)
             made = [part / name for name in states]
-            for folder, held in ((part / "model", weights), (part / "state" / "base", base)):
+            for folder, held in ((part / "model", weights), (part / _BASE, base)):
                 if held:
                     save_files(own, held.__getitem__, folder)
                     made += [folder / file for file in own]
+            if before and engine.adapted:
+                made += link_files(own, before, part / _BASE)
             if world.first:
                 made += describe_model(run, engine.dtype, files, part / "model")
             return made
@@ -262,7 +267,7 @@ def first_whole(found: list[Path], world: World) -> Path | None:
 def _check_fit(found: Path, run: RunConfig, stage: int, force: bool) -> None:
     """Raises CheckpointError unless the checkpoint is of this recipe and data."""
     facts, reasons = _facts_of(found), []
-    if changed := ", ".join(differences(facts["recipe"], run.decisive(stage))):
+    if changed := ", ".join(environment.differences(facts["recipe"], run.decisive(stage))):
         reasons.append(f"was made by another recipe ({changed})")
     if facts["data"] != (data := _data(run, stage)):
         reasons.append(
@@ -275,7 +280,7 @@ def _check_fit(found: Path, run: RunConfig, stage: int, force: bool) -> None:
         )
     for reason in reasons:
         log.warning("--force: %s %s; going on all the same", found, reason)
-    if other := ", ".join(differences(facts["versions"], environment.versions())):
+    if other := ", ".join(environment.differences(facts["versions"], environment.versions())):
         log.warning("%s was made with other versions (%s); numbers may differ", found, other)
 
 
@@ -288,11 +293,3 @@ def _data(run: RunConfig, stage: int) -> str:
     """The fingerprint of what the stage reads: mined negatives are none of stage 1's business."""
     manifest = Manifest.load(run.data.folder)
     return manifest.prepared if stage == 1 else manifest.fingerprint
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """`key: old -> new` for every leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}")]
-    return [] if old == new else [f"{path[1:]}: {old} -> {new}"]

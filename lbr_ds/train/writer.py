@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,21 @@ def save_tensors(state: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         torch.save(state, file)
+
+
+def link_files(names: Iterable[str], source: Path, folder: Path) -> list[Path]:
+    """Files of an earlier checkpoint once more, in `folder`; copied where links are not to be had.
+
+    A checkpoint is whole without the others all the same: a file goes with its last name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [folder / name for name in names]
+    for path in made:
+        try:
+            os.link(source / path.name, path)
+        except OSError:
+            shutil.copyfile(source / path.name, path)
+    return made
 
 
 def write_json(path: Path, content: Any) -> None:

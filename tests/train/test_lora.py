@@ -15,7 +15,7 @@ from torch import Tensor
 from lbr_ds.config import RunConfig, load
 from lbr_ds.export import TOLERANCE, export, proof_texts
 from lbr_ds.model.bottleneck import bottleneck_ids
-from lbr_ds.runs import checkpoints
+from lbr_ds.runs import checkpoints, fault
 from tests.ranks import run_cli, run_ranks
 from tests.tiny import tiny_recipe
 
@@ -61,6 +61,15 @@ def test_only_adapters_and_new_rows_have_moved(run: RunConfig) -> None:
                 assert moved.nonzero()[:, 0].tolist() == bottleneck_ids(run.run / "backbone")
             else:
                 assert bool(moved.any()) is ("_proj" in name), name
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_frozen_weights_are_written_once(run: RunConfig, stage: int) -> None:
+    """The second checkpoint's are the first one's file."""
+    found = [c / "state/base/model.safetensors" for c in checkpoints(run.run / f"stage{stage}")]
+    assert [path.parents[2].name for path in found] == ["step-000003", "step-000006"]
+    assert found[0].samefile(found[1])
+    assert [fault(path.parents[2]) for path in found] == ["", ""]
 
 
 def test_frozen_weights_have_no_state_of_an_optimizer(run: RunConfig) -> None:
