@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from pathlib import Path
@@ -86,7 +87,7 @@ def _cells(stage: dict[str, Any]) -> list[str]:
         f"{stage['step_seconds']:.2f}",
         f"{stage['tokens_per_second_per_gpu']:,.0f}",
         f"{stage['mfu']:.0%}",
-        "?" if stage["days"] is None else f"{stage['days'] * 24:.1f}",
+        "?" if stage["days"] is None else f"{stage['days'] * 24:.2f}",
     ]
 
 
@@ -133,7 +134,10 @@ def _peak(stage: dict[str, Any]) -> float:
 
 
 def _time(days: float) -> str:
-    return f"{days:.1f} days" if days >= 2 else f"{days * 24:.1f} hours"
+    hours = days * 24
+    if hours < 2:
+        return f"{math.ceil(hours * 60)} minutes"
+    return f"{days:.1f} days" if days >= 2 else f"{hours:.1f} hours"
 
 
 def _command(result: dict[str, Any], recipe: str) -> str:
