@@ -36,12 +36,12 @@ class Tars:
     """
 
     def __init__(self, manifest: Manifest, split: str, *, partial: bool = False) -> None:
+        self._files: OrderedDict[int, int] = OrderedDict()  # first: __del__ needs it
         self.manifest = manifest
         self.shards = manifest.shards(split)
         self.partial = partial
         self._known: dict[int, _Shard] = {}
         self._lost: dict[int, str] = {}  # partial: shards that cannot be read at all, and why
-        self._files: OrderedDict[int, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files belong to one process.
