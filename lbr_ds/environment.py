@@ -33,6 +33,15 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path[1:]}: {old} -> {new}"]
 
 
+def cpu_lacks_bf16() -> bool:
+    """Whether products of bf16 matrices take this CPU many times what those of fp32 do."""
+    import torch
+
+    # oneDNN's answer, as torch's compiler asks it: AVX-512 or AMX, or bf16 on ARM.
+    known = torch.backends.mkldnn.is_available()
+    return not (known and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def describe() -> dict[str, Any]:
     """JSON-ready. Devices come from NVML (extra `gpu`), or from torch where that is loaded."""
     facts: dict[str, Any] = {

@@ -125,7 +125,7 @@ def prove(folder: Path) -> dict[str, Any]:
 
     card = Card.load(folder)
     texts = proof_texts(card.max_length)
-    encoder = PackedEncoder(folder, device="cpu")
+    encoder = PackedEncoder(folder, device="cpu", dtype="auto")
     widen(encoder.model)
     ours = encoder.encode(texts)
     del encoder

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lbr_ds.batching import TextEncoder, pack, split_by_tokens
+from lbr_ds.environment import cpu_lacks_bf16
 from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.model.trust import SAFE
@@ -20,12 +21,15 @@ class PackedEncoder:
     """A checkpoint's `model/` folder (or a prepared backbone) as an encoder of texts."""
 
     def __init__(
-        self, folder: Path, device: str | None = None, dtype: torch.dtype | None = None
+        self, folder: Path, device: str | None = None, dtype: torch.dtype | str | None = None
     ) -> None:
-        """dtype None: as the weights are stored."""
+        """dtype "auto": as the weights are stored; None: so too, but fp32 on a CPU without bf16."""
         self.card = Card.load(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        backbone = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **SAFE)
+        if dtype is None:
+            slow = self.device.type == "cpu" and cpu_lacks_bf16()
+            dtype = torch.float32 if slow else "auto"
+        backbone = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **SAFE)
         self.model = Embedder(backbone, self.card).to(self.device).eval()
         self.texts = TextEncoder(
             load_tokenizer(folder),

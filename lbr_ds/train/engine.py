@@ -113,11 +113,12 @@ class Engine:
         """Where the module is built: parameters are cut up as each submodule is made."""
         if self.stage < 3:
             return contextlib.nullcontext()
-        return deepspeed.zero.Init(config_dict_or_path=config, dtype=self.dtype)
+        # Not dtype=, which is bf16 on CPUs without fp16 whatever one says (DeepSpeed #8428).
+        return deepspeed.zero.Init(config_dict_or_path=config)
 
     def __str__(self) -> str:
-        sizes = f"{self.num_parameters / 1e6:.1f}M parameters, {self.num_learning / 1e6:.1f}M"
-        return f"ZeRO stage {self.stage}, {sizes} of them learn"
+        whole, learning = self.num_parameters / 1e6, self.num_learning / 1e6
+        return f"ZeRO stage {self.stage}, {whole:.1f}M parameters, {learning:.1f}M of them learn"
 
     def __call__(self, batch: Any) -> Tensor:
         """The module's forward. All ranks must call it equally often, in the same order."""
@@ -160,8 +161,7 @@ class Engine:
 
     def _fits_whole_gradient(self) -> bool:
         """Whether a gradient that is not sharded takes at most half of what is free on any rank."""
-        need = self.num_learning * self.dtype.itemsize
-        free = free_memory(self.world)
+        need, free = self.num_learning * self.dtype.itemsize, free_memory(self.world)
         (lacking,) = self.world.max(float(need > free / 2))
         log.info(
             "gradient caching: %s (a whole gradient is %.2f GiB, %.1f GiB are free)",

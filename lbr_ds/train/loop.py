@@ -180,6 +180,12 @@ def build_engine(
         activation_checkpointing=run.model.activation_checkpointing,
         trust_remote_code=run.model.trust_remote_code,
     )  # fmt: skip
+    if layout.width == 2 and world.device.type == "cpu" and environment.cpu_lacks_bf16():
+        log.warning(
+            "engine.ds_config=%s: this CPU has no instructions for bf16 and takes several times as "
+            "long as in fp32; take zero3_cpu",
+            run.engine.ds_config,
+        )
     seed_all(run.seed)
     return Engine(
         make, weights, layout=layout, optim=run.stage(stage.number).optim, world=world,

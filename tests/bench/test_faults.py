@@ -11,12 +11,15 @@ from lbr_ds.bench import Row
 from lbr_ds.bench.faults import SHORT, suite
 from lbr_ds.bench.same import steps_not_once, wrong_samples
 
+slow = pytest.mark.slow  # the suite kills runs for minutes
+
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, Row]:
     return {row.measure: row for row in suite(SHORT)}
 
 
+@slow
 def test_nothing_is_lost(rows: dict[str, Row]) -> None:
     wanted = {
         "kills": sum(SHORT.kills), "lost_steps": 0, "differing_bits": 0,
@@ -25,15 +28,18 @@ def test_nothing_is_lost(rows: dict[str, Row]) -> None:
     assert {name: rows[name].value for name in wanted} == wanted, rows
 
 
+@slow
 def test_every_fault_is_named(rows: dict[str, Row]) -> None:
     assert rows["faults_injected"].value == 10
     assert rows["faults_named"].value == rows["faults_injected"].value, rows["faults_named"]
 
 
+@slow
 def test_another_number_of_ranks_gives_the_same_weights(rows: dict[str, Row]) -> None:
     assert 0 <= rows["world_change_max_relative_error"].value <= 1e-6
 
 
+@slow
 def test_rows_of_times_are_there(rows: dict[str, Row]) -> None:
     """How long things take is for the long version to judge."""
     assert {"signal_to_exit_excess_s", "async_stall_over_sync"} < rows.keys()

@@ -28,6 +28,7 @@ def check(rows: list[Row], wanted: dict[str, tuple[float, float, str]]) -> None:
         assert row.about
 
 
+@pytest.mark.slow
 def test_stage2_rows(data: Path) -> None:
     rows = stage2.suite(
         data, rounds=2, candidates=1 << 12, memory_pairs=4, step_pairs=4, rank_pairs=4,
@@ -49,11 +50,12 @@ def test_encode_row(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(rows, {"encode_over_st": (1.0, 1.15, "higher")})
     assert rows[0].theory is not None
     assert rows[0].theory > 1
-    monkeypatch.setattr(encode, "CLOSE", 0.0)
+    monkeypatch.setattr(encode, "CLOSE", -1.0)
     with pytest.raises(LbrError, match="the two sides' vectors differ by"):
         encode.suite(data, rounds=2, count=4, num_layers=stage2.LAYERS)
 
 
+@pytest.mark.slow
 def test_peers_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"plain": 4, "cached": 6, "num_layers": stage2.LAYERS, "max_length": stage2.SHORT}
     rows = peers_stage2.rows(data, rounds=2, **small)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from lbr_ds.batching import PackedBatch
@@ -127,6 +128,8 @@ def learning(engine: Engine) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     place = join(timeout_minutes=2)
+    # As on a CPU without fp16, where DeepSpeed once took bf16 for fp32: the harder case.
+    get_accelerator().is_fp16_supported = lambda: False
     probe(sys.argv[1], Path(sys.argv[2]), place)
     leave()
     end(0)

@@ -1,0 +1,30 @@
+"""What the loop says before it begins; what it does is tested on real ranks (test_ranks.py)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from lbr_ds import environment
+from lbr_ds.config import load
+from lbr_ds.distributed import World
+from lbr_ds.train import loop
+from lbr_ds.train.stages import STAGES
+from tests.tiny import tiny_recipe
+
+
+@pytest.mark.parametrize("layout", ["zero2", "zero3_cpu"])
+@pytest.mark.parametrize("lacking", [True, False])
+def test_a_cpu_that_is_slow_in_bf16_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    layout: str, lacking: bool,
+) -> None:  # fmt: skip
+    run = load(tiny_recipe(tmp_path, prepared=False))
+    monkeypatch.setattr(environment, "cpu_lacks_bf16", lambda: lacking)
+    monkeypatch.setattr(loop, "Engine", lambda *args, **options: None)
+    with caplog.at_level(logging.WARNING, "lbr_ds"):
+        loop.build_engine(run, STAGES[1], loop.load_layout(layout), World(), tmp_path)
+    said = "no instructions for bf16" in caplog.text
+    assert said is (lacking and layout == "zero2")
