@@ -306,6 +306,11 @@ def test_seven_billion_on_eight_h100_is_near_what_others_publish() -> None:
     assert 0.7 * 10_643 <= row["stages"][0]["tokens_per_second_per_gpu"] <= 10_643
 
 
+# A CPU that knows no bf16 takes seconds for a row of a table's gradient.
+SHORT_STEP = ["stage1.max_target_length=4", "stage1.micro_batch_tokens=36",
+              "stage2.micro_batch_tokens=64"]  # fmt: skip
+
+
 def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
     """Tensors of DeepSpeed's own, byte by byte, on one and two ZeRO-3 ranks; and the peak."""
     recipe = str(tiny_recipe(tmp_path, prepared=False))
@@ -322,7 +327,7 @@ def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
     layouts: list[tuple[int, str, str, list[str]]]
     layouts = [(1, "zero3_cpu", "shape", []), (2, "zero3_cpu", "shape", []),
                (2, "zero3_cpu", "shape", ["lora.rank=16"]),
-               (2, str(tmp_path / "small.json"), "table", [])]  # fmt: skip
+               (2, str(tmp_path / "small.json"), "table", SHORT_STEP)]  # fmt: skip
     if shutil.which(os.environ.get("CXX", "c++")):  # DeepSpeed compiles its Adam for the host
         layouts.append((2, "zero3_offload_params", "shape", []))
     for ranks, name, shape, more in layouts:
@@ -336,7 +341,7 @@ def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
         for stage in found["stages"]:
             assert ("host" in stage["bytes"]) == (name == "zero3_offload_params")
             for part, (planned, measured) in stage["bytes"].items():
-                if part == "peak" and more:
+                if part == "peak" and "lora.rank=16" in more:
                     continue  # what the libraries take is twice what so few adapters need
                 if part == "peak":
                     assert abs(planned - measured) <= 0.1 * measured + 100e6, stage
