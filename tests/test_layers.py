@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
 ORDER = [
-    "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
-    "source", "config", "layout", "flops", "shards", "corpora", "batching", "model", "distributed",
-    "objectives", "evaluate", "train", "export", "mining", "verb", "report", "reproduce", "plan",
-    "doctor", "bench", "console", "demo", "cli", "__main__",
+    "errors", "records", "address", "ownership", "atomic", "resources", "explain", "locate", "runs",
+    "environment", "source", "config", "layout", "flops", "shards", "corpora", "batching", "model",
+    "distributed", "objectives", "evaluate", "train", "export", "mining", "verb", "report",
+    "reproduce", "plan", "doctor", "bench", "console", "demo", "cli", "__main__",
 ]  # fmt: skip
 DOORS = {
     "deepspeed": {"train/engine.py"},
@@ -27,9 +27,9 @@ DOORS = {
     "yaml": {"config.py", "export.py", "report", "train/checkpoint.py"},
 }
 NO_TORCH = [
-    "errors", "records", "resources", "address", "explain", "locate", "runs", "environment",
-    "source", "config", "layout", "flops", "shards", "corpora", "verb", "report", "reproduce",
-    "plan", "console", "cli", "demo",
+    "errors", "records", "address", "ownership", "atomic", "resources", "explain", "locate", "runs",
+    "environment", "source", "config", "layout", "flops", "shards", "corpora", "verb", "report",
+    "reproduce", "plan", "console", "cli", "demo",
 ]  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),
              ("mining", "train"), ("mining", "evaluate")}  # fmt: skip

@@ -1,0 +1,281 @@
+"""Files and folders that appear whole, in one step, or not at all.
+
+    write_json(path, value)
+    with new_folder(target) as folder:
+        ...
+
+What is being written is beside its target, under a name that only this program uses
+(`.NAME.lbr-XXXXXXXX.part`), flushed to the disk, and then renamed. A process that is killed at any
+instant leaves either the old state or the new one; what else it left is removed by the next process
+that writes the same target. Nothing that this program did not make is ever removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lbr_ds.errors import ConfigError, EnvironmentProblem
+from lbr_ds.ownership import (
+    Owner,
+    beside_name,
+    flock_reaches_all_hosts,
+    mount_points,
+    own,
+    try_flock,
+)
+
+log = logging.getLogger(__name__)
+_FILE = re.compile(r"\..*\.lbr-[0-9a-f]{8}\.part", re.DOTALL)
+_DAY = 24 * 3600.0
+_MARKER, _NEW, _OLD, _GONE = "lbr-ds.json", "new", "old", "gone"  # in the folder beside a target
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_swept: set[Path] = set()  # folders in which this process has looked for files left behind
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, as `written_file` does."""
+    with written_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
+    """Write `value` to `path` as JSON and a newline, as `written_file` does."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def written_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that becomes `path`, in one step, when the block ends without an error.
+
+    The folder is made when it is missing. A link is followed, and a device or a pipe is written
+    directly. A file that is replaced passes on its permissions.
+
+    Yields:
+        The open file, in binary mode.
+
+    Raises:
+        OSError: It cannot be written; `filename` is `path`.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    target = Path(os.path.realpath(path))
+    part = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_files(target.parent)
+        part, opened = _open_part(target)
+        with opened as file:
+            if target.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part, target)
+        flush(target.parent)
+    except BaseException as error:
+        if part is not None:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _open_part(target: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `target`, locked so that no other process takes it for one left behind."""
+    while True:
+        part = beside_name(target, f"lbr-{secrets.token_hex(4)}.part")
+        file = part.open("xb")
+        if try_flock(file.fileno()) is not False and part.exists():
+            return part, file
+        file.close()
+
+
+def _sweep_files(folder: Path) -> None:
+    """Remove the unfinished files in `folder` whose writers have ended."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    for entry in os.scandir(folder):
+        if not _FILE.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+            continue
+        with contextlib.suppress(OSError), open(entry.path, "r+b") as file:
+            locked = try_flock(file.fileno())
+            known = locked is True and flock_reaches_all_hosts(folder)
+            if known or (locked is not False and time.time() - entry.stat().st_mtime > _DAY):
+                os.unlink(entry.path)
+                log.info("removed %s, left by a process that was killed", entry.path)
+
+
+def check_place(folder: Path) -> Path:
+    """The real path of a folder that is to be made or replaced as a whole.
+
+    Raises:
+        ConfigError: It is a file, a mount point, or the working directory; or that is inside it.
+    """
+    place = Path(os.path.realpath(folder))
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"{folder} is a file; name another folder")
+    if os.path.ismount(place) or str(place) in {point for point, *_ in mount_points()}:
+        raise ConfigError(
+            f"{folder} is a mount point, which cannot be replaced in one step; name a folder in it"
+        )
+    if Path.cwd().is_relative_to(place):
+        raise ConfigError(
+            f"{folder} is or contains the working directory, which cannot be replaced in one step; "
+            "name another folder, or start from elsewhere"
+        )
+    return place
+
+
+def check_empty(folder: Path) -> None:
+    """Raise ConfigError when `folder` exists and is not empty."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} exists and is not empty; give a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(
+    target: Path, *, key: str = "", check: Callable[[Path], None] = check_empty
+) -> Iterator[Path]:
+    """Build a folder that becomes `target`, in one step, when the block ends without an error.
+
+    The folder is `.NAME.lbr-XXXXXXXX.part/new` beside the target. What else the block puts into its
+    parent is scratch, and removed with it. This process owns `target` meanwhile.
+
+    Args:
+        target: A folder that does not exist yet or, where `check` permits it, is replaced.
+        key: Letters and digits. With a key the work of a process that was killed or interrupted
+            is kept, and the next process with the same key continues in it.
+        check: Raises an error when `target` must not be replaced; called before and after.
+
+    Raises:
+        ConfigError: As `check_place` and `check` say.
+        EnvironmentProblem: Another process owns `target`, or has made it meanwhile.
+    """
+    target = check_place(target)
+    with own(target, beside=True):
+        recover(target, keep=key)
+        check(target)
+        part = beside_name(target, f"lbr-{key or secrets.token_hex(4)}.part")
+        part.mkdir(exist_ok=bool(key))
+        (part / _MARKER).write_text(json.dumps(asdict(Owner.this_process())) + "\n")
+        try:
+            (part / _NEW).mkdir(exist_ok=True)
+            yield part / _NEW
+            for folder, _, files in os.walk(part / _NEW):
+                for path in (*files, "."):
+                    flush(Path(folder, path))
+            check(target)
+            if key:  # from here on there is nothing to continue
+                key, kept = "", part
+                part = kept.rename(beside_name(target, f"lbr-{secrets.token_hex(4)}.part"))
+            _put(part, target)
+        except BaseException as error:
+            if not key or isinstance(error, Exception):
+                _remove(part)
+            raise
+        _remove(part)
+
+
+def recover(target: Path, *, keep: str = "") -> None:
+    """Bring what killed processes left of their work on `target` to an end. Its owner calls this.
+
+    A folder that was being exchanged is put in place; everything else is removed, except the work
+    under the key `keep`.
+    """
+    mine = re.compile(re.escape(beside_name(target, "lbr-").name) + r"\w+\.part")
+    for part in sorted(target.parent.glob(".*.part")):
+        if not mine.fullmatch(part.name) or part.is_symlink() or not part.is_dir():
+            continue
+        if not (part / _MARKER).is_file():
+            with contextlib.suppress(OSError):  # killed before it wrote the marker, or not ours
+                part.rmdir()
+            continue
+        if not target.exists() and (part / _OLD).exists():
+            os.rename(part / (_NEW if (part / _NEW).exists() else _OLD), target)
+            log.info("%s: put in place, which a process that was killed had begun", target)
+        if not keep or part != beside_name(target, f"lbr-{keep}.part"):
+            _remove(part)
+            log.info("removed %s, left by a process that was killed", part)
+
+
+def _put(part: Path, target: Path) -> None:
+    """Put `part/new` where `target` is; an old folder is in `part` afterwards."""
+    new, old = part / _NEW, part / _OLD
+    try:
+        if not target.exists() or not any(target.iterdir()):
+            os.rename(new, target)
+        elif not _exchange(new, target):
+            os.rename(target, old)  # until the next line `recover` finds `old` beside `new`
+            os.rename(new, target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise EnvironmentProblem(
+                f"{target}: another process has written it meanwhile; run the command again"
+            ) from None
+        raise
+    flush(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    names = os.fsencode(one), _AT_FDCWD, os.fsencode(other)
+    if rename(_AT_FDCWD, *names, _RENAME_EXCHANGE) == 0:
+        return True
+    if (number := ctypes.get_errno()) in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _remove(part: Path) -> None:
+    """Remove a folder of ours; its marker is the last to go, so that another start can go on."""
+    try:
+        if (part / _OLD).exists():  # half removed it must not be put back
+            os.rename(part / _OLD, part / _GONE)
+        for path in part.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _MARKER:
+                path.unlink()
+        (part / _MARKER).unlink(missing_ok=True)
+        part.rmdir()
+    except OSError as error:
+        log.warning("%s cannot be removed yet: %s", part, error.strerror)
+
+
+def flush(path: Path) -> None:
+    """Make a file's contents, or a folder's names, durable."""
+    if path.is_symlink():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some file systems flush no folders
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,245 @@
+"""One process at a time writes in a folder: a lock that names its owner.
+
+    with own(Path("runs/demo"), cure="wait, or give another run folder with run=..."):
+        ...
+
+The lock is a file: `.lbr-lock` in the folder, or `.NAME.lbr-lock` beside a folder that is replaced
+as a whole (`atomic.new_folder`). It holds the owner as JSON, and its owner keeps an flock on it.
+
+A process that is killed leaves the file behind. The next one takes it over with a log line when the
+owner has ended: its flock is gone, its process is gone from this host, or SLURM says that the job
+(or its step) no longer runs or has been requeued since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import json
+import logging
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import psutil
+
+from lbr_ds.address import masked
+from lbr_ds.errors import EnvironmentProblem
+
+log = logging.getLogger(__name__)
+_NAME = "lbr-lock"
+_LONGEST = 200  # bytes of a file name, or characters of a command, that we repeat in our own
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
+_ONE_HOST = re.compile(r"9p|afs|beegfs|cifs|fuse|gpfs|lustre|nfs|smb|virtiofs")
+_ALL_HOSTS = {"local_lock=none", "flock"}  # mount options of NFS and of Lustre
+_held: dict[Path, int] = {}  # the locks of this process and their descriptors
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock."""
+
+    host: str
+    pid: int
+    started: float  # of the process, in seconds since the epoch
+    user: str
+    command: str
+    since: str
+    job: str = ""  # SLURM's, with the number of its restarts and its step
+    restart: int = 0
+    step: str = ""
+
+    @classmethod
+    def this_process(cls) -> Owner:
+        """The owner that a lock of this process names."""
+        process, env = psutil.Process(), os.environ
+        words = [Path(sys.argv[0]).name.replace("__main__.py", "lbr-ds"), *sys.argv[1:]]
+        return cls(
+            socket.gethostname(), process.pid, process.create_time(), process.username(),
+            masked(shlex.join(words))[:_LONGEST], time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            env.get("SLURM_JOB_ID", ""), int(env.get("SLURM_RESTART_COUNT") or 0),
+            env.get("SLURM_STEP_ID", "") if env.get("SLURM_JOB_ID") else "",
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        job = f", SLURM job {self.job}" if self.job else ""
+        return (
+            f"`{self.command}` (process {self.pid} on {self.host}{job}, user {self.user}), "
+            f"since {self.since}"
+        )
+
+
+@contextlib.contextmanager
+def own(folder: Path, *, beside: bool = False, cure: str = "") -> Iterator[None]:
+    """Hold the lock of `folder` until the block ends. This process may enter it more than once.
+
+    Args:
+        folder: Made when it does not exist, unless the lock is beside it.
+        beside: Whether the lock is a file next to the folder, for one that is exchanged.
+        cure: What a user can do while another process holds the lock.
+
+    Raises:
+        EnvironmentProblem: Another process holds the lock; the message names it.
+    """
+    folder = Path(os.path.realpath(folder))
+    (folder.parent if beside else folder).mkdir(parents=True, exist_ok=True)
+    lock = beside_name(folder, _NAME) if beside else folder / f".{_NAME}"
+    if lock in _held:
+        yield
+        return
+    descriptor = _take(lock, folder, cure or "wait until it has ended, or name another folder")
+    _held[lock] = descriptor
+    process = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() == process:  # not a fork that leaves by an exception
+            del _held[lock]
+            if _is_at(descriptor, lock):
+                lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def beside_name(path: Path, suffix: str) -> Path:
+    """`.NAME.SUFFIX` next to `path`; a name that is too long to be extended is cut."""
+    return path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_LONGEST])}.{suffix}")
+
+
+def try_flock(descriptor: int) -> bool | None:
+    """Lock an open file; False when another process has, None where there are no such locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return None if error.errno in _NO_LOCKS else False
+    return True
+
+
+@functools.cache
+def flock_reaches_all_hosts(place: Path) -> bool:
+    """Whether a process on another host that sees this folder also sees its locks."""
+    mounts = {Path(point): (kind, options) for point, kind, options in mount_points()}
+    for folder in (place, *place.parents):
+        if folder in mounts:
+            kind, options = mounts[folder]
+            return not _ONE_HOST.match(kind) or not _ALL_HOSTS.isdisjoint(options.split(","))
+    return True
+
+
+def mount_points() -> list[tuple[str, str, str]]:
+    """(path, type of file system, its options) of every mount that this process sees."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in lines.splitlines():
+        before, _, after = line.partition(" - ")
+        point, options, kind = before.split()[4], after.split()[-1], after.split()[0]
+        path = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point)
+        found.append((path, kind, options))
+    return found
+
+
+def _take(lock: Path, folder: Path, cure: str) -> int:
+    """The open lock file, locked and with this process as its owner."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        locked = try_flock(descriptor)
+        try:
+            before = _read(descriptor)
+            if before is None and locked is False:
+                before_said = "another process"
+            elif before is None or _has_ended(before, locked, lock.parent):
+                before_said = ""
+            else:
+                before_said = str(before)
+            if before_said:
+                raise EnvironmentProblem(
+                    f"{folder} is in use by {before_said}; {cure} (if that process is gone for "
+                    f"certain, remove {lock})"
+                )
+            if before is not None and locked is False:
+                lock.unlink(missing_ok=True)  # a dead host's lock that the server still keeps
+            if _is_at(descriptor, lock):
+                if before is not None:
+                    log.info("%s: taken over from %s, which has ended", folder, before)
+                text = json.dumps(asdict(Owner.this_process())) + "\n"
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, text.encode(), 0)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its last owner has removed it meanwhile
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` is still the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _read(descriptor: int) -> Owner | None:
+    """The owner in a lock file; None in a new one, or in one whose writing was cut short."""
+    try:
+        found = json.loads(os.pread(descriptor, 1 << 16, 0))
+        return Owner(**{field.name: found[field.name] for field in fields(Owner)})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _has_ended(owner: Owner, locked: bool | None, place: Path) -> bool:
+    """Whether the owner of a lock no longer runs; locked: as `try_flock` returned."""
+    if owner.host == socket.gethostname():
+        return locked is True or (locked is None and not _runs_here(owner))
+    own = Owner.this_process()
+    if owner.job and owner.job == own.job and owner.restart != own.restart:
+        return True
+    running = _slurm_runs(owner) if owner.job else None
+    if running is not None:
+        return not running
+    return locked is True and flock_reaches_all_hosts(place)
+
+
+def _runs_here(owner: Owner) -> bool:
+    try:
+        return abs(psutil.Process(owner.pid).create_time() - owner.started) < 2
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _slurm_runs(owner: Owner) -> bool | None:
+    """Whether SLURM still runs the owner's step, or its job; None where it cannot be asked."""
+    what = ["--jobs", owner.job, "--states", "RUNNING,SUSPENDED,COMPLETING,STOPPED"]
+    if owner.step:
+        what = ["--steps", f"{owner.job}.{owner.step}"]
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", *what], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode:
+        return False if "nvalid job id" in done.stderr else None
+    return bool(done.stdout.strip())
+
+
+def _forget_in_fork() -> None:
+    """A fork has no locks: it would keep those of its parent after that one was killed."""
+    for descriptor in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_fork)
