@@ -18,6 +18,7 @@ from typing import Any
 from lbr_ds.errors import CheckpointError
 from lbr_ds.locate import file_sha256
 
+_PARTS = re.compile(r"\.|backbone|stage[12](/checkpoints(/step-\d+(/model)?)?)?")  # of a run
 MANIFEST = "files.json"  # of a checkpoint: {name: {"bytes": size, "sha256": hex}}
 
 
@@ -120,8 +121,14 @@ def model_folder(place: Path) -> Path:
 
 
 def run_of(place: Path) -> Path | None:
-    """The run folder that `place` (a run, a checkpoint, its model) lies in, if any."""
+    """The run folder that `place` is, or is a part of: a stage, a checkpoint, its model.
+
+    A recipe.yaml in some other parent folder makes no run of it: None then.
+    """
     for folder in (place, *place.resolve().parents):
         if (folder / "recipe.yaml").is_file():
-            return folder
+            inside = place.resolve().relative_to(folder.resolve()).as_posix()
+            parts = [(folder / name).is_dir() for name in ("backbone", "stage1", "stage2")]
+            if any(parts) and _PARTS.fullmatch(inside):
+                return folder
     return None

@@ -29,8 +29,9 @@ def exported(trained: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def texts(trained: RunConfig) -> list[str]:
-    """Real ones and those around the maximum length."""
-    return proof_texts(trained.model.max_length) + [r["query"] for r in records(20)]
+    """Real ones, those around the maximum length, and written-out control tokens."""
+    control = ["a <s> b </s>", "<|bottleneck_0|>", "c <|bottleneck_1|><s> d"]
+    return [*proof_texts(trained.model.max_length), *(r["query"] for r in records(20)), *control]
 
 
 def test_equals_the_engine_of_the_trainer(

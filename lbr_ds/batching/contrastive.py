@@ -46,12 +46,12 @@ def contrastive_pairs(
 ) -> Pairs:
     """The pairs of a rank's share of a step. turns[i]: which of record i's positives and negatives.
 
-    Raises DataError for a record without a query.
+    Raises DataError for a record without a query, or with an instruction that leaves it no room.
     """
     for record in records:
         if record.text:
             raise DataError(f"record {record.id}: stage 2 needs a query and positives, not a text")
-    queries = [r.instruction + r.query for r in records]
+    queries = [encoder.query(record) for record in records]
     positives = [r.positives[t % len(r.positives)] for r, t in zip(records, turns, strict=True)]
     negatives: list[str] = []
     real = [True] * len(records)

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from lbr_ds.errors import DataError
+from lbr_ds.records import Record
+
 
 @dataclass(frozen=True)
 class Sequence:
@@ -42,10 +45,30 @@ class TextEncoder:
         # What the tokenizer puts before and after a text: [bos] and the bottleneck tokens.
         self._affixes = len(tokenizer("")["input_ids"])
         self.special_ids = frozenset(tokenizer.all_special_ids)  # the tokenizer looks each up anew
+        self._instructions: dict[str, int] = {"": 0}  # tokens of each instruction seen so far
 
     def contexts(self, texts: list[str]) -> list[list[int]]:
         """`[X ; B]` of each text, at most `max_length` ids, the bottleneck always whole."""
         return self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+
+    def query(self, record: Record) -> str:
+        """The query of a record with its instruction in front, as it is encoded.
+
+        Raises DataError where the instruction leaves no room for the query: every such query would
+        be cut to the same ids.
+        """
+        tokens = self._instructions.get(record.instruction)
+        if tokens is None:
+            tokens = len(self.plain(record.instruction, self.max_length))
+            self._instructions[record.instruction] = tokens
+        room = self.max_length - self._affixes
+        if tokens >= room and record.instruction:
+            raise DataError(
+                f"record {record.id}: its instruction fills all {room} tokens that "
+                f"model.max_length={self.max_length} leaves for instruction and query; "
+                "shorten the instruction or raise model.max_length"
+            )
+        return record.instruction + record.query
 
     def plain(self, text: str, limit: int) -> list[int]:
         """At most `limit` ids of the text alone: nothing before it, nothing after it."""
@@ -54,8 +77,11 @@ class TextEncoder:
         ]
 
     def target(self, text: str, limit: int) -> list[int]:
-        """Y: the text's ids and the end token, at most `limit` together."""
-        return [*self.plain(text, limit - 1), self.tokenizer.eos_token_id]
+        """Y: the text's ids and the end token, at most `limit` together.
+
+        A text that is cut has no end token, or the model would learn to stop in mid-sentence.
+        """
+        return [*self.plain(text, limit), self.tokenizer.eos_token_id][:limit]
 
     def wrap(self, ids: list[int]) -> list[int]:
         """`[X ; B]` from X's bare ids."""

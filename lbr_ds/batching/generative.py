@@ -38,11 +38,12 @@ def generative_sequence(
 ) -> Sequence:
     """The sequence of one record. turn: which of several positives, counted round.
 
-    Raises DataError when the record lacks what the objective needs.
+    Raises DataError when the record lacks what the objective needs, or its instruction leaves no
+    room for the query.
     """
     passage = record.text or record.positives[turn % len(record.positives)]
     if objective in ("gl", "pt"):
-        question = record.instruction + record.query if objective == "gl" else ""
+        question = encoder.query(record) if objective == "gl" and record.query else ""
         return _plain(question, passage, encoder, max_target_length)
     bottleneck = encoder.num_bottleneck
     if objective in ("sft", "uncut"):
@@ -51,7 +52,7 @@ def generative_sequence(
                 f"record {record.id}: objective {objective} needs a query; plain passages serve "
                 "reconstruct, continue and gl"
             )
-        context = encoder.contexts([record.instruction + record.query])[0]
+        context = encoder.contexts([encoder.query(record)])[0]
         target = encoder.target(passage, max_target_length)
         return Sequence(context, bottleneck, target, cut=objective == "sft")
     if objective == "reconstruct":

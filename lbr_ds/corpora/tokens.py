@@ -56,4 +56,5 @@ def _load(tokenizer: str) -> Tokenizer:
     made = Tokenizer.from_file(tokenizer)
     made.no_truncation()
     made.no_padding()
+    made.encode_special_tokens = True  # as training reads a text (model/bottleneck.py)
     return made

@@ -290,6 +290,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text())
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # "<s>" or "<|bottleneck_0|>" written in a text is text: every reader of this folder (this
+    # package, transformers, sentence-transformers) encodes it as such, so their vectors agree.
+    config["split_special_tokens"] = True
     # The first three would rebuild the post-processor; the rest are transformers 5 spellings that
     # transformers 4 (older servers) cannot read and that tokenizer.json says already.
     for key in ("add_bos_token", "add_eos_token", "auto_map", "extra_special_tokens",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lbr_ds.batching import TextEncoder, pack
+from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
 from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig
 from lbr_ds.errors import DataError
@@ -102,6 +103,51 @@ def test_targets_are_cut_to_their_limit(encoder: TextEncoder) -> None:
         made = generative_sequence(PAIR, objective, encoder, turn=0, max_target_length=3)
         assert len(made.target) <= 3
         assert len(made.context) <= 24
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES])
+def test_only_a_whole_text_ends_with_the_end_token(encoder: TextEncoder, objective: str) -> None:
+    """The last id of Y is the end token exactly where all of the text fits before it."""
+    end = encoder.tokenizer.eos_token_id
+    for limit in range(1, 40):
+        made = generative_sequence(PAIR, objective, encoder, turn=0, max_target_length=limit)
+        whole = generative_sequence(PAIR, objective, encoder, turn=0, max_target_length=64).target
+        assert whole[-1] == end
+        assert made.target == whole[:limit]
+
+
+def test_an_instruction_that_leaves_no_room_is_refused(encoder: TextEncoder) -> None:
+    room = 24 - 2
+    fits = replace(PAIR, instruction=" ".join(["?"] * (room // 2)))
+    assert len(ids(encoder, fits.instruction)) == room - 1
+    context = generative_sequence(fits, "sft", encoder, turn=0, max_target_length=8).context
+    assert context == ids(encoder, fits.instruction + PAIR.query)[:room] + encoder.contexts([""])[0]
+    full = replace(fits, instruction=fits.instruction + "?")
+    message = (
+        "record 1: its instruction fills all 22 tokens that model.max_length=24 leaves for "
+        "instruction and query; shorten the instruction or raise model.max_length"
+    )
+    for objective in ("sft", "uncut", "gl"):
+        with pytest.raises(DataError, match=f"^{message}$"):
+            generative_sequence(full, objective, encoder, turn=0, max_target_length=8)
+    with pytest.raises(DataError, match=f"^{message}$"):
+        contrastive_pairs([PAIR, full], [0, 0], encoder, 1)
+    for objective in ("reconstruct", "continue", "pt"):
+        generative_sequence(full, objective, encoder, turn=0, max_target_length=8)
+
+
+def test_control_tokens_in_a_text_are_text(encoder: TextEncoder) -> None:
+    """Written out they are encoded as any other letters, and decode to themselves."""
+    tokenizer = encoder.tokenizer
+    special = [*tokenizer.all_special_tokens, "<|bottleneck_0|>", "<|bottleneck_1|>"]
+    for text in special:
+        ids = encoder.plain(text, 64)
+        assert not set(ids) & (encoder.special_ids | {*encoder.contexts([""])[0]})
+        assert encoder.text(ids) == text
+        pair = replace(PAIR, query=text, positives=[text])
+        made = generative_sequence(pair, "sft", encoder, turn=0, max_target_length=64)
+        assert made.context == ids + encoder.contexts([""])[0]
+        assert made.target == [*ids, tokenizer.eos_token_id]
 
 
 def test_mixture_follows_its_weights_and_its_key() -> None:
