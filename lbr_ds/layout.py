@@ -59,8 +59,8 @@ def read(name: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: zero_optimization.stage={stage!r}; use 1, 2 or 3")
     if config.get("fp16", {}).get("enabled"):
         raise ConfigError(
-            f"{path}: fp16 needs loss scaling, which is not supported; use bf16, or on GPUs without "
-            "it (V100, T4) fp32: a copy of the ds_config zero2 or zero3 without its bf16 "
+            f"{path}: fp16 needs loss scaling, which is not supported; use bf16, or on GPUs "
+            "without it (V100, T4) fp32: a copy of the ds_config zero2 or zero3 without its bf16 "
             "section"
         )
     if stage == 1 and config.get("data_types", {}).get("grad_accum_dtype") == "fp32":

@@ -41,6 +41,7 @@ from lbr_ds.model.files import Stored, in_files, save_files, save_index
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
 CARD = "lbr.json"
+_NEVER = -1e4  # a piece's log probability: any other way to write the text is likelier
 _ROUND_TO = 64  # new embedding tables get a multiple of this many rows: kernels like it
 
 transformers_logging.disable_progress_bar()  # a bar a tensor, on every rank
@@ -300,6 +301,22 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         config.pop(key, None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
+    _hide_control_tokens(folder / "tokenizer.json")
+
+
+def _hide_control_tokens(path: Path) -> None:
+    """Keep a Unigram model from finding control tokens in a text by itself.
+
+    They are pieces of its vocabulary, with the best score of all. BPE has no merges that make them.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["model"]["type"] != "Unigram":
+        return
+    special = {token["content"] for token in content["added_tokens"] if token["special"]}
+    for entry in content["model"]["vocab"]:
+        if entry[0] in special:
+            entry[1] = _NEVER
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

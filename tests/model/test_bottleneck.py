@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import ConfigError
@@ -30,6 +36,39 @@ def test_every_text_ends_in_the_whole_bottleneck(tmp_path: Path, text: str) -> N
     assert len(ids) <= 16
     plain = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids[:-3] == plain[:13]
+
+
+def unigram(folder: Path) -> None:
+    """Give a backbone the tokenizer of another family: its vocabulary holds its control tokens."""
+    model = Tokenizer(models.Unigram())
+    model.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=80, special_tokens=["<s>", "</s>", "<unk>"], unk_token="<unk>",
+        show_progress=False,
+    )  # fmt: skip
+    model.train_from_iterator(["a fever is heat", "the <b> a of /s tag |_0"] * 50, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=model, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", ["bpe", "unigram"])
+def test_no_text_can_make_a_control_token(tmp_path: Path, family: str) -> None:
+    """However it is written; and all other texts keep the ids that the backbone knows."""
+    raw = backbone(tmp_path / "raw")
+    if family == "unigram":
+        unigram(raw)
+    untouched = AutoTokenizer.from_pretrained(raw)
+    prepare_backbone(ModelConfig(backbone=str(raw)), BottleneckConfig(count=2), tmp_path / "m", 0)
+    tokenizer = load_tokenizer(tmp_path / "m")
+    special = {*tokenizer.all_special_ids, *tokenizer("")["input_ids"]}
+    for name in ["<s>", "</s>", "<unk>", "<|bottleneck_0|>", "<|bottleneck_1|>"]:
+        for text in (name, f"a {name} b", f"a{name}b", name * 3):
+            assert not special - {tokenizer.unk_token_id} & set(
+                tokenizer(text, add_special_tokens=False)["input_ids"]
+            )
+    for text in ("a fever is heat", "the <b> tag of a < s > /s", ""):
+        assert tokenizer(text)["input_ids"][:-2] == untouched(text)["input_ids"]
 
 
 def test_without_bottleneck_the_end_token_is_appended(tmp_path: Path) -> None:
