@@ -125,6 +125,8 @@ def export(
         f"{out}: {parity['texts']} texts agree with the trainer's own vectors, "
         f"largest difference {parity['largest_difference']:.1e}"
     )
+    if parity["needs"]:
+        typer.echo(f"{out}: needs {parity['needs']}")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from lbr_ds.export.card import model_card
 from lbr_ds.export.folder import write_sentence_transformers
 from lbr_ds.export.prove import TOLERANCE, proof_texts, prove
 from lbr_ds.model.bottleneck import Card
+from lbr_ds.model.rope import write_legacy_rope
 
 __all__ = ["TOLERANCE", "export", "proof_texts", "prove"]
 
@@ -45,6 +46,7 @@ def export(place: Path, out: Path) -> dict[str, Any]:
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part)
     (part / "made_from.json").unlink(missing_ok=True)
+    needs = _needs(write_legacy_rope(part))
     write_sentence_transformers(part, card)
     parity = prove(part)
     if parity["largest_difference"] > TOLERANCE:
@@ -52,6 +54,7 @@ def export(place: Path, out: Path) -> dict[str, Any]:
             f"{part}: vectors differ from the trainer's own by {parity['largest_difference']:.2e} "
             f"(limit {TOLERANCE:.0e}); this is a fault of lbr-ds with this backbone, do not use it"
         )
+    parity["needs"] = needs
     (part / "parity.json").write_text(json.dumps(parity, indent=2) + "\n")
     (part / "README.md").write_text(model_card(place, part, card, parity), encoding="utf-8")
     for path in part.rglob("*"):
@@ -60,3 +63,13 @@ def export(place: Path, out: Path) -> dict[str, Any]:
         out.rmdir()
     part.rename(out)
     return parity
+
+
+def _needs(lacks: str) -> str:
+    """What a user of the folder must know before loading it; empty when there is nothing."""
+    if not lacks:
+        return ""
+    return (
+        f"transformers 5 or newer: transformers 4 has no keys for this model's rotary positions "
+        f"({lacks}) and would give wrong vectors without an error"
+    )

@@ -38,6 +38,7 @@ from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.locate import locate
 from lbr_ds.model.files import Stored, in_files, save_files, save_index
+from lbr_ds.model.rope import write_legacy_rope
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
 CARD = "lbr.json"
@@ -111,6 +112,7 @@ def prepare_backbone(
     else:
         backbone.save_pretrained(part, state_dict={})  # all but the weights
         _copy(stored, backbone, new, part)
+    write_legacy_rope(part)
     save_tokenizer(tokenizer, part)
     Card(bottleneck.count, model.max_length, model.pooling, model.attention).save(part)
     (part / made_from.name).write_text(json.dumps(wanted, indent=2) + "\n")

@@ -32,6 +32,7 @@ from lbr_ds.corpora import overlap
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.model.files import in_files, save_files, save_index, share_of
+from lbr_ds.model.rope import write_legacy_rope
 from lbr_ds.runs import fault, saved
 from lbr_ds.shards import Manifest
 from lbr_ds.train.engine import Engine
@@ -188,6 +189,7 @@ def describe_model(
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_legacy_rope(folder)  # a backbone that was prepared before has the new keys alone
     data = path_of(run.data.folder)
     if data is not None:  # of data that lies elsewhere eval cannot check overlap
         overlap.copy(data, folder)
