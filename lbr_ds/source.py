@@ -138,7 +138,7 @@ class MiningConfig(Part):
     pick: Literal["top", "random"] = "top"  # of those within ranks: the nearest, or drawn by seed
     max_ratio: float | None = Field(default=0.95, gt=0)  # of the positive's score, at most
     margin: float | None = Field(default=None, ge=0)  # below the positive's score, at least
-    near: float = Field(default=0.8, gt=0, le=1)  # share of common phrases: the same text
+    near: float = Field(default=0.8, gt=0, le=1)  # likeness of two texts that say the same
 
     @model_validator(mode="after")
     def _complete(self) -> MiningConfig:

@@ -1,5 +1,5 @@
-"""Records as read -> records as kept: tidy text, sizes within bounds; and what texts are compared
-by. Pure functions of one record, so that any number of processes may share the work."""
+"""Records as read -> records as kept: tidy text, sizes within bounds. Pure functions of one record,
+so that any number of processes may share the work."""
 
 from __future__ import annotations
 
@@ -10,55 +10,23 @@ from hashlib import blake2b
 
 from lbr_ds.config import DataConfig
 from lbr_ds.corpora.language import other_language
+from lbr_ds.corpora.segment import key, letters, visible, without_invisible
 from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.tokens import count
 from lbr_ds.records import Record
 
 
 def clean(text: str) -> str:
-    """The text that is kept: Unicode NFC, every run of white space one blank, ends trimmed."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """The text that is kept: Unicode NFC, without invisible characters, every run of white space
+    one blank, ends trimmed."""
+    return " ".join(unicodedata.normalize("NFC", without_invisible(text)).split())
 
 
 def clean_lines(text: str) -> str:
     """The text that is kept where lines carry meaning: as `clean`, but line ends and indentation
     stay, without blanks at the ends of lines and empty lines at the ends of the text."""
-    lines = [line.rstrip() for line in unicodedata.normalize("NFC", text).splitlines()]
-    return "\n".join(lines).strip("\n")
-
-
-def normalise(text: str) -> str:
-    """The text as compared: equal for texts that differ in case, spacing or punctuation only.
-
-    NFKC, case folded, invisible format characters removed, punctuation and white space one blank.
-    Symbols stay ("Na+" is not "Na"). A text of punctuation alone is compared as it is.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    if not folded.isascii():  # folding may leave what NFKC would join
-        folded = unicodedata.normalize("NFKC", folded)
-    return " ".join(folded.translate(_BLANKS).split()) or folded
-
-
-class _Blanks(dict[int, "str | None"]):
-    """Character -> what `normalise` makes of it; filled as characters turn up."""
-
-    def __missing__(self, point: int) -> str | None:
-        kind = unicodedata.category(chr(point))
-        to: str | None = chr(point)
-        if kind == "Cf":
-            to = None
-        elif kind[0] in "PZ" or kind == "Cc":
-            to = " "
-        self[point] = to
-        return to
-
-
-_BLANKS = _Blanks()
-
-
-def key(text: str) -> bytes:
-    """16 bytes that stand for `normalise(text)`."""
-    return blake2b(normalise(text).encode(), digest_size=16).digest()
+    plain = unicodedata.normalize("NFC", without_invisible(text))
+    return "\n".join(line.rstrip() for line in plain.splitlines()).strip("\n")
 
 
 @dataclass(frozen=True)
@@ -85,6 +53,8 @@ class Rules:
 
     def fault(self, text: str) -> tuple[str, str] | None:
         """The rule that the text itself breaks, and by what; the costly rules come last."""
+        if not visible(text):
+            return "empty", "no visible character"
         if len(text) < self.min_chars:
             return "too_short", f"{len(text)} characters"
         if len(text) > self.max_chars:
@@ -96,7 +66,7 @@ class Rules:
             if self.max_tokens is not None and tokens > self.max_tokens:
                 return "too_many_tokens", f"{tokens} tokens"
         found = other_language(text, self.languages) if self.languages else ""
-        return ("other_language", f"language {found}") if found else None
+        return ("other_language", found) if found else None
 
 
 @dataclass(frozen=True)
@@ -120,6 +90,10 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
     tidy = clean_lines if rules.keep_lines else clean
     removed: list[tuple[str, str]] = []
     positives = _distinct(record, "positives", tidy, removed)
+    for known, text in list(positives.items()):
+        if len(positives) > 1 and not visible(text):
+            removed.append(("positive_empty", f"{record.id}: {record.query[:200]}"))
+            del positives[known]
     negatives = _distinct(record, "negatives", tidy, removed)
     for known, text in list(negatives.items()):
         if fault := rules.fault(text):
@@ -137,8 +111,8 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
         if fault := rules.fault(text):
             example = f"{record.id}: {fault[1]}: {text[:200]}"
             return Cleaned(record, (fault[0], example), removed)
-    letters = rules.max_shared_letters
-    if letters is not None and record.query and shares_letters(record, letters):
+    longest = rules.max_shared_letters
+    if longest is not None and record.query and shares_letters(record, longest):
         example = f"{record.id}: {record.query[:80]} / {record.positives[0][:80]}"
         return Cleaned(record, ("shares_letters", example), removed)
     keys = {
@@ -163,10 +137,6 @@ def _distinct(
 
 def shares_letters(record: Record, longest: int) -> bool:
     """Whether query and an answer have a run of more than `longest` letters in common."""
-    query = _letters(record.query)
+    query = letters(record.query)
     runs = {query[i : i + longest + 1] for i in range(len(query) - longest)}
-    return any(run in answer for answer in map(_letters, record.positives) for run in runs)
-
-
-def _letters(text: str) -> str:
-    return "".join(filter(str.isalpha, text.casefold()))
+    return any(run in answer for answer in map(letters, record.positives) for run in runs)

@@ -10,8 +10,8 @@ from typing import Any
 
 from lbr_ds.config import SplitConfig
 from lbr_ds.corpora.collect import Collected
-from lbr_ds.corpora.near import likeness, pairs_of_words
 from lbr_ds.corpora.reading import Tally
+from lbr_ds.corpora.segment import likeness, shingles
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.corpora.unite import largest, most_shared
 from lbr_ds.records import Record
@@ -84,10 +84,10 @@ def _near_pairs(store: Store, threshold: float) -> dict[str, Any]:
     found = {"looked_at": 0, "share_a_group": 0, "never_negatives": 0}
     with closing(Texts(store.path)) as texts:
         for number, family in looked:
-            own, others = pairs_of_words(texts(number)), _kindred(store, family)
+            own, others = shingles(texts(number)), _kindred(store, family)
             groups, label = others.pop(number)
             for other, (their_groups, their_label) in others.items():
-                if likeness(own, pairs_of_words(texts(other))) >= threshold:
+                if likeness(own, shingles(texts(other))) >= threshold:
                     same = groups == their_groups and len(groups) == 1
                     found["looked_at"] += 1
                     found["share_a_group"] += same

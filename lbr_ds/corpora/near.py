@@ -1,29 +1,26 @@
-"""Which texts are nearly the same: MinHash over word pairs, then an exact count.
+"""Which texts are nearly the same: MinHash over shingles, then an exact count.
 
-Two texts are near duplicates when their normalised word pairs (ends of the text counted as words)
-have a Jaccard index of at least `data.near_duplicate`. At 0.7, one word in eleven may differ; texts
-of up to ten words are near only to their equals. 128 hash values in 32 bands of 4 rows find a pair
-at 0.7 with probability 0.9998, one at 0.6 with 0.99. Chinese, Japanese and Korean signs
-count as words, since those texts have no blanks.
+Two texts are near duplicates when their shingles (`segment.py`: pairs of words, and runs of letters
+in scripts without blanks) have a Jaccard index of at least `data.near_duplicate`. At 0.7, one word
+in eleven may differ; texts of up to ten words are near only to their equals. 128 hash values in 32
+bands of 4 rows find a pair at 0.7 with probability 0.9998, one at 0.6 with 0.99.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from array import array
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.cleaning import normalise
 from lbr_ds.corpora.crew import in_order
+from lbr_ds.corpora.segment import likeness, shingles
 
 PERMUTATIONS, BANDS = 128, 32
 _ROWS = PERMUTATIONS // BANDS
@@ -32,26 +29,12 @@ MARGIN = 0.16  # four standard deviations of an estimate from 128 values
 _BLOCK = 128  # texts of a bucket compared with as many others at once
 _CHUNK = 16384  # signatures read at once
 _A_JOB = 1 << 15  # pairs of texts in one job, at most two blocks more
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\s\u3040-\u30ff"
-                   r"\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]+")  # fmt: skip
-
-
-def pairs_of_words(text: str) -> set[str]:
-    """The pairs of neighbouring words of the normalised text, its ends counted as words."""
-    words = ["", *_WORD.findall(normalise(text)), ""]
-    return {f"{one} {other}" for one, other in pairwise(words)}
-
-
-def likeness(one: set[str], other: set[str]) -> float:
-    """The Jaccard index of two sets of word pairs."""
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared)
 
 
 def signature(text: str) -> bytes:
     """The MinHash values of a text: SIGNATURE_BYTES bytes, the same on every machine."""
     found = _empty().copy()
-    found.update_batch([pair.encode() for pair in pairs_of_words(text)])
+    found.update_batch([run.encode() for run in shingles(text)])
     return np.asarray(found.hashvalues, dtype="<u4").tobytes()
 
 
@@ -170,7 +153,7 @@ def _parts(buckets: Iterator[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.in
 
 def _compare(job: _Job) -> list[tuple[int, int]]:
     """The pairs of the job that are near and unite two families."""
-    words = lru_cache(maxsize=2 * _BLOCK)(lambda n: pairs_of_words(job.shared.text_of(n)))
+    runs = lru_cache(maxsize=2 * _BLOCK)(lambda n: shingles(job.shared.text_of(n)))
     found: list[tuple[int, int]] = []
     with job.shared.signatures.open("rb") as file:
         for numbers, roots, cut in job.blocks:
@@ -180,7 +163,7 @@ def _compare(job: _Job) -> list[tuple[int, int]]:
                 if roots[one] == roots[other]:
                     continue
                 pair = int(numbers[one]), int(numbers[other])
-                if likeness(words(pair[0]), words(pair[1])) >= job.shared.threshold:
+                if likeness(runs(pair[0]), runs(pair[1])) >= job.shared.threshold:
                     found.append(pair)
                     roots[roots == roots[other]] = roots[one]
     return found

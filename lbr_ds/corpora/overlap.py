@@ -1,7 +1,7 @@
 """Prepared data -> `trained.u64`: the hashes of its training texts, for the model to carry.
 
 Layout: one line of JSON (version, the data's fingerprint, the number of hashes), then so many
-little-endian u64 in ascending order. A hash is the first 8 bytes of `cleaning.key`, so texts are
+little-endian u64 in ascending order. A hash is the first 8 bytes of `segment.key`, so texts are
 compared as `normalise` leaves them; a million texts are 8 MB. Checkpoints and exports carry the
 file, and `evaluate` asks it before it scores.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.cleaning import key
 from lbr_ds.corpora.leaks import TRAINED
+from lbr_ds.corpora.segment import key
 from lbr_ds.errors import DataError
 from lbr_ds.shards import Manifest, read_split
 

@@ -45,7 +45,7 @@ from lbr_ds.shards.manifest import NAME
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
 MINING, GIVEN = "mining.json", "given"  # what `mine` adds: its audit, and cl as prepare wrote it
-_RULES = 3  # raise it when cleaning or dividing changes, so that old folders are made again
+_RULES = 4  # raise it when cleaning or dividing changes, so that old folders are made again
 
 
 def prepare(
@@ -199,6 +199,7 @@ def _curation(
     return {
         "fingerprint": manifest.fingerprint,
         "seed": manifest.seed,
+        "languages": list(data.languages),
         "sources": curation.sources_table(manifest.sources, collected),
         **curation.dropped_table(collected.records, collected.texts),
         "components": curation.components_table(store),

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.corpora.crew import in_order
-from lbr_ds.corpora.near import BANDS, MARGIN, PERMUTATIONS, Shared, likeness, pairs_of_words
+from lbr_ds.corpora.near import BANDS, MARGIN, PERMUTATIONS, Shared
+from lbr_ds.corpora.segment import likeness, shingles
 
 MOST = 16384  # texts of a family clustered at once; a larger family is cut, which bounds memory
 _A_JOB = 2048  # texts in one job, or one family
@@ -68,10 +69,10 @@ def _cluster(
         others = np.flatnonzero(free)
         agree = (values[others] == values[leader]).mean(axis=1)
         likely = others[agree >= shared.threshold - MARGIN]
-        words = pairs_of_words(shared.text_of(int(numbers[leader]))) if len(likely) else set()
+        runs = shingles(shared.text_of(int(numbers[leader]))) if len(likely) else set()
         for at in likely:
             other = int(numbers[at])
-            if likeness(words, pairs_of_words(shared.text_of(other))) >= shared.threshold:
+            if likeness(runs, shingles(shared.text_of(other))) >= shared.threshold:
                 free[at] = False
                 yield other, int(numbers[leader])
 

@@ -26,8 +26,9 @@ from itertools import chain, groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.near import BANDS, Forest, Shared, families, likeness, pairs_of_words
+from lbr_ds.corpora.near import BANDS, Forest, Shared, families
 from lbr_ds.corpora.reading import Progress, Tally
+from lbr_ds.corpora.segment import likeness, shingles
 from lbr_ds.corpora.stars import stars
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.records import Record
@@ -89,12 +90,12 @@ def drop_twins(store: Store, dropped: Tally) -> None:
         stay: list[set[str]] = []
         for _, seq, body in rows:
             record = Record(**json.loads(body))
-            words = pairs_of_words(" ".join([record.query, *record.positives, record.text]))
-            if any(likeness(words, other) >= SAME for other in stay):
+            runs = shingles(" ".join([record.query, *record.positives, record.text]))
+            if any(likeness(runs, other) >= SAME for other in stay):
                 gone.append(seq)
                 dropped.add("near_duplicate", f"{record.id}: {record.query or record.text}")
             else:
-                stay.append(words)
+                stay.append(runs)
     for seq in gone:
         store.db.execute("DELETE FROM uses WHERE seq = ?", (seq,))
         store.db.execute("DELETE FROM records WHERE seq = ?", (seq,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,13 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.cleaning import key, normalise
+from lbr_ds.corpora.segment import key, likeness, shingles
 from lbr_ds.records import Record
-
-_PHRASE = 3  # words
-# Scripts without blanks between words are cut into overlapping pairs of characters.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_PIECES = re.compile(f"([{_UNSPACED}]+)|[^\\s{_UNSPACED}]+")
 
 
 @dataclass(frozen=True)
@@ -82,30 +76,9 @@ def _sorted(numbers: Iterable[int]) -> NDArray[np.int64]:
     return np.array(sorted({n for n in numbers if n >= 0}), np.int64)
 
 
-def words(text: str) -> list[str]:
-    """The words of the normalised text; pairs of characters where a script has no blanks."""
-    plain = normalise(text)
-    if plain.isascii():
-        return plain.split()
-    found: list[str] = []
-    for match in _PIECES.finditer(plain):
-        piece, unspaced = match[0], match[1]
-        pairs = max(1, len(piece) - 1) if unspaced else 0
-        found += [piece[i : i + 2] for i in range(pairs)] if unspaced else [piece]
-    return found
+_shingles = lru_cache(maxsize=1 << 14)(shingles)
 
 
-@lru_cache(maxsize=1 << 14)
-def phrases(text: str) -> frozenset[str]:
-    """The runs of three words of a text; of a shorter one, all of it."""
-    own = words(text)
-    if len(own) <= _PHRASE:
-        return frozenset([" ".join(own)])
-    return frozenset(" ".join(own[i : i + _PHRASE]) for i in range(len(own) - _PHRASE + 1))
-
-
-def likeness(first: str, second: str) -> float:
-    """Shared phrases over all phrases of both (Jaccard), 0 to 1."""
-    one, two = phrases(first), phrases(second)
-    shared = len(one & two)
-    return shared / (len(one) + len(two) - shared)
+def same(first: str, second: str) -> float:
+    """The likeness of two texts (`segment.likeness`), 0 to 1."""
+    return likeness(_shingles(first), _shingles(second))

@@ -8,7 +8,7 @@ first rule that speaks against it drops it:
 - too_near_the_positive: its score is above `max_ratio` times the positive's, or less than `margin`
   below it; with several positives the lowest counts. Scores are compared within one method, and
   every method that found the candidate may speak.
-- same_as_positive: it shares at least `near` of its phrases with a positive.
+- same_as_positive: its likeness to a positive (`corpora/segment.py`) is at least `near`.
 - same_as_kept: likewise with a negative already kept.
 - guide: the guide scores it at or above the positive.
 
@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.mining.pool import Pool, likeness
+from lbr_ds.mining.pool import Pool, same
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.source import MiningConfig
 
@@ -146,4 +146,4 @@ class Chooser:
 
     def _same(self, passage: int, others: list[int]) -> bool:
         texts = self.pool.passages
-        return any(likeness(texts[passage], texts[i]) >= self.mining.near for i in others)
+        return any(same(texts[passage], texts[i]) >= self.mining.near for i in others)

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 from lbr_ds.batching import TextEncoder
 from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.corpora import unite
-from lbr_ds.corpora.near import Shared, likeness, pairs_of_words, signature
+from lbr_ds.corpora.near import Shared, signature
 from lbr_ds.corpora.prepare import prepare
+from lbr_ds.corpora.segment import likeness, shingles
 from lbr_ds.corpora.stars import stars
 from lbr_ds.mining.pool import Pool
 from lbr_ds.records import Record
@@ -92,7 +93,7 @@ def test_stars_are_near_to_their_leader(tmp_path: Path) -> None:
         clusters.append({order[number]: order[leader] for number, leader in pairs})
     assert clusters[0] == clusters[1]
     assert set(clusters[0]) == set(texts)
-    words = {text: pairs_of_words(text) for text in texts}
+    words = {text: shingles(text) for text in texts}
     assert all(likeness(words[text], words[other]) >= 0.7 for text, other in clusters[0].items())
     leaders = set(clusters[0].values())
     assert 1 < len(leaders) < len(texts)

@@ -12,8 +12,8 @@ import pytest
 
 from lbr_ds.config import DataConfig, load
 from lbr_ds.corpora import knowledge, leaks
-from lbr_ds.corpora.cleaning import normalise
 from lbr_ds.corpora.prepare import prepare
+from lbr_ds.corpora.segment import normalise
 from lbr_ds.corpora.store import Store
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from lbr_ds.corpora.near import Shared, families, likeness, pairs_of_words, signature
+from lbr_ds.corpora.near import Shared, families, signature
 from lbr_ds.corpora.prepare import prepare
+from lbr_ds.corpora.segment import likeness, shingles
 from lbr_ds.errors import DataError
 from tests.corpora.toy import pair, read_all, recipe
 
@@ -40,7 +41,7 @@ def test_families_equal_brute_force(tmp_path: Path) -> None:
     found = families(Shared(tmp_path / "signatures", 0.7, texts.__getitem__), len(texts))
 
     roots = list(range(len(texts)))  # the oracle: all pairs, relabelled
-    sets = [pairs_of_words(text) for text in texts]
+    sets = [shingles(text) for text in texts]
     for one, other in combinations(range(len(texts)), 2):
         if likeness(sets[one], sets[other]) >= 0.7 and roots[one] != roots[other]:
             low, high = sorted((roots[one], roots[other]))
@@ -60,12 +61,16 @@ def test_a_signature_is_the_same_everywhere() -> None:
         ("a b c d e f g h i j", "a b c d x f g h i j", False),  # one word of ten
         ("a b c d e f g h i j k", "a b c d x f g h i j k", True),  # of eleven
         ("\u60a3\u8005\u4e3b\u8bc9\u80f8\u75db\u4e24\u5929\u4f34\u6709\u53d1\u70ed",
-         "\u60a3\u8005\u4e3b\u8bc9\u80f8\u75db\u4e09\u5929\u4f34\u6709\u53d1\u70ed", True),
+         "\u60a3\u8005\u4e3b\u8bc9\u80f8\u75db\u4e09\u5929\u4f34\u6709\u53d1\u70ed", False),
+        ("".join(map(chr, range(0x4E00, 0x4E18))),
+         "\u75c5" + "".join(map(chr, range(0x4E01, 0x4E18))), False),  # one character of 24
+        ("".join(map(chr, range(0x4E00, 0x4E19))),
+         "\u75c5" + "".join(map(chr, range(0x4E01, 0x4E19))), True),  # of 25
         ("type 1", "type 2", False),
     ],
 )  # fmt: skip
 def test_what_is_near(text: str, other: str, near: bool) -> None:
-    assert (likeness(pairs_of_words(text), pairs_of_words(other)) >= 0.7) == near
+    assert (likeness(shingles(text), shingles(other)) >= 0.7) == near
 
 
 def leaky(count: int = 150) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -77,7 +77,7 @@ FRENCH = "Le patient se plaint de douleurs dans la poitrine depuis deux jours et
 
 
 def test_languages(tmp_path: Path) -> None:
-    assert other_language(GERMAN, ("en",)) == "de"
+    assert other_language(GERMAN, ("en",)) == "language de"
     assert other_language(GERMAN, ("en", "de")) == ""
     assert other_language("Herzinfarkt " + "1234 " * LETTERS, ("en",)) == ""  # too short to tell
     raws = [pair(i, positives=[f"The answer to question number {i} is here."]) for i in range(30)]
@@ -97,6 +97,50 @@ def test_languages(tmp_path: Path) -> None:
     source = {**code.sources[0].model_dump(), "keep_lines": True}
     made = prepare(recipe(tmp_path, raws, languages=["en"], sources=[source]), 0)
     assert "other_language" not in made["dropped_records"]
+
+
+CHINESE = [
+    "\u5934\u75db",
+    "\u75db",
+    "\u9ad8\u8840\u538b\u600e\u4e48\u529e\uff1f",
+    "\u809d\u764c MRI",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "script"),
+    [
+        *((text, ("en",), "Han") for text in CHINESE),
+        *((text, ("zh",), "") for text in CHINESE),
+        ("\u9ad8\u8840\u5727\u306e\u75c7\u72b6\u306f\u4f55\u3067\u3059\u304b", ("zh",), "Hiragana"),
+        ("\u9ad8\u8840\u5727", ("ja",), ""),
+        ("\ub450\ud1b5", ("en", "zh"), "Hangul"),
+        ("\u0e1b\u0e27\u0e14\u0e2b\u0e31\u0e27", ("en",), "Thai"),
+        ("\u0635\u062f\u0627\u0639", ("en",), "Arabic"),
+        ("\u0433\u0440\u0438\u043f\u043f", ("en",), "Cyrillic"),
+        ("\u0433\u0440\u0438\u043f\u043f", ("sr",), ""),
+        ("\u03c0\u03c5\u03c1\u03b5\u03c4\u03cc\u03c2", ("en",), "Greek"),
+        ("\u03b2-\u03b1, 5 \u00b5g", ("en",), ""),  # symbols
+        ("What is gout?", ("zh",), "Latin"),
+        ("Helicobacter pylori", ("zh",), ""),  # a name
+        ("the sign \u75db for pain", ("en",), ""),
+    ],
+)  # fmt: skip
+def test_scripts_tell_the_language_of_short_texts(
+    text: str, wanted: tuple[str, ...], script: str
+) -> None:
+    assert other_language(text, wanted) == (f"script {script}" if script else "")
+
+
+def test_short_texts_of_another_script_go(tmp_path: Path) -> None:
+    raws = [pair(i) for i in range(30)]
+    for number in range(10):
+        raws[number] |= {
+            "query": f"\u5934\u75db{number}",
+            "positives": [f"\u591a\u559d\u6c34{number}"],
+        }
+    made = prepare(recipe(tmp_path, raws, languages=["en"], near_duplicate=1), 0)
+    assert made["dropped_records"]["other_language"]["count"] == 10
 
 
 def test_languages_that_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lbr_ds.corpora.segment import words
 from lbr_ds.mining import bm25, dense, vectors
-from lbr_ds.mining.pool import Pool, likeness, words
+from lbr_ds.mining.pool import Pool, same
 from lbr_ds.mining.ranking import best
 from lbr_ds.records import Record
 from tests.mining.toy import Words
@@ -115,7 +116,7 @@ def test_words_of_scripts_without_blanks_are_pairs() -> None:
     assert words("\u75c5") == ["\u75c5"]
 
 
-def test_likeness() -> None:
-    assert likeness("One two, three four", "one TWO three four!") == 1
-    assert likeness("one two three four", "one two three five") == pytest.approx(1 / 3)
-    assert likeness("one", "two") == 0
+def test_the_same_text() -> None:
+    assert same("One two, three four", "one TWO three four!") == 1
+    assert same("one two three four", "one two three five") == pytest.approx(3 / 7)
+    assert same("one", "two") == 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lbr_ds.config import RunConfig
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.mining.pool import words
+from lbr_ds.corpora.segment import words
 from tests.tiny import records
 
 
