@@ -20,7 +20,7 @@ class Sequence:
 
     num_bottleneck: how many ids at the end of `context` are bottleneck tokens. cut: whether Y may
     see only B and itself (the information bottleneck) or all of `context` too (plain causal).
-    bag: the distinct ids that the state at the end of `context` is to tell by itself.
+    bag: the distinct ids that the state at the end of `context` is to predict by itself.
     """
 
     context: list[int]
@@ -46,6 +46,7 @@ class TextEncoder:
         self._affixes = len(tokenizer("")["input_ids"])
         self.special_ids = frozenset(tokenizer.all_special_ids)  # the tokenizer looks each up anew
         self._instructions: dict[str, int] = {"": 0}  # tokens of each instruction seen so far
+        self._parts: dict[int, bool] = {}
 
     def contexts(self, texts: list[str]) -> list[list[int]]:
         """`[X ; B]` of each text, at most `max_length` ids, the bottleneck always whole."""
@@ -89,6 +90,13 @@ class TextEncoder:
         ids = ids[: self.max_length - self._affixes]
         split = len(empty) - self.num_bottleneck
         return [*empty[:split], *ids, *empty[split:]]
+
+    def is_part(self, token: int) -> bool:
+        """Whether a token is only some of the bytes of a character, so that it cannot be decoded
+        by itself."""
+        if token not in self._parts:
+            self._parts[token] = "\ufffd" in str(self.tokenizer.decode([token]))
+        return self._parts[token]
 
     def text(self, ids: list[int]) -> str:
         """The text of written ids, without special tokens and outer blanks."""

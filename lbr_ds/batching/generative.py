@@ -65,10 +65,18 @@ def generative_sequence(
 
 
 def with_bag(sequence: Sequence, encoder: TextEncoder) -> Sequence:
-    """The sequence; where it has an X, its end is to tell Y in words (`stage1.bag_of_words`)."""
+    """Add the words of Y that the end of X is to predict (`stage1.bag_of_words`), if it has an X.
+
+    The bag holds the distinct tokens of Y. Byte-level tokenizers write rare characters, and in some
+    scripts all, as several tokens that are bytes. Without their order such parts do not tell which
+    characters they make up, and hundreds of characters share them; so they are left out of the bag,
+    unless Y has nothing else.
+    """
     if len(sequence.context) <= 1:
         return sequence
-    return replace(sequence, bag=sorted(set(sequence.target) - encoder.special_ids))
+    ids = set(sequence.target) - encoder.special_ids
+    whole = {token for token in ids if not encoder.is_part(token)}
+    return replace(sequence, bag=sorted(whole or ids))
 
 
 def _plain(question: str, passage: str, encoder: TextEncoder, max_target_length: int) -> Sequence:

@@ -83,6 +83,22 @@ def test_a_bag_holds_each_word_of_the_answer_once(encoder: TextEncoder) -> None:
     ]
 
 
+def test_a_bag_holds_no_parts_of_characters(encoder: TextEncoder) -> None:
+    """The byte-level tokenizer knows no Chinese: each character is three tokens of a byte."""
+    answer = "a fever \u53d1\u70ed is heat"
+    pair = Record("3", "s", query="what is a fever", positives=[answer])
+    sequence = generative_sequence(pair, "sft", encoder, turn=0, max_target_length=64)
+    parts = set(ids(encoder, "\u53d1\u70ed"))
+    assert len(ids(encoder, "\u53d1\u70ed")) == 6
+    assert all(encoder.is_part(token) for token in parts)
+    assert with_bag(sequence, encoder).bag == sorted(set(ids(encoder, answer)) - parts)
+    # Of an answer that has nothing else they are the bag.
+    other = replace(
+        sequence, target=[*ids(encoder, "\u53d1\u70ed"), encoder.tokenizer.eos_token_id]
+    )
+    assert with_bag(other, encoder).bag == sorted(parts)
+
+
 def test_without_a_bottleneck_gl_learns_what_is_read(tmp_path: Path) -> None:
     """The context is the sequence that is embedded: the state at its end is trained and read."""
     config = ModelConfig(backbone=str(backbone(tmp_path / "raw")), max_length=24)
