@@ -126,9 +126,10 @@ def show_scores(result: dict[str, Any]) -> None:
     if "protocol" in result:
         console.print(result["protocol"], highlight=False)
     if "generation" in result:
-        written = Table("answers written from", "BLEU-4", "ROUGE-L", "words")
+        written = Table("answers written from", "BLEU-4", "ROUGE-L", "chrF", "words")
         for prompt, score in result["generation"]["prompts"].items():
-            figures = [f"{score[key]:.2f}" for key in ("bleu_4", "rouge_l")]
+            known = (score[key] for key in ("bleu_4", "rouge_l", "chrf"))
+            figures = ["-" if figure is None else f"{figure:.2f}" for figure in known]
             written.add_row(prompt, *figures, f"{score['words']:.1f}")
         console.print(written)
     if "states" in result:

@@ -12,6 +12,7 @@ No mteb here: training judges by the same definition, and must not wait for its 
 
 from __future__ import annotations
 
+import json
 import random
 from collections import defaultdict
 from collections.abc import Iterable
@@ -114,12 +115,14 @@ class HeldOut:
     """What a prepared folder asks: a split's judgements, and the record behind each query in order.
 
     told_by: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
+    languages: `data.languages` of the recipe that the data was prepared with.
     """
 
     split: str
     judged: Judgements
     records: list[Record]
     told_by: str = ""
+    languages: tuple[str, ...] = ()
 
 
 def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOut]:
@@ -145,14 +148,19 @@ def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOu
     trained = read_split(data, "cl", cache_gib=cache_gib) if knowledge else ()
     answers = (text for record in trained for text in record.positives)
     judged = Judgements.of(chain(*asked.values()), answers)
+    languages = _languages(manifest.beside("curation.json"))
     ids = iter(judged.queries)
     return [
         HeldOut(
             name, judged.choose(islice(ids, len(records))), records,
-            manifest.prepared if knowledge and name == "eval" else "",
+            manifest.prepared if knowledge and name == "eval" else "", languages,
         )
         for name, records in asked.items()
     ]  # fmt: skip
+
+
+def _languages(curation: bytes | None) -> tuple[str, ...]:
+    return tuple(json.loads(curation).get("languages", ())) if curation else ()
 
 
 def _next(record: Record, judged: Judgements) -> str:

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from lbr_ds import runs
 from lbr_ds.distributed import ALONE, World, shared
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
-from lbr_ds.evaluate.baselines import check_ranks, resolve
+from lbr_ds.evaluate.baselines import BM25, check_ranks, resolve
+from lbr_ds.evaluate.bm25 import Bm25
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
 
@@ -144,6 +145,8 @@ def _by_name(name: str, trust_remote_code: bool) -> MTEBModels:
             f"{name} runs code from its own repository; allow it with trust_remote_code "
             "if you trust its authors"
         )
+    if name == BM25:
+        return cast("MTEBModels", Bm25(meta))
     try:
         with no_pickles(name):
             return meta.load_model()

@@ -16,6 +16,7 @@ from mteb.abstasks.abstask import AbsTask
 from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError
 from lbr_ds.evaluate.judged import Judgements, read_held_out
+from lbr_ds.evaluate.languages import languages_of
 
 SPLIT = "test"
 
@@ -25,11 +26,14 @@ class HeldOutTask(AbsTaskRetrieval):
 
     After a run: `per_query` {query id: ndcg@10}, `rankings` {query id: {document id: score}}.
     told_by: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
+    wanted: `data.languages`, for mteb's metadata (`languages.py`).
     """
 
     k_values = (1, 3, 5, 10, 20, 100)
 
-    def __init__(self, name: str, judged: Judgements, told_by: str = "") -> None:
+    def __init__(
+        self, name: str, judged: Judgements, told_by: str = "", wanted: Sequence[str] = ()
+    ) -> None:
         self.metadata = mteb.TaskMetadata(
             name=name,
             description="Held-out records of a domain corpus: find the passage that answers.",
@@ -37,12 +41,12 @@ class HeldOutTask(AbsTaskRetrieval):
             type="Retrieval",
             category="t2t",
             eval_splits=[SPLIT],
-            eval_langs=["eng-Latn"],
+            eval_langs=languages_of([*judged.queries.values(), *judged.documents.values()], wanted),
             main_score="ndcg_at_10",
         )
         super().__init__()
         self.judged = judged
-        self.told_by = told_by
+        self.told_by, self.wanted = told_by, wanted
         self.per_query: dict[str, float] = {}
         self.rankings: dict[str, dict[str, float]] = {}
         self.load_data()
@@ -96,7 +100,8 @@ def held_out_task(
         raise ConfigError(f"{shown(data)}: no eval record has the id {unknown[0]!r}")
     if not query_ids:
         return task
-    return HeldOutTask(task.metadata.name, task.judged.choose(query_ids), task.told_by)
+    chosen = task.judged.choose(query_ids)
+    return HeldOutTask(task.metadata.name, chosen, task.told_by, task.wanted)
 
 
 def held_out_tasks(
@@ -114,7 +119,7 @@ def held_out_tasks(
         if max_queries is not None:
             own = own.choose(own.sample(max_queries, seed))
         name = f"{Path(shown(data)).resolve().name}-{part.split}"
-        tasks.append(HeldOutTask(name, own, part.told_by))
+        tasks.append(HeldOutTask(name, own, part.told_by, part.languages))
     return tasks
 
 

@@ -19,6 +19,7 @@ from lbr_ds.runs import checkpoints
 
 MEASURES = ("recall_at_10", "ndcg_at_10", "separation_ratio", "alignment", "uniformity",
             "effective_rank")  # fmt: skip
+WRITTEN = {"bleu_4": "B-4", "rouge_l": "R-L", "chrf": "chrF"}  # measures of answers, and headings
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _row(row: Row, scores: list[dict[str, Any]], evaluation: dict[str, Any]) -> 
     generation = evaluation.get("generation")
     if generation:
         for prompt, written in generation["prompts"].items():
-            found |= {f"{k}_{prompt}": written[k] for k in ("bleu_4", "rouge_l")}
+            found |= {f"{k}_{prompt}": written.get(k) for k in WRITTEN}
     learnt = [job for job in row.jobs if job.phase == 1]
     if learnt:
         found["stage1_seconds"] = _stage1_seconds(learnt[0].folder / "stage1" / "metrics.jsonl")
@@ -216,10 +217,9 @@ def _columns(result: dict[str, Any], table: Table) -> dict[str, str]:
         columns |= {"control R@10": "control_recall_at_10", "control N@10": "control_ndcg_at_10"}
     if table.generation:
         columns |= {
-            "B-4, X seen": "bleu_4_visible",
-            "R-L, X seen": "rouge_l_visible",
-            "B-4, B alone": "bleu_4_bottleneck",
-            "R-L, B alone": "rouge_l_bottleneck",
+            f"{short}, {told}": f"{measure}_{prompt}"
+            for prompt, told in (("visible", "X seen"), ("bottleneck", "B alone"))
+            for measure, short in WRITTEN.items()
         }
     if any(variant.over for variant in table.variants):
         columns["time"] = "stage1_seconds"
@@ -237,7 +237,7 @@ def _cell(
         over = variants[line["variant"]].over
         base = next(s for s in result["summary"] if s["variant"] == over)[measure]["mean"]
         return f"{mean / base:.2f}"
-    text = f"{mean:.2f}" if measure.startswith(("bleu", "rouge")) else f"{mean:.3f}"
+    text = f"{mean:.2f}" if measure.startswith(tuple(WRITTEN)) else f"{mean:.3f}"
     if measure == "ndcg_at_10" and line["ndcg_interval"]:
         low, high = line["ndcg_interval"]
         text += f" [{low:.3f}, {high:.3f}]"

@@ -85,7 +85,8 @@ def data(tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch)
         assert (where, split) == (folder, "eval")
         return iter(records)
 
-    plain = types.SimpleNamespace(load=lambda where: types.SimpleNamespace(protocol="random"))
+    manifest = types.SimpleNamespace(protocol="random", beside=lambda name: None)
+    plain = types.SimpleNamespace(load=lambda where: manifest)
     fake = types.SimpleNamespace(read_split=read_split, Manifest=plain)
     monkeypatch.setitem(sys.modules, "lbr_ds.shards", fake)
     return folder

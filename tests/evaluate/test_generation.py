@@ -15,7 +15,8 @@ from lbr_ds.cli import app
 from lbr_ds.config import load
 from lbr_ds.errors import ConfigError
 from lbr_ds.evaluate import evaluate
-from lbr_ds.evaluate.generation import bleu_4, contexts, rouge_l
+from lbr_ds.evaluate.generation import contexts
+from lbr_ds.evaluate.overlaps import bleu_4, rouge_l
 from lbr_ds.model import generate
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.encoder import PackedEncoder

@@ -120,7 +120,10 @@ def made_up(job: Job, number: int, generation: bool = False) -> None:
     }  # fmt: skip
     if generation:
         result["generation"] = {
-            "prompts": {p: {"bleu_4": 4.0, "rouge_l": 5.0} for p in ("visible", "bottleneck")}
+            "prompts": {
+                "visible": {"bleu_4": 4.0, "rouge_l": 5.0, "chrf": 6.0},
+                "bottleneck": {"bleu_4": 4.0, "rouge_l": None, "chrf": 6.0},
+            }
         }
     job.scores.parent.mkdir(parents=True, exist_ok=True)
     job.scores.write_text(json.dumps(result))
@@ -179,7 +182,9 @@ def test_every_table_is_written_from_its_scores(
         seconds = {line["variant"]: line["stage1_seconds"]["mean"] for line in result["summary"]}
         assert f"| {seconds['IB-GL (PT)'] / seconds['Standard PT']:.2f} |" in text
     if name == "table2":
-        assert "| 4.00 +- 0.000 |" in text
+        assert "| B-4, B alone | R-L, B alone | chrF, B alone |" in text
+        assert "| 4.00 +- 0.000 | 5.00 +- 0.000 | 6.00 +- 0.000 |" in text
+        assert "| 4.00 +- 0.000 |  | 6.00 +- 0.000 |" in text  # what could not be scored is empty
 
 
 def test_the_control_has_columns_of_its_own(
