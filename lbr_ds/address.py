@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import logging
+import base64
 import re
+import urllib.request
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, PlainSerializer
 
 from lbr_ds.errors import ConfigError
+from lbr_ds.masking import mask_record, masked, without_user
 
+__all__ = [
+    "CACHE_GIB", "Folder", "LocalPath", "Masked", "Place", "expanded", "folder_of", "is_url",
+    "local", "mask_record", "masked", "path_of", "request", "shown",
+]  # fmt: skip
 CACHE_GIB = 50.0  # what fetched shards may take of a disk, unless the recipe says otherwise
+_IP6 = re.compile(r"(?<=//)\[[0-9a-f:.%]*|(?<=@)\[[0-9a-f:.%]*", re.I)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
 
 
@@ -27,43 +34,66 @@ def folder_of(place: str | Path) -> Path | str:
     Raises ValueError for what starts a program elsewhere (`pipe:`) and for chained addresses.
     """
     text = str(place)
-    if text.startswith("pipe:") or "::" in text:
+    if text.startswith("pipe:") or "::" in _IP6.sub("", text):
         raise ValueError("give a folder, http(s)://, s3:// or another plain URL")
-    return text if is_url(text) else Path(place)
+    return _valid(text) if is_url(text) else Path(expanded(text))
+
+
+def expanded(place: str) -> str:
+    """Return a path with the home folder in place of a `~` at its start; any other text as it is.
+
+    This is the only place that does so: for every path of a recipe (by the types below) and of the
+    command line. A relative path is relative to the working directory. Raises ValueError for
+    `~NAME` where there is no such user.
+    """
+    if not place.startswith("~"):
+        return place
+    try:
+        return str(Path(place).expanduser())
+    except RuntimeError:
+        raise ValueError(f"no home folder is known for {place.split('/')[0]!r}") from None
+
+
+def _valid(place: str) -> str:
+    """The place. Raises ValueError for an address whose parts cannot be told apart."""
+    try:
+        parts = urlsplit(place)
+        if parts.scheme in ("http", "https") and (not parts.hostname or parts.port == 0):
+            raise ValueError("no host")
+    except ValueError as error:
+        if "://" not in place:
+            return place
+        raise ValueError(
+            f"not a valid address ({error}); correct it, and write special characters of a "
+            "password as %XX"
+        ) from None
+    return place
+
+
+def request(url: str) -> urllib.request.Request:
+    """Return what asks for `url` with its user and password, if it has some, as HTTP expects them.
+
+    They are not sent on to where the answer redirects to. Raises ConfigError for an address that
+    cannot be one.
+    """
+    try:
+        parts = urlsplit(_valid(url))
+        asked = urllib.request.Request(without_user(url))
+    except ValueError as error:
+        raise ConfigError(f"{shown(url)}: {error}") from None
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        asked.add_unredirected_header(
+            "Authorization", f"Basic {base64.b64encode(login.encode()).decode()}"
+        )
+    return asked
 
 
 def shown(place: str | Path) -> str:
     """The place for messages: of a URL no user, password, query, nor a slash at its end."""
     if not is_url(place):
         return str(place)
-    parts = urlsplit(str(place))
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}".rstrip("/")
-
-
-_SECRETS = (
-    # scheme://user:password@host
-    (re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.I), r"\1"),
-    # ?token=..., of a presigned URL the whole query
-    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s?'\"#]*)\?[^\s'\"#]*", re.I), r"\1"),
-    # HF_TOKEN=..., "password": "..."; not micro_batch_tokens=...
-    (re.compile(r"(\b\w*(?:token|secret|passw(?:or)?d|api_?key|access_?key)['\"]?\s*[=:]\s*)"
-                r"['\"]?[^\s'\"]+['\"]?", re.I), r"\1***"),
-    (re.compile(r"\b(?:hf_\w{20,}|AKIA[A-Z0-9]{16}|(?:Bearer|Basic) [\w.~+/=-]{8,})"), "***"),
-)  # fmt: skip
-
-
-def masked(text: str) -> str:
-    """A text without what looks like a secret: users, passwords and queries of URLs, tokens."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
-
-
-def mask_record(record: logging.LogRecord) -> bool:
-    """A filter for the handlers of our log."""
-    record.msg, record.args = masked(record.getMessage()), ()
-    return True
+    return re.split(r"[?#]", without_user(str(place)), maxsplit=1)[0].rstrip("/")
 
 
 def path_of(place: Path | str) -> Path | None:
@@ -91,4 +121,13 @@ Folder = Annotated[
 ]
 
 # Of a text that may be a URL, likewise.
-Masked = Annotated[str, PlainSerializer(masked, return_type=str, when_used="json")]
+Masked = Annotated[
+    str,
+    AfterValidator(lambda place: _valid(expanded(place))),
+    PlainSerializer(masked, return_type=str, when_used="json"),
+]
+
+LocalPath = Annotated[Path, AfterValidator(lambda place: Path(expanded(str(place))))]
+
+# A path, or a name that may be one (of a model, of a ds_config).
+Place = Annotated[str, AfterValidator(expanded)]

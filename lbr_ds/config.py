@@ -1,14 +1,14 @@
-"""Recipe YAML + `a.b=c` overrides -> one frozen, checked `RunConfig`. The only door for pyyaml.
+"""Recipe YAML + `a.b=c` overrides -> one frozen, checked `RunConfig`.
 
     run = load("demo", ["stage1.num_steps=10"])
 
 One owner per key: batch, schedule, optimizer and clipping live here; `ds_configs/*.json` say only
-how memory is laid out. Sizes that follow from others are properties. No torch import.
+how memory is laid out. Sizes that follow from others are properties. Every number has
+bounds. No torch import.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import math
@@ -19,33 +19,37 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lbr_ds import resources
-from lbr_ds.address import CACHE_GIB, Folder, local
+from lbr_ds.address import CACHE_GIB, Folder, LocalPath, Place, local
 from lbr_ds.errors import ConfigError
 from lbr_ds.explain import explain
 from lbr_ds.source import (
     KNOWLEDGE_SIZES,
+    MANY,
     MiningConfig,
     Part,
     SourceConfig,
     SplitConfig,
     misfit,
 )
+from lbr_ds.strict import apply_override, read_yaml
 
 SPLITS = ("gl", "cl", "eval")
 CONTROL = "control"  # a fourth, under protocol knowledge
 OBJECTIVES = ("sft", "reconstruct", "continue", "uncut", "gl", "pt")
 PLAIN = ("gl", "pt")  # of them those without a bottleneck: the paper's baselines
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class ModelConfig(Part):
     """The backbone and how a text becomes one vector. Read by `model/` and `batching/`."""
 
-    backbone: str  # hub name, folder, or wheel:NAME==VERSION/FILE#sha256=... (see locate.py)
+    backbone: Place  # hub name, folder, or wheel:NAME==VERSION/FILE#sha256=... (see locate.py)
     revision: str | None = None
-    num_layers: int | None = Field(default=None, ge=1)  # keep only the first n decoder layers
+    num_layers: int | None = Field(default=None, ge=1, le=10_000)  # keep only the first n
     attention: Literal["causal", "bidirectional"] = "causal"  # bidirectional: stage-2 baseline
     pooling: Literal["last", "mean"] = "last"  # last: the last bottleneck token (the method)
-    max_length: int = Field(default=512, ge=8)  # tokens of a text, bottleneck included
+    max_length: int = Field(default=512, ge=8, le=1 << 22)  # tokens of a text, with bottleneck
     activation_checkpointing: bool = True
     trust_remote_code: bool = False
 
@@ -59,8 +63,8 @@ class BottleneckConfig(Part):
 class LoraConfig(Part):
     """Low-rank adapters in place of full training, in both stages. Read by `model/lora.py`."""
 
-    rank: int | None = Field(default=None, ge=1)  # null: all weights learn
-    alpha: float = Field(default=32, gt=0)  # adapters count alpha / rank times
+    rank: int | None = Field(default=None, ge=1, le=1 << 20)  # null: all weights learn
+    alpha: float = Field(default=32, gt=0, le=1e6)  # adapters count alpha / rank times
     dropout: float = Field(default=0, ge=0, lt=1)  # of what goes into an adapter
     targets: tuple[str, ...] = ()  # names of linear layers; empty: all of the decoder's
 
@@ -69,22 +73,22 @@ class DataConfig(Part):
     """Raw corpora and the folder of prepared shards. Read by `corpora/` and `shards/`."""
 
     folder: Folder  # DATA: gl/, cl/, eval/, manifest.json, curation.json; a path or a URL
-    cache_gib: float = Field(default=CACHE_GIB, gt=0)  # disk that the shards of a URL may fill
+    cache_gib: float = Field(default=CACHE_GIB, gt=0, le=1e9)  # disk for the shards of a URL
     sources: list[SourceConfig] = Field(default_factory=list)
     # random: the paper's. knowledge: facts of all entities in stage 1, pairs of some in stage 2, of
     # others in eval, and a control set whose facts are nowhere (corpora/knowledge.py).
     protocol: Literal["random", "knowledge"] = "random"
     splits: SplitConfig = SplitConfig()
-    min_chars: int = Field(default=1, ge=1)  # a text shorter than this drops its record
-    max_chars: int = Field(default=20_000, ge=1)  # a text longer than this drops its record
+    min_chars: int = Field(default=1, ge=1, le=MANY)  # a text shorter than this drops its record
+    max_chars: int = Field(default=20_000, ge=1, le=MANY)  # a longer text drops its record
     # The same in tokens of the backbone's own tokenizer, without bottleneck; null: no bound.
-    min_tokens: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int | None = Field(default=None, ge=1, le=MANY)
+    max_tokens: int | None = Field(default=None, ge=1, le=MANY)
     languages: tuple[str, ...] = ()  # [en]: texts surely in another one go; empty: all stay
     near_duplicate: float = Field(default=0.7, ge=0.6, le=1)  # shared word pairs; 1: equal ones
-    records_per_shard: int = Field(default=4096, ge=1)
+    records_per_shard: int = Field(default=4096, ge=1, le=MANY)
     on_error: Literal["strict", "skip"] = "strict"  # bad records: stop, or skip and count
-    workers: int = Field(default=1, ge=0)  # processes a rank that build batches ahead of the step
+    workers: int = Field(default=1, ge=0, le=1024)  # processes a rank that build batches ahead
 
     @model_validator(mode="before")
     @classmethod
@@ -120,22 +124,23 @@ class DataConfig(Part):
 class OptimConfig(Part):
     """AdamW and its schedule. Read by `train/optim.py`."""
 
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=10)
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)  # the cosine ends at lr times this
     warmup_ratio: float = Field(default=0.05, ge=0, le=1)  # share of the steps with rising lr
-    weight_decay: float = Field(default=0.01, ge=0)  # matrices only; not norms, biases, embeddings
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    clip: float = Field(default=1.0, gt=0)  # global gradient norm
+    # Of matrices only; not of norms, biases, embeddings.
+    weight_decay: float = Field(default=0.01, ge=0, le=10)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0, le=1)
+    clip: float = Field(default=1.0, gt=0, le=1e30)  # global gradient norm
 
 
 class StageConfig(Part):
     """What both stages have. A step is `samples_per_step` samples over all ranks together."""
 
-    num_steps: int | None = Field(default=None, ge=1)
-    num_epochs: float | None = Field(default=None, gt=0)
-    samples_per_step: int = Field(ge=1)
-    micro_batch_tokens: int = Field(default=8192, ge=16)  # a rank's tokens in one forward
+    num_steps: int | None = Field(default=None, ge=1, le=MANY)
+    num_epochs: float | None = Field(default=None, gt=0, le=1e6)
+    samples_per_step: int = Field(ge=1, le=1 << 24)
+    micro_batch_tokens: int = Field(default=8192, ge=16, le=MANY)  # a rank's tokens in one forward
     optim: OptimConfig
 
     @model_validator(mode="after")
@@ -155,9 +160,9 @@ class StageConfig(Part):
 class Stage1Config(StageConfig):
     """IB-GL: learn the domain through the bottleneck (paper, section 3.2)."""
 
-    objective: dict[str, float] = Field(default_factory=lambda: {"sft": 1.0})  # name: weight
-    max_target_length: int = Field(default=512, ge=1)  # tokens of Y
-    bag_of_words: float = Field(default=0, ge=0)  # weight of a loss: the embedding tells Y's words
+    objective: dict[str, Weight] = Field(default_factory=lambda: {"sft": 1.0})  # name: weight
+    max_target_length: int = Field(default=512, ge=1, le=1 << 22)  # tokens of Y
+    bag_of_words: float = Field(default=0, ge=0, le=1e6)  # weight of a loss on Y's words
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -167,13 +172,11 @@ class Stage1Config(StageConfig):
     @field_validator("objective")
     @classmethod
     def _known(cls, value: dict[str, float]) -> dict[str, float]:
-        for name, weight in value.items():
+        for name in value:
             if name not in OBJECTIVES:
                 near = difflib.get_close_matches(name, OBJECTIVES, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OBJECTIVES)}"
                 raise ValueError(f"unknown objective {name!r}; {hint}")
-            if not weight > 0:
-                raise ValueError(f"the weight of {name} must be above 0, not {weight}")
         if not value:
             raise ValueError(f"name at least one of {', '.join(OBJECTIVES)}")
         return value
@@ -183,15 +186,15 @@ class Stage2Config(StageConfig):
     """GR-CL: align the bottleneck's states contrastively (paper, section 3.3)."""
 
     # best (of the stage-1 checkpoints, by Separation Ratio), last, a stage-1 step, backbone, folder
-    start_from: str = Field(default="best", alias="from", coerce_numbers_to_str=True)
-    temperature: float = Field(default=0.02, gt=0)
-    num_negatives: int = Field(default=0, ge=0)  # mined hard negatives taken from each record
+    start_from: Place = Field(default="best", alias="from", coerce_numbers_to_str=True)
+    temperature: float = Field(default=0.02, ge=1e-4, le=100)
+    num_negatives: int = Field(default=0, ge=0, le=10_000)  # mined ones, taken from each record
     # A candidate whose cosine exceeds the own positive's by more than this is no negative
     # (objectives/contrastive.py); 0.1 is usual, None drops none for being near.
     false_negative_margin: float | None = Field(default=None, ge=-2, le=2)
     # A rank's tokens in one forward once its share of a step exceeds micro_batch_tokens and goes
     # through gradient caching; None: micro_batch_tokens.
-    chunk_tokens: int | None = Field(default=None, ge=16)
+    chunk_tokens: int | None = Field(default=None, ge=16, le=MANY)
 
     @model_validator(mode="after")
     def _chunk_within_micro_batch(self) -> Stage2Config:
@@ -206,43 +209,47 @@ class Stage2Config(StageConfig):
 class EngineConfig(Part):
     """Read by `train/engine.py`."""
 
-    ds_config: str = "auto"  # a shipped name or a path; auto: zero3, without a GPU zero3_cpu
-    timeout_minutes: float = Field(default=30, gt=0)  # without progress of any rank: the run ends
+    ds_config: Place = "auto"  # a shipped name or a path; auto: zero3, without a GPU zero3_cpu
+    # So long without progress of any rank, and the run ends; a week at most.
+    timeout_minutes: float = Field(default=30, gt=0, le=10_080)
 
 
 class GuardConfig(Part):
     """When an update is left out, and when that ends the run. Read by `train/guard.py`."""
 
-    max_skipped: int = Field(default=3, ge=0)  # in a row; one more ends the run
-    max_skipped_total: int = Field(default=100, ge=0)  # over the stage; one more ends the run
-    spike_sigmas: float | None = Field(default=None, gt=0)  # 6: loss or norm so far above the mean
+    max_skipped: int = Field(default=3, ge=0, le=MANY)  # in a row; one more ends the run
+    max_skipped_total: int = Field(default=100, ge=0, le=MANY)  # in all; one more ends the run
+    # 6: loss or norm so far above the mean
+    spike_sigmas: float | None = Field(default=None, gt=0, le=1e6)
 
 
 class EvaluationConfig(Part):
     """The held-out sample, drawn by seed, that training is judged on (`train/held_out.py`)."""
 
-    max_queries: int | None = Field(default=200, ge=1)  # null: all
-    max_passages: int | None = Field(default=2000, ge=1)  # more only if more are right answers
+    max_queries: int | None = Field(default=200, ge=1, le=MANY)  # null: all
+    # More only if more are right answers.
+    max_passages: int | None = Field(default=2000, ge=1, le=MANY)
 
 
 class EveryConfig(Part):
     """What happens how often, in optimizer steps. Read by `train/loop.py`."""
 
-    log: int = Field(default=1, ge=1)
+    log: int = Field(default=1, ge=1, le=MANY)
     # on held-out data: save: at every save; n: every n steps too; null: never.
-    evaluate: Literal["save"] | Annotated[int, Field(ge=1)] | None = "save"
-    save: int = Field(default=500, ge=1)
-    keep: int = Field(default=2, ge=1)  # newest checkpoints kept; and stage 1's best if needed
-    keep_every: int | None = Field(default=None, ge=1)  # and those of every so many steps, for good
+    evaluate: Literal["save"] | Annotated[int, Field(ge=1, le=MANY)] | None = "save"
+    save: int = Field(default=500, ge=1, le=MANY)
+    keep: int = Field(default=2, ge=1, le=MANY)  # newest checkpoints; and stage 1's best if needed
+    # And those of every so many steps, for good.
+    keep_every: int | None = Field(default=None, ge=1, le=MANY)
     save_async: bool = True  # write in the background, from a copy of the state in host memory
 
 
 class RunConfig(Part):
     """One run: both stages, all rooms. Written to `RUN/recipe.yaml` before anything else."""
 
-    name: str
-    run: Path  # the run folder
-    seed: int = 0
+    name: str = Field(min_length=1, max_length=200)
+    run: LocalPath  # the run folder
+    seed: int = Field(default=0, ge=0, lt=1 << 32)  # as large as numpy's and torch's allow
     model: ModelConfig
     bottleneck: BottleneckConfig = BottleneckConfig()
     lora: LoraConfig = LoraConfig()
@@ -303,43 +310,10 @@ def load(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Run
     Raises ConfigError with one line that names the key, the value and the cure.
     """
     path = resources.find("recipes", str(recipe), ".yaml")
-    raw = read_mapping(path, "a recipe")
+    raw = read_yaml(path, "a recipe")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, RunConfig)}") from None
-
-
-def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """A YAML file's keys and values. Raises ConfigError when it is no mapping; `what` names it."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: {what} is a mapping of keys, not {type(raw).__name__}")
-    return raw
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Set one dotted key of `raw`; the value is read as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
-    *parents, last = key.split(".")
-    place = raw
-    for name in parents:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"override {override!r}: {name} is a value, not a part of the recipe")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from None
-    # YAML 1.1 reads 1e-4 as a string; a recipe's author means the number.
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    place[last] = value

@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from lbr_ds import environment
-from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.errors import EnvironmentProblem, short
 
 _WORDS_SECONDS = 10  # until the host of the store counts as gone
 _GLOO = re.compile(r"gloo|Connection (closed|reset) by peer|Socket Timeout|Broken pipe")
@@ -139,7 +139,8 @@ class _Gather(torch.autograd.Function):
 def launched_ranks() -> int:
     """How many ranks a launcher (ours, torchrun or srun) has started, this one of them; 0: none."""
     if "RANK" in os.environ:
-        return int(os.environ.get("WORLD_SIZE", "1"))
+        size = os.environ.get("WORLD_SIZE", "1")
+        return int(size) if size.isdigit() and int(size) else 1  # `join` refuses any other
     return int(os.environ["SLURM_NTASKS"]) if _slurm_task() else 0
 
 
@@ -177,7 +178,7 @@ def join(timeout_minutes: float) -> World:
         raise EnvironmentProblem(
             "MASTER_ADDR and MASTER_PORT are not set; slurm/common.sh shows how to derive them"
         )
-    local = int(env["LOCAL_RANK"])
+    local = _place(env)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local % torch.cuda.device_count())
@@ -195,9 +196,27 @@ def join(timeout_minutes: float) -> World:
         dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         where = "no address" if alone else f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
-        raise EnvironmentProblem(f"rendezvous at {where} failed: {error}") from None
+        raise EnvironmentProblem(f"rendezvous at {where} failed: {short(error)}") from None
     _joined = World(rank, size, local, device, words)
     return _joined
+
+
+def _place(env: Mapping[str, str]) -> int:
+    """LOCAL_RANK. Raises EnvironmentProblem unless all that a launcher sets are whole numbers."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT") if "RANK" in env else ():
+        if not env.get(name, "").isdigit():
+            told = f"is {short(env[name], 40)!r}" if name in env else "is not set"
+            raise EnvironmentProblem(
+                f"RANK is set in the environment and {name} {told}; a launcher (torchrun, srun) "
+                "sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_PORT to whole numbers: unset RANK to "
+                "run without one"
+            )
+    if "RANK" in env and int(env["RANK"]) >= int(env["WORLD_SIZE"]):
+        raise EnvironmentProblem(
+            f"RANK={env['RANK']} is no rank of WORLD_SIZE={env['WORLD_SIZE']}; a launcher counts "
+            "ranks from 0"
+        )
+    return int(env["LOCAL_RANK"])
 
 
 def agree(store: Any, rank: int, versions: dict[str, Any]) -> None:

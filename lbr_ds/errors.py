@@ -7,6 +7,32 @@ slurm/README.md.
 
 from __future__ import annotations
 
+import reprlib
+from pathlib import PurePath
+
+
+def short(value: object, limit: int = 200) -> str:
+    """Return `value` as one line of at most `limit` characters, for an error message.
+
+    Only the beginning of a longer value is looked at, so a value of any size costs little.
+    """
+    plain = isinstance(value, (str, BaseException, PurePath))
+    text = str(value) if plain else _bounded(value)
+    line = " ".join(text[: 4 * limit].split())
+    return line if len(line) <= limit and len(text) <= 4 * limit else line[: limit - 3] + "..."
+
+
+def _bounded(value: object) -> str:
+    """`repr`, without the inner values of a nested one beyond a few."""
+    shorter = reprlib.Repr()
+    shorter.maxstring = shorter.maxother = shorter.maxlong = 120
+    shorter.maxlist = shorter.maxtuple = shorter.maxdict = 6
+    shorter.maxlevel = 3
+    try:
+        return shorter.repr(value)
+    except ValueError:  # Python refuses to write a whole number of more than 4300 digits
+        return f"a value of type {type(value).__name__}"
+
 
 class LbrError(Exception):
     """Root of all errors that are the user's to mend: the message names the place and the cure."""
@@ -49,6 +75,10 @@ class LostRank(LbrError):
     """A rank that was killed or hangs. The last checkpoint stands: another try may go on."""
 
     exit_code = 86
+
+
+class Fault(LbrError):
+    """An error that nobody foresaw: a fault of this program and not of what it was given."""
 
 
 class PeerFailed(LbrError):

@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lbr_ds.address import shown
+from lbr_ds.errors import short
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first fault in one line, with the nearest known name for an unknown key of `model`."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = short(".".join(str(part) for part in first["loc"]), 120)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1], model)
@@ -25,9 +26,17 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"missing key {where}; add it{more}"
     given = first["input"]
-    given = shown(given) if isinstance(given, str) else given
-    value = "" if isinstance(given, dict) else f" (got {given!r})"
-    reason = first["msg"].removeprefix("Value error, ")
+    told = short(shown(given)) if isinstance(given, str) else short(given)
+    value = (
+        ""
+        if isinstance(given, dict)
+        else f" (got {told!r})"
+        if isinstance(given, str)
+        else (f" (got {told})")
+    )
+    reason = short(first["msg"].removeprefix("Value error, "), 400)
+    if first["type"] == "string_type" and isinstance(given, (int, float, bool)):
+        reason += "; put it in quotes"
     return f"{where + ': ' if where else ''}{reason}{value}{more}"
 
 

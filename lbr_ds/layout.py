@@ -7,12 +7,13 @@ A ds_config says how memory is laid out and nothing else; what the recipe owns i
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from lbr_ds import resources
-from lbr_ds.errors import ConfigError
+from lbr_ds.errors import ConfigError, short
+from lbr_ds.failures import reading
+from lbr_ds.strict import read_json
 
 OWNED_BY_RECIPE = {
     "train_batch_size": "stageN.samples_per_step",
@@ -23,6 +24,7 @@ OWNED_BY_RECIPE = {
     "scheduler": "stageN.optim",
     "activation_checkpointing": "model.activation_checkpointing",
 }
+_PARTS = ("zero_optimization", "bf16", "fp16", "data_types")
 _WIDTH = {None: 0, "fp32": 4, "bf16": 2, "bfp16": 2, "fp16": 2}  # bytes of a number, by its name
 
 
@@ -35,7 +37,9 @@ def chosen(name: str, *, gpu: bool) -> str:
 
 def load(name: str) -> Layout:
     """The ds_config by shipped name or path. Raises ConfigError (see read)."""
-    return Layout.of(name, read(name))
+    config = read(name)
+    with reading(name, "the ds_config", ConfigError, "give each key a value of DeepSpeed's type"):
+        return Layout.of(name, config)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -45,18 +49,16 @@ def read(name: str) -> dict[str, Any]:
     the recipe owns.
     """
     path = resources.find("ds_configs", name, ".json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: a ds_config is a JSON object, not {type(config).__name__}")
+    config = read_json(path, "a ds_config", ConfigError, "correct it")
     for key, owner in OWNED_BY_RECIPE.items():
         if key in config:
             raise ConfigError(f"{path}: {key} belongs to the recipe; remove it and set {owner}")
+    for key in _PARTS:
+        if not isinstance(config.get(key, {}), dict):
+            raise ConfigError(f"{path}: {key}={short(config[key])}; make it an object, {{...}}")
     stage = config.get("zero_optimization", {}).get("stage")
-    if stage not in (1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization.stage={stage!r}; use 1, 2 or 3")
+    if stage not in (1, 2, 3) or isinstance(stage, (bool, float)):
+        raise ConfigError(f"{path}: zero_optimization.stage={short(stage)}; use 1, 2 or 3")
     if config.get("fp16", {}).get("enabled"):
         raise ConfigError(
             f"{path}: fp16 needs loss scaling, which is not supported; use bf16, or on GPUs "

@@ -27,7 +27,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from lbr_ds.address import shown
+from lbr_ds.address import request, shown
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 
 _WHEEL = re.compile(
@@ -54,7 +54,7 @@ def locate(place: str) -> Path:
     if place.startswith(("http://", "https://")):
         return _download(place)
     if not place.startswith("wheel:"):
-        path = Path(place).expanduser()
+        path = Path(place)
         if not path.exists():
             raise DataError(f"{place}: no such file or folder")
         return path
@@ -119,6 +119,7 @@ def _download(place: str) -> Path:
             f"{shown(place)!r} is not https://HOST/FILE or that with #sha256=64_HEX_DIGITS"
         )
     url = match["url"]
+    asked = request(url)
     name = Path(urllib.parse.urlparse(url).path).name or "file"
     kept = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
     if kept.exists():
@@ -128,7 +129,10 @@ def _download(place: str) -> Path:
         part = Path(folder) / "part"
         digest = hashlib.sha256()
         try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT) as source, part.open("wb") as target:
+            with (
+                urllib.request.urlopen(asked, timeout=_TIMEOUT) as source,
+                part.open("wb") as target,
+            ):
                 while piece := source.read(1 << 20):
                     digest.update(piece)
                     target.write(piece)

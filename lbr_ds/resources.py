@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lbr_ds.errors import ConfigError
+from lbr_ds.errors import ConfigError, short
 
 PACKAGE = Path(__file__).parent
 FOLDERS = ("recipes", "ds_configs", "slurm")
@@ -29,7 +29,8 @@ def find(kind: str, name: str, suffix: str) -> Path:
         if path.is_file():
             return path
     names = ", ".join(sorted(p.stem for p in folder(kind).glob(f"*{suffix}")))
-    raise ConfigError(f"no file {name!r}; give a path, or one of the shipped {kind}: {names}")
+    shipped = f"one of the shipped {kind}: {names}"
+    raise ConfigError(f"no file {short(name)!r}; give a path, or {shipped}")
 
 
 def copy_all(target: Path) -> list[Path]:

@@ -4,17 +4,56 @@ many of the records go where; and for how hard negatives are mined among them.""
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
-from lbr_ds.address import Masked
+from lbr_ds.address import Masked, Place
+
+MANY = 2**31 - 1  # the upper bound of counts that have none of their own
 
 
 class Part(BaseModel):
-    """A part of the recipe: frozen, unknown keys refused."""
+    """A part of the recipe: frozen; unknown keys and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name(cls, raw: Any) -> Any:
+        """A key that has two names, as `from` and `start_from`, may be given by one of them."""
+        for name, about in cls.model_fields.items() if isinstance(raw, dict) else ():
+            if about.alias and about.alias in raw and name in raw:
+                raise ValueError(f"{about.alias} and {name} are the same key; give one of them")
+        return raw
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _means_something(cls, value: Any, info: ValidationInfo) -> Any:
+        """Yes or no is no number, and no text of a recipe holds a null character."""
+        if isinstance(value, bool) and bool not in _kinds(cls.model_fields[info.field_name or ""]):
+            raise ValueError(
+                f"{str(value).lower()} is yes or no (as YAML also reads on, off, yes and no); give "
+                "a number, or put a text in quotes"
+            )
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a null character; remove it")
+        return value
+
+
+def _kinds(field: FieldInfo) -> set[Any]:
+    """The types that a field's value may have, those of a union each."""
+    return {field.annotation, *get_args(field.annotation)}
 
 
 class ColumnsConfig(Part):
@@ -57,8 +96,8 @@ class SourceConfig(Part):
     license: str = ""  # stated in curation.json
     origin: str = ""  # whom to cite; stated in curation.json
     keep_lines: bool | None = None  # line ends and indentation; left out: for code only
-    max_shared_letters: int | None = Field(default=None, ge=1)  # run common to query and answer
-    max_records: int | None = Field(default=None, ge=1)
+    max_shared_letters: int | None = Field(default=None, ge=1, le=MANY)  # common to both sides
+    max_records: int | None = Field(default=None, ge=1, le=1 << 40)
 
     @field_validator("where")
     @classmethod
@@ -78,10 +117,10 @@ class SplitConfig(Part):
     stage 1 only, control those known from nowhere; gl has no size, it gets the facts of the others.
     """
 
-    gl: float = Field(default=0.6, ge=0)
-    cl: float = Field(default=0.25, gt=0)
-    eval: float = Field(default=0.15, gt=0)
-    control: float = Field(default=0, ge=0)
+    gl: float = Field(default=0.6, ge=0, le=1e12)
+    cl: float = Field(default=0.25, gt=0, le=1e12)
+    eval: float = Field(default=0.15, gt=0, le=1e12)
+    control: float = Field(default=0, ge=0, le=1e12)
 
     @model_validator(mode="after")
     def _one_kind(self) -> SplitConfig:
@@ -125,25 +164,29 @@ def misfit(protocol: str, sizes: SplitConfig, sources: list[SourceConfig]) -> st
     return ""
 
 
+Rank = Annotated[int, Field(ge=1, le=MANY)]
+
+
 class MiningConfig(Part):
     """Hard negatives for the records of cl. Read by `mining/`; its rules.py tells every rule."""
 
     methods: tuple[Literal["bm25", "dense"], ...] = Field(default=("bm25",), min_length=1)
-    model: str = ""  # dense: a folder, run, checkpoint, or a name that sentence-transformers loads
+    # Dense: a folder, run, checkpoint, or a name that sentence-transformers loads.
+    model: Place = ""
     trust_remote_code: bool = False  # of model and guide
-    guide: str = ""  # as model; drops what it scores at or above the positive. Empty: no guide
+    guide: Place = ""  # as model; drops what it scores at or above the positive. Empty: no guide
     passages: tuple[Literal["cl", "gl"], ...] = Field(default=("cl",), min_length=1)
-    ranks: tuple[int, int] = (1, 100)  # first and last rank that a negative may have
-    keep: int = Field(default=4, ge=1)  # negatives added to a record
+    ranks: tuple[Rank, Rank] = (1, 100)  # the first and last that a negative may have
+    keep: int = Field(default=4, ge=1, le=10_000)  # negatives added to a record
     pick: Literal["top", "random"] = "top"  # of those within ranks: the nearest, or drawn by seed
-    max_ratio: float | None = Field(default=0.95, gt=0)  # of the positive's score, at most
-    margin: float | None = Field(default=None, ge=0)  # below the positive's score, at least
+    max_ratio: float | None = Field(default=0.95, gt=0, le=100)  # of the positive's score, at most
+    margin: float | None = Field(default=None, ge=0, le=1e6)  # below the positive's score, at least
     near: float = Field(default=0.8, gt=0, le=1)  # likeness of two texts that say the same
 
     @model_validator(mode="after")
     def _complete(self) -> MiningConfig:
         if "dense" in self.methods and not self.model:
             raise ValueError("methods has dense and model is empty; name a model, or leave it out")
-        if not 1 <= self.ranks[0] <= self.ranks[1]:
-            raise ValueError(f"ranks={list(self.ranks)}; give [first, last], first 1 or more")
+        if self.ranks[0] > self.ranks[1]:
+            raise ValueError(f"ranks={list(self.ranks)}; give [first, last]")
         return self

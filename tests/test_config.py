@@ -96,7 +96,10 @@ def test_broken_ds_config(content: str, message: str, tmp_path: Path) -> None:
         ("stage2.form=last", "unknown key stage2.form; did you mean 'from'?"),
         ("data.sources=[{pth: x}]", "missing key data.sources.0.path"),
         ("stage1.objective=sfd", "unknown objective 'sfd'; did you mean 'sft'?"),
-        ("stage1.objective={sft: 0}", "the weight of sft must be above 0"),
+        (
+            "stage1.objective={sft: 0}",
+            "stage1.objective.sft: Input should be greater than 0 (got 0)",
+        ),
         ("stage1.num_epochs=2", "exactly one of num_steps and num_epochs"),
         ("bottleneck.count=0", "stage1.objective 'sft' needs a bottleneck"),
         ("model.max_length=8 bottleneck.count=7", "leaves no room for text"),

@@ -141,8 +141,9 @@ def hugging_face_step(
             remove_unused_columns=False, dataloader_pin_memory=False,
         )  # fmt: skip
         model = AutoModelForCausalLM.from_pretrained(
-            run.run / "backbone", attn_implementation="sdpa", dtype=torch.float32
-        )
+            run.run / "backbone", attn_implementation="sdpa", dtype=torch.float32,
+            trust_remote_code=False,
+        )  # fmt: skip
         stamps = Clock()
         trainer = Trainer(
             model, args, data_collator=dense_batch, train_dataset=batches[0], callbacks=[stamps]

@@ -85,7 +85,7 @@ def _side_by_side(
         export(run.run / "backbone", exported)
         world = join(1)
         ours = _Ours(run, records, world)
-        theirs = SentenceTransformer(str(exported))
+        theirs = SentenceTransformer(str(exported), trust_remote_code=False)
         turns = _Turns(ours)
         with no_local_rank():
             trainer = _trainer(theirs, run, records, mini, rounds + 1, turns, Path(folder))

@@ -43,7 +43,9 @@ def random_model(
     """A causal LM of that shape; its weights are drawn, the same ones at every call."""
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=dtype)
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**config), dtype=dtype, trust_remote_code=False
+        )
 
 
 def embedder(model: PreTrainedModel) -> Embedder:

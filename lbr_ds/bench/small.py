@@ -79,5 +79,6 @@ def _write_backbone(folder: Path, width: int) -> None:
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

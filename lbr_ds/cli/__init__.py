@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import traceback
 
 import typer
 from typer.exceptions import TyperException
 
-from lbr_ds.address import mask_record, masked
+from lbr_ds.address import expanded, mask_record, masked
 from lbr_ds.cli import build, judge, measure
 from lbr_ds.cli.app import app
-from lbr_ds.errors import ConfigError, LbrError, LostRank
+from lbr_ds.errors import ConfigError, LostRank, short
+from lbr_ds.failures import named
 
-__all__ = ["app", "build", "judge", "main", "measure"]
+__all__ = ["app", "build", "judge", "main", "measure", "run"]
+
+_READER_LEFT = 128 + signal.SIGPIPE  # as shells say it of programs that the signal ends
+_LINE = 2000  # characters of an error at most
 
 
 def main() -> None:
@@ -26,7 +33,7 @@ def main() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a lost peer gets one line, of ours
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars are noise in a log file
-    code = _run()
+    code = run(sys.argv[1:])
     if "lbr_ds.distributed" in sys.modules:
         from lbr_ds.distributed import end
 
@@ -34,25 +41,65 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run() -> int:
-    """The verb's exit code."""
+def run(arguments: list[str]) -> int:
+    """Run the verb of a command line; return its exit code.
+
+    Whatever a verb raises becomes one line on stderr. LBR_TRACEBACK=1 shows the traceback too.
+    """
     try:
-        return int(app(prog_name="lbr-ds", standalone_mode=False) or 0)
+        return _verb(arguments)
+    except Exception as error:
+        if isinstance(error, OSError) and (refused := _output_refused()):
+            if isinstance(refused, BrokenPipeError):
+                return _READER_LEFT
+            error = refused
+        if os.environ.get("LBR_TRACEBACK") == "1":
+            sys.stderr.write(masked("".join(traceback.format_exception(error))))
+        if isinstance(error, RuntimeError) and _lost_peer(error):
+            error = LostRank("another rank has ended; its own line says why")
+        found = named(error)
+        if not found.told:
+            _complain(str(found))
+        return found.exit_code
+
+
+def _verb(arguments: list[str]) -> int:
+    """The verb's exit code, with typer's own ways to end a program."""
+    try:
+        code = app([_expanded(word) for word in arguments], "lbr-ds", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except SystemExit as error:  # how typer ends when nobody reads what it writes
+        if isinstance(error.__context__, BrokenPipeError):
+            return _READER_LEFT
+        raise
     except TyperException as error:
         # Typer's own faults have a form of their own (format_message).
         _complain(f"{getattr(error, 'format_message', error.__str__)()} (see lbr-ds --help)")
         return ConfigError.exit_code
-    except LbrError as error:
-        if not error.told:
-            _complain(str(error))
-        return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except RuntimeError as error:
-        if not _lost_peer(error):
-            raise
-        _complain("another rank has ended; its own line says why")
-        return LostRank.exit_code
+
+
+def _expanded(word: str) -> str:
+    """A word with the home folder for `~` at its start and, as shells do not, behind its `=`."""
+    name, equals, value = word.partition("=")
+    try:
+        return name + equals + expanded(value) if equals else expanded(word)
+    except ValueError as error:
+        raise ConfigError(f"{word}: {error}; write the path out") from None
+
+
+def _output_refused() -> OSError | None:
+    """Why standard output takes no more (nobody reads it, as behind `| head`; a full disk)."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "standard output"
+        with contextlib.suppress(OSError, ValueError):  # what is left in it goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
 
 
 def _lost_peer(error: RuntimeError) -> bool:
@@ -66,7 +113,9 @@ def _lost_peer(error: RuntimeError) -> bool:
 
 def _complain(message: str) -> None:
     """One line, whatever the message was made of."""
-    print("lbr-ds: error:", masked(" ".join(message.split())), file=sys.stderr, flush=True)
+    line = masked(short(message, _LINE))
+    with contextlib.suppress(OSError):  # nobody reads standard error either
+        print("lbr-ds: error:", line, file=sys.stderr, flush=True)
 
 
 def _open_console() -> None:

@@ -12,7 +12,7 @@ from lbr_ds.errors import ConfigError
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
+def init(folder: Annotated[Path, typer.Argument(file_okay=False, help="A new folder.")]) -> None:
     """Copy recipes, ds_configs and SLURM templates into a new folder, to edit.
 
     Example: `lbr-ds init my-project`
@@ -112,7 +112,7 @@ def train(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint of it.")],
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    out: Annotated[Path, typer.Argument(file_okay=False, help="A new folder.")],
 ) -> None:
     """Checkpoint -> a folder for sentence-transformers, MTEB and servers, with a parity proof.
 
@@ -131,7 +131,9 @@ def export(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="A new or unfinished demo folder.")] = Path("lbr-demo"),
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="A new or unfinished demo folder.")
+    ] = Path("lbr-demo"),
     nproc: Annotated[
         int | None, typer.Option(min=1, help="Ranks; default: one per GPU, two on a CPU.")
     ] = None,

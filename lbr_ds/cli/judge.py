@@ -28,7 +28,9 @@ def plan(
     config: Annotated[
         Path | None, typer.Option(help="The backbone's config.json, where it is not found.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--json", help="Also write the plan here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Also write the plan here.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Measure the memory with GPUS real ranks here instead.")
     ] = False,
@@ -87,7 +89,10 @@ def evaluate(
     ] = None,
     tasks: Annotated[str, typer.Option(help="MTEB tasks or benchmarks, comma-separated.")] = "",
     out: Annotated[
-        Path | None, typer.Option(help="JSON; default: RUN/eval/STAGE.json, or MODEL.json here.")
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="JSON; default: RUN/eval/STAGE.json, or MODEL.json here."
+        ),
     ] = None,
     max_queries: Annotated[
         int | None, typer.Option(min=1, help="A seeded sample of the held-out queries.")
@@ -144,7 +149,9 @@ def _default_output(model: str) -> Path:
 @app.command()
 def report(
     run: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path | None, typer.Option(help="A folder; default: the first run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="A folder; default: the first run.")
+    ] = None,
 ) -> None:
     """Curves, scores and held-out examples of runs: report.html, report.md, report.json.
 
@@ -165,7 +172,9 @@ def reproduce(
     seeds: Annotated[
         str, typer.Option(help="Seeds of training: 0,1,2; default: the recipe's.")
     ] = "",
-    out: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Also write the result here.")
+    ] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks of each training.")] = None,
     max_queries: Annotated[
         int | None, typer.Option(min=1, help="A seeded sample of the held-out queries.")

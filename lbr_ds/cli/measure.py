@@ -40,10 +40,14 @@ def suite(
         str,
         typer.Argument(help="attention, stage1, stage2, encode, peers, all, gpu, loader, faults."),
     ],
-    out: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Also write the rows here.")
+    ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Also measure a step's time and memory by length; a .png or .html."),
+        typer.Option(
+            dir_okay=False, help="Also measure a step's time and memory by length; a .png or .html."
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -96,7 +100,8 @@ def cluster(
     ] = "weak,strong",
     steps: Annotated[int, typer.Option(min=2, help="Timed steps of a row.")] = 5,
     out: Annotated[
-        Path | None, typer.Option(help="A folder; default: bench-NAME-stageN. Goes on in it.")
+        Path | None,
+        typer.Option(file_okay=False, help="A folder; default: bench-NAME-stageN. Goes on in it."),
     ] = None,
     gpu: Annotated[
         str, typer.Option(help="For MFU and plan, as `plan --gpu`; default: by its name.")

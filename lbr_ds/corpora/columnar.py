@@ -8,7 +8,7 @@ from typing import Any
 
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.reading import Row, files_below
-from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError, short
 
 
 def read_parquet(path: Path, source: SourceConfig) -> Iterator[Row]:
@@ -28,10 +28,14 @@ def _local(path: Path, kind: str) -> Iterator[Row]:
         prefix = f"{file.stem}-" if path.is_dir() else ""
         number = 0
         try:
-            rows = load_dataset(kind, data_files=str(file), split="train", streaming=True)
+            rows = load_dataset(
+                kind, data_files=str(file), split="train", streaming=True, trust_remote_code=False
+            )
             for number, row in enumerate(rows, 1):
                 yield Row(f"{file}: row {number}", f"{prefix}{number}", dict(row))
-        except (ValueError, OSError, RuntimeError) as error:  # pyarrow's errors are among these
+        except LbrError:
+            raise
+        except Exception as error:  # each library that takes part raises its own kinds
             raise DataError(
                 f"{file}: not readable as {kind} after row {number} ({_line(error)})"
             ) from None
@@ -52,6 +56,7 @@ def read_hub(path: Path, source: SourceConfig) -> Iterator[Row]:
             split=source.split or "train",
             revision=revision or None,
             streaming=True,
+            trust_remote_code=False,
         )
         for number, row in enumerate(rows, 1):
             yield Row(f"{source.path}: row {number}", str(number), dict(row))
@@ -59,7 +64,9 @@ def read_hub(path: Path, source: SourceConfig) -> Iterator[Row]:
         raise ConfigError(f"data.sources.path={source.path}: {_line(error)}") from None
     except DatasetNotFoundError as error:
         raise EnvironmentProblem(f"{source.path}: not found on the hub ({_line(error)})") from None
-    except (OSError, RuntimeError) as error:
+    except LbrError:
+        raise
+    except Exception as error:  # each library that takes part raises its own kinds
         raise EnvironmentProblem(
             f"{source.path}: cannot be fetched after row {number} ({_line(error)}); "
             "check the name and the network"
@@ -67,4 +74,4 @@ def read_hub(path: Path, source: SourceConfig) -> Iterator[Row]:
 
 
 def _line(error: Any) -> str:
-    return " ".join(str(error).split())[:200]
+    return short(error)

@@ -68,7 +68,7 @@ def prepare(
     for source in data.sources:
         sources.check(source)
     language.check(data.languages)
-    folder = data.local_folder.expanduser().resolve()
+    folder = data.local_folder.resolve()
     _refuse_foreign(folder)
     corpora = [sources.find(source) for source in data.sources]
     table = [corpus.provenance() for corpus in corpora]

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lbr_ds.config import ModelConfig
-from lbr_ds.errors import ConfigError
+from lbr_ds.errors import ConfigError, short
 from lbr_ds.locate import locate
 
 
@@ -32,8 +32,8 @@ def tokenizer_json(model: ModelConfig) -> str:
         options["revision"] = model.revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    except Exception as error:  # each library that takes part raises its own kinds
+        reason = short(error) or type(error).__name__
         raise ConfigError(
             f"model.backbone={model.backbone}: data.min_tokens and data.max_tokens count with its "
             f"tokenizer, which cannot be loaded ({reason})"

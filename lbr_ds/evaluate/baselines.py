@@ -48,7 +48,7 @@ def resolve(name: str) -> str:
 
 def check_ranks(model: str, ranks: int) -> None:
     """Raises ConfigError when so many ranks cannot share the work of `model`: names are mteb's."""
-    if ranks > 1 and not Path(model).expanduser().is_dir():
+    if ranks > 1 and not Path(model).is_dir():
         raise ConfigError(
             f"{model}: {ranks} ranks cannot share its work, only that of a folder, a run or a "
             "checkpoint; start one process (--nproc 1)"

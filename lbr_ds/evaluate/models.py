@@ -29,10 +29,13 @@ class PackedModel(AbsEncoder):
     With several ranks in `world` each encodes its share of every call.
     """
 
-    def __init__(self, folder: Path, batch_tokens: int | None = None, world: World = ALONE) -> None:
+    def __init__(
+        self, folder: Path, batch_tokens: int | None = None, world: World = ALONE,
+        trust_remote_code: bool = False,
+    ) -> None:  # fmt: skip
         from lbr_ds.model.encoder import PackedEncoder
 
-        self.model = PackedEncoder(folder)
+        self.model = PackedEncoder(folder, trust_remote_code=trust_remote_code)
         self.batch_tokens, self.world = batch_tokens, world
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
@@ -89,12 +92,13 @@ def load_model(
     `trust_remote_code`; EnvironmentProblem when it cannot be loaded.
     """
     check_ranks(model, world.size)
-    folder = Path(model).expanduser()
+    folder = Path(model)
     if folder.is_dir():
         if not (folder / "modules.json").exists():
             card = find_card(folder)
             if card is not None:
-                return cast("MTEBModels", PackedModel(card, batch_tokens, world))
+                encoder = PackedModel(card, batch_tokens, world, trust_remote_code)
+                return cast("MTEBModels", encoder)
             if not (folder / "config.json").exists():
                 raise ConfigError(
                     f"{model}: holds no model (no modules.json, lbr.json or config.json, no "
@@ -149,11 +153,18 @@ def _by_name(name: str, trust_remote_code: bool) -> MTEBModels:
         return cast("MTEBModels", Bm25(meta))
     try:
         with no_pickles(name):
-            return meta.load_model()
+            return meta.load_model(**_trust(meta, trust_remote_code))
     except ConfigError:
         raise
     except Exception as error:  # each loader of the registry raises its own kinds
         raise _cannot_load(name, error) from error
+
+
+def _trust(meta: ModelMeta, trust_remote_code: bool) -> dict[str, Any]:
+    """The flag for a loader that hands it on to sentence-transformers; others have their own."""
+    if meta.loader in (None, SentenceTransformerEncoderWrapper):
+        return {"trust_remote_code": trust_remote_code}
+    return {}
 
 
 def _runs_own_code(meta: ModelMeta) -> bool:

@@ -58,7 +58,7 @@ def check_overlap(
 
 def trained_texts(model: str) -> overlap.TrainedTexts | None:
     """The training texts of a run, a checkpoint or an export of ours; None for any other model."""
-    folder = Path(model).expanduser()
+    folder = Path(model)
     card = find_card(folder) if folder.is_dir() else None
     return overlap.load(card) if card else None
 

@@ -145,7 +145,7 @@ def _judge_all(
 
 def _ours(model: str, data: Path | str | None) -> Path:
     """The folder of a model of ours that is to be looked into. Raises ConfigError for any other."""
-    folder = Path(model).expanduser()
+    folder = Path(model)
     card = find_card(folder) if folder.is_dir() else None
     if card is None or data is None:
         raise ConfigError(

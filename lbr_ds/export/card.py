@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader
+from jinja2 import PackageLoader
 
 import lbr_ds
 from lbr_ds import runs
+from lbr_ds.errors import DataError
+from lbr_ds.markdown import environment
 from lbr_ds.model.bottleneck import Card
+from lbr_ds.scores import read_scores
+from lbr_ds.strict import read_json
 
 
 def model_card(place: Path, folder: Path, card: Card, parity: dict[str, Any]) -> str:
@@ -22,11 +26,13 @@ def model_card(place: Path, folder: Path, card: Card, parity: dict[str, Any]) ->
         facts["recipe"] = (run / "recipe.yaml").read_text(encoding="utf-8")
         curation = Path(yaml.safe_load(facts["recipe"])["data"]["folder"]) / "curation.json"
         if curation.is_file():
-            facts["curation"] = json.loads(curation.read_text(encoding="utf-8"))
+            facts["curation"] = read_json(
+                curation, "prepare's account", DataError, "prepare the data again", strict=False
+            )
         for path in sorted((run / "eval").glob("*.json")):
-            facts["scores"][path.stem] = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+            facts["scores"][path.stem] = read_scores(path)["tasks"]
     config = json.loads((folder / "config.json").read_text())
-    environment = Environment(loader=PackageLoader("lbr_ds", "templates"), trim_blocks=True)
-    return environment.get_template("model_card.md").render(
+    templates = environment(PackageLoader("lbr_ds", "templates"))
+    return templates.get_template("model_card.md").render(
         config=config, card=card, parity=parity, program=lbr_ds.__version__, **facts
     )

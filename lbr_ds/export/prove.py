@@ -45,6 +45,7 @@ def prove(folder: Path) -> dict[str, Any]:
     stock = SentenceTransformer(
         str(folder),
         device="cpu",
+        trust_remote_code=False,
         model_kwargs={"dtype": "auto", **SAFE},
         local_files_only=True,
     )

@@ -35,8 +35,8 @@ class TextVectors(Protocol):
 class Own:
     """A folder of ours through the trainer's own forward code. Loaded at the first text."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path, trust_remote_code: bool = False) -> None:
+        self.name, self.folder, self.trust_remote_code = name, folder, trust_remote_code
 
     @cached_property
     def fingerprint(self) -> str:
@@ -47,7 +47,7 @@ class Own:
     def _model(self) -> Any:
         from lbr_ds.model.encoder import PackedEncoder
 
-        return PackedEncoder(self.folder)
+        return PackedEncoder(self.folder, trust_remote_code=self.trust_remote_code)
 
     def encode(self, texts: list[str], role: Role) -> NDArray[np.float32]:
         """Queries and passages are encoded alike; an instruction is part of the query's text."""
@@ -64,7 +64,7 @@ class Stock:
     @cached_property
     def fingerprint(self) -> str:
         """Of the folder's files; a name's files are not ours to find, so of its loaded weights."""
-        folder = Path(self.name).expanduser()
+        folder = Path(self.name)
         if folder.is_dir():
             return folder_fingerprint(folder)
         digest = hashlib.sha256(self.name.encode())
@@ -106,7 +106,7 @@ def find_encoder(model: str, trust_remote_code: bool = False) -> TextVectors:
     model, by our own encoder. Anything else: a name that sentence-transformers can fetch.
     Raises ConfigError for a folder that is missing or holds no model.
     """
-    folder = Path(model).expanduser()
+    folder = Path(model)
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
@@ -114,7 +114,7 @@ def find_encoder(model: str, trust_remote_code: bool = False) -> TextVectors:
     if (folder / "modules.json").is_file():
         return Stock(model, trust_remote_code)
     try:
-        return Own(model, runs.model_folder(folder))
+        return Own(model, runs.model_folder(folder), trust_remote_code)
     except CheckpointError:
         if (folder / "config.json").is_file():
             return Stock(model, trust_remote_code)

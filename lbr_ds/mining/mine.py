@@ -54,7 +54,7 @@ def mine(run: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     that is none, DataError for data that is missing or damaged or without queries in cl,
     EnvironmentProblem for a model that cannot be loaded or a full disk.
     """
-    folder = run.data.local_folder.expanduser().resolve()
+    folder = run.data.local_folder.resolve()
     manifest = Manifest.load(folder)
     encoders = _encoders(run.mining)
     fingerprint = _fingerprint(run, manifest, encoders)
@@ -75,7 +75,7 @@ def encode(run: RunConfig, world: World, progress: Progress | None = None) -> No
     Called on every rank; they part when all vectors are there. Without a model in the recipe, or
     with these negatives in the folder, there is nothing to do. Raises as `mine` does.
     """
-    manifest = Manifest.load(run.data.local_folder.expanduser().resolve())
+    manifest = Manifest.load(run.data.local_folder.resolve())
     encoders, work = _encoders(run.mining), _work(manifest)
     if encoders and not _holds(manifest, _fingerprint(run, manifest, encoders)):
         _, pool = _read(run, manifest)

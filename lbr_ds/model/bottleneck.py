@@ -35,7 +35,8 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from lbr_ds.config import BottleneckConfig, ModelConfig
-from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.errors import CheckpointError, ConfigError, DataError, LbrError
+from lbr_ds.failures import reading
 from lbr_ds.locate import locate
 from lbr_ds.model.files import Stored, in_files, save_files, save_index
 from lbr_ds.model.rope import write_legacy_rope
@@ -67,7 +68,8 @@ class Card:
         path = folder / CARD
         if not path.is_file():
             raise DataError(f"{folder} has no {CARD}: not a folder made by lbr-ds")
-        return cls(**json.loads(path.read_text()))
+        with reading(path, "the card of the model", CheckpointError, "save or copy it again"):
+            return cls(**json.loads(path.read_text()))
 
 
 def bottleneck_token(index: int) -> str:
@@ -96,8 +98,9 @@ def prepare_backbone(
     """
     wanted = {**model.model_dump(), **bottleneck.model_dump(), "seed": seed}
     made_from = folder / "made_from.json"
-    if made_from.is_file() and json.loads(made_from.read_text()) == wanted:
-        return
+    with reading(made_from, "the record of the backbone", CheckpointError, f"remove {folder}"):
+        if made_from.is_file() and json.loads(made_from.read_text()) == wanted:
+            return
     backbone, tokenizer, stored = _open(model)
     if model.num_layers is not None:
         _keep_layers(backbone, model.num_layers)
@@ -151,7 +154,9 @@ def _open(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
                 backbone = AutoModelForCausalLM.from_pretrained(
                     name, dtype="auto", **options, **weights
                 )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except LbrError:
+        raise
+    except Exception as error:  # each library raises its own kinds on damaged or odd files
         raise ConfigError(
             f"model.backbone={model.backbone!r} cannot be loaded: {why_not(error)}"
         ) from None
@@ -173,11 +178,14 @@ def _without_weights(
     if not folder.is_dir():
         patterns = ["*.json", "*.safetensors"]
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    config, stored = AutoConfig.from_pretrained(folder), Stored(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    stored = Stored(folder)
     if config.dtype is None:  # transformers then takes the weights' own
         return None, None
     with torch.device("meta"), no_init_weights():
-        backbone = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+        backbone = AutoModelForCausalLM.from_config(
+            config, dtype=config.dtype, trust_remote_code=False
+        )
     backbone.tie_weights()
     wanted = dict(backbone.named_parameters())
     same = all(n in stored and stored.shape(n) == p.shape for n, p in wanted.items())
@@ -322,5 +330,6 @@ def _hide_control_tokens(path: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a prepared backbone or a checkpoint."""
-    return AutoTokenizer.from_pretrained(folder)
+    """The tokenizer of a prepared backbone or a checkpoint. Raises CheckpointError."""
+    with reading(folder, "the tokenizer", CheckpointError, "save or copy it again"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from lbr_ds.batching import TextEncoder, pack, split_by_tokens
 from lbr_ds.environment import cpu_lacks_bf16
+from lbr_ds.errors import CheckpointError
+from lbr_ds.failures import reading
 from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.embedder import Embedder
-from lbr_ds.model.trust import SAFE
+from lbr_ds.model.trust import SAFE, no_pickles
 
 _BATCH_TOKENS = {False: 2048, True: 16384}  # on a CPU more leave its cache and gain nothing
 
@@ -21,15 +23,22 @@ class PackedEncoder:
     """A checkpoint's `model/` folder (or a prepared backbone) as an encoder of texts."""
 
     def __init__(
-        self, folder: Path, device: str | None = None, dtype: torch.dtype | str | None = None
-    ) -> None:
+        self, folder: Path, device: str | None = None, dtype: torch.dtype | str | None = None,
+        *, trust_remote_code: bool = False,
+    ) -> None:  # fmt: skip
         """dtype "auto": as the weights are stored; None: so too, but fp32 on a CPU without bf16."""
         self.card = Card.load(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype is None:
             slow = self.device.type == "cpu" and cpu_lacks_bf16()
             dtype = torch.float32 if slow else "auto"
-        backbone = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **SAFE)
+        with (
+            reading(folder, "the model's weights", CheckpointError, "save or copy it again"),
+            no_pickles(str(folder)),
+        ):
+            backbone = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=trust_remote_code, **SAFE
+            )
         self.model = Embedder(backbone, self.card).to(self.device).eval()
         self.texts = TextEncoder(
             load_tokenizer(folder),

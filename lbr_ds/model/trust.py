@@ -8,8 +8,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+from transformers import dynamic_module_utils
 
-from lbr_ds.errors import ConfigError
+from lbr_ds.errors import ConfigError, short
 
 # For every `from_pretrained` of what others made: a .bin or .pt file is a pickle.
 SAFE = {"use_safetensors": True}
@@ -17,7 +18,10 @@ SAFE = {"use_safetensors": True}
 
 @contextmanager
 def no_pickles(name: str) -> Iterator[None]:
-    """While entered, torch opens no pickle, whichever library asks; `name` is the model's.
+    """Let torch open no pickle while entered, whichever library asks; `name` is the model's.
+
+    Nor does transformers ask on the terminal whether a repository's code may run, where a library
+    has passed no `trust_remote_code` on: it refuses.
 
     `weights_only=True` is no boundary (CVE-2025-32434, CVE-2026-24747), and sentence-transformers
     falls back to `pytorch_model.bin` for the layers that are not transformers. Raises ConfigError.
@@ -29,7 +33,10 @@ def no_pickles(name: str) -> Iterator[None]:
             "opened; convert them to safetensors where you trust them"
         )
 
-    with mock.patch.object(torch, "load", refuse):
+    with (
+        mock.patch.object(torch, "load", refuse),
+        mock.patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),
+    ):
         yield
 
 
@@ -38,4 +45,4 @@ def why_not(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in text:
         return "it brings code of its own, to be allowed with trust_remote_code by who trusts it"
-    return text[:300]
+    return short(text, 300)

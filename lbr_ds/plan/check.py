@@ -124,7 +124,9 @@ def write_backbone(shape: Shape, run: RunConfig, folder: Path) -> None:
     options = {k: v for k, v in shape.config.items() if k not in ("model_type", "architectures")}
     config = AutoConfig.for_model(shape.config["model_type"], **options)
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, trust_remote_code=False
+        )
     model.tie_weights()
     with torch.no_grad():
         for parameter in model.parameters():

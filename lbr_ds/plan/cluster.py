@@ -9,23 +9,23 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from lbr_ds.config import read_mapping
 from lbr_ds.errors import ConfigError
 from lbr_ds.explain import explain
 from lbr_ds.source import Part
+from lbr_ds.strict import read_yaml
 
 
 class Gpu(Part):
     """One GPU and its share of the node. Bandwidths in GB/s per direction; see gpus.yaml."""
 
     name: str
-    memory_gib: float = Field(gt=0)
-    tflops: float = Field(gt=0)
-    hbm: float = Field(gt=0)
-    link: float = Field(gt=0)
-    network: float = Field(default=50, gt=0)
-    host_link: float = Field(default=25, gt=0)
-    host_memory_gib: float = Field(default=128, gt=0)
+    memory_gib: float = Field(gt=0, le=1e9)
+    tflops: float = Field(gt=0, le=1e9)
+    hbm: float = Field(gt=0, le=1e9)
+    link: float = Field(gt=0, le=1e9)
+    network: float = Field(default=50, gt=0, le=1e9)
+    host_link: float = Field(default=25, gt=0, le=1e9)
+    host_memory_gib: float = Field(default=128, gt=0, le=1e9)
     matmul: float = Field(default=0.6, gt=0, le=1)
 
 
@@ -48,7 +48,7 @@ def gpu_of(device: str) -> Gpu | None:
 
     The PCIe and NVL builds of a GPU are slower than the table says, and so are not taken for it.
     """
-    table = read_mapping(Path(__file__).with_name("gpus.yaml"), "the table")
+    table = read_yaml(Path(__file__).with_name("gpus.yaml"), "the table")
     if re.search(r"PCIe|NVL", device, re.IGNORECASE):
         return None
     found = (name for name in table if re.search(rf"\b{name}\b", device, re.IGNORECASE))
@@ -61,9 +61,9 @@ def find_gpu(name: str, network: float | None = None) -> Gpu:
 
     network: GB/s to other nodes in place of the table's. Raises ConfigError.
     """
-    table = read_mapping(Path(__file__).with_name("gpus.yaml"), "the table")
+    table = read_yaml(Path(__file__).with_name("gpus.yaml"), "the table")
     if Path(name).is_file():
-        raw = read_mapping(Path(name), "a GPU")
+        raw = read_yaml(Path(name), "a GPU")
     elif name.lower() in table:
         raw = table[name.lower()]
     else:

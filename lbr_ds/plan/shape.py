@@ -10,7 +10,6 @@ a gated MLP with two norms, a last norm, a head that may be tied.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds import flops
-from lbr_ds.config import LoraConfig, ModelConfig, RunConfig, read_mapping
+from lbr_ds.config import LoraConfig, ModelConfig, RunConfig
 from lbr_ds.errors import ConfigError
+from lbr_ds.strict import read_json, read_yaml
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROUND_TO = 64  # a table that gets longer is rounded up so (model/bottleneck.py)
@@ -222,18 +222,18 @@ def of_config(raw: dict[str, Any], name: str) -> Shape:
 
 def known() -> dict[str, Any]:
     """shapes.yaml: the backbones of the shipped recipes."""
-    return read_mapping(Path(__file__).with_name("shapes.yaml"), "the table")
+    return read_yaml(Path(__file__).with_name("shapes.yaml"), "the table")
 
 
 def _config(model: ModelConfig, given: Path | None) -> dict[str, Any]:
     """The first config.json that there is."""
     name = model.backbone
     if given is not None:
-        return _read(given / "config.json" if given.is_dir() else given)
-    if (Path(name).expanduser() / "config.json").is_file():
-        return _read(Path(name).expanduser() / "config.json")
+        return _read_config(given / "config.json" if given.is_dir() else given)
+    if (Path(name) / "config.json").is_file():
+        return _read_config(Path(name) / "config.json")
     if not name.startswith("wheel:") and (cached := _cached(name, model.revision)):
-        return _read(cached)
+        return _read_config(cached)
     entry = known().get(name.split("#")[0])
     if entry is None:
         raise ConfigError(
@@ -255,11 +255,5 @@ def _cached(name: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a config.json is an object, not {type(raw).__name__}")
-    return raw
+def _read_config(path: Path) -> dict[str, Any]:
+    return read_json(path, "a config.json", ConfigError, "copy it again")

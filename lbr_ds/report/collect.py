@@ -14,6 +14,7 @@ from lbr_ds import config, runs
 from lbr_ds.errors import ConfigError
 from lbr_ds.report.data import read_data
 from lbr_ds.report.reading import number, read_json, read_metrics
+from lbr_ds.scores import read_scores
 
 EVALS = ("base", "stage1", "stage2")
 _ENDS = 10  # logged steps averaged for a stage's first and last value
@@ -202,7 +203,7 @@ def read_run(folder: Path) -> Run:
             run.notes.append(f"Stage {stage} has not logged a step yet.")
     for name in EVALS:
         if (folder / "eval" / f"{name}.json").exists():
-            run.evals[name] = read_json(folder / "eval" / f"{name}.json")
+            run.evals[name] = read_scores(folder / "eval" / f"{name}.json")
     if not run.evals:
         run.notes.append("Nothing has been evaluated yet, so there is no retrieval table.")
     if (folder / "environment.json").exists():

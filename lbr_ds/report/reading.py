@@ -7,18 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lbr_ds import strict
 from lbr_ds.errors import DataError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises DataError that names it."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error}); make it again or remove it") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: must hold a JSON object, not {type(value).__name__}")
-    return value
+    """Return the JSON object in a file of a run. Raises DataError that names it."""
+    cure = "make it again or remove it"
+    return strict.read_json(path, "a file of a run", DataError, cure, strict=False)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

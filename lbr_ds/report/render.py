@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import lbr_ds
+from lbr_ds.markdown import environment as markdown_environment
 from lbr_ds.report.collect import Run
 from lbr_ds.report.compare import LABELS, METRICS, PAPER
 from lbr_ds.report.curves import MAX_SERIES, draw_stage
@@ -48,7 +49,7 @@ def render_html(report: dict[str, Any], runs: list[Run]) -> str:
 
 def render_markdown(report: dict[str, Any]) -> str:
     """The tables of the report as GitHub-flavoured Markdown."""
-    text = _environment().get_template("report.md").render(report=report, **_shared())
+    text = _environment(markdown=True).get_template("report.md").render(report=report, **_shared())
     return text.strip() + "\n"
 
 
@@ -64,14 +65,14 @@ def _shared() -> dict[str, Any]:
     }
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _environment(markdown: bool = False) -> Environment:
+    """For HTML or for Markdown; in both, values are escaped unless a template says otherwise."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    options: dict[str, Any] = {"undefined": StrictUndefined, "lstrip_blocks": True}
+    if markdown:
+        environment = markdown_environment(loader, **options)
+    else:
+        environment = Environment(loader=loader, autoescape=True, trim_blocks=True, **options)
     environment.filters |= {
         "score": score,
         "gain": gain,
@@ -79,7 +80,6 @@ def _environment() -> Environment:
         "clock": clock,
         "brief": brief,
         "facts": facts,
-        "cell": cell,
         "headline": headline,
         "short": short,
         "ndcg": ndcg,
@@ -123,11 +123,6 @@ def brief(text: str, limit: int = 260) -> str:
     if len(text) <= limit:
         return text
     return text[:limit].rsplit(" ", 1)[0] + " \u2026"
-
-
-def cell(text: str) -> str:
-    """Text that cannot end a Markdown table's cell."""
-    return brief(text, 160).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def facts(value: Any, limit: int = 40) -> list[tuple[str, str]]:

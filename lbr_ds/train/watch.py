@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 
 from lbr_ds.address import masked
 from lbr_ds.distributed import World, end, is_collective_error
-from lbr_ds.errors import LbrError, LostRank, PeerFailed
+from lbr_ds.errors import LbrError, LostRank, PeerFailed, short
+from lbr_ds.failures import named
 
 _LOOK = 0.05  # seconds between two looks at what the training thread does
 _STOPPED = 1.0  # seconds from which a gap between two looks does not count
@@ -99,12 +100,13 @@ class Watch:
             self._leave()
             raise found from error
         if error is not None:
-            code = error.exit_code if isinstance(error, LbrError) else 1
-            line = str(error) if isinstance(error, LbrError) else f"{type(error).__name__}: {error}"
-            first = self._tell(code, f"rank {self.world.rank}: {line}")
-            if isinstance(error, LbrError):
-                _note(line)
-                error.told = error.told or not first
+            found = named(error) if isinstance(error, Exception) else LbrError(type(error).__name__)
+            first = self._tell(found.exit_code, f"rank {self.world.rank}: {found}")
+            _note(str(found))
+            found.told = found.told or not first
+            self._leave()
+            if isinstance(error, Exception) and found is not error:
+                raise found from error
         self._leave()
 
     def mark(self, step: int, doing: str) -> None:
@@ -229,7 +231,7 @@ class Watch:
             if self.words is not None:
                 return PeerFailed(self.words[1], self.words[0])
             line = self._lost_host() if self._lost_store else self._silent(_MISSED * _BEAT)
-        reason = " ".join(str(error).split())[:200]
+        reason = short(error)
         found = LostRank(line or f"a collective failed: {reason}{_STANDS}")
         found.told = not self._tell(found.exit_code, str(found))
         _note(f"{found} ({reason})")

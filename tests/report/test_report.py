@@ -232,13 +232,26 @@ def test_a_corrupt_line_is_named(run: Path, tmp_path: Path, line: str) -> None:
         write_report([run], tmp_path)
 
 
+FOREIGN = {
+    '{"scores": 1}': "missing key tasks",
+    '{"tasks": []}': "tasks: Input should be",
+    '{"tasks": {"x": {"recall_at_10": "high"}}}': r"tasks\.x\.recall_at_10",
+    '{"tasks": {}, "per_query": {"x": {"q": null}}}': r"per_query\.x\.q",
+    '{"tasks": {}, "examples": [{"id": "x"}]}': r"missing key examples\.0\.query",
+}
+
+
 def test_other_faults_are_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one run"):
         write_report([], tmp_path)
     with pytest.raises(ConfigError, match="not a run folder"):
         write_report([tmp_path / "nowhere"], tmp_path)
+    for text, words in FOREIGN.items():
+        (run / "eval" / "base.json").write_text(text)
+        with pytest.raises(DataError, match=rf"base\.json: not a result of .*{words}.*remove it"):
+            write_report([run], tmp_path)
     (run / "eval" / "base.json").write_text("{")
-    with pytest.raises(DataError, match=r"base\.json: not JSON"):
+    with pytest.raises(DataError, match=r"base\.json: not readable as JSON \(.*remove it"):
         write_report([run], tmp_path)
 
 

@@ -14,7 +14,7 @@ from lbr_ds.errors import ConfigError
 SECRET = "https://me:hidden@host:81/a/b/?sign=secret#x"
 
 
-@pytest.mark.parametrize("place", ["a/b", "/a:b", "~/x", "C:x", Path("s3://x")])
+@pytest.mark.parametrize("place", ["a/b", "/a:b", "x~/y", "C:x", Path("s3://x")])
 def test_paths(place: str | Path) -> None:
     assert not is_url(place)
     assert folder_of(place) == Path(place)

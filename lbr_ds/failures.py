@@ -1,0 +1,258 @@
+"""Turn any exception into an `LbrError`: one line that names the place and the cure, and a code.
+
+Where a file is opened, the caller says what it is:
+
+    with reading(path, "the model's config", CheckpointError):
+        config = AutoConfig.from_pretrained(path)
+    with writing(run_folder):
+        ...
+
+`named` is for the command line and for ranks, where whatever is left must become a line too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from lbr_ds.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EnvironmentProblem,
+    Fault,
+    LbrError,
+    short,
+)
+from lbr_ds.masking import masked
+
+_ROOM = "free some space there, or choose a place on another disk"
+_PATH = "check the path"
+# What the operating system says, and what helps. Those of _DISK concern the disk that is written.
+_DISK = {
+    errno.ENOSPC: ("no space is left on the disk", _ROOM),
+    errno.EDQUOT: ("the disk quota is used up", _ROOM),
+    errno.EFBIG: ("the file grows beyond the limit of this system", "raise it (ulimit -f)"),
+    errno.EROFS: ("the file system is read-only", "choose a place that can be written"),
+    errno.EIO: ("the disk reports an input/output error", "check it, or use another disk"),
+    errno.ESTALE: ("the network file system no longer has it", "mount it again"),
+}
+_SYSTEM = {
+    **_DISK,
+    errno.EACCES: ("permission denied", "change its permissions, or choose another place"),
+    errno.EPERM: ("not permitted", "change its permissions, or choose another place"),
+    errno.ENOENT: ("no such file or folder", _PATH),
+    errno.ENOTDIR: ("a part of the path is a file and not a folder", _PATH),
+    errno.EISDIR: ("is a folder where a file is expected", "give the path of a file"),
+    errno.EEXIST: ("exists already", "choose another place, or move it away"),
+    errno.ENOTEMPTY: ("the folder is not empty", "choose another place, or move its files away"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ELOOP: ("its symbolic links form a loop", "remove one of them"),
+    errno.EBUSY: ("in use by another program, or a mount point", "choose another place"),
+    errno.EXDEV: ("source and target are on different disks", "choose a place on the same one"),
+    errno.EINVAL: ("the system does not accept this path or operation", _PATH),
+    errno.EMFILE: ("too many open files", "raise the limit (ulimit -n)"),
+    errno.ENFILE: ("too many open files on this machine", "close other programs"),
+    errno.ENOMEM: ("not enough memory", "close other programs, or use a larger machine"),
+    errno.EAGAIN: ("no more processes or memory may be used", "raise the limit (ulimit -u)"),
+}
+_OS_ERROR = re.compile(r"\bos error (\d+)\b")  # how libraries written in Rust pass one on
+_SQLITE = {
+    "full": errno.ENOSPC, "readonly": errno.EROFS, "disk i/o": errno.EIO,
+    "unable to open": errno.EACCES,
+}  # fmt: skip
+# Errors of libraries by the module of their class, where no `reading` has named the file.
+_LIBRARIES: dict[str, tuple[type[LbrError], str]] = {
+    "safetensors": (CheckpointError, "a weights file cannot be read; copy or save it again"),
+    "safetensors_rust": (CheckpointError, "a weights file cannot be read; copy or save it again"),
+    "numpy.linalg": (CheckpointError, "the model's vectors are not usable; check its weights"),
+    "huggingface_hub": (EnvironmentProblem, "the hub refuses it; check the name and the network"),
+    "httpx": (EnvironmentProblem, "the network or the other side fails; try again later"),
+    "requests": (EnvironmentProblem, "the network or the other side fails; try again later"),
+    "aiohttp": (EnvironmentProblem, "the network or the other side fails; try again later"),
+    "urllib": (EnvironmentProblem, "the network or the other side fails; try again later"),
+    "socket": (EnvironmentProblem, "the network or the other side fails; try again later"),
+    "http": (EnvironmentProblem, "the network or the other side fails; try again later"),
+    "pyarrow": (DataError, "a Parquet or Arrow file cannot be read; fetch or make it again"),
+    "zipfile": (DataError, "a zip file or wheel cannot be read; fetch it again"),
+    "tarfile": (DataError, "a tar file cannot be read; fetch it again"),
+    "gzip": (DataError, "a compressed file cannot be read; fetch it again"),
+    "zlib": (DataError, "a compressed file cannot be read; fetch it again"),
+    "_lzma": (DataError, "a compressed file cannot be read; fetch it again"),
+    "json": (DataError, "a file is not JSON; make it again"),
+    "yaml": (ConfigError, "a file is not YAML; correct it"),
+    "sqlite3": (EnvironmentProblem, "the work file cannot be used; check the disk"),
+}  # fmt: skip
+_BUILT_IN: dict[type[BaseException], tuple[type[LbrError], str]] = {
+    EOFError: (DataError, "a file ends too early; fetch or copy it again"),
+    UnicodeError: (DataError, "a text is not UTF-8; convert it"),
+    RecursionError: (DataError, "something is nested too deeply; flatten it"),
+    OverflowError: (ConfigError, "a number is out of range; correct it"),
+}
+_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.I)
+
+
+@contextlib.contextmanager
+def reading(
+    place: str | Path, what: str, kind: type[LbrError] = DataError, cure: str = ""
+) -> Iterator[None]:
+    """Raise `kind` in place of whatever goes wrong inside, naming `place`.
+
+    For code that opens a file of others, by whatever library: what the file holds may make it
+    fail in any way.
+
+    Args:
+        place: the file or folder, or the key of the recipe that names it.
+        what: what is read there, as "the config".
+        cure: what to do about contents that cannot be read.
+    """
+    try:
+        yield
+    except LbrError:
+        raise
+    except Exception as error:
+        if _lacks_memory(error):
+            raise
+        found = _of_the_system(error, place, kind)
+        if found is None:
+            why = short(error) or type(error).__name__
+            found = kind(
+                f"{short(place)}: {what} cannot be read ({why}); {cure or 'make or copy it again'}"
+            )
+        raise found from error
+
+
+@contextlib.contextmanager
+def writing(place: str | Path, kind: type[LbrError] = EnvironmentProblem) -> Iterator[None]:
+    """Raise `kind` in place of what the operating system refuses inside.
+
+    Args:
+        place: what is named where the error does not say which file it was about (a disk that is
+            full while a file is written, or a library that passes on the reason alone).
+    """
+    try:
+        yield
+    except LbrError:
+        raise
+    except Exception as error:
+        if (found := _of_the_system(error, place, kind)) is not None:
+            raise found from error
+        raise
+
+
+def named(error: BaseException) -> LbrError:
+    """Return the error that stands for any exception, as one line with a cure and an exit code.
+
+    The traceback of one that nobody foresaw is kept in a file, which the line names.
+    """
+    if isinstance(error, LbrError):
+        return error
+    if _lacks_memory(error):
+        return EnvironmentProblem(
+            f"not enough memory ({short(error) or 'none left'}); lower stageN.micro_batch_tokens "
+            "or the number of ranks, or use a larger machine"
+        )
+    return _of_the_system(error) or _of_a_library(error) or _fault(error)
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether it is Python's own error for this, or torch's, on whatever device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _MEMORY.search(str(error)[:2000]) is not None
+
+
+def _of_the_system(
+    error: BaseException, place: str | Path | None = None, kind: type[LbrError] = EnvironmentProblem
+) -> LbrError | None:
+    """The line for what the operating system refused; None for any other error.
+
+    An error of several others (shutil.Error, of a whole folder) tells of the first.
+    """
+    number, file, text = _told(error)
+    if number in _SYSTEM:
+        reason, cure = _SYSTEM[number]
+    elif isinstance(error, OSError) and place is None:
+        reason, cure = text or type(error).__name__, "check the path, the disk and the network"
+    else:
+        return None
+    if file is None and (number in _DISK or place is None or kind is not EnvironmentProblem):
+        file = None if place is None else str(place)
+    where = f"{short(file)}: " if file else ""
+    return kind(f"{where}{reason}; {cure}")
+
+
+def _told(error: BaseException) -> tuple[int | None, str | None, str]:
+    """(errno, the file, the text) of an error, as far as it tells them."""
+    text = short(error)
+    if isinstance(error, OSError):
+        several = error.args[0] if error.args else None
+        if error.errno is None and isinstance(several, list) and several:  # shutil.Error
+            _, target, text = several[0]
+            number = re.search(r"Errno (\d+)", str(text))
+            return (int(number[1]) if number else None), str(target), short(text)
+        name = error.filename if isinstance(error.filename, (str, bytes, os.PathLike)) else None
+        return error.errno, None if name is None else os.fsdecode(name), error.strerror or text
+    if found := _OS_ERROR.search(str(error)[:4000]):
+        return int(found[1]), None, text
+    if type(error).__module__ == "sqlite3":
+        return next((n for word, n in _SQLITE.items() if word in text.lower()), None), None, text
+    return None, None, text
+
+
+def _of_a_library(error: BaseException) -> LbrError | None:
+    """The line for a library's own error; None for any other."""
+    found = next((_BUILT_IN[c] for c in type(error).__mro__ if c in _BUILT_IN), None)
+    for module in (c.__module__ for c in type(error).__mro__):
+        parts = module.split(".")
+        found = found or _LIBRARIES.get(".".join(parts[:2])) or _LIBRARIES.get(parts[0])
+    if found is None:
+        return None
+    kind, line = found
+    what, _, cure = line.partition("; ")
+    return kind(f"{what} ({type(error).__name__}: {short(error)}, {_where(error)}); {cure}")
+
+
+def _fault(error: BaseException) -> Fault:
+    """The line for a fault of this program; its traceback goes into a file."""
+    trace = masked("".join(traceback.format_exception(error)))
+    kept = _keep(trace)
+    cure = f"with {kept}, which holds the traceback" if kept else "with what LBR_TRACEBACK=1 shows"
+    return Fault(
+        f"this is a fault of lbr-ds and not of what it was given ({type(error).__name__}: "
+        f"{short(error)}, {_where(error)}); please report it with the command and {cure}"
+    )
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of this package that the error went through."""
+    package = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename.startswith(package) and f.filename != __file__]
+    if not own:
+        return "outside of lbr_ds"
+    return f"at lbr_ds{own[-1].filename.removeprefix(package)}:{own[-1].lineno}"
+
+
+def _keep(trace: str) -> str | None:
+    """Write a traceback into the log file that is open, or else into a new file; returns where."""
+    for handler in logging.getLogger("lbr_ds").handlers:
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                handler.stream.write(trace)
+                handler.flush()
+                return handler.baseFilename
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="lbr-ds-traceback-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(trace)
+        return file.name
+    return None

@@ -1,0 +1,60 @@
+"""Write text of others into Markdown (report.md, the model card) so that it stays text.
+
+`environment` makes templates in which every value is escaped unless a filter says otherwise, as
+autoescape does for HTML.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jinja2 import BaseLoader, Environment
+from markupsafe import Markup
+
+_INLINE = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+# What makes a list, a heading or a rule of a line, where it stands at its start.
+_BLOCK = re.compile(r"(?:[-+]|#{1,6})(?:\s|$)|-{3,}|={3,}")
+_NUMBERED = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))")
+
+
+def escape(text: str) -> str:
+    """Return a text as one line of Markdown that shows it and does nothing else.
+
+    No HTML, links, images, emphasis, code, tables, mathematics, headings, lists or front matter
+    come of it.
+    """
+    line = re.sub(r"[&<>]", lambda found: _HTML[found[0]], " ".join(text.split()))
+    line = _INLINE.sub(lambda found: f"\\{found[0]}", line)
+    return f"\\{line}" if _BLOCK.match(line) else _NUMBERED.sub(r"\1\\", line)
+
+
+def code(text: object) -> Markup:
+    """Return a text as a code span, whatever backticks it holds."""
+    line = " ".join(str(text).split()).replace("|", "\\|")
+    ticks = "`" * (1 + _longest(line))
+    room = " " if line.startswith("`") or line.endswith("`") else ""
+    return Markup(f"{ticks}{room}{line}{room}{ticks}")
+
+
+def fenced(text: str, language: str = "") -> Markup:
+    """Return lines as a code block, whatever backticks they hold."""
+    ticks = "`" * max(3, 1 + _longest(text))
+    return Markup(f"{ticks}{language}\n{text.rstrip()}\n{ticks}")
+
+
+def _longest(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def environment(loader: BaseLoader, **options: Any) -> Environment:
+    """Return a jinja2 environment for Markdown: values are escaped, but for those of `code` and
+    `fenced`."""
+    made = Environment(loader=loader, finalize=_escaped, trim_blocks=True, **options)
+    made.filters |= {"code": code, "fenced": fenced}
+    return made
+
+
+def _escaped(value: Any) -> Any:
+    return escape(value) if isinstance(value, str) and not isinstance(value, Markup) else value
