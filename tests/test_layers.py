@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shar
 MAX_FILE, MAX_FUNCTION = 350, 60
 
 
+@lru_cache(maxsize=1)
 def modules() -> list[tuple[Path, ast.Module]]:
     return [(p, ast.parse(p.read_text())) for p in sorted(PACKAGE.rglob("*.py"))]
 
