@@ -117,8 +117,11 @@ def test_bad_commands(recipe: Path, arguments: list[str], code: int, words: str)
 
 
 def test_non_finite_loss_stops_and_keeps_the_checkpoint(trained: RunConfig, tmp_path: Path) -> None:
-    """A rate that throws the weights out of range; the checkpoint before it still resumes."""
-    recipe = tiny_recipe(tmp_path, stage1__optim__lr=1e30, stage1__optim__clip=1e30, every__save=1)
+    """Decay that turns and enlarges the weights at every step, until they leave fp32's range."""
+    recipe = tiny_recipe(
+        tmp_path, stage1__optim__lr=10, stage1__optim__weight_decay=10, every__save=1,
+        stage1__num_steps=30, stage1__optim__min_lr_ratio=1, stage1__optim__warmup_ratio=0,
+    )  # fmt: skip
     done = run_cli("train", str(recipe), "--stage", "1", "--nproc", "2")
     assert done.returncode == 5, done.stderr
     assert "gradient norm" in done.stderr

@@ -10,47 +10,47 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
-ORDER = """
-    errors
-    masking
-    failures
-    strict
-    markdown
-    records
-    address
-    ownership
-    atomic
-    resources
-    explain
-    scores
-    locate
-    runs
-    environment
-    source
-    config
-    layout
-    flops
-    shards
-    corpora
-    batching
-    model
-    distributed
-    objectives
-    evaluate
-    train
-    export
-    mining
-    verb
-    report
-    reproduce
-    plan
-    doctor
-    bench
-    console
-    demo
-    cli
-    __main__
-""".split()
+ORDER = [
+    "errors",
+    "masking",
+    "failures",
+    "strict",
+    "markdown",
+    "records",
+    "address",
+    "ownership",
+    "atomic",
+    "resources",
+    "explain",
+    "scores",
+    "locate",
+    "runs",
+    "environment",
+    "source",
+    "config",
+    "layout",
+    "flops",
+    "shards",
+    "corpora",
+    "batching",
+    "model",
+    "distributed",
+    "objectives",
+    "evaluate",
+    "train",
+    "export",
+    "mining",
+    "verb",
+    "report",
+    "reproduce",
+    "plan",
+    "doctor",
+    "bench",
+    "console",
+    "demo",
+    "cli",
+    "__main__",
+]
 # Rooms that may import torch when they are imported.
 TORCH = {"batching", "model", "distributed", "objectives", "evaluate", "train", "export", "mining",
          "doctor", "bench", "__main__"}  # fmt: skip
