@@ -22,6 +22,7 @@ from lbr_ds import resources
 from lbr_ds.address import CACHE_GIB, Folder, LocalPath, Place, local
 from lbr_ds.errors import ConfigError
 from lbr_ds.explain import explain
+from lbr_ds.instructions import pooling_fault
 from lbr_ds.source import (
     KNOWLEDGE_SIZES,
     MANY,
@@ -49,6 +50,7 @@ class ModelConfig(Part):
     num_layers: int | None = Field(default=None, ge=1, le=10_000)  # keep only the first n
     attention: Literal["causal", "bidirectional"] = "causal"  # bidirectional: stage-2 baseline
     pooling: Literal["last", "mean"] = "last"  # last: the last bottleneck token (the method)
+    pool_instruction: bool = True  # mean: whether an instruction's tokens count; last: no effect
     max_length: int = Field(default=512, ge=8, le=1 << 22)  # tokens of a text, with bottleneck
     activation_checkpointing: bool = True
     trust_remote_code: bool = False
@@ -269,6 +271,9 @@ class RunConfig(Part):
                 f"model.max_length={self.model.max_length} leaves no room for text beside "
                 f"bottleneck.count={self.bottleneck.count}; raise max_length"
             )
+        model, count = self.model, self.bottleneck.count
+        if fault := pooling_fault(model.pooling, model.pool_instruction, count):
+            raise ValueError(fault)
         ib = [name for name in self.stage1.objective if name not in PLAIN]
         if ib and self.bottleneck.count == 0:
             raise ValueError(

@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from lbr_ds.errors import DataError
+from lbr_ds.instructions import instruct
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class Record:
 
     query and positives: a question and the passages that answer it; negatives: passages that look
     like answers and are not. group: records of one group are never negatives of each other (same
-    entity, same source document). instruction: put before the query, as `{instruction}{query}`.
+    entity, same source document). instruction: put before the query, as `{instruction}{query}`,
+    when a model encodes it; document_instruction: the same for the record's passages. Neither is
+    part of the texts that are compared.
     kin: empty, or a label for each positive: one that has the label of another's positive is nearly
     the same text, and no negative of that query; "" has no such like.
     """
@@ -28,12 +31,21 @@ class Record:
     negatives: list[str] = field(default_factory=list)
     group: str = ""
     instruction: str = ""
+    document_instruction: str = ""
     text: str = ""
     kin: list[str] = field(default_factory=list)
 
     def texts(self) -> list[str]:
         """Every text that could leak from one split into another."""
         return [t for t in (self.query, *self.positives, *self.negatives, self.text) if t]
+
+    def asked(self) -> str:
+        """The query as a model encodes it: `Instructed` where there is an instruction."""
+        return instruct(self.instruction, self.query, self)
+
+    def told(self, passage: str) -> str:
+        """One of the record's passages as a model encodes it."""
+        return instruct(self.document_instruction, passage, self)
 
     def to_json(self) -> str:
         """One line; empty fields left out, key order fixed: one record, one spelling."""

@@ -65,6 +65,7 @@ class ColumnsConfig(Part):
     id: str = ""
     group: str = ""
     instruction: str = ""
+    document_instruction: str = ""
     query: str = ""
     positives: str | list[str] = ""  # a list: several columns
     negatives: str | list[str] = ""
@@ -73,6 +74,25 @@ class ColumnsConfig(Part):
     title: str = ""
     body: str = ""
     text: str = ""
+
+
+class InstructionConfig(Part):
+    """What stands before a source's texts when a model encodes them: `{query}{the query}`.
+
+    Used alike in training, mining, evaluation and the export's prompts.
+    """
+
+    query: str = ""
+    document: str = ""
+
+    @field_validator("query", "document")
+    @classmethod
+    def _is_a_prefix(cls, value: str) -> str:
+        if found := re.search(r"\{(query|document|passage|text|instruction)\}", value):
+            raise ValueError(
+                f"an instruction is put before the text as it is; leave out {found[0]}"
+            )
+        return value
 
 
 class SourceConfig(Part):
@@ -92,12 +112,20 @@ class SourceConfig(Part):
     header: list[str] = Field(default_factory=list)  # csv without one; a last "*rest" takes a tail
     subset: str = ""  # of a Hugging Face data set
     split: str = ""  # of a Hugging Face data set (train), or of BEIR's qrels (all)
+    # Before queries and documents, see InstructionConfig; a plain string is the query side's. A
+    # record's own `instruction` and `document_instruction` take its place.
+    instruction: InstructionConfig = InstructionConfig()
     name: str = ""  # written into each record as `source` where it has none
     license: str = ""  # stated in curation.json
     origin: str = ""  # whom to cite; stated in curation.json
     keep_lines: bool | None = None  # line ends and indentation; left out: for code only
     max_shared_letters: int | None = Field(default=None, ge=1, le=MANY)  # common to both sides
     max_records: int | None = Field(default=None, ge=1, le=1 << 40)
+
+    @field_validator("instruction", mode="before")
+    @classmethod
+    def _text_is_of_the_query(cls, value: Any) -> Any:
+        return {"query": value} if isinstance(value, str) else value
 
     @field_validator("where")
     @classmethod

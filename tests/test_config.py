@@ -73,8 +73,10 @@ def test_ds_config_may_not_own_a_key_of_the_recipe(key: str, tmp_path: Path) -> 
         ("{", "not readable as JSON"),
         ("[]", "a JSON object, not list"),
         ("{}", "stage=None; use 1, 2 or 3"),
-        ('{"zero_optimization": {"stage": 3}, "fp16": {"enabled": true}}',
-         r"use bf16, or on GPUs without it \(V100, T4\) fp32: a copy of the ds_config zero2"),
+        (
+            '{"zero_optimization": {"stage": 3}, "fp16": {"enabled": true}}',
+            r"use bf16, or on GPUs without it \(V100, T4\) fp32: a copy of the ds_config zero2",
+        ),
         (
             '{"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}',
             "grad_accum_dtype=fp32 needs zero_optimization.stage 2 or 3",

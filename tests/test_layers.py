@@ -16,6 +16,7 @@ ORDER = [
     "failures",
     "strict",
     "markdown",
+    "instructions",
     "records",
     "address",
     "ownership",

@@ -51,7 +51,7 @@ def contrastive_pairs(
     for record in records:
         if record.text:
             raise DataError(f"record {record.id}: stage 2 needs a query and positives, not a text")
-    queries = [encoder.query(record) for record in records]
+    queries: list[str] = [r.asked() for r in records]
     positives = [r.positives[t % len(r.positives)] for r, t in zip(records, turns, strict=True)]
     negatives: list[str] = []
     real = [True] * len(records)
@@ -63,11 +63,14 @@ def contrastive_pairs(
         real += [True] * have + [False] * (num_negatives - have)
     known = [[hashed(p) for p in (*r.positives, *filter(None, r.kin))] for r in records]
     most = max(len(k) for k in known)
+    # Negatives come M for each record in turn; its document instruction stands before all of them.
+    owners = records + [record for record in records for _ in range(num_negatives)]
     texts = positives + negatives
+    told: list[str] = [owner.told(text) for owner, text in zip(owners, texts, strict=True)]
     kin = [r.kin[t % len(r.kin)] if r.kin else "" for r, t in zip(records, turns, strict=True)]
     names = [label or text for label, text in zip(kin, positives, strict=True)] + negatives
     return Pairs(
-        sequences=encoder.embed(queries + texts),
+        sequences=encoder.embed(queries + told),
         group=torch.tensor([hashed(r.group or r.id) for r in records]),
         known=torch.tensor([k + [-1] * (most - len(k)) for k in known]),
         text=torch.tensor([hashed(name) for name in names]),

@@ -9,6 +9,9 @@
 | `gl`          | query   | positive | X, earlier Y    |
 | `pt`          |         | passage  | earlier Y       |
 
+X is encoded as it will be embedded: a query after the record's `instruction`, a passage or prefix
+after its `document_instruction`. Y is the bare text.
+
 `gl` and `pt` are the paper's baselines (standard SFT and PT): plain causal learning, no bottleneck;
 under `gl` a plain passage is all Y, as under `pt`. `uncut` is a control of ours: the tokens of
 `sft` without its cut.
@@ -43,7 +46,7 @@ def generative_sequence(
     """
     passage = record.text or record.positives[turn % len(record.positives)]
     if objective in ("gl", "pt"):
-        question = encoder.query(record) if objective == "gl" and record.query else ""
+        question = record.asked() if objective == "gl" and record.query else ""
         return _plain(question, passage, encoder, max_target_length)
     bottleneck = encoder.num_bottleneck
     if objective in ("sft", "uncut"):
@@ -52,16 +55,17 @@ def generative_sequence(
                 f"record {record.id}: objective {objective} needs a query; plain passages serve "
                 "reconstruct, continue and gl"
             )
-        context = encoder.contexts([encoder.query(record)])[0]
+        context = encoder.contexts([record.asked()])[0]
         target = encoder.target(passage, max_target_length)
         return Sequence(context, bottleneck, target, cut=objective == "sft")
     if objective == "reconstruct":
-        context = encoder.contexts([passage])[0]
+        context = encoder.contexts([record.told(passage)])[0]
         return Sequence(context, bottleneck, encoder.target(passage, max_target_length))
     ids = encoder.plain(passage, encoder.max_length + max_target_length)
-    half = min(len(ids) // 2, encoder.max_length - bottleneck)
+    before = encoder.instruction_ids(record.told(""))
+    half = min(len(ids) // 2, encoder.max_length - bottleneck - len(before))
     target = [*ids[half:], encoder.tokenizer.eos_token_id][:max_target_length]
-    return Sequence(encoder.wrap(ids[:half]), bottleneck, target)
+    return Sequence(encoder.wrap([*before, *ids[:half]]), bottleneck, target)
 
 
 def with_bag(sequence: Sequence, encoder: TextEncoder) -> Sequence:

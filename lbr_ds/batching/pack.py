@@ -81,6 +81,7 @@ class PackedBatch:
     ids, positions (1, T) int64. read (R,) int64: rows whose final state is read: those that predict
     a target id, or each sequence's last row when there are no targets. targets (R,) int64 or None.
     starts (N+1,) int64: where each sequence begins, for mean pooling. bags: None where none is.
+    unpooled (N,) int64: rows at the start of each sequence that mean pooling leaves out, or None.
     """
 
     ids: Tensor
@@ -90,6 +91,7 @@ class PackedBatch:
     targets: Tensor | None
     starts: Tensor
     bags: Bags | None = None
+    unpooled: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -142,6 +144,7 @@ def pack(sequences: list[Sequence]) -> PackedBatch:
             targets += seq.target
         starts.append(len(ids))
     generative = bool(targets)
+    unpooled = [seq.unpooled for seq in sequences]
     return PackedBatch(
         ids=torch.tensor([ids]),
         positions=torch.tensor([positions]),
@@ -150,6 +153,7 @@ def pack(sequences: list[Sequence]) -> PackedBatch:
         targets=torch.tensor(targets) if generative else None,
         starts=torch.tensor(starts),
         bags=_bags(bagged, bags),
+        unpooled=torch.tensor(unpooled) if any(unpooled) else None,
     )
 
 

@@ -38,7 +38,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 
     run = load(recipe, overrides or [])
     with Bars() as bars:
-        curation = prepare_data(run.data, run.seed, bars, run.model)
+        curation = prepare_data(run.data, run.seed, bars, run.model, run.bottleneck.count)
     show_curation(curation, run.data.local_folder)
 
 

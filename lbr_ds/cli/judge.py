@@ -110,6 +110,13 @@ def evaluate(
     states: Annotated[
         bool, typer.Option("--states", help="Also retrieval by layer and by pooling.")
     ] = False,
+    instructed: Annotated[
+        bool,
+        typer.Option("--instructed", help="Data's instructions for a model of others too."),
+    ] = False,
+    instructions_of: Annotated[
+        str, typer.Option(help="For --tasks: the source whose instructions our model gets.")
+    ] = "",
     nproc: Sharing = None,
 ) -> None:
     """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
@@ -128,6 +135,7 @@ def evaluate(
         model, data=data, tasks=split_names(tasks), output=output,
         max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
         allow_overlap=allow_overlap, generation=generation, states=states, world=world,
+        instructed=instructed, instructions_of=instructions_of,
     )  # fmt: skip
     if world.first:
         show_scores(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +14,7 @@ from lbr_ds.corpora.reading import Tally
 from lbr_ds.corpora.segment import likeness, shingles
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.corpora.unite import largest, most_shared
+from lbr_ds.instructions import MAX_ROWS, Instructions, Used
 from lbr_ds.records import Record
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,26 @@ def sources_table(sources: list[dict[str, Any]], collected: Collected) -> list[d
         {**source, "records_read": read, "records_kept": kept}
         for source, read, kept in zip(sources, collected.read, collected.kept, strict=True)
     ]
+
+
+def instructions(store: Store, splits: Sequence[str]) -> Instructions:
+    """Which source uses which instructions, the most frequent first; one pass over the store."""
+    part = "json_extract(body, '$.{}')"
+    source, text, query, document = map(
+        part.format, ("source", "text", "instruction", "document_instruction")
+    )
+    counts = "".join(", sum(split = ?)" for _ in splits)
+    rows = store.db.execute(
+        f"SELECT {source}, CASE WHEN {text} IS NULL THEN coalesce({query}, '') END,"
+        f" coalesce({document}, ''){counts} FROM records JOIN placed USING (seq)"
+        " GROUP BY 1, 2, 3 ORDER BY count(*) DESC, min(seq) LIMIT ?", (*splits, MAX_ROWS),
+    )  # fmt: skip
+    found = tuple(
+        Used(row[0], row[1], row[2], {s: n for s, n in zip(splits, row[3:], strict=True) if n})
+        for row in rows
+    )
+    placed = store.number("SELECT count(*) FROM placed WHERE split IS NOT NULL")
+    return Instructions(found, placed - sum(sum(row.records.values()) for row in found))
 
 
 def components_table(store: Store) -> dict[str, Any]:

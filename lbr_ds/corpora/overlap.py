@@ -84,9 +84,7 @@ def copy(data: Path | str, model: Path) -> None:
 
 def _texts(folder: Path, split: str) -> Iterator[str]:
     for record in read_split(folder, split):
-        yield from record.texts()
-        if record.instruction:
-            yield record.instruction + record.query  # as evaluation asks it
+        yield from record.texts()  # without instructions: they make no text another one
 
 
 def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:

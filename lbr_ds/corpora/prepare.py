@@ -22,8 +22,9 @@ import logging
 import shutil
 import sqlite3
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -34,10 +35,11 @@ from lbr_ds.corpora.collect import Collected, collect
 from lbr_ds.corpora.reading import Progress
 from lbr_ds.corpora.splits import divide
 from lbr_ds.corpora.store import Store
-from lbr_ds.corpora.tokens import tokenizer_json
+from lbr_ds.corpora.tokens import Room, room, tokenizer_json
 from lbr_ds.corpora.unite import drop_twins, find_families, unite
 from lbr_ds.corpora.work import WorkFolder, swap
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, ShardFile, write_split
 from lbr_ds.shards.manifest import NAME
@@ -53,10 +55,12 @@ def prepare(
     seed: int,
     progress: Progress | None = None,
     model: ModelConfig | None = None,
+    bottleneck: int = 0,
 ) -> dict[str, Any]:
     """Make `data.folder` from `data.sources`, or reuse it when it was made from the same.
 
-    model: the backbone whose tokenizer counts for `data.min_tokens` and `data.max_tokens`.
+    model: the backbone whose tokenizer counts for `data.min_tokens` and `data.max_tokens`, and for
+    instructions where it is at hand. bottleneck: the tokens that are added to each text.
 
     Returns what curation.json holds, and `reused`. The same files, settings and seed give the same
     bytes. Raises ConfigError when the folder holds anything but prepared data, DataError for bad
@@ -88,9 +92,12 @@ def prepare(
             counter = work.path / "tokenizer.json" if tokenizer else None
             if counter:
                 counter.write_text(tokenizer, encoding="utf-8")
+            space = room(model, bottleneck, str(counter or ""))
+            if space:
+                space.check(_stated_instructions(corpora))
             with closing(Store(work.path)) as store:
                 collected = collect(data, corpora, str(counter or ""), store, progress)
-                made = _make(data, collected, store, manifest, progress)
+                made = _make(data, collected, store, manifest, space, progress)
             swap(manifest.folder, folder)
     except (OSError, sqlite3.Error) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
@@ -104,6 +111,7 @@ def _make(
     collected: Collected,
     store: Store,
     manifest: Manifest,
+    space: Room | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Divide and write what was read into `manifest.folder`; returns the curation."""
@@ -124,6 +132,10 @@ def _make(
                 work()
                 store.remember("collected", collected.plain())
                 store.remember(name, True)
+    used = curation.instructions(store, data.split_names)
+    if space:
+        space.check(used.stated())
+    manifest = replace(manifest, instructions=used)
     stored = {name: Stored(store, name) for name in data.split_names}
     for name in stored:
         manifest.splits[name] = _write(stored[name], name, store, manifest, data, progress)
@@ -201,6 +213,7 @@ def _curation(
         "seed": manifest.seed,
         "languages": list(data.languages),
         "sources": curation.sources_table(manifest.sources, collected),
+        **({"instructions": used.plain()} if (used := manifest.instructions).any else {}),
         **curation.dropped_table(collected.records, collected.texts),
         "components": curation.components_table(store),
         "groups": curation.groups_table(store, data.near_duplicate),
@@ -209,6 +222,14 @@ def _curation(
             for name, records in stored.items()
         },
     }
+
+
+def _stated_instructions(corpora: list[sources.Corpus]) -> Iterator[Instructed]:
+    """Those of each side of each source, as the recipe gives them."""
+    for corpus in corpora:
+        for side in SIDES:
+            where = f"data.sources {corpus.name}, instruction.{side}"
+            yield Instructed(getattr(corpus.source.instruction, side), "", where)
 
 
 def _tokenizer(data: DataConfig, model: ModelConfig | None) -> str:

@@ -62,11 +62,20 @@ def _records(
 ) -> Iterator[Found]:
     for number, raw in enumerate(raws, 1):
         key = row.key if len(raws) == 1 else f"{row.key}-{number}"
-        raw = {"id": f"{name}-{key}", "source": name, **raw}
+        raw = {**_instructions(source), "id": f"{name}-{key}", "source": name, **raw}
+        if raw.get("text"):
+            raw.pop("instruction", None)  # a plain passage has no query
         try:
             yield row.where, Record.from_dict(raw, row.where)
         except DataError as error:
             yield row.where, error
+
+
+def _instructions(source: SourceConfig) -> dict[str, str]:
+    """The source's own, for records without any."""
+    sides = {"instruction": source.instruction.query,
+             "document_instruction": source.instruction.document}  # fmt: skip
+    return {name: text for name, text in sides.items() if text}
 
 
 def _mismatch(row: dict[str, Any], source: SourceConfig, where: str) -> str:
@@ -121,14 +130,17 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
 
 
 def _named(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, Any]:
-    """id, group and instruction where the recipe names a column for them."""
+    """id, group and instructions where the recipe names a column for them.
+
+    An empty cell leaves the source's own instruction in place.
+    """
     found = {}
-    for name in ("id", "group", "instruction"):
+    for name in ("id", "group", "instruction", "document_instruction"):
         column = getattr(source.columns, name)
         if column:
             filled = _texts(row, column, where) if "{" in column else [_text(row, column, where)]
             found[name] = "".join(filled)
-    return found
+    return {k: v for k, v in found.items() if v or not k.endswith("instruction")}
 
 
 def _as_record(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""How many tokens a text has for the backbone: for the bounds `data.min_tokens`, `data.max_tokens`.
+"""How many tokens a text has for the backbone: for the bounds `data.min_tokens`, `data.max_tokens`,
+and for the instructions before the texts.
 
 The tokenizer is loaded once, by transformers, whatever the backbone's form; what counts in the
 processes that clean is its JSON, by `tokenizers` alone.
@@ -6,6 +7,8 @@ processes that clean is its JSON, by `tokenizers` alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from tokenizers import Tokenizer
 
 from lbr_ds.config import ModelConfig
 from lbr_ds.errors import ConfigError, short
+from lbr_ds.instructions import Instructed, check_room
 from lbr_ds.locate import locate
 
 
@@ -44,6 +48,35 @@ def tokenizer_json(model: ModelConfig) -> str:
             "bound data by min_chars and max_chars instead"
         )
     return str(tokenizer.backend_tokenizer.to_str())
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much of a text's `max_length` tokens an instruction may take, as training counts."""
+
+    tokenizer: str  # a file
+    bottleneck: int
+    max_length: int
+
+    def check(self, found: Iterable[Instructed]) -> None:
+        """Raise DataError for the first whose instruction leaves no room for a text."""
+        others = (self.bottleneck or 1) + min(1, len(_load(self.tokenizer).encode("").ids))
+        for text in found:
+            tokens = count(text.instruction, self.tokenizer)
+            check_room(text.where, text.instruction, tokens, others, self.max_length)
+
+
+def room(model: ModelConfig | None, bottleneck: int, tokenizer: str) -> Room | None:
+    """The room for instructions, where the backbone's tokenizer is at hand; else training tells.
+
+    tokenizer: the file that `data.max_tokens` counts with; empty: one in the backbone's folder.
+    """
+    if model is None:
+        return None
+    own = Path(model.backbone).expanduser() / "tokenizer.json"
+    if not tokenizer and own.is_file():
+        tokenizer = str(own)
+    return Room(tokenizer, bottleneck, model.max_length) if tokenizer else None
 
 
 def count(text: str, tokenizer: str) -> int:

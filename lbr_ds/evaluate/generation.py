@@ -22,6 +22,7 @@ from lbr_ds.batching import Sequence
 from lbr_ds.corpora.segment import tokens
 from lbr_ds.evaluate.overlaps import bleu_4, chrf, mean, rouge_l
 from lbr_ds.evaluate.tasks import Judgements
+from lbr_ds.instructions import bare
 
 if TYPE_CHECKING:
     from lbr_ds.model.encoder import PackedEncoder
@@ -43,7 +44,7 @@ def score_generation(folder: Path, judged: Judgements) -> dict[str, Any]:
 
     model = PackedEncoder(folder)
     ids, queries = list(judged.queries), list(judged.queries.values())
-    references = [[judged.documents[d] for d in judged.relevant[i]] for i in ids]
+    references = [[bare(judged.documents[d]) for d in judged.relevant[i]] for i in ids]
     limit = _longest(model, references)
     unscored = sum(not any(map(tokens, own)) for own in references)
     if unscored:
@@ -66,7 +67,7 @@ def score_generation(folder: Path, judged: Judgements) -> dict[str, Any]:
             "rouge_l": mean(rouge),
             "chrf": _rounded(chrf(texts, references)),
             "words": round(sum(len(tokens(t)) for t in texts) / len(texts), 1),
-            "examples": [{"query": q, "written": t, "reference": r[0]}
+            "examples": [{"query": bare(q), "written": t, "reference": r[0]}
                          for q, t, r in list(shown)[:_EXAMPLES]],
         }  # fmt: skip
     return found

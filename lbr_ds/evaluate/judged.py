@@ -1,9 +1,10 @@
 """Held-out records -> queries, documents, and which document answers which query.
 
-1. Queries: one per record, `{instruction}{query}`.
+1. Queries: one per record, after its `instruction`.
 2. Corpus: every positive and negative of every record; a text that occurs twice is one document.
    Under protocol knowledge (`corpora/knowledge.py`) it is one for two tasks, eval and control, and
-   has the answers of cl too.
+   has the answers of cl too. Instructions make no text another one: a document has that of the
+   first record that holds it.
 3. Relevant: the record's own positives, and those of records of its group that ask the same thing
    (a chemical with three uses is three records with one query: each use is right for all three).
 
@@ -24,6 +25,7 @@ from typing import Any
 from lbr_ds.address import CACHE_GIB, is_url, shown
 from lbr_ds.config import CONTROL
 from lbr_ds.errors import DataError
+from lbr_ds.instructions import bare
 from lbr_ds.records import Record
 
 
@@ -32,7 +34,8 @@ class Judgements:
     """Texts with ids, and which document answers which query.
 
     mates: for each query the documents of its whole group, its own among them: an answer to
-    another question of the group is neither right nor wrong.
+    another question of the group is neither right nor wrong. Texts are `Instructed`: what a model
+    trained on the data encodes; `bare` gives what any other model is asked.
     """
 
     queries: dict[str, str] = field(default_factory=dict)
@@ -52,15 +55,16 @@ class Judgements:
         groups: dict[str, dict[str, int]] = defaultdict(dict)
 
         def document(text: str) -> str:
-            key = " ".join(text.split())
+            key = " ".join(bare(text).split())
             number = document_ids.setdefault(key, f"d{len(document_ids)}")
             judged.documents.setdefault(number, text)
             return number
 
         for record in records:
-            numbers = [document(text) for text in (*record.positives, *record.negatives)]
+            passages = (*record.positives, *record.negatives)
+            numbers = [document(record.told(text)) for text in passages]
             query_id = record.id if record.id not in judged.queries else _next(record, judged)
-            judged.queries[query_id] = record.instruction + record.query
+            judged.queries[query_id] = record.asked()
             # The dict is shared by all records with one key, so later positives reach them too.
             judged.relevant[query_id] = answers[_question(record, query_id)]
             group = groups[record.group] if record.group else judged.relevant[query_id]
@@ -146,7 +150,7 @@ def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOu
         if not records:
             raise DataError(f"{place}: the {name} split holds no query; raise data.splits.{name}")
     trained = read_split(data, "cl", cache_gib=cache_gib) if knowledge else ()
-    answers = (text for record in trained for text in record.positives)
+    answers = (record.told(text) for record in trained for text in record.positives)
     judged = Judgements.of(chain(*asked.values()), answers)
     languages = _languages(manifest.beside("curation.json"))
     ids = iter(judged.queries)

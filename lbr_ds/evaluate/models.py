@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +21,44 @@ from lbr_ds.distributed import ALONE, World, shared
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
 from lbr_ds.evaluate.baselines import BM25, check_ranks, resolve
 from lbr_ds.evaluate.bm25 import Bm25
+from lbr_ds.instructions import SIDES, Instructed, Instructions
+from lbr_ds.model.bottleneck import CARD
+from lbr_ds.model.sentences import Exported
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
+log = logging.getLogger(__name__)
 
-class PackedModel(AbsEncoder):
+
+class Trained:
+    """What the two forms of a model of ours share: the instructions that it was trained with.
+
+    Their `encode` takes `instructed`: the texts to encode in place of the inputs', each after its
+    own instruction. Left out, as on official tasks, a text gets the model's instruction for its
+    prompt type by mteb's rule (`model_prompts`, as sentence-transformers' `prompts`).
+    """
+
+    name: str
+    instructions: Instructions
+    model_prompts: dict[str, str] | None
+
+    def learn_instructions(self, folder: Path, source: str) -> None:
+        """Read those of the model folder. Raises DataError for a `source` that has none."""
+        self.name, self.instructions = str(folder), Instructions.load(folder)
+        if source:
+            self.instructions = self.instructions.of_source(source, self.name)
+        self.model_prompts = {side: self.instructions.only(side) or "" for side in SIDES}
+
+    def say_what_is_unsettled(self) -> None:
+        """One line when official tasks are asked without an instruction since there are several."""
+        for side in self.instructions.unsettled():
+            log.warning(
+                "%s was trained with %d instructions for the %s side, so official tasks are scored "
+                "without one; choose those of a source with --instructions-of",
+                self.name, len(self.instructions.distinct(side)), side,
+            )  # fmt: skip
+
+
+class PackedModel(AbsEncoder, Trained):
     """A checkpoint's `model/` folder behind mteb's interface: the trainer's own forward code.
 
     With several ranks in `world` each encodes its share of every call.
@@ -31,11 +66,12 @@ class PackedModel(AbsEncoder):
 
     def __init__(
         self, folder: Path, batch_tokens: int | None = None, world: World = ALONE,
-        trust_remote_code: bool = False,
+        trust_remote_code: bool = False, instructions_of: str = "",
     ) -> None:  # fmt: skip
         from lbr_ds.model.encoder import PackedEncoder
 
         self.model = PackedEncoder(folder, trust_remote_code=trust_remote_code)
+        self.learn_instructions(folder, instructions_of)
         self.batch_tokens, self.world = batch_tokens, world
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
@@ -44,15 +80,20 @@ class PackedModel(AbsEncoder):
             }
         )
 
-    def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
+    def encode(
+        self, inputs: Any, *, instructed: list[str] | None = None, **kwargs: Any
+    ) -> np.ndarray:
         """Batches of {"text": [...]} -> (N, D) float32, unit length."""
-        texts = [text for batch in inputs for text in batch["text"]]
+        if instructed is None:
+            name = self.get_prompt_name(kwargs["task_metadata"], kwargs.get("prompt_type"))
+            prompt = (self.model_prompts or {}).get(name or "", "")
+            instructed = [Instructed(prompt, t) for batch in inputs for t in batch["text"]]
         progress = bool(kwargs.get("show_progress_bar", False))
 
         def encode(part: list[str]) -> np.ndarray:
             return self.model.encode(part, batch_tokens=self.batch_tokens, progress=progress)
 
-        return shared(self.world, texts, encode)
+        return shared(self.world, instructed, encode)
 
 
 class SharedSentences(SentenceTransformerEncoderWrapper):
@@ -74,11 +115,37 @@ class SharedSentences(SentenceTransformerEncoderWrapper):
         return shared(self.world, texts, encode)
 
 
+class ExportedModel(SharedSentences, Trained):
+    """An exported folder of ours by way of sentence-transformers."""
+
+    def __init__(self, model: Any, folder: Path, world: World, instructions_of: str = "") -> None:
+        super().__init__(model, world)
+        self.learn_instructions(folder, instructions_of)
+        self.exported = Exported(folder, model)
+
+    def encode(
+        self, inputs: Any, *, instructed: list[str] | None = None, **kwargs: Any
+    ) -> np.ndarray:
+        """Batches of {"text": [...]} -> (N, D) float32."""
+        if instructed is None:
+            return super().encode(inputs, **kwargs)
+        options = {k: kwargs[k] for k in ("batch_size", "show_progress_bar") if k in kwargs}
+
+        def encode(part: list[str]) -> np.ndarray:
+            return self.exported.encode(part, **options)
+
+        return shared(self.world, instructed, encode)
+
+
+OWN = (PackedModel, ExportedModel)
+
+
 def load_model(
     model: str,
     *,
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
+    instructions_of: str = "",
     world: World = ALONE,
 ) -> MTEBModels:
     """The encoder that `model` stands for.
@@ -87,9 +154,11 @@ def load_model(
     - a run, one of its stages, or a checkpoint: its newest model (see `runs`), our own encoder;
     - `bm25`, or another short name of `baselines.py`;
     - anything else: a name of mteb's registry, or one that sentence-transformers can fetch.
-    The ranks of `world` share the work of the first two. Raises ConfigError for the others then,
-    for a folder that holds no model and for a model that would run code of its own without
-    `trust_remote_code`; EnvironmentProblem when it cannot be loaded.
+    instructions_of: the source whose instructions a model of ours uses on official tasks; without
+    it they get none where its sources have different ones. The ranks of `world` share the work of
+    the first two. Raises ConfigError for the others then, for a folder that holds no model and for
+    a model that would run code of its own without `trust_remote_code`; EnvironmentProblem when it
+    cannot be loaded.
     """
     check_ranks(model, world.size)
     folder = Path(model)
@@ -97,17 +166,25 @@ def load_model(
         if not (folder / "modules.json").exists():
             card = find_card(folder)
             if card is not None:
-                encoder = PackedModel(card, batch_tokens, world, trust_remote_code)
+                encoder = PackedModel(
+                    card, batch_tokens, world, trust_remote_code, instructions_of
+                )
                 return cast("MTEBModels", encoder)
             if not (folder / "config.json").exists():
                 raise ConfigError(
                     f"{model}: holds no model (no modules.json, lbr.json or config.json, no "
                     "checkpoint); give a run, a checkpoint or an exported folder"
                 )
-        return _sentence_transformer(str(folder), trust_remote_code, world)
+        return _sentence_transformer(str(folder), trust_remote_code, world, instructions_of)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
     return _by_name(resolve(model), trust_remote_code)
+
+
+def is_ours(model: str) -> bool:
+    """Whether `load_model` would give a model that was trained here, with its instructions."""
+    folder = Path(model).expanduser()
+    return folder.is_dir() and find_card(folder) is not None
 
 
 def find_card(folder: Path) -> Path | None:
@@ -119,7 +196,7 @@ def find_card(folder: Path) -> Path | None:
 
 
 def _sentence_transformer(
-    name: str, trust_remote_code: bool, world: World = ALONE
+    name: str, trust_remote_code: bool, world: World = ALONE, instructions_of: str = ""
 ) -> SentenceTransformerEncoderWrapper:
     """A folder or a hub name by way of sentence-transformers."""
     from sentence_transformers import SentenceTransformer
@@ -133,6 +210,8 @@ def _sentence_transformer(
         raise
     except Exception as error:  # the hub, safetensors and remote configs each raise their own
         raise _cannot_load(name, error) from error
+    if (Path(name) / CARD).is_file():
+        return ExportedModel(model, Path(name), world, instructions_of)
     if world.size > 1:
         return SharedSentences(model, world)
     return SentenceTransformerEncoderWrapper(model)

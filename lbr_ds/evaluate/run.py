@@ -33,11 +33,12 @@ from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import geometry
 from lbr_ds.evaluate.generation import score_generation
 from lbr_ds.evaluate.judged import Judgements
-from lbr_ds.evaluate.models import find_card, load_model
+from lbr_ds.evaluate.models import OWN, find_card, is_ours, load_model
 from lbr_ds.evaluate.overlap import check_overlap
 from lbr_ds.evaluate.quiet import quiet
 from lbr_ds.evaluate.states import score_states
 from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, held_out_tasks, official_tasks
+from lbr_ds.instructions import bare
 
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
 
@@ -57,6 +58,8 @@ def evaluate(
     allow_overlap: bool = False,
     generation: bool = False,
     states: bool = False,
+    instructed: bool = False,
+    instructions_of: str = "",
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Scores of `model` on DATA's eval split and on official tasks; written to `output` too.
@@ -65,9 +68,10 @@ def evaluate(
     tokens a batch for our own encoder (None: as suits the device). max_queries: a sample of the
     held-out queries, drawn by seed (the corpus stays whole). examples: so many queries with their
     top 3 passages, the same ones for every model. allow_overlap: score a model of ours on texts
-    that it was trained on too, and say so under "overlap" (`overlap.py`). generation, states: also
-    what `generation.py`, `states.py` find of a model of ours. world: its ranks share the encoding,
-    score alike and part; what comes after and the file are the first rank's alone.
+    that it was trained on too, and say so under "overlap". generation, states: also what those
+    modules find of a model of ours. instructed: others get DATA's instructions too.
+    instructions_of: a source whose instructions ours gets on official tasks. world: its ranks share
+    the encoding and part; what comes after and the file are the first rank's alone.
     Returns {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
     "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
     "environment"}, with data "protocol" ("random split", or "knowledge split" with the control as a
@@ -77,26 +81,23 @@ def evaluate(
     """
     card = _ours(model, data) if generation or states else None
     started = time.perf_counter()
-    chosen = _chosen(data, tasks, max_queries, seed)
+    chosen = _chosen(data, tasks, max_queries, seed, instructed and not is_ours(model))
     with quiet():
         overlap = check_overlap(model, chosen, allow_overlap, fetch=_fetch)
         options: Any = {"batch_tokens": batch_tokens, "trust_remote_code": trust_remote_code}
-        encoder = load_model(model, **options, world=world)
+        encoder = load_model(model, **options, instructions_of=instructions_of, world=world)
         scores = _judge_all(encoder, chosen, batch_size, world)
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     result: dict[str, Any] = {
-        "model": model,
-        "data": None if data is None else shown(data),
-        "max_queries": max_queries,
-        "seed": seed,
+        "model": model, "data": None if data is None else shown(data),
+        "max_queries": max_queries, "seed": seed,
         "seconds": round(time.perf_counter() - started, 2),
         "tasks": scores,
         "per_query": {task.metadata.name: task.per_query for task in held_out},
         "environment": _environment(),
         **_stated(held_out, overlap),
-    }
-    if examples and held_out:
-        result["examples"] = _examples(held_out[0], examples, seed)
+    }  # fmt: skip
+    result |= {"examples": _examples(held_out[0], examples, seed)} if examples and held_out else {}
     if card is not None and world.first:
         result |= _looked_into(card, held_out[0], generation, states)
     if output is not None and world.first:
@@ -120,14 +121,18 @@ def _stated(held_out: list[HeldOutTask], overlap: dict[str, Any]) -> dict[str, A
 
 
 def _chosen(
-    data: Path | str | None, names: Sequence[str], max_queries: int | None, seed: int
+    data: Path | str | None,
+    names: Sequence[str],
+    max_queries: int | None,
+    seed: int,
+    instructed: bool = False,
 ) -> list[AbsTask]:
     """Our own tasks first. Raises ConfigError where there is none at all."""
     if data is None and not names:
         raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
     chosen: list[AbsTask] = list(official_tasks(names))
     if data is not None:
-        chosen[:0] = held_out_tasks(data, max_queries=max_queries, seed=seed)
+        chosen[:0] = held_out_tasks(data, max_queries=max_queries, seed=seed, instructed=instructed)
     return chosen
 
 
@@ -136,6 +141,8 @@ def _judge_all(
 ) -> dict[str, dict[str, Any]]:
     """Each task's scores by its name; then the ranks part, for what is left is the first's."""
     show = world.first and sys.stderr.isatty()
+    if isinstance(encoder, OWN) and not all(isinstance(task, HeldOutTask) for task in tasks):
+        encoder.say_what_is_unsettled()
     known: dict[str, np.ndarray] = {}  # of our own tasks, which have one corpus
     scores = {task.metadata.name: judge(encoder, task, batch_size, show, known) for task in tasks}
     if world.size > 1:
@@ -195,7 +202,7 @@ def judge(
     """
     _fetch(task)
     show = sys.stderr.isatty() if show is None else show
-    with recorded(encoder, isinstance(task, HeldOutTask), known) as seen:
+    with recorded(encoder, task if isinstance(task, HeldOutTask) else None, known) as seen:
         outcome = mteb.evaluate(
             encoder,
             task,
@@ -220,22 +227,27 @@ def judge(
 
 @contextlib.contextmanager
 def recorded(
-    encoder: Any, wanted: bool = True, documents: dict[str, np.ndarray] | None = None
+    encoder: Any, task: HeldOutTask | None, documents: dict[str, np.ndarray] | None = None
 ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
     """While mteb searches, keep what `encoder` answers: {"query" or "document": {id: vector}}.
 
-    documents: what is known of them already, see `judge`. So the corpus is encoded once for scores,
-    geometry and a second task. Models that are no encoders of single vectors (BM25, late
-    interaction) leave nothing here.
+    task: one of our own; None: nothing is kept. A model of ours gets its texts with their
+    instructions here. documents: what is known of them already, see `judge`. So the corpus is
+    encoded once for scores, geometry and a second task. Models that are no encoders of single
+    vectors (BM25, late interaction) leave nothing here.
     """
     seen = {"query": dict[str, np.ndarray](), "document": {} if documents is None else documents}
-    encode: Callable[..., Any] | None = getattr(encoder, "encode", None) if wanted else None
+    encode: Callable[..., Any] | None = getattr(encoder, "encode", None) if task else None
+    told = task if isinstance(encoder, OWN) else None
 
     def record(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         assert encode is not None
-        known = seen[kwargs["prompt_type"].value]
+        side = kwargs["prompt_type"].value
+        known = seen[side]
         if known and all(i in known for i in inputs.dataset["id"]):
             return np.stack([known[i] for i in inputs.dataset["id"]])
+        if told is not None:
+            kwargs["instructed"] = told.texts(side, inputs.dataset["id"])
         vectors = encode(inputs, *args, **kwargs)
         rows = torch.as_tensor(vectors).float().cpu().numpy()
         if rows.ndim == 2:
@@ -300,13 +312,13 @@ def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:
     found = sorted(task.rankings[query_id].items(), key=lambda item: -item[1])
     first = next((rank for rank, (i, _) in enumerate(found, 1) if i in right), None)
     passages = [
-        {"text": judged.documents[i], "score": round(score, 4), "right": i in right}
+        {"text": bare(judged.documents[i]), "score": round(score, 4), "right": i in right}
         for i, score in found[:k]
     ]
     return {
         "id": query_id,
-        "query": judged.queries[query_id],
-        "answers": [judged.documents[i] for i in right],
+        "query": bare(judged.queries[query_id]),
+        "answers": [bare(judged.documents[i]) for i in right],
         "first_right": first,
         "passages": passages,
     }

@@ -17,6 +17,7 @@ from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError
 from lbr_ds.evaluate.judged import Judgements, read_held_out
 from lbr_ds.evaluate.languages import languages_of
+from lbr_ds.instructions import Side, bare
 
 SPLIT = "test"
 
@@ -27,12 +28,20 @@ class HeldOutTask(AbsTaskRetrieval):
     After a run: `per_query` {query id: ndcg@10}, `rankings` {query id: {document id: score}}.
     told_by: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
     wanted: `data.languages`, for mteb's metadata (`languages.py`).
+    instructed: whether mteb gets the texts with the data's instructions before them. Otherwise it
+    gets them bare, and a model that was trained with instructions gets those of `texts`.
     """
 
     k_values = (1, 3, 5, 10, 20, 100)
 
     def __init__(
-        self, name: str, judged: Judgements, told_by: str = "", wanted: Sequence[str] = ()
+        self,
+        name: str,
+        judged: Judgements,
+        told_by: str = "",
+        wanted: Sequence[str] = (),
+        *,
+        instructed: bool = False,
     ) -> None:
         self.metadata = mteb.TaskMetadata(
             name=name,
@@ -41,21 +50,23 @@ class HeldOutTask(AbsTaskRetrieval):
             type="Retrieval",
             category="t2t",
             eval_splits=[SPLIT],
-            eval_langs=languages_of([*judged.queries.values(), *judged.documents.values()], wanted),
+            eval_langs=languages_of(
+                map(bare, [*judged.queries.values(), *judged.documents.values()]), wanted
+            ),
             main_score="ndcg_at_10",
         )
         super().__init__()
         self.judged = judged
-        self.told_by, self.wanted = told_by, wanted
+        self.told_by, self.wanted, self.instructed = told_by, wanted, instructed
         self.per_query: dict[str, float] = {}
         self.rankings: dict[str, dict[str, float]] = {}
         self.load_data()
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
         """Hand mteb the texts; no file and no network."""
-        judged = self.judged
-        queries = [{"id": i, "text": t} for i, t in judged.queries.items()]
-        corpus = [{"id": i, "title": "", "text": t} for i, t in judged.documents.items()]
+        judged, form = self.judged, str if self.instructed else bare
+        queries = [{"id": i, "text": form(t)} for i, t in judged.queries.items()]
+        corpus = [{"id": i, "title": "", "text": form(t)} for i, t in judged.documents.items()]
         self.dataset = {
             "default": {
                 SPLIT: {
@@ -67,6 +78,11 @@ class HeldOutTask(AbsTaskRetrieval):
             }
         }
         self.data_loaded = True
+
+    def texts(self, side: Side, ids: Iterable[str]) -> list[str]:
+        """Queries or documents, each after its instruction, for a model trained with them."""
+        texts = self.judged.queries if side == "query" else self.judged.documents
+        return [texts[i] for i in ids]
 
     def task_specific_scores(
         self,
@@ -105,13 +121,13 @@ def held_out_task(
 
 
 def held_out_tasks(
-    data: Path | str, *, max_queries: int | None = None, seed: int = 0
+    data: Path | str, *, max_queries: int | None = None, seed: int = 0, instructed: bool = False
 ) -> list[HeldOutTask]:
     """The tasks of a prepared folder or its URL: `NAME-eval`, and under protocol knowledge
     `NAME-control` over the same documents.
 
-    max_queries: at most so many queries of each, drawn by `seed`. Raises DataError when a split is
-    missing or holds no query.
+    max_queries: at most so many queries of each, drawn by `seed`. instructed: see `HeldOutTask`.
+    Raises DataError when a split is missing or holds no query.
     """
     tasks = []
     for part in read_held_out(data):
@@ -119,7 +135,7 @@ def held_out_tasks(
         if max_queries is not None:
             own = own.choose(own.sample(max_queries, seed))
         name = f"{Path(shown(data)).resolve().name}-{part.split}"
-        tasks.append(HeldOutTask(name, own, part.told_by, part.languages))
+        tasks.append(HeldOutTask(name, own, part.told_by, part.languages, instructed=instructed))
     return tasks
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lbr_ds import runs
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
+from lbr_ds.instructions import bare
 from lbr_ds.locate import file_sha256
 
 Role = Literal["query", "passage"]
@@ -28,7 +29,7 @@ class TextVectors(Protocol):
         ...
 
     def encode(self, texts: list[str], role: Role) -> NDArray[np.float32]:
-        """(len(texts), D), each row of unit length."""
+        """(len(texts), D), each row of unit length; texts: of `Record.asked` and `told`."""
         ...
 
 
@@ -50,7 +51,7 @@ class Own:
         return PackedEncoder(self.folder, trust_remote_code=self.trust_remote_code)
 
     def encode(self, texts: list[str], role: Role) -> NDArray[np.float32]:
-        """Queries and passages are encoded alike; an instruction is part of the query's text."""
+        """Queries and passages are encoded alike, each after its instruction."""
         vectors: NDArray[np.float32] = self._model.encode(texts)
         return vectors
 
@@ -92,8 +93,25 @@ class Stock:
                 "(give a folder, a run, or a name; a name needs the network or a local copy)"
             ) from error
 
+    @cached_property
+    def _exported(self) -> Any:
+        """The model as one that we exported; None for any other."""
+        from lbr_ds.model.bottleneck import CARD
+        from lbr_ds.model.sentences import Exported
+
+        folder = Path(self.name).expanduser()
+        return Exported(folder, self._model) if (folder / CARD).is_file() else None
+
     def encode(self, texts: list[str], role: Role) -> NDArray[np.float32]:
-        """With the model's own prompt for queries or for documents where it has one."""
+        """An export of ours: each text after its instruction, as it was trained.
+
+        Any other model: the bare text after the model's own prompt for queries or for documents,
+        where it has one.
+        """
+        if self._exported is not None:
+            own: NDArray[np.float32] = self._exported.encode(texts, show_progress_bar=False)
+            return own
+        texts = [bare(text) for text in texts]
         work = self._model.encode_query if role == "query" else self._model.encode_document
         found = work(texts, normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(found, np.float32)

@@ -42,7 +42,7 @@ from lbr_ds.source import MiningConfig
 
 log = logging.getLogger(__name__)
 EXAMPLES = 10
-_RULES = 1  # raise it when the same settings would give other negatives
+_RULES = 2  # raise it when the same settings would give other negatives
 _CHARS = 600  # of a text shown in the audit
 
 
@@ -81,7 +81,7 @@ def encode(run: RunConfig, world: World, progress: Progress | None = None) -> No
         _, pool = _read(run, manifest)
         for encoder in encoders.values():
             embed_share(_queries(pool), encoder, "query", work, world, progress)
-            embed_share(pool.passages, encoder, "passage", work, world, progress)
+            embed_share(pool.told, encoder, "passage", work, world, progress)
     leave()
 
 
@@ -109,7 +109,7 @@ def _read(run: RunConfig, manifest: Manifest) -> tuple[list[Record], Pool]:
 
 
 def _queries(pool: Pool) -> list[str]:
-    return [record.instruction + record.query for record in pool.queries]
+    return [record.asked() for record in pool.queries]
 
 
 def _encoders(mining: MiningConfig) -> dict[str, TextVectors]:
@@ -146,7 +146,7 @@ def _search(
     for part, encoder in encoders.items():
         vectors[part] = (
             embed(queries, encoder, "query", work, progress),
-            embed(pool.passages, encoder, "passage", work, progress),
+            embed(pool.told, encoder, "passage", work, progress),
         )
     ranked: dict[str, Iterator[Ranking]] = {}
     for method in run.mining.methods:
@@ -164,7 +164,7 @@ def _search(
         chooser.choose(query, dict(zip(ranked, rankings, strict=True)))
         for query, rankings in enumerate(zip(*ranked.values(), strict=True))
     ]
-    _forget_others(work, queries, pool.passages, encoders.values())
+    _forget_others(work, queries, pool.told, encoders.values())
     return chooser, chosen
 
 

@@ -18,11 +18,14 @@ from lbr_ds.records import Record
 class Pool:
     """P passages that differ when normalised, and Q queries.
 
+    told: the passages as a model trained on the data encodes them: after the document instruction
+    of the first record that holds them. Every rule compares the bare ones.
     positives[q]: the passages that answer query q. barred[q]: sets of passages that are never its
     mined negatives; most are shared by many queries.
     """
 
     passages: list[str]
+    told: list[str]
     queries: list[Record]
     positives: list[NDArray[np.int64]]
     barred: list[list[NDArray[np.int64]]]
@@ -39,6 +42,7 @@ class Pool:
         kept_out = {key(text) for record in judged for text in record.texts()}
         numbers: dict[bytes, int] = {}
         passages: list[str] = []
+        told: list[str] = []
         of_group: dict[tuple[str, str], set[int]] = defaultdict(set)
         left_out: set[bytes] = set()
         for record in (*asked, *others):
@@ -51,6 +55,7 @@ class Pool:
                 if name not in numbers:
                     numbers[name] = len(passages)
                     passages.append(text)
+                    told.append(record.told(text))
                 if text in answers:
                     of_group[_group(record)].add(numbers[name])
             for label, text in zip(record.kin, record.positives, strict=False):
@@ -64,7 +69,7 @@ class Pool:
             own = _sorted(numbers.get(key(t), -1) for t in (record.query, *record.negatives))
             names = [_group(record), *(("kin", label) for label in record.kin if label)]
             barred.append([own, *(groups[name] for name in names if name in groups)])
-        return cls(passages, queries, positives, barred, len(left_out))
+        return cls(passages, told, queries, positives, barred, len(left_out))
 
 
 def _group(record: Record) -> tuple[str, str]:

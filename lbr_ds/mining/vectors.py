@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.distributed import World
+from lbr_ds.instructions import instruction_of
 from lbr_ds.mining.encoders import Role, TextVectors
 
 ROWS = 1024  # texts a block; also what a killed run may lose
@@ -103,8 +104,8 @@ def cache_key(texts: Sequence[str], encoder: TextVectors, role: Role) -> str:
     """20 hex digits for these texts by this model."""
     digest = hashlib.sha256(f"{encoder.fingerprint} {role} {ROWS}\n".encode())
     for text in texts:
-        raw = text.encode()
-        digest.update(f"{len(raw)}:".encode() + raw)
+        raw, begin = text.encode(), len(instruction_of(text))
+        digest.update(f"{len(raw)}{f'-{begin}' if begin else ''}:".encode() + raw)
     return digest.hexdigest()[:20]
 
 

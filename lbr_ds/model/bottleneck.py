@@ -51,12 +51,16 @@ transformers_logging.disable_progress_bar()  # a bar a tensor, on every rank
 
 @dataclass(frozen=True)
 class Card:
-    """`lbr.json`: how a folder's model turns a text into a vector."""
+    """`lbr.json`: how a folder's model turns a text into a vector.
+
+    pool_instruction: whether the mean includes an instruction's states; only mean pooling asks.
+    """
 
     num_bottleneck: int
     max_length: int
     pooling: str
     attention: str
+    pool_instruction: bool = True
 
     def save(self, folder: Path) -> None:
         """Write the card into a model folder."""
@@ -117,7 +121,9 @@ def prepare_backbone(
         _copy(stored, backbone, new, part)
     write_legacy_rope(part)
     save_tokenizer(tokenizer, part)
-    Card(bottleneck.count, model.max_length, model.pooling, model.attention).save(part)
+    Card(
+        bottleneck.count, model.max_length, model.pooling, model.attention, model.pool_instruction
+    ).save(part)
     (part / made_from.name).write_text(json.dumps(wanted, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

@@ -52,10 +52,7 @@ class Embedder(nn.Module):
         if batch.targets is not None:
             return self.head(hidden[batch.read], batch.targets, batch.bags)
         if self.pooling == "mean":
-            sums = hidden.new_zeros(batch.num_sequences, hidden.shape[1], dtype=torch.float32)
-            lengths = batch.starts.diff()
-            owner = torch.arange(len(lengths), device=hidden.device).repeat_interleave(lengths)
-            pooled = sums.index_add(0, owner, hidden.float()) / lengths[:, None]
+            pooled = _means(hidden.float(), batch)
         else:
             pooled = hidden[batch.read].float()
         return normalize(pooled, dim=-1)
@@ -81,6 +78,18 @@ class Embedder(nn.Module):
         if self.pooling == "mean" and batch.targets is None:
             return None
         return batch.read if len(batch.read) <= _WORTH * batch.num_tokens else None
+
+
+def _means(states: Tensor, batch: PackedBatch) -> Tensor:
+    """(N, D): the mean of each sequence's rows of states (T, D), instructions left out if asked."""
+    lengths = batch.starts.diff()
+    owner = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
+    if batch.unpooled is not None:
+        inside = torch.arange(len(states), device=states.device) - batch.starts[owner]
+        states = states * (inside >= batch.unpooled[owner])[:, None]
+        lengths = lengths - batch.unpooled
+    sums = states.new_zeros(len(lengths), states.shape[1])
+    return sums.index_add(0, owner, states) / lengths[:, None]
 
 
 def build_embedder(

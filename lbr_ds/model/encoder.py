@@ -44,6 +44,7 @@ class PackedEncoder:
             load_tokenizer(folder),
             max_length=self.card.max_length,
             num_bottleneck=self.card.num_bottleneck,
+            pool_instruction=self.card.pool_instruction,
         )
 
     @torch.inference_mode()

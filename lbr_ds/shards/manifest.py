@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lbr_ds.address import CACHE_GIB, is_url
 from lbr_ds.errors import DataError
+from lbr_ds.instructions import Instructions
 from lbr_ds.locate import file_sha256
 from lbr_ds.shards.remote import Remote
 
@@ -48,6 +49,7 @@ class Manifest:
     fingerprint: str  # hash of everything that decides the bytes of the shards
     program: str  # version of lbr_ds that wrote it
     remote: Remote | None = None  # where the shards come from
+    instructions: Instructions = field(default_factory=Instructions)  # of the records, by source
 
     @classmethod
     def load(cls, folder: Path | str, cache_gib: float = CACHE_GIB) -> Manifest:
@@ -89,9 +91,9 @@ class Manifest:
                     raise DataError(f"{path}: not a shard: {shard}; {_AGAIN}")
             return cls(
                 folder, splits, raw["sources"], raw["seed"], raw["fingerprint"], raw["program"],
-                remote,
+                remote, Instructions.of(raw.get("instructions")),
             )  # fmt: skip
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
 
@@ -116,6 +118,8 @@ class Manifest:
         }
         plain = {"version": VERSION, "program": self.program, "fingerprint": self.fingerprint,
                  "seed": self.seed, "sources": self.sources, "splits": splits}  # fmt: skip
+        if self.instructions.any:
+            plain["instructions"] = self.instructions.plain()
         text = json.dumps(plain, indent=1, ensure_ascii=False)
         (self.folder / NAME).write_text(text + "\n", encoding="utf-8")
 

@@ -29,8 +29,10 @@ from lbr_ds import environment
 from lbr_ds.address import path_of
 from lbr_ds.config import RunConfig
 from lbr_ds.corpora import overlap
+from lbr_ds.corpora.leaks import TRAINED
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
+from lbr_ds.instructions import Instructions
 from lbr_ds.model.files import in_files, save_files, save_index, share_of
 from lbr_ds.model.rope import write_legacy_rope
 from lbr_ds.runs import fault, saved
@@ -61,6 +63,8 @@ class Saver:
         self._writing: Writing | None = None
         self._before: Path | None = None  # what this process saved last
         self._data = _data(run, stage)
+        split = TRAINED[stage - 1]
+        self._instructions = Manifest.load(run.data.folder).instructions.within(split)
 
     def __enter__(self) -> Saver:
         return self
@@ -156,7 +160,7 @@ class Saver:
             if before and engine.adapted:
                 made += link_files(own, before, part / _BASE)
             if world.first:
-                made += describe_model(run, engine.dtype, files, part / "model")
+                made += describe_model(run, engine.dtype, files, part / "model", self._instructions)
             return made
 
         return Plan(
@@ -179,9 +183,13 @@ class Saver:
 
 
 def describe_model(
-    run: RunConfig, dtype: torch.dtype, weights: Mapping[str, list[str]], folder: Path
-) -> list[Path]:
-    """Config, tokenizer and hashes of the training texts beside the weights. The files made."""
+    run: RunConfig, dtype: torch.dtype, weights: Mapping[str, list[str]], folder: Path,
+    used: Instructions,
+) -> list[Path]:  # fmt: skip
+    """Config, tokenizer, instructions and hashes of the training texts beside the weights.
+
+    Returns the files made.
+    """
     save_index(weights, folder)
     for path in (run.run / "backbone").iterdir():
         if path.is_file() and path.suffix != ".safetensors" and ".index." not in path.name:
@@ -193,6 +201,8 @@ def describe_model(
     data = path_of(run.data.folder)
     if data is not None:  # of data that lies elsewhere eval cannot check overlap
         overlap.copy(data, folder)
+    if used.any:
+        used.save(folder)
     found = (path for path in folder.iterdir() if path.is_file())
     return sorted(path for path in found if path.suffix != ".safetensors")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import LbrError
-from lbr_ds.shards import steps
+from lbr_ds.shards import Manifest, steps
 from lbr_ds.train.stages import Stage, Work
 
+log = logging.getLogger(__name__)
 _AHEAD = 4  # steps that each loader process prepares in advance
 
 
@@ -57,8 +59,13 @@ def open_feed(
     """The rank's work for steps start..stop, in order, whatever the number of loader processes.
 
     Those start at once, as forks: what this process holds now, each of them holds for good.
-    Raises what reading and encoding raise (DataError), also from a loader process.
+    Raises what reading and encoding raise (DataError), also from a loader process, and at once for
+    an instruction in the manifest that leaves no room for text.
     """
+    used = Manifest.load(run.data.folder).instructions.within(stage.split)
+    encoder.check(used.stated())
+    if used.any and not run.model.pool_instruction and run.model.pooling == "last":
+        log.info("model.pool_instruction=false has no effect with model.pooling=last")
     feed = _Feed(run, stage, encoder, rank, world, start, stop)
     workers = min(run.data.workers, max(0, stop - start))
     loader: Iterable[Work | LbrError] = feed

@@ -161,6 +161,7 @@ def text_encoder(run: RunConfig) -> TextEncoder:
         load_tokenizer(run.run / "backbone"),
         max_length=run.model.max_length,
         num_bottleneck=run.bottleneck.count,
+        pool_instruction=run.model.pool_instruction,
     )
 
 

@@ -13,6 +13,7 @@ from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
 from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig
 from lbr_ds.errors import DataError
+from lbr_ds.instructions import MIN_TEXT
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.records import Record
 from tests.tiny import backbone
@@ -134,14 +135,15 @@ def test_only_a_whole_text_ends_with_the_end_token(encoder: TextEncoder, objecti
 
 def test_an_instruction_that_leaves_no_room_is_refused(encoder: TextEncoder) -> None:
     room = 24 - 2
-    fits = replace(PAIR, instruction=" ".join(["?"] * (room // 2)))
-    assert len(ids(encoder, fits.instruction)) == room - 1
+    fits = replace(PAIR, instruction=" ".join(["?"] * 7) + "?")
+    assert len(ids(encoder, fits.instruction)) == room - MIN_TEXT
     context = generative_sequence(fits, "sft", encoder, turn=0, max_target_length=8).context
     assert context == ids(encoder, fits.instruction + PAIR.query)[:room] + encoder.contexts([""])[0]
-    full = replace(fits, instruction=fits.instruction + "?")
+    full = replace(fits, instruction=" ".join(["?"] * 8))
     message = (
-        "record 1: its instruction fills all 22 tokens that model.max_length=24 leaves for "
-        "instruction and query; shorten the instruction or raise model.max_length"
+        f"record 1 of {PAIR.source}: its instruction '(\\? ?){{8}}' has 15 tokens, bottleneck and "
+        "special tokens are 2, which leaves 7 of model.max_length=24 for the text .at least 8 are "
+        "needed.; shorten the instruction or raise model.max_length to 25"
     )
     for objective in ("sft", "uncut", "gl"):
         with pytest.raises(DataError, match=f"^{message}$"):

@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.evaluate import held_out_task, judge, official_tasks, split_names
+from lbr_ds.evaluate import (
+    held_out_task,
+    held_out_tasks,
+    judge,
+    official_tasks,
+    split_names,
+)
 from lbr_ds.evaluate.ranking import rank_scores
+from lbr_ds.instructions import bare
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, write_split
 
 
-def scores_by_hand(encoder: Any, records: list[Record]) -> dict[str, float]:
+def scores_by_hand(
+    encoder: Any, records: list[Record], instructed: bool = False
+) -> dict[str, float]:
     """Recall@10, ndcg@10 and mrr@10, from their definitions."""
     corpus = sorted({t for r in records for t in (*r.positives, *r.negatives)})
     vectors = np.stack([encoder.vector(text) for text in corpus])
@@ -24,7 +33,8 @@ def scores_by_hand(encoder: Any, records: list[Record]) -> dict[str, float]:
         right = set(record.positives)
         if record.group == "it":
             right = {"one use", "another use"}
-        order = np.argsort(-vectors @ encoder.vector(record.instruction + record.query))
+        asked = record.instruction * instructed + record.query
+        order = np.argsort(-vectors @ encoder.vector(asked))
         hits = np.array([corpus[i] in right for i in order[:10]], float)
         discount = 1 / np.log2(np.arange(2, 12))
         recalls.append(hits.sum() / len(right))
@@ -43,7 +53,20 @@ def test_scores_equal_the_definitions(encoder: Any, data: Path, records: list[Re
     assert 0 < expected["ndcg_at_10"] < 1
     assert {k: scores[k] for k in expected} == pytest.approx(expected, abs=2e-5)
     assert np.mean(list(task.per_query.values())) == pytest.approx(expected["ndcg_at_10"], abs=2e-5)
+    assert "question 0" in encoder.calls
+    assert "Find: question 0" not in encoder.calls
+
+
+def test_another_model_gets_instructions_on_request(
+    encoder: Any, data: Path, records: list[Record]
+) -> None:
+    (task,) = held_out_tasks(data, instructed=True)
+    scores = judge(encoder, task)
+    expected = scores_by_hand(encoder, records, instructed=True)
+    assert {k: scores[k] for k in expected} == pytest.approx(expected, abs=2e-5)
+    assert expected != scores_by_hand(encoder, records)
     assert "Find: question 0" in encoder.calls
+    assert "question 0" not in encoder.calls
 
 
 def test_our_own_ranking_is_mtebs(
@@ -56,7 +79,7 @@ def test_our_own_ranking_is_mtebs(
         task = held_out_task(data)
         scores = judge(encoder, task)
         queries, passages = (
-            np.stack([vector(text) for text in part.values()])
+            np.stack([vector(bare(text)) for text in part.values()])
             for part in (task.judged.queries, task.judged.documents)
         )
         found = rank_scores(queries, passages, task.judged)
@@ -93,7 +116,7 @@ def test_the_vectors_of_the_search_are_measured(
     uses = {"one use", "another use"}
     near, far = [], []
     for record in records:
-        query = encoder.vector(record.instruction + record.query)
+        query = encoder.vector(record.query)
         distance = {text: 1 - query @ encoder.vector(text) for text in corpus}
         own = uses if record.id.startswith("use") else set(record.positives)
         mates = uses | {"third use"} if record.group == "it" else set()
