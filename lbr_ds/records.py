@@ -82,7 +82,7 @@ class Record:
         unknown = sorted(set(raw) - set(cls.__dataclass_fields__))
         if unknown:
             known = ", ".join(cls.__dataclass_fields__)
-            raise DataError(f"{where}: unknown field {unknown[0]!r}; a record has {known}")
+            raise DataError(f"{where}: unknown field {unknown[0]!r:.60}; a record has {known}")
         _check_types(raw, where)
         record = cls(**{"id": "", "source": "", **raw})
         for name in ("id", "source"):

@@ -111,6 +111,7 @@ class SourceConfig(Part):
     role: Literal["pair", "fact", "both"] = "pair"
     header: list[str] = Field(default_factory=list)  # csv without one; a last "*rest" takes a tail
     subset: str = ""  # of a Hugging Face data set
+    encoding: str = "utf-8"  # of text files: any that Python knows, such as gb18030 or cp1252
     split: str = ""  # of a Hugging Face data set (train), or of BEIR's qrels (all)
     # Before queries and documents, see InstructionConfig; a plain string is the query side's. A
     # record's own `instruction` and `document_instruction` take its place.
@@ -126,6 +127,16 @@ class SourceConfig(Part):
     @classmethod
     def _text_is_of_the_query(cls, value: Any) -> Any:
         return {"query": value} if isinstance(value, str) else value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        try:
+            if "\n".encode(value).decode(value) == "\n":
+                return value
+        except (LookupError, UnicodeError, ValueError):
+            pass
+        raise ValueError(f"{value!r} is no encoding of text; use utf-8, utf-16, gb18030, cp1252...")
 
     @field_validator("where")
     @classmethod

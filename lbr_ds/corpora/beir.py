@@ -1,8 +1,13 @@
-"""The BEIR layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv in one folder.
+"""The BEIR layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv in one folder, each also as .gz.
 
 One row a judged query: its documents with a score above 0 are positives ("title. text"), those
-with 0 are negatives. Documents that no query names are left out; name corpus.jsonl as a source of
-its own (shape: passages) to learn from them.
+with 0 or less are negatives. Documents that no query names are left out; name corpus.jsonl as a
+source of its own (shape: passages) to learn from them.
+
+Judgements are `query document score`, as BEIR has them, or `query 0 document score`, as TREC has
+them; a first line whose score is no number is a header. What gives no pair is counted and left out:
+queries that nothing is judged for, or nothing above 0, documents and queries without a text, and
+judgements that are made twice (the highest score counts).
 """
 
 from __future__ import annotations
@@ -10,115 +15,135 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.jsonl import read_jsonl
-from lbr_ds.corpora.reading import Row
-from lbr_ds.corpora.table import read_tsv
+from lbr_ds.corpora.lines import numbered_lines
+from lbr_ds.corpora.reading import Row, Skipped, few
+from lbr_ds.corpora.segment import visible
+from lbr_ds.corpora.shapes import as_text
 from lbr_ds.errors import DataError
 
 _TABLES = """
-CREATE TABLE texts (kind TEXT, id TEXT, text TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID;
-CREATE TABLE qrels (place INTEGER PRIMARY KEY, line TEXT, query TEXT, document TEXT, score REAL);
+CREATE TABLE texts (kind TEXT, id TEXT, text TEXT, line TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID;
+CREATE TABLE qrels (place INTEGER PRIMARY KEY, line TEXT, query TEXT, document TEXT, score REAL,
+                    UNIQUE (query, document));
 """
 
 
 def read_beir(path: Path, source: SourceConfig) -> Iterator[Row]:
     """Yield a row a query in the order of the qrels; all splits, or the source's `split`.
 
-    The corpus lies in a temporary file meanwhile. Raises DataError for a folder that is not BEIR's.
+    The corpus is kept in a temporary file meanwhile. Raises DataError for a folder that is not
+    BEIR's.
     """
-    with tempfile.TemporaryDirectory(prefix="lbr-ds-") as folder:
-        store = sqlite3.connect(Path(folder) / "beir.sqlite")
-        try:
-            store.executescript(_TABLES)
-            for kind, name in (("document", "corpus"), ("query", "queries")):
-                yield from _load(store, kind, _part(path, f"{name}.jsonl"), source)
-            yield from _judge(store, path, source)
-            yield from _queries(store, path)
-        finally:
-            store.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="lbr-ds-") as folder,
+        closing(sqlite3.connect(Path(folder) / "beir.sqlite")) as store,
+    ):
+        store.executescript(_TABLES)
+        for kind, name in (("document", "corpus"), ("query", "queries")):
+            yield from _load(store, kind, _part(path, name), source)
+        yield from _judge(store, path, source)
+        yield from _queries(store)
+        if not source.split:
+            yield from _not_judged(store)
 
 
 def _part(path: Path, name: str) -> Path:
-    for file in (path / name, path / f"{name}.gz"):
-        if file.is_file():
-            return file
+    for end in (".jsonl", ".jsonl.gz", ".json", ".json.gz"):
+        if (path / f"{name}{end}").is_file():
+            return path / f"{name}{end}"
     raise DataError(
-        f"{path}: holds no {name}; BEIR has corpus.jsonl, queries.jsonl and qrels/train.tsv"
+        f"{path}: holds no {name}.jsonl; BEIR has corpus.jsonl, queries.jsonl and qrels/train.tsv"
     )
 
 
 def _load(store: sqlite3.Connection, kind: str, file: Path, source: SourceConfig) -> Iterator[Row]:
     """Put one file's texts into the store; yields its bad lines."""
     for row in read_jsonl(file, source):
-        text = row.columns if isinstance(row.columns, DataError) else _text(row)
-        if isinstance(text, DataError):
-            yield Row(row.where, row.key, text)
+        found = _named_text(row)
+        if isinstance(found, DataError):
+            yield Row(row.where, row.key, found)
             continue
-        name = str(_columns(row)["_id"])
+        name, text = found
         try:
-            store.execute("INSERT INTO texts VALUES (?, ?, ?)", (kind, name, text))
+            store.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (kind, name, text, row.where))
         except sqlite3.IntegrityError:
-            message = f"{row.where}: _id {name!r} is taken by an earlier line"
+            message = f"{row.where}: _id {name!r:.60} is taken by an earlier line"
             yield Row(row.where, row.key, DataError(message))
 
 
-def _columns(row: Row) -> dict[str, Any]:
-    assert isinstance(row.columns, dict)
-    return row.columns
-
-
-def _text(row: Row) -> str | DataError:
-    """`title. text`, or what is missing."""
-    raw = _columns(row)
-    if raw.get("_id") in (None, "") or not isinstance(raw.get("text"), str):
-        return DataError(f"{row.where}: needs _id and text; it has {', '.join(raw)}")
-    title = raw.get("title") or ""
-    return f"{title}. {raw['text']}" if isinstance(title, str) and title else str(raw["text"])
+def _named_text(row: Row) -> tuple[str, str] | DataError:
+    """(_id, `title. text`) of a line, or what is wrong with it; the text may be empty."""
+    if not isinstance(row.columns, dict):
+        return DataError(str(row.columns))
+    found = {}
+    for name in ("_id", "title", "text"):
+        value = as_text(row.columns.get(name))
+        if value is None:
+            held = row.columns[name]
+            return DataError(f"{row.where}: {name} must be a text or a number, not {held!r:.60}")
+        found[name] = value.strip() if visible(value) else ""
+    if not found["_id"]:
+        return DataError(f"{row.where}: needs _id and text; it has {few(row.columns)}")
+    return found["_id"], ". ".join(filter(None, (found["title"], found["text"])))
 
 
 def _judge(store: sqlite3.Connection, path: Path, source: SourceConfig) -> Iterator[Row]:
     """Put the judgements into the store; yields those that cannot be used."""
-    files = sorted((path / "qrels").glob(f"{source.split or '*'}.tsv"))
+    split = source.split or "*"
+    ends = (".tsv", ".txt", ".qrels", ".tsv.gz", ".txt.gz")
+    files = sorted(file for end in ends for file in (path / "qrels").glob(f"{split}{end}"))
     if not files:
-        raise DataError(f"{path}: holds no qrels/{source.split or '*'}.tsv; check data.sources")
+        raise DataError(f"{path}: holds no qrels/{split}.tsv; check data.sources")
     for file in files:
-        for row in read_tsv(file, source):
-            fault = row.columns if isinstance(row.columns, DataError) else _insert(store, row)
-            if fault:
-                yield Row(row.where, row.key, fault)
+        for number, line in numbered_lines(file, source.encoding):
+            where = f"{file}:{number}"
+            if isinstance(line, DataError):
+                yield Row(where, str(number), line)
+            elif line.strip():
+                fault = _insert(store, line, where, number == 1)
+                if fault:
+                    yield Row(where, str(number), fault)
 
 
-def _insert(store: sqlite3.Connection, row: Row) -> DataError | None:
-    cells = list(_columns(row).values())
-    if len(cells) != 3:
-        return DataError(
-            f"{row.where}: has {len(cells)} columns; qrels have query, document, score"
-        )
-    query, document, score = cells
+def _insert(
+    store: sqlite3.Connection, line: str, where: str, first: bool
+) -> DataError | Skipped | None:
+    """Keep one judgement, or say why not; a header is passed over."""
+    cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
     try:
-        number = float(score)
+        number = float(cells[-1])
     except ValueError:
-        return DataError(f"{row.where}: score {score!r} is not a number")
+        return None if first else DataError(f"{where}: score {cells[-1]!r:.60} is not a number")
+    if len(cells) not in (3, 4):
+        return DataError(
+            f"{where}: has {len(cells)} columns; qrels have query, document and score, "
+            "or query, 0, document and score"
+        )
+    query, document = cells[0], cells[-2]
     for kind, name in (("query", query), ("document", document)):
-        if not store.execute(
-            "SELECT 1 FROM texts WHERE kind = ? AND id = ?", (kind, name)
-        ).fetchone():
-            return DataError(f"{row.where}: names {kind} {name!r}, which is in no line")
+        known = "SELECT 1 FROM texts WHERE kind = ? AND id = ?"
+        if not store.execute(known, (kind, name)).fetchone():
+            return DataError(f"{where}: names {kind} {name!r:.60}, which is in no line")
+    insert = "INSERT OR IGNORE INTO qrels VALUES (NULL, ?, ?, ?, ?)"
+    if store.execute(insert, (where, query, document, number)).rowcount:
+        return None
     store.execute(
-        "INSERT INTO qrels VALUES (NULL, ?, ?, ?, ?)", (row.where, query, document, number)
+        "UPDATE qrels SET score = max(score, ?) WHERE query = ? AND document = ?",
+        (number, query, document),
     )
-    return None
+    return Skipped("judged_twice", f"{where}: {query} {document}")
 
 
-def _queries(store: sqlite3.Connection, path: Path) -> Iterator[Row]:
-    """One row a query with a positive; a query whose judgements are all 0 is a bad row."""
+def _queries(store: sqlite3.Connection) -> Iterator[Row]:
+    """One row a query with a positive, or why it has none; and one a judged document of no text."""
     ordered = store.execute(
-        "SELECT first.place, qrels.line, qrels.query, q.text, d.text, qrels.score FROM qrels"
+        "SELECT first.place, qrels.line, qrels.query, q.text, d.id, d.text, qrels.score FROM qrels"
         " JOIN (SELECT query, min(place) AS place FROM qrels GROUP BY query) AS first"
         " ON first.query = qrels.query"
         " JOIN texts AS q ON q.kind = 'query' AND q.id = qrels.query"
@@ -127,10 +152,27 @@ def _queries(store: sqlite3.Connection, path: Path) -> Iterator[Row]:
     )
     for _, judged in groupby(ordered, key=lambda row: row[0]):
         rows = list(judged)
-        _, where, name, query, _, _ = rows[0]
-        yield Row(where, name, {
-            "id": name,
-            "query": query,
-            "positives": [text for *_, text, score in rows if score > 0],
-            "negatives": [text for *_, text, score in rows if score <= 0],
-        })  # fmt: skip
+        _, where, name, query, *_ = rows[0]
+        for _, line, _, _, document, text, _ in rows:
+            if not text:
+                example = f"{line}: document {document}, for query {name}"
+                yield Row(line, name, Skipped("empty_document", example))
+        positives = [text for *_, text, score in rows if text and score > 0]
+        negatives = [text for *_, text, score in rows if text and score <= 0]
+        if not query:
+            yield Row(where, name, Skipped("empty_query", f"{where}: query {name}"))
+        elif not positives:
+            yield Row(where, name, Skipped("no_positive", f"{where}: query {name}: {query}"))
+        else:
+            record = {"id": name, "query": query, "positives": positives, "negatives": negatives}
+            yield Row(where, name, record)
+
+
+def _not_judged(store: sqlite3.Connection) -> Iterator[Row]:
+    """The queries that no judgement names."""
+    found = store.execute(
+        "SELECT id, text, line FROM texts WHERE kind = 'query'"
+        " AND id NOT IN (SELECT query FROM qrels) ORDER BY id"
+    )
+    for name, text, where in found:
+        yield Row(where, name, Skipped("not_judged", f"{where}: query {name}: {text}"))

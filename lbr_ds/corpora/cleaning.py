@@ -99,9 +99,11 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
         if fault := rules.fault(text):
             removed.append((f"negative_{fault[0]}", f"{record.id}: {fault[1]}: {text[:200]}"))
             del negatives[known]
+    query = tidy(record.query)
+    same = _without_twins(record, key(query) if query else b"", positives, negatives, removed)
     record = replace(
         record,
-        query=tidy(record.query),
+        query=query,
         positives=list(positives.values()),
         negatives=list(negatives.values()),
         text=tidy(record.text),
@@ -111,6 +113,8 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
         if fault := rules.fault(text):
             example = f"{record.id}: {fault[1]}: {text[:200]}"
             return Cleaned(record, (fault[0], example), removed)
+    if same:
+        return Cleaned(record, ("positive_is_query", f"{record.id}: {query[:200]}"), removed)
     longest = rules.max_shared_letters
     if longest is not None and record.query and shares_letters(record, longest):
         example = f"{record.id}: {record.query[:80]} / {record.positives[0][:80]}"
@@ -133,6 +137,28 @@ def _distinct(
         if kept.setdefault(key(text), text) is not text:
             removed.append((f"repeated_in_{name}", f"{record.id}: {text[:200]}"))
     return kept
+
+
+def _without_twins(
+    record: Record,
+    query: bytes,
+    positives: dict[bytes, str],
+    negatives: dict[bytes, str],
+    removed: list[tuple[str, str]],
+) -> bool:
+    """Take out answers that are the query once more, and negatives that are the query or an answer.
+
+    Returns whether the only answer is the query.
+    """
+    for known, text in list(negatives.items()):
+        if known == query or known in positives:
+            rule = "negative_is_query" if known == query else "negative_is_a_positive"
+            removed.append((rule, f"{record.id}: {text[:200]}"))
+            del negatives[known]
+    if query not in positives or len(positives) == 1:
+        return query in positives
+    removed.append(("positive_is_query", f"{record.id}: {positives.pop(query)[:200]}"))
+    return False
 
 
 def shares_letters(record: Record, longest: int) -> bool:

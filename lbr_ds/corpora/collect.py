@@ -24,6 +24,7 @@ from lbr_ds.records import Record
 
 _CHUNK_RECORDS, _CHUNK_CHARS = 256, 1 << 20  # of one job
 _CHUNKS_A_STEP = 16
+_CURE = "check data.sources.format, shape, columns and encoding"
 _UNSIGNED = bytes(512)  # where near duplicates are not asked for
 
 
@@ -44,22 +45,23 @@ class Done(NamedTuple):
 
 @dataclass
 class Collected:
-    """How many rows were read from each source and records kept, bad ones included; tallies."""
+    """How many rows were read from each source, records kept, and rows at fault; tallies."""
 
     read: list[int]
     kept: list[int]
+    bad: list[int]
     records: Tally = field(default_factory=Tally)  # records left out, by rule
     texts: Tally = field(default_factory=Tally)  # texts taken out of records that stay
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {"read": self.read, "kept": self.kept, "records": self.records.plain(),
-                "texts": self.texts.plain()}  # fmt: skip
+        return {"read": self.read, "kept": self.kept, "bad": self.bad,
+                "records": self.records.plain(), "texts": self.texts.plain()}  # fmt: skip
 
     @classmethod
     def restored(cls, plain: dict[str, Any]) -> Collected:
         """What `plain` told."""
-        collected = cls(plain["read"], plain["kept"])
+        collected = cls(plain["read"], plain["kept"], plain["bad"])
         collected.records.restore(plain["records"])
         collected.texts.restore(plain["texts"])
         return collected
@@ -80,7 +82,7 @@ def collect(
     """
     kept = store.recall("collected")
     none = [0] * len(corpora)
-    collected = Collected.restored(kept) if kept else Collected(none, list(none))
+    collected = Collected.restored(kept) if kept else Collected(none, list(none), list(none))
     if store.recall("collect"):
         return collected
     for number, corpus in enumerate(corpora):
@@ -90,6 +92,12 @@ def collect(
         _read(data, corpus, number, rules, store, collected, progress)
         if not collected.read[number]:
             raise DataError(f"{corpus.path}: holds no records; check data.sources.path and format")
+        if collected.bad[number] == collected.read[number]:
+            first = collected.records.examples["bad_record"][0]
+            raise DataError(
+                f"{corpus.path}: all of its {collected.bad[number]} rows are at fault; {_CURE}. "
+                f"An example: {first}"
+            )
         with store.step():
             store.remember(f"collect {number}", True)
     if not store.records:
@@ -115,9 +123,16 @@ def _read(
     while first := next(done, None):
         with store.step():
             for chunk in chain([first], islice(done, _CHUNKS_A_STEP - 1)):
+                sound = any(isinstance(entry, Cleaned) for _, entry in chunk.found)
                 for where, entry in chunk.found:
-                    kept = _take(data, where, entry, chunk.signatures, store, collected, asked)
-                    collected.kept[number] += kept
+                    if isinstance(entry, DataError):
+                        collected.bad[number] += 1
+                        _refuse(data, "bad_record", str(entry), collected, sound)
+                    elif isinstance(entry, Cleaned):
+                        kept = _take(data, where, entry, chunk.signatures, store, collected, asked)
+                        collected.kept[number] += kept
+                    else:
+                        collected.records.add(entry.rule, entry.example)
                 collected.read[number] += len(chunk.found)
                 if progress:
                     progress(f"read {corpus.name}", collected.read[number], None)
@@ -155,29 +170,32 @@ def _work(job: Job) -> Done:
     return Done(found, signatures)
 
 
+def _refuse(data: DataConfig, rule: str, fault: str, collected: Collected, sound: bool) -> None:
+    """Count a row at fault, or raise DataError where none is to be left out.
+
+    sound: whether rows near it are without fault; only then is it any use to leave such rows out.
+    """
+    if data.on_error == "strict":
+        cure = "mend it, or set data.on_error=skip to drop and count it" if sound else _CURE
+        raise DataError(f"{fault:.1000}; {cure}")
+    collected.records.add(rule, fault)
+
+
 def _take(
     data: DataConfig,
     where: str,
-    entry: Any,
+    cleaned: Cleaned,
     signatures: dict[bytes, bytes],
     store: Store,
     collected: Collected,
     asked: bool | None,
 ) -> bool:
     """Put one record into the store, or count why not."""
-    rule, fault = "bad_record", entry
-    if isinstance(entry, Cleaned):
-        first = store.taken(entry.record.id, where)
-        if first is None:
-            return _keep(entry, signatures, store, collected, asked)
-        rule = "duplicate_id"
-        fault = DataError(f"{where}: id {entry.record.id!r} is taken already, at {first}")
-    elif not isinstance(entry, DataError):
-        collected.records.add(entry.rule, entry.example)
-        return False
-    if data.on_error == "strict":
-        raise DataError(f"{fault}; mend it, or set data.on_error=skip to drop and count it")
-    collected.records.add(rule, str(fault))
+    first = store.taken(cleaned.record.id, where)
+    if first is None:
+        return _keep(cleaned, signatures, store, collected, asked)
+    fault = f"{where}: id {cleaned.record.id!r:.80} is taken already, at {first}"
+    _refuse(data, "duplicate_id", fault, collected, sound=True)
     return False
 
 

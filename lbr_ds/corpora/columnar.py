@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
+from lbr_ds.corpora.lines import kind_of
 from lbr_ds.corpora.reading import Row, files_below
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError, short
 
@@ -36,8 +37,13 @@ def _local(path: Path, kind: str) -> Iterator[Row]:
         except LbrError:
             raise
         except Exception as error:  # each library that takes part raises its own kinds
+            with file.open("rb") as opened:
+                found = kind_of(opened.read(512))
+            reason = _line(error)
+            if found and kind not in found[1]:
+                reason = f"it is {found[0]}; {found[1]}"
             raise DataError(
-                f"{file}: not readable as {kind} after row {number} ({_line(error)})"
+                f"{file}: not readable as {kind} after row {number} ({reason})"
             ) from None
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.reading import Row, files_below, numbered_lines
+from lbr_ds.corpora.lines import BadLine, numbered_lines
+from lbr_ds.corpora.reading import Row, files_below
 from lbr_ds.errors import DataError
 
 
@@ -17,7 +18,7 @@ def read_text(path: Path, source: SourceConfig) -> Iterator[Row]:
     """Yield a row a paragraph, `where` being its first line."""
     for file in files_below(path, (".txt", ".md", ".txt.gz")):
         inside = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        for count, (number, text) in enumerate(_paragraphs(file), 1):
+        for count, (number, text) in enumerate(_paragraphs(file, source.encoding), 1):
             where = f"{file}:{number}"
             if isinstance(text, DataError):
                 yield Row(where, f"{inside}-{count}", text)
@@ -26,27 +27,20 @@ def read_text(path: Path, source: SourceConfig) -> Iterator[Row]:
                 yield Row(where, f"{inside}-{count}", row)
 
 
-def _paragraphs(file: Path) -> Iterator[tuple[int, str | DataError]]:
+def _paragraphs(file: Path, encoding: str) -> Iterator[tuple[int, str | DataError]]:
     """Each paragraph, or what is wrong with it, with the number of its first line."""
-    lines: list[bytes] = []
+    lines: list[str] = []
     number = first = 0
-    for number, line in numbered_lines(file):
-        if isinstance(line, DataError):
-            yield number, line
-        elif line.strip():
+    fault: DataError | None = None
+    for number, line in numbered_lines(file, encoding):
+        text = line.text if isinstance(line, BadLine) else line
+        fault = fault or (line if isinstance(line, BadLine) else None)
+        if text.strip():
             first = first if lines else number
-            lines.append(line)
-        elif lines:
-            yield first, _decoded(lines, file, first)
-            lines = []
-    if lines:
-        yield first, _decoded(lines, file, first)
-
-
-def _decoded(lines: list[bytes], file: Path, first: int) -> str | DataError:
-    for number, line in enumerate(lines, first):
-        try:
-            line.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            return DataError(f"{file}:{number}: not UTF-8 at byte {error.start} of the line")
-    return b"".join(lines).decode("utf-8-sig")
+            lines.append(text)
+            continue
+        if lines or fault:
+            yield first if lines else number, fault or "".join(lines)
+        lines, fault = [], None
+    if lines or fault:
+        yield first if lines else number, fault or "".join(lines)

@@ -1,43 +1,154 @@
-"""JSON lines, plain or gzipped: one object a line is one row."""
+"""JSON, plain or gzipped, streamed: one object a line, one array of objects, or objects that are
+laid out over several lines. Each object is one row."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.reading import Row, files_below, numbered_lines
+from lbr_ds.corpora.lines import MAX_LINE, head, numbered_lines, pieces
+from lbr_ds.corpora.reading import Row, files_below
 from lbr_ds.errors import DataError
+
+_BETWEEN = re.compile(r"[ \t\r\n,]*")  # what may stand between two values
+_UNFINISHED = 16  # an error so near to the end of what has been read may be that of its end
 
 
 def read_jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield the row of each line that is not blank; of a folder, those of its files in turn.
+    """Yield the row of each object; of a folder, those of its files in turn.
 
-    Raises DataError when a file itself cannot be read (a cut gzip).
+    A line that is no object is one bad row. Raises DataError when a file itself cannot be read: a
+    cut gzip, an array that is not JSON.
     """
-    for file in files_below(path, (".jsonl", ".jsonl.gz", ".json.gz", ".json")):
+    for file in files_below(path, (".jsonl", ".jsonl.gz", ".ndjson", ".json.gz", ".json")):
         prefix = f"{file.name.split('.')[0]}-" if path.is_dir() else ""
-        for number, line in numbered_lines(file):
-            where = f"{file}:{number}"
-            if isinstance(line, DataError) or line.strip():
-                yield Row(where, f"{prefix}{number}", _parse(line, where))
+        rows = _objects if _is_spread(head(file, source.encoding)) else _lines
+        for where, key, found in rows(file, source.encoding):
+            yield Row(where, f"{prefix}{key}", found)
 
 
-def _parse(line: bytes | DataError, where: str) -> dict[str, Any] | DataError:
-    if isinstance(line, DataError):
-        return line
+def _lines(file: Path, encoding: str) -> Iterator[tuple[str, int, dict[str, Any] | DataError]]:
+    for number, line in numbered_lines(file, encoding):
+        where = f"{file}:{number}"
+        if isinstance(line, DataError):
+            yield where, number, line
+        elif line.strip():
+            yield where, number, _parse(line, where)
+
+
+def _parse(line: str, where: str) -> dict[str, Any] | DataError:
     try:
-        raw = json.loads(line.decode("utf-8-sig"))
-        if b"\\ud" in line.lower():
-            json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
-    except UnicodeEncodeError:
-        return DataError(f"{where}: holds half a surrogate pair (\\ud...)")
-    except UnicodeDecodeError as error:
-        return DataError(f"{where}: not UTF-8 at byte {error.start} of the line")
+        raw = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return DataError(f"{where}: not JSON ({error})")
+        hint = "" if line.lstrip()[:1] in "{[" else "; check data.sources.format"
+        return DataError(f"{where}: not JSON ({error}){hint}")
+    return _object(raw, where, "\\ud" in line or "\\uD" in line)
+
+
+def _object(raw: Any, where: str, doubtful: bool) -> dict[str, Any] | DataError:
+    """The value, or what is wrong with it. doubtful: a surrogate pair may lack its other half."""
     if not isinstance(raw, dict):
         return DataError(f"{where}: a record must be a JSON object, not {type(raw).__name__}")
+    if doubtful:
+        try:
+            json.dumps(raw, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return DataError(f"{where}: holds half a surrogate pair (\\ud...)")
     return raw
+
+
+def _is_spread(start: str) -> bool:
+    """Whether a file that begins so is an array, or has objects of several lines."""
+    first, _, rest = start.lstrip().partition("\n")
+    if not first.startswith("{"):
+        return first.startswith("[")
+    try:
+        json.loads(first)
+    except json.JSONDecodeError as error:
+        # A string cannot be continued on the next line: a line that ends in one is a cut one.
+        whole = error.pos < len(first.rstrip()) or error.msg.startswith("Unterminated")
+        return not whole and bool(rest.strip()) and not rest.lstrip().startswith("{")
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _objects(file: Path, encoding: str) -> Iterator[tuple[str, int, dict[str, Any] | DataError]]:
+    """The objects of a file wherever its lines end, each with the number of its first line."""
+    for number, (line, raw, text) in enumerate(_values(file, encoding), 1):
+        where = f"{file}:{line}: item {number}"
+        yield where, number, _object(raw, where, "\\ud" in text or "\\uD" in text)
+
+
+class _Text:
+    """What has been read of a file and not used: `text` from `place` on, which is in `line`."""
+
+    def __init__(self, source: Iterator[str]) -> None:
+        self._source = source
+        self.text, self.place, self.line, self.ended = "", 0, 1, False
+
+    def go_to(self, place: int) -> None:
+        self.line += self.text.count("\n", self.place, place)
+        self.place = place
+
+    def grow(self) -> None:
+        """Read at least as much again as is held: a long value costs twice its length."""
+        parts = [self.text[self.place :]]
+        wanted = len(parts[0])
+        while wanted >= 0 and not self.ended:
+            piece = next(self._source, None)
+            self.ended = piece is None
+            parts.append(piece or "")
+            wanted -= len(parts[-1])
+        self.text, self.place = "".join(parts), 0
+
+
+def _values(file: Path, encoding: str) -> Iterator[tuple[int, Any, str]]:
+    """(line, value, its text) of each value, those of an array one by one.
+
+    Holds one value, which may be MAX_LINE long, and a piece of the file.
+    """
+    decode = json.JSONDecoder().raw_decode
+    read, inside = _Text(pieces(file, encoding)), False
+    while True:
+        read.go_to(_BETWEEN.match(read.text, read.place).end())  # type: ignore[union-attr]
+        if read.place == len(read.text):
+            if read.ended and inside:
+                raise DataError(f"{file}: ends before its array is closed; fetch it again")
+            if read.ended:
+                return
+            read.grow()
+        elif read.text[read.place] == ("]" if inside else "["):
+            inside = not inside
+            read.go_to(read.place + 1)
+        else:
+            try:
+                value, end = decode(read.text, read.place)
+            except (ValueError, RecursionError) as error:
+                if read.ended or not _is_cut(error, read):
+                    raise DataError(_fault(error, read, file)) from None
+                end = len(read.text)
+            if end < len(read.text) or read.ended:  # else it may go on
+                yield read.line, value, read.text[read.place : end]
+                read.go_to(end)
+            else:
+                read.grow()
+
+
+def _is_cut(error: Exception, read: _Text) -> bool:
+    """Whether an error may be no more than the end of what has been read."""
+    if not isinstance(error, json.JSONDecodeError) or len(read.text) - read.place > MAX_LINE:
+        return False
+    return error.msg.startswith("Unterminated") or error.pos > len(read.text) - _UNFINISHED
+
+
+def _fault(error: Exception, read: _Text, file: Path) -> str:
+    if len(read.text) - read.place > MAX_LINE:
+        return f"{file}:{read.line}: the object here is longer than {MAX_LINE >> 20} MiB"
+    place = getattr(error, "pos", read.place)
+    line = read.line + read.text.count("\n", read.place, place)
+    return f"{file}:{line}: not JSON ({getattr(error, 'msg', error)})"

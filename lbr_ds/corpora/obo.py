@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.reading import Row, numbered_lines
+from lbr_ds.corpora.lines import numbered_lines
+from lbr_ds.corpora.reading import Row
 from lbr_ds.errors import DataError
 
 _QUOTED = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"\s*(?P<rest>[^\[]*)')
@@ -25,7 +26,7 @@ def read_obo(path: Path, source: SourceConfig) -> Iterator[Row]:
     Raises DataError for a file without terms.
     """
     terms = 0
-    for number, tags in _terms(path):
+    for number, tags in _terms(path, source.encoding):
         terms += 1
         if isinstance(tags, DataError):
             yield Row(f"{path}:{number}", str(number), tags)
@@ -35,15 +36,15 @@ def read_obo(path: Path, source: SourceConfig) -> Iterator[Row]:
         raise DataError(f"{path}: holds no [Term]; not an OBO file")
 
 
-def _terms(path: Path) -> Iterator[tuple[int, dict[str, list[str]] | DataError]]:
+def _terms(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, list[str]] | DataError]]:
     """The tags of each [Term] with the number of its first line."""
     first, tags = 0, dict[str, list[str]]()
     fault: DataError | None = None
-    for number, line in numbered_lines(path):
-        try:
-            text = "" if isinstance(line, DataError) else line.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            text, fault = "", DataError(f"{path}:{number}: not UTF-8")
+    for number, line in numbered_lines(path, encoding):
+        if isinstance(line, DataError):
+            text, fault = "", line
+        else:
+            text = line.strip()
         if text.startswith("[") and text.endswith("]"):
             if first:
                 yield first, fault or tags

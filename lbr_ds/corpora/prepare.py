@@ -47,7 +47,7 @@ from lbr_ds.shards.manifest import NAME
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
 MINING, GIVEN = "mining.json", "given"  # what `mine` adds: its audit, and cl as prepare wrote it
-_RULES = 4  # raise it when cleaning or dividing changes, so that old folders are made again
+_RULES = 5  # raise it when cleaning or dividing changes, so that old folders are made again
 
 
 def prepare(

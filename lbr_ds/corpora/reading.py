@@ -3,9 +3,7 @@ out and why."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,23 +12,22 @@ from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
 EXAMPLES, EXAMPLE_CHARS = 3, 160
-MAX_LINE = 1 << 26  # bytes; a longer line is named as bad and not held
-
-
-class Row(NamedTuple):
-    """One row of a raw file: where it stands (`FILE:LINE`), a key for its default id, its columns
-    or what is wrong with it."""
-
-    where: str
-    key: str
-    columns: dict[str, Any] | DataError
 
 
 class Skipped(NamedTuple):
-    """A row that the recipe itself leaves out."""
+    """A row that is no fault and no record: counted under `rule`."""
 
     rule: str
     example: str
+
+
+class Row(NamedTuple):
+    """One row of a raw file: its place (`FILE:LINE`), a key for its default id, and its columns,
+    what is wrong with it, or why it is left out."""
+
+    where: str
+    key: str
+    columns: dict[str, Any] | DataError | Skipped
 
 
 # Where a record stands, and the record, what is wrong with it, or the rule that left it out.
@@ -42,29 +39,6 @@ Progress = Callable[[str, int, int | None], None]  # stage, done, total or None
 def source_name(source: SourceConfig, path: Path) -> str:
     """What records without a `source` get: the recipe's name, else the file's first part."""
     return source.name or path.name.split(".")[0] or path.name
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes | DataError]]:
-    """The lines of a file, plain or gzipped, numbered from 1.
-
-    A line beyond MAX_LINE comes as a DataError. Raises DataError when the file cannot be read.
-    """
-    # Told by the content: a cached or renamed file may have lost its suffix.
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE):
-                number += 1
-                if len(line) < MAX_LINE:
-                    yield number, line
-                    continue
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE)
-                yield number, DataError(f"{path}:{number}: longer than {MAX_LINE >> 20} MiB")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read to its end ({error}); fetch it again") from None
 
 
 def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -105,6 +79,13 @@ class Tally:
         """Become the tally that `plain()` told."""
         self.counts = {rule: entry["count"] for rule, entry in plain.items()}
         self.examples = {rule: list(entry["examples"]) for rule, entry in plain.items()}
+
+
+def few(names: Iterable[str]) -> str:
+    """Names for a message: at most a dozen, each of bounded length."""
+    listed = list(names)
+    more = f" and {len(listed) - 12} more" if len(listed) > 12 else ""
+    return ", ".join(f"{name:.40}" for name in listed[:12]) + more
 
 
 def shorten(text: str) -> str:

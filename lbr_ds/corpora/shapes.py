@@ -13,11 +13,15 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.reading import Format, Found, Row, Skipped, source_name
+from lbr_ds.corpora.reading import Format, Found, Row, Skipped, few, source_name
+from lbr_ds.corpora.segment import visible
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
@@ -36,7 +40,7 @@ def read_records(rows: Format, path: Path, source: SourceConfig, shape: str) -> 
     """
     name = source_name(source, path)
     for count, row in enumerate(rows(path, source)):
-        if isinstance(row.columns, DataError):
+        if not isinstance(row.columns, dict):
             yield row.where, row.columns
             continue
         try:
@@ -83,28 +87,57 @@ def _mismatch(row: dict[str, Any], source: SourceConfig, where: str) -> str:
     for column, pattern in source.where.items():
         value = _value(row, column, where)
         if isinstance(value, list):
-            row[column] = [v for v in value if re.fullmatch(pattern, str(v), re.DOTALL)]
+            row[column] = [v for v in _flat(value) if _passes(v, pattern)]
             passed = bool(row[column])
         else:
-            text = "" if value is None else str(value)
-            passed = re.fullmatch(pattern, text, re.DOTALL) is not None
+            passed = _passes(value, pattern)
         if not passed:
             return f"{column} is {value!r:.80}"
     return ""
 
 
+def _passes(value: Any, pattern: str) -> bool:
+    text = as_text(value)
+    return re.fullmatch(pattern, str(value) if text is None else text, re.DOTALL) is not None
+
+
 def _value(row: dict[str, Any], column: str, where: str) -> Any:
-    """What stands in a column; `outer.inner` looks inside."""
-    value: Any = row
+    """What stands in a column; `outer.inner` and `list.0` look inside, and `list.inner` into each
+    object of a list: a list as long as that one, with None where an object lacks it."""
     if column in row:
         return row[column]
-    for part in column.split("."):
-        if not isinstance(value, dict) or part not in value:
-            near = difflib.get_close_matches(column, row, 1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise MissingColumn(f"{where}: no column {column!r}; {hint}it has {', '.join(row)}")
-        value = value[part]
-    return value
+    try:
+        return _inside(row, column.split("."))
+    except KeyError:
+        near = difflib.get_close_matches(column, row, 1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r:.60}? " if near else ""
+        raise MissingColumn(f"{where}: no column {column!r}; {hint}it has {few(row)}") from None
+
+
+def _inside(value: Any, parts: list[str]) -> Any:
+    """What lies at a path; None below what is null or beyond the end of a list.
+
+    Raises KeyError where no object has it.
+    """
+    if not parts or value is None:
+        return value
+    if isinstance(value, dict):
+        return _inside(value[parts[0]], parts[1:])
+    if not isinstance(value, list):
+        raise KeyError(parts[0])
+    if re.fullmatch(r"-?\d+", parts[0]):
+        place = int(parts[0])
+        return _inside(value[place], parts[1:]) if -len(value) <= place < len(value) else None
+    found, lacking = [], 0
+    for one in value:
+        try:
+            found.append(_inside(one, parts))
+        except KeyError:
+            found.append(None)
+            lacking += 1
+    if value and lacking == len(value):
+        raise KeyError(parts[0])
+    return found
 
 
 def _texts(row: dict[str, Any], column: str | list[str], where: str) -> list[str]:
@@ -112,21 +145,61 @@ def _texts(row: dict[str, Any], column: str | list[str], where: str) -> list[str
     if isinstance(column, list):
         return [text for one in column for text in _texts(row, one, where)]
     if "{" in column:
-        parts = {name: _text(row, name, where) for name in _FIELD.findall(column)}
-        return [_FIELD.sub(lambda match: parts[match[1]], column)] if all(parts.values()) else []
-    value = _value(row, column, where)
-    if value is None or value == "":
-        return []
-    values = value if isinstance(value, list) else [value]
-    for one in values:
-        if not isinstance(one, str):
-            raise DataError(f"{where}: column {column!r} holds {one!r:.60}, not text")
-    return [one for one in values if one.strip()]
+        return _filled(row, column, where)
+    values = _flat(_value(row, column, where))
+    return [text for one in values if visible(text := _text(one, column, where))]
 
 
-def _text(row: dict[str, Any], column: str, where: str) -> str:
-    value = _value(row, column, where)
-    return "" if value is None else str(value)
+def _filled(row: dict[str, Any], template: str, where: str) -> list[str]:
+    """A template's text; where its columns hold lists, one for each place in them."""
+    values = {name: _value(row, name, where) for name in _FIELD.findall(template)}
+    lists = {name: _flat(value) for name, value in values.items() if isinstance(value, list)}
+    sizes = {name: len(value) for name, value in lists.items()}
+    if len({*sizes.values()}) > 1:
+        raise DataError(f"{where}: the lists of {template!r:.80} differ in length: {sizes}")
+    texts = []
+    for place in range(next(iter(sizes.values()), 1)):
+        parts = {
+            name: _text(lists[name][place] if name in lists else value, name, where)
+            for name, value in values.items()
+        }
+        if all(map(visible, parts.values())):
+            texts.append(_FIELD.sub(lambda match, parts=parts: parts[match[1]], template))  # type: ignore[misc]
+    return texts
+
+
+def _flat(value: Any) -> list[Any]:
+    """The values of lists in lists, in order; any other value alone."""
+    if not isinstance(value, list):
+        return [value]
+    return [inner for one in value for inner in _flat(one)]
+
+
+def _text(value: Any, column: str, where: str) -> str:
+    """The text of a cell. Raises DataError for what has none."""
+    text = as_text(value)
+    if text is None:
+        inner = [str(name) for name in value] if isinstance(value, dict) else []
+        hint = f"; name a part of it, as {column}.{inner[0]:.40}" if inner else ""
+        raise DataError(f"{where}: column {column!r:.80} holds {value!r:.60}, not text{hint}")
+    return text
+
+
+def as_text(value: Any) -> str | None:
+    """The text of a value, for ids, groups and texts alike; None for what has none, as a list.
+
+    A number is its digits (7.0 is 7, as JSON has it), true and false are these words, a date is as
+    ISO 8601 has it, null and NaN are the empty text.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value) if isinstance(value, int | float | Decimal | date | UUID) else None
 
 
 def _named(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, Any]:
@@ -138,13 +211,23 @@ def _named(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, A
     for name in ("id", "group", "instruction", "document_instruction"):
         column = getattr(source.columns, name)
         if column:
-            filled = _texts(row, column, where) if "{" in column else [_text(row, column, where)]
-            found[name] = "".join(filled)
+            if "{" in column:
+                found[name] = "".join(_filled(row, column, where))
+            else:
+                found[name] = _text(_value(row, column, where), column, where)
     return {k: v for k, v in found.items() if v or not k.endswith("instruction")}
 
 
 def _as_record(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
-    return [row]
+    """The row with numbers as texts and without what is null; what has no text stays, a fault."""
+    return [{name: _as_field(value) for name, value in row.items() if value is not None}]
+
+
+def _as_field(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_field(one) for one in value if one is not None]
+    text = as_text(value)
+    return value if text is None else text
 
 
 def _as_pairs(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
@@ -194,7 +277,7 @@ def _folded(text: str) -> list[str]:
 def _options(row: dict[str, Any], column: str | list[str], where: str) -> dict[str, str]:
     """Label -> option. Labels are A, B, ... unless a mapping brings its own."""
     if isinstance(column, list):
-        listed: Any = [_text(row, one, where) for one in column]
+        listed: Any = [_text(_value(row, one, where), one, where) for one in column]
     else:
         listed = _value(row, column, where)
         if isinstance(listed, str):
@@ -208,7 +291,7 @@ def _options(row: dict[str, Any], column: str | list[str], where: str) -> dict[s
         listed = dict(zip(_LETTERS, listed, strict=False))
     if not isinstance(listed, dict) or not listed:
         raise DataError(f"{where}: column {column!r} is neither list nor mapping")
-    return {str(label): "" if text is None else str(text) for label, text in listed.items()}
+    return {str(label): _text(text, str(column), where) for label, text in listed.items()}
 
 
 def _right(options: dict[str, str], answer: Any, answer_as: str, where: str) -> str:
@@ -223,9 +306,9 @@ def _right(options: dict[str, str], answer: Any, answer_as: str, where: str) -> 
         place = int(told) - int(answer_as[-1]) if re.fullmatch(r"-?\d+", told) else -1
         found = list(options.values())[place : place + 1] if place >= 0 else []
     if not found or not found[0].strip():
-        known = ", ".join(options)
+        known = few(options)
         raise DataError(
-            f"{where}: answer {told!r} read as {answer_as} is none of the options {known}; "
+            f"{where}: answer {told!r:.60} read as {answer_as} is none of the options {known}; "
             "check data.sources.answer_as"
         )
     return found[0]

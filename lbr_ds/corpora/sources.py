@@ -12,6 +12,7 @@ from typing import Any
 from lbr_ds.address import masked
 from lbr_ds.corpora import FORMATS
 from lbr_ds.corpora.functions import source_files
+from lbr_ds.corpora.lines import check_file
 from lbr_ds.corpora.reading import Found, source_name
 from lbr_ds.corpora.shapes import read_records
 from lbr_ds.errors import ConfigError, DataError
@@ -20,6 +21,7 @@ from lbr_ds.source import ColumnsConfig, SourceConfig
 
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text",
              ".md": "text", ".py": "python", ".whl": "python", ".obo": "obo"}  # fmt: skip
+_TEXT = ("jsonl", "csv", "tsv", "text", "beir", "obo")
 _ROWS_ARE_RECORDS = ("jsonl", "beir", "icd10cm")
 _COLUMNS = {
     "python": ColumnsConfig(query="docstring", positives="code"),
@@ -81,9 +83,16 @@ def find(source: SourceConfig) -> Corpus:
     """
     hub = source.path.startswith("hf:")
     path = Path(source.path) if hub else locate(source.path)
+    if not hub:
+        check_file(path)
     kind = source.format or ("hub" if hub else _format_of(path, source))
     if path.is_dir() and kind in ("icd10cm", "obo"):
         raise DataError(f"{path}: data.sources.path must be a file for format {kind}")
+    if kind not in _TEXT and source.encoding != "utf-8":
+        raise ConfigError(
+            f"data.sources.encoding={source.encoding}: format {kind} has its own; leave it out "
+            f"(it is for {', '.join(_TEXT)})"
+        )
     columns = source.columns.model_dump(exclude_defaults=True)
     merged = _COLUMNS.get(kind, ColumnsConfig()).model_copy(update=columns)
     shape = source.shape

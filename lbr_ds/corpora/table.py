@@ -7,12 +7,13 @@ file without a header takes its columns' names from the recipe's `header`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.reading import MAX_LINE, Row, files_below, numbered_lines
+from lbr_ds.corpora.lines import MAX_LINE, BadLine, numbered_lines
+from lbr_ds.corpora.reading import Row, files_below
 from lbr_ds.errors import DataError
 
 
@@ -20,30 +21,41 @@ def read_csv(path: Path, source: SourceConfig) -> Iterator[Row]:
     """Yield the rows of a comma-separated file, or of all below a folder."""
     csv.field_size_limit(MAX_LINE)
     for file in files_below(path, (".csv", ".csv.gz")):
-        yield from _table(file, path, source, csv.reader(_Lines(file), strict=True))
+        yield from _table(file, path, source, _quoted)
 
 
 def read_tsv(path: Path, source: SourceConfig) -> Iterator[Row]:
     """Yield the rows of a tab-separated file, or of all below a folder."""
     for file in files_below(path, (".tsv", ".tsv.gz")):
-        yield from _table(file, path, source, _Tabbed(_Lines(file)))
+        yield from _table(file, path, source, _Tabbed)
 
 
 class _Lines:
-    """The lines of a file as text; a byte that is no UTF-8 becomes a surrogate, found later."""
+    """The lines of a file. Of a bad one comes what can be read, so that a row which begins or ends
+    in it stays whole; `fault` says what is wrong with it."""
 
-    def __init__(self, file: Path) -> None:
-        self._lines = numbered_lines(file)
+    def __init__(self, file: Path, encoding: str) -> None:
+        self._lines = numbered_lines(file, encoding)
+        self.fault: BadLine | None = None
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        number, line = next(self._lines)
-        if isinstance(line, DataError):
-            raise line
-        text = line.decode("utf-8", "surrogateescape")
-        return text.removeprefix("\ufeff") if number == 1 else text
+        _, line = next(self._lines)
+        if isinstance(line, BadLine):
+            self.fault = self.fault or line
+            return line.text
+        return line
+
+    def take_fault(self) -> BadLine | None:
+        """What was wrong with the lines since the last call."""
+        fault, self.fault = self.fault, None
+        return fault
+
+
+def _quoted(lines: _Lines) -> Any:
+    return csv.reader(lines, strict=True)
 
 
 class _Tabbed:
@@ -63,8 +75,12 @@ class _Tabbed:
         return line.split("\t") if line else []
 
 
-def _table(file: Path, path: Path, source: SourceConfig, reader: Any) -> Iterator[Row]:
-    header = source.header
+def _table(
+    file: Path, path: Path, source: SourceConfig, cut: Callable[[_Lines], Any]
+) -> Iterator[Row]:
+    """The rows of one file; `cut` makes cells of its lines."""
+    lines = _Lines(file, source.encoding)
+    reader, header = cut(lines), source.header
     prefix = f"{file.name.split('.')[0]}-" if path.is_dir() else ""
     while True:
         number = reader.line_num + 1
@@ -74,7 +90,15 @@ def _table(file: Path, path: Path, source: SourceConfig, reader: Any) -> Iterato
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(where, "", DataError(f"{where}: not CSV ({error}); check the quotes"))
+            rows = f"{where}-{reader.line_num}" if reader.line_num > number else where
+            message = f"{rows}: not CSV ({error}); check the quotes and data.sources.format"
+            yield Row(where, "", lines.take_fault() or DataError(message))
+            continue
+        fault = lines.take_fault()
+        if fault and not header:
+            raise DataError(str(fault))
+        if fault:
+            yield Row(where, f"{prefix}{number}", fault)
             continue
         if not cells:
             continue
@@ -88,7 +112,7 @@ def _header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"{where}: the header names {twice[0]!r} twice")
+        raise DataError(f"{where}: the header names {twice[0]!r:.60} twice; rename one")
     return names
 
 
@@ -101,10 +125,5 @@ def _named(header: list[str], cells: list[str], where: str) -> dict[str, Any] | 
         cells = cells[: len(header)]
     if len(cells) != len(header):
         return DataError(f"{where}: has {len(cells)} cells and the header {len(header)}")
-    for name, cell in zip(header, cells, strict=True):
-        try:
-            cell.encode()
-        except UnicodeEncodeError:
-            return DataError(f"{where}: not UTF-8 in column {name!r}")
-        row[name] = cell
+    row.update(zip(header, cells, strict=True))
     return row

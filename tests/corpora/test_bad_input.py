@@ -37,7 +37,10 @@ def csv_file(tmp_path: Path, odd: bytes) -> Path:
 
 
 ROWS = {
-    "not UTF-8": (b"what \xff,x", r"raw\.csv:4: not UTF-8 in column 'question'"),
+    "not UTF-8": (
+        b"what \xff,x",
+        r"raw\.csv:4: not UTF-8 at byte 5 of the line; it reads as cp1252 .*; mend it",
+    ),
     "too many cells": (b"a,b,c", r"raw\.csv:4: has 3 cells and the header 2"),
     "too few cells": (b"a", r"raw\.csv:4: has 1 cells and the header 2"),
     "text after a quote": (b'"a" b,c', r"raw\.csv:4: not CSV \(.*\); check the quotes"),
@@ -113,7 +116,7 @@ def no_binary(tmp_path: Path) -> DataConfig:
 
 
 CASES: list[tuple[Callable[[Path], DataConfig], type[LbrError], str]] = [
-    (unclosed, DataError, r"raw\.csv:4: not CSV \(unexpected end of data\)"),
+    (unclosed, DataError, r"raw\.csv:4-42: not CSV \(unexpected end of data\)"),
     (
         wrong_column,
         DataError,
@@ -160,7 +163,7 @@ def test_a_record_of_10_mb(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lbr_ds.corpora.reading.MAX_LINE", 1 << 20)
+    monkeypatch.setattr("lbr_ds.corpora.lines.MAX_LINE", 1 << 20)
     raws = [pair(0), pair(1, query="x" * (5 << 20)), *map(pair, range(2, 30))]
     with pytest.raises(DataError, match=r"raw\.jsonl:2: longer than 1 MiB"):
         prepare(recipe(tmp_path, raws), 0)

@@ -180,7 +180,10 @@ def test_text_folder(tmp_path: Path) -> None:
         ("toy-a.txt-2", "Second.\n", "a.txt"),
         ("toy-deep/b.md-1", "Good.\n", "deep/b.md"),
     ]
-    assert str(found[3]) == f"{tmp_path}/deep/b.md:3: not UTF-8 at byte 4 of the line"
+    assert str(found[3]) == (
+        f"{tmp_path}/deep/b.md:3: not UTF-8 at byte 4 of the line; it reads as cp1252 "
+        "('Bad ÿ.'): set data.sources.encoding=cp1252 if the whole file does"
+    )
 
 
 def beir(folder: Path) -> Path:
