@@ -39,6 +39,7 @@ ORDER = [
     "objectives",
     "evaluate",
     "train",
+    "check_export",
     "export",
     "mining",
     "verb",

@@ -122,7 +122,7 @@ def export(
 
     parity = export_model(run, out)
     typer.echo(
-        f"{out}: {parity['texts']} texts agree with the trainer's own vectors, "
+        f"{out}: {len(parity['texts'])} texts agree with the trainer's own vectors, "
         f"largest difference {parity['largest_difference']:.1e}"
     )
     if parity["needs"]:

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import runs
+from lbr_ds import check_export, runs
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.export.card import model_card
 from lbr_ds.export.folder import write_sentence_transformers
@@ -55,7 +55,8 @@ def export(place: Path, out: Path) -> dict[str, Any]:
             f"(limit {TOLERANCE:.0e}); this is a fault of lbr-ds with this backbone, do not use it"
         )
     parity["needs"] = needs
-    (part / "parity.json").write_text(json.dumps(parity, indent=2) + "\n")
+    (part / "parity.json").write_text(json.dumps(parity) + "\n", encoding="utf-8")
+    shutil.copy(check_export.__file__, part / "check_export.py")
     (part / "README.md").write_text(model_card(place, part, card, parity), encoding="utf-8")
     for path in part.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved for their owner only

@@ -15,17 +15,28 @@ from lbr_ds.model.widen import widen
 TOLERANCE = 1e-5  # largest difference of a component, in fp32
 
 
+_SENTENCE = (
+    "the heart moves blood through vessels of many sizes and each of them carries oxygen salt "
+    "sugar or heat to places where cells need it while veins return what was used "
+)
+
+
 def proof_texts(max_length: int) -> list[str]:
-    """Short, empty, odd and overlong texts, around the maximum length in tokens."""
+    """Return short, empty, odd and overlong texts, and some around the maximum length in tokens.
+
+    Positions matter in a vector only where words differ, so the long ones repeat a sentence.
+    """
     lengths = (1, 2, max_length // 2, max_length - 6, max_length - 2, max_length, 3 * max_length)
-    texts = [" ".join(["word"] * max(1, n)) for n in lengths]
+    words = (_SENTENCE * (1 + max_length // 10)).split()
     return [
-        *texts,
+        *(" ".join(words[: max(1, n)]) for n in lengths),
         "",
         "A",
         "naive cafe\nwith a line break",
         "x" * (4 * max_length),
-        "\u00e9\u03b2",
+        "\u00e9\u03b2 12.5 mg/kg",
+        "\u5fc3\u810f\u628a\u8840\u6db2\u9001\u5230\u5168\u8eab",  # Chinese
+        "\u0627\u0644\u0642\u0644\u0628 \u064a\u0636\u062e \u0627\u0644\u062f\u0645",  # Arabic
     ]
 
 
@@ -33,6 +44,11 @@ def prove(folder: Path) -> dict[str, Any]:
     """Encode the same texts by our encoder and by sentence-transformers, both in fp32.
 
     One after the other, on weights as they are stored: the host holds them once.
+
+    Returns:
+        The content of `parity.json`: `texts`, the `vectors` that our encoder gave (what
+        `check_export.py` compares other installations with), `largest_difference` of a component,
+        the same `by_batch_size`, and the `limit`.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -55,8 +71,9 @@ def prove(folder: Path) -> dict[str, Any]:
         theirs = stock.encode(texts, batch_size=batch_size, show_progress_bar=False)
         largest[str(batch_size)] = float(np.abs(theirs - ours).max())
     return {
-        "texts": len(texts),
         "largest_difference": max(largest.values()),
         "by_batch_size": largest,
         "limit": TOLERANCE,
+        "texts": texts,
+        "vectors": [[round(float(x), 8) for x in vector] for vector in ours],
     }

