@@ -40,6 +40,7 @@ def test_transformers_4(transformers4: Installed, exported: Path) -> None:
     assert agreed(done) <= 1e-5
 
 
+@pytest.mark.parametrize("exported", ["llama-3.2"], indirect=True)
 def test_the_judge_notices_what_transformers_4_would_lose(
     transformers4: Installed, exported: Path, tmp_path: Path
 ) -> None:
