@@ -12,7 +12,6 @@ recipe, and kept in the user's cache (`$XDG_CACHE_HOME/lbr-ds`).
 from __future__ import annotations
 
 import hashlib
-import http.client
 import importlib.util
 import os
 import re
@@ -21,20 +20,21 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import urllib.error
+import time
 import urllib.parse
-import urllib.request
 import zipfile
 from pathlib import Path
 
-from lbr_ds.address import request, shown
+from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+from lbr_ds.fetch import download
 
 _WHEEL = re.compile(
     r"wheel:(?P<name>[\w.-]+)==(?P<version>[\w.]+)(/(?P<file>[^#]+))?#sha256=(?P<hash>[0-9a-f]{64})"
 )
 _URL = re.compile(r"(?P<url>https?://[^#]+)(#sha256=(?P<hash>[0-9a-f]{64}))?")
-_TIMEOUT = 60  # seconds without a byte
+_SETTLED = 2_000_000_000  # nanoseconds after which a file's times tell whether it has changed
+_FORGOTTEN = 90 * 24 * 3600  # seconds that a hash is remembered
 
 
 def cache_folder() -> Path:
@@ -119,7 +119,6 @@ def _download(place: str) -> Path:
             f"{shown(place)!r} is not https://HOST/FILE or that with #sha256=64_HEX_DIGITS"
         )
     url = match["url"]
-    asked = request(url)
     name = Path(urllib.parse.urlparse(url).path).name or "file"
     kept = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
     if kept.exists():
@@ -127,24 +126,18 @@ def _download(place: str) -> Path:
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         part = Path(folder) / "part"
-        digest = hashlib.sha256()
-        try:
-            with (
-                urllib.request.urlopen(asked, timeout=_TIMEOUT) as source,
-                part.open("wb") as target,
-            ):
-                while piece := source.read(1 << 20):
-                    digest.update(piece)
-                    target.write(piece)
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-            reason = getattr(error, "reason", error)
-            raise EnvironmentProblem(f"{shown(url)}: cannot be fetched ({reason})") from None
-        if match["hash"] and digest.hexdigest() != match["hash"]:
-            raise DataError(
-                f"{shown(url)}: the file's sha256 is {digest.hexdigest()}, not the recipe's"
-            )
+        found = download(url, part)
+        if match["hash"] and found != match["hash"]:
+            raise DataError(f"{shown(url)}: the file's sha256 is {found}, not the recipe's")
         part.rename(kept)
     return kept
+
+
+def how_to_fetch_again(path: Path) -> str:
+    """The cure for a downloaded file that cannot be used, as the end of a line; else empty."""
+    if cache_folder().resolve() not in path.resolve().parents:
+        return ""
+    return f"; it was downloaded: remove {path} to fetch it again"
 
 
 def file_sha256(path: Path) -> str:
@@ -154,3 +147,40 @@ def file_sha256(path: Path) -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """As `file_sha256`, but a file that has not changed is read once, and its hash remembered.
+
+    Kept in the user's cache by path, inode, size and times of change. A file that has changed in
+    the last two seconds is read all the same: the clock of a file system may be coarse.
+    """
+    state = path.stat()
+    times = (state.st_mtime_ns, state.st_ctime_ns)
+    words = (str(path.resolve()), state.st_dev, state.st_ino, state.st_size, *times)
+    name = hashlib.sha256(repr(words).encode()).hexdigest()
+    kept = cache_folder() / "hashes" / name[:2] / name[2:]
+    try:
+        found = kept.read_text()
+        if re.fullmatch(r"[0-9a-f]{64}", found):
+            return found
+    except (OSError, UnicodeDecodeError):
+        pass
+    found = file_sha256(path)
+    if time.time_ns() - max(times) >= _SETTLED:
+        _remember(kept, found)
+    return found
+
+
+def _remember(kept: Path, found: str) -> None:
+    """Keep a hash, and drop those of long ago; a cache that cannot be written stays as it is."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_name(f".{kept.name}.{os.getpid()}")
+        part.write_text(found)
+        part.replace(kept)
+        for other in kept.parent.iterdir():
+            if time.time() - other.stat().st_mtime > _FORGOTTEN:
+                other.unlink(missing_ok=True)
+    except OSError:
+        pass

@@ -10,16 +10,19 @@ A checkpoint is whole when every file has the size and sha256 that its files.jso
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.errors import CheckpointError
-from lbr_ds.locate import file_sha256
+from lbr_ds.errors import CheckpointError, ConfigError
+from lbr_ds.locate import file_sha256, known_sha256
 
+log = logging.getLogger(__name__)
 _PARTS = re.compile(r"\.|backbone|stage[12](/checkpoints(/step-\d+(/model)?)?)?")  # of a run
-MANIFEST = "files.json"  # of a checkpoint: {name: {"bytes": size, "sha256": hex}}
+MANIFEST = "files.json"  # of a checkpoint, a backbone, an export: {name: {"bytes", "sha256"}}
 
 
 def saved(stage_folder: Path) -> list[Path]:
@@ -44,21 +47,62 @@ def fault(checkpoint: Path, *, part: int = 0, parts: int = 1) -> str:
     less) and compared for every `parts`-th file from `part` on, so that ranks can share the
     reading; parts=0 reads none.
     """
+    files = _listed(checkpoint)
+    if isinstance(files, str):
+        return files
+    if "state.json" not in files:
+        return f"{MANIFEST}: lists no state.json"
+    read = sorted(files)[part::parts] if parts else []
+    return _compare(checkpoint, files, read, file_sha256)
+
+
+def changed(folder: Path) -> str:
+    """What of a folder with a files.json has changed since, as `name: reason`; empty when nothing.
+
+    Of a checkpoint the contents of `state/` are not read, which only training needs. A file is read
+    once and then known by its times (`known_sha256`). A folder without files.json has not changed.
+    """
+    files = _listed(folder)
+    if isinstance(files, str):
+        return files if (folder / MANIFEST).exists() else ""
+    read = [name for name in sorted(files) if not name.startswith("state/")]
+    return _compare(folder, files, read, known_sha256)
+
+
+def seal_folder(folder: Path, leave: Sequence[str] = ()) -> None:
+    """Write a folder's files.json, by which `changed` knows it: all files but those in `leave`."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size, "sha256": file_sha256(path)
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() not in (MANIFEST, *leave)
+    }  # fmt: skip
+    (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, str]] | str:
+    """{name: (size, sha256)} of files.json, or what is wrong with it."""
     try:
-        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files = [(name, int(is_["bytes"]), str(is_["sha256"])) for name, is_ in listed.items()]
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {name: (int(is_["bytes"]), str(is_["sha256"])) for name, is_ in listed.items()}
     except FileNotFoundError:
         return f"{MANIFEST}: missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: not readable ({error})"
-    if "state.json" not in listed:
-        return f"{MANIFEST}: lists no state.json"
+
+
+def _compare(
+    folder: Path, files: dict[str, tuple[int, str]], read: Sequence[str],
+    digest: Callable[[Path], str],
+) -> str:  # fmt: skip
+    """The first file whose size, or of those in `read` whose content, is not as listed."""
     try:
-        for name, size, _ in files:
-            if (found := (checkpoint / name).stat().st_size) != size:
+        for name, (size, _) in files.items():
+            if (found := (folder / name).stat().st_size) != size:
                 return f"{name}: {found} bytes, {size} were saved"
-        for name, _, digest in sorted(files)[part::parts] if parts else ():
-            if file_sha256(checkpoint / name) != digest:
+        for name in read:
+            if digest(folder / name) != files[name][1]:
                 return f"{name}: its contents have changed since it was saved (sha256)"
     except FileNotFoundError:
         return f"{name}: missing"
@@ -98,26 +142,98 @@ def evaluation(checkpoint: Path) -> dict[str, Any]:
 
 
 def model_folder(place: Path) -> Path:
-    """The weights folder that `place` means.
+    """The weights folder that `place` means, compared with the hashes that were saved with it.
 
-    A run: the newest checkpoint of stage 2, else of stage 1, else the prepared backbone. A stage:
-    its newest checkpoint. A checkpoint: its model. A weights folder: itself. Raises
-    CheckpointError when there is none.
+    A run: the newest whole checkpoint of stage 2, else of stage 1, else the prepared backbone. A
+    stage: its newest whole checkpoint. A checkpoint: its model. A weights folder: itself. Damaged
+    checkpoints of a run or a stage are passed over with a log line. Raises CheckpointError when
+    there is none, when all are damaged, or when `place` itself is.
     """
     if not place.exists():
         raise CheckpointError(
             f"{place}: no such folder; give a run, a checkpoint or a model folder"
         )
     if (place / "lbr.json").is_file():
-        return place
+        own = place.name == "model" and (place.parent / "state.json").is_file()
+        return _unchanged(place.parent if own else place, place)
     if (place / "state.json").is_file():
-        return place / "model"
+        return _unchanged(place, place / "model")
     for stage in (place, place / "stage2", place / "stage1"):
-        if found := checkpoints(stage):
-            return found[-1] / "model"
+        if found := saved(stage)[::-1]:
+            return _newest_unchanged(found) / "model"
     if (place / "backbone" / "lbr.json").is_file():
-        return place / "backbone"
+        return _unchanged(place / "backbone", place / "backbone")
     raise CheckpointError(f"{place} holds no checkpoint; run `lbr-ds train` first")
+
+
+def _unchanged(sealed: Path, folder: Path) -> Path:
+    """`folder`, when nothing of `sealed` has changed. Raises CheckpointError otherwise."""
+    if why := changed(sealed):
+        raise CheckpointError(
+            f"{sealed} is damaged: {why}; take another copy or checkpoint, or remove its "
+            f"{MANIFEST} if the change is yours"
+        )
+    return folder
+
+
+def _newest_unchanged(found: list[Path]) -> Path:
+    """The first of these checkpoints that is whole; those before it are named in the log."""
+    for path in found:
+        if not (why := changed(path) or fault(path, parts=0)):
+            return path
+        log.warning("%s is damaged and passed over: %s", path, why)
+    raise CheckpointError(
+        f"{found[0].parent}: all {len(found)} checkpoints are damaged ({found[-1].name}: {why}); "
+        "restore one, or train again"
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a user's MODEL stands for.
+
+    Attributes:
+        folder: of the weights; None for a name, which others resolve.
+        ours: whether lbr-ds made the folder (it holds an lbr.json).
+        packed: whether our own encoder reads it; otherwise sentence-transformers does.
+    """
+
+    folder: Path | None
+    ours: bool = False
+    packed: bool = False
+
+
+def find_model(model: str) -> Found:
+    """What `model` stands for: a folder, a run, a stage, a checkpoint, or a name.
+
+    A folder with `modules.json`, and a plain Hugging Face folder, is for sentence-transformers; a
+    run, a stage, a checkpoint or a model folder of ours for our own encoder (see `model_folder`).
+    Raises ConfigError for a folder that is missing or holds no model, CheckpointError for a damaged
+    one.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
+        return Found(None)
+    ours = (folder / "lbr.json").is_file()
+    if (folder / "modules.json").is_file():
+        return Found(_unchanged(folder, folder) if ours else folder, ours)
+    if not ours and (folder / "config.json").is_file():
+        return Found(folder)
+    if ours or any(_holds(folder)):
+        return Found(model_folder(folder), ours=True, packed=True)
+    raise ConfigError(
+        f"{model}: holds no model (no modules.json, lbr.json or config.json, no checkpoint); "
+        "give a run, a checkpoint or an exported folder"
+    )
+
+
+def _holds(folder: Path) -> Iterator[object]:
+    """What makes a folder a checkpoint, a stage or a run with something in it."""
+    yield (folder / "state.json").is_file()
+    yield from (saved(stage) for stage in (folder, folder / "stage2", folder / "stage1"))
+    yield (folder / "backbone" / "lbr.json").is_file()
 
 
 def run_of(place: Path) -> Path | None:

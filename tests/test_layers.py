@@ -24,6 +24,7 @@ ORDER = [
     "resources",
     "explain",
     "scores",
+    "fetch",
     "locate",
     "runs",
     "environment",

@@ -13,6 +13,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
@@ -24,6 +25,7 @@ SHAPE = {
     "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
 }  # fmt: skip
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
+OTHERS: dict[str, Any] = {"gpt2": GPT2Config}  # built otherwise, with other names
 
 _SUBJECTS = ["liver", "heart", "lung", "kidney", "brain", "skin", "bone", "blood", "nerve", "eye"]
 _FAULTS = ["pain", "fever", "swelling", "bleeding", "weakness", "infection", "stone", "cyst"]
@@ -65,7 +67,10 @@ def backbone(folder: Path, family: str = "llama", **shape: Any) -> Path:
     )  # fmt: skip
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
-    config = FAMILIES[family](**{**SHAPE, "vocab_size": len(tokenizer), **shape})
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = {**FAMILIES, **OTHERS}[family](
+        **{**SHAPE, **ids, "vocab_size": len(tokenizer), **shape}
+    )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

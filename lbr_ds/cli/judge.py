@@ -145,12 +145,11 @@ def evaluate(
 def _default_output(model: str) -> Path:
     from lbr_ds import runs
 
-    run = runs.run_of(Path(model)) if Path(model).is_dir() else None
-    if run is None:
+    found = runs.find_model(model)
+    run = runs.run_of(Path(model)) if found.ours else None
+    if run is None or found.folder is None:
         return Path(Path(model).name + ".json")
-    stage = next(
-        (p.name for p in runs.model_folder(Path(model)).parents if p.name[:5] == "stage"), ""
-    )
+    stage = next((p.name for p in found.folder.parents if p.name[:5] == "stage"), "")
     return run / "eval" / f"{stage or 'base'}.json"
 
 

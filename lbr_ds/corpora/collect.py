@@ -20,6 +20,7 @@ from lbr_ds.corpora.reading import Found, Progress, Tally
 from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.store import Store, roles
 from lbr_ds.errors import DataError
+from lbr_ds.locate import how_to_fetch_again
 from lbr_ds.records import Record
 
 _CHUNK_RECORDS, _CHUNK_CHARS = 256, 1 << 20  # of one job
@@ -89,15 +90,11 @@ def collect(
         if store.recall(f"collect {number}"):
             continue
         rules = Rules.of(data, corpus, tokenizer)
-        _read(data, corpus, number, rules, store, collected, progress)
-        if not collected.read[number]:
-            raise DataError(f"{corpus.path}: holds no records; check data.sources.path and format")
-        if collected.bad[number] == collected.read[number]:
-            first = collected.records.examples["bad_record"][0]
-            raise DataError(
-                f"{corpus.path}: all of its {collected.bad[number]} rows are at fault; {_CURE}. "
-                f"An example: {first}"
-            )
+        try:
+            _read(data, corpus, number, rules, store, collected, progress)
+            _check_read(corpus, collected.read[number], collected.bad[number], collected)
+        except DataError as error:
+            raise DataError(f"{error}{how_to_fetch_again(corpus.path)}") from None
         with store.step():
             store.remember(f"collect {number}", True)
     if not store.records:
@@ -106,6 +103,17 @@ def collect(
     with store.step():
         store.remember("collect", True)
     return collected
+
+
+def _check_read(corpus: Corpus, read: int, bad: int, collected: Collected) -> None:
+    """Raise DataError for a source of which no row could be used."""
+    if not read:
+        raise DataError(f"{corpus.path}: holds no records; check data.sources.path and format")
+    if bad == read:
+        first = collected.records.examples["bad_record"][0]
+        raise DataError(
+            f"{corpus.path}: all of its {bad} rows are at fault; {_CURE}. An example: {first}"
+        )
 
 
 def _read(

@@ -18,13 +18,15 @@ from torch.utils.data import DataLoader
 
 from lbr_ds import runs
 from lbr_ds.distributed import ALONE, World, shared
-from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
+from lbr_ds.errors import ConfigError, LbrError
 from lbr_ds.evaluate.baselines import BM25, check_ranks, resolve
 from lbr_ds.evaluate.bm25 import Bm25
 from lbr_ds.instructions import SIDES, Instructed, Instructions
 from lbr_ds.model.bottleneck import CARD
+from lbr_ds.model.complete import complete
 from lbr_ds.model.sentences import Exported
-from lbr_ds.model.trust import SAFE, no_pickles, why_not
+from lbr_ds.model.stock import cannot_load, load_sentences
+from lbr_ds.model.trust import no_pickles
 
 log = logging.getLogger(__name__)
 
@@ -157,59 +159,31 @@ def load_model(
     instructions_of: the source whose instructions a model of ours uses on official tasks; without
     it they get none where its sources have different ones. The ranks of `world` share the work of
     the first two. Raises ConfigError for the others then, for a folder that holds no model and for
-    a model that would run code of its own without `trust_remote_code`; EnvironmentProblem when it
-    cannot be loaded.
+    a model that would run code of its own without `trust_remote_code`; CheckpointError for a
+    damaged or incomplete one; EnvironmentProblem when it cannot be loaded.
     """
     check_ranks(model, world.size)
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "modules.json").exists():
-            card = find_card(folder)
-            if card is not None:
-                encoder = PackedModel(
-                    card, batch_tokens, world, trust_remote_code, instructions_of
-                )
-                return cast("MTEBModels", encoder)
-            if not (folder / "config.json").exists():
-                raise ConfigError(
-                    f"{model}: holds no model (no modules.json, lbr.json or config.json, no "
-                    "checkpoint); give a run, a checkpoint or an exported folder"
-                )
-        return _sentence_transformer(str(folder), trust_remote_code, world, instructions_of)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
-    return _by_name(resolve(model), trust_remote_code)
+    found = runs.find_model(model)
+    if found.folder is None:
+        return _by_name(resolve(model), trust_remote_code)
+    if found.packed:
+        encoder = PackedModel(
+            found.folder, batch_tokens, world, trust_remote_code, instructions_of
+        )
+        return cast("MTEBModels", encoder)
+    return _sentence_transformer(str(found.folder), trust_remote_code, world, instructions_of)
 
 
 def is_ours(model: str) -> bool:
     """Whether `load_model` would give a model that was trained here, with its instructions."""
-    folder = Path(model).expanduser()
-    return folder.is_dir() and find_card(folder) is not None
-
-
-def find_card(folder: Path) -> Path | None:
-    """The folder to load for a run, a stage or a checkpoint; None when there is none."""
-    try:
-        return runs.model_folder(folder)
-    except CheckpointError:
-        return None
+    return runs.find_model(model).ours
 
 
 def _sentence_transformer(
     name: str, trust_remote_code: bool, world: World = ALONE, instructions_of: str = ""
 ) -> SentenceTransformerEncoderWrapper:
     """A folder or a hub name by way of sentence-transformers."""
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        with no_pickles(name):
-            model = SentenceTransformer(
-                name, trust_remote_code=trust_remote_code, model_kwargs=dict(SAFE)
-            )
-    except ConfigError:
-        raise
-    except Exception as error:  # the hub, safetensors and remote configs each raise their own
-        raise _cannot_load(name, error) from error
+    model = load_sentences(name, trust_remote_code=trust_remote_code)
     if (Path(name) / CARD).is_file():
         return ExportedModel(model, Path(name), world, instructions_of)
     if world.size > 1:
@@ -231,12 +205,12 @@ def _by_name(name: str, trust_remote_code: bool) -> MTEBModels:
     if name == BM25:
         return cast("MTEBModels", Bm25(meta))
     try:
-        with no_pickles(name):
+        with no_pickles(name), complete(name):
             return meta.load_model(**_trust(meta, trust_remote_code))
-    except ConfigError:
+    except LbrError:
         raise
     except Exception as error:  # each loader of the registry raises its own kinds
-        raise _cannot_load(name, error) from error
+        raise cannot_load(name, error) from error
 
 
 def _trust(meta: ModelMeta, trust_remote_code: bool) -> dict[str, Any]:
@@ -257,11 +231,3 @@ def _runs_own_code(meta: ModelMeta) -> bool:
     except (OSError, TypeError):
         return True
     return re.search(r"trust_remote_code\W+(\w+\W+)?True", source) is not None
-
-
-def _cannot_load(name: str, error: Exception) -> EnvironmentProblem:
-    """One line: the name, the first line of the reason, the cure."""
-    return EnvironmentProblem(
-        f"cannot load model {name!r}: {why_not(error)} (give a folder, a run, or a name; "
-        "a name needs the network or a local copy)"
-    )

@@ -11,15 +11,14 @@ cl; for its control it is, and so is any other model for both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
+from lbr_ds import runs
 from lbr_ds.corpora import overlap
 from lbr_ds.errors import DataError
-from lbr_ds.evaluate.models import find_card
 from lbr_ds.evaluate.tasks import HeldOutTask
 
 _EXAMPLES, _CHARS = 2, 60
@@ -58,9 +57,8 @@ def check_overlap(
 
 def trained_texts(model: str) -> overlap.TrainedTexts | None:
     """The training texts of a run, a checkpoint or an export of ours; None for any other model."""
-    folder = Path(model)
-    card = find_card(folder) if folder.is_dir() else None
-    return overlap.load(card) if card else None
+    found = runs.find_model(model)
+    return overlap.load(found.folder) if found.ours and found.folder else None
 
 
 def _shared(

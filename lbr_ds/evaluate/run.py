@@ -26,14 +26,14 @@ import torch
 from mteb.abstasks.abstask import AbsTask
 from mteb.models import MTEBModels
 
-from lbr_ds import environment
+from lbr_ds import environment, runs
 from lbr_ds.address import shown
 from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import geometry
 from lbr_ds.evaluate.generation import score_generation
 from lbr_ds.evaluate.judged import Judgements
-from lbr_ds.evaluate.models import OWN, find_card, is_ours, load_model
+from lbr_ds.evaluate.models import OWN, is_ours, load_model
 from lbr_ds.evaluate.overlap import check_overlap
 from lbr_ds.evaluate.quiet import quiet
 from lbr_ds.evaluate.states import score_states
@@ -152,14 +152,13 @@ def _judge_all(
 
 def _ours(model: str, data: Path | str | None) -> Path:
     """The folder of a model of ours that is to be looked into. Raises ConfigError for any other."""
-    folder = Path(model)
-    card = find_card(folder) if folder.is_dir() else None
-    if card is None or data is None:
+    found = runs.find_model(model)
+    if found.folder is None or not found.ours or data is None:
         raise ConfigError(
             f"{model}: --generation and --states need a run, a checkpoint or a folder of lbr-ds, "
             "and --data; leave them out for other models"
         )
-    return card
+    return found.folder
 
 
 def top_passages(
@@ -182,7 +181,7 @@ def top_passages(
     else:
         task = held_out_task(data, query_ids=queries)
     with quiet():
-        judge(load_model(model), task, batch_size)
+        judge(load_model(model, trust_remote_code=False), task, batch_size)
     return [_example(task, query_id, k) for query_id in task.judged.queries]
 
 

@@ -29,7 +29,8 @@ def export(place: Path, out: Path) -> dict[str, Any]:
     """Export a run's newest checkpoint (or the given one) to `out`; returns parity.json's content.
 
     Raises ConfigError when `out` exists or stock tools cannot serve the model, CheckpointError when
-    there is no checkpoint, a run has none but its backbone, or the vectors differ.
+    there is no checkpoint, a run has none but its backbone, or the vectors differ or are not
+    finite.
     """
     source = runs.model_folder(place)
     if source == place / "backbone":
@@ -49,7 +50,7 @@ def export(place: Path, out: Path) -> dict[str, Any]:
     needs = _needs(write_legacy_rope(part))
     write_sentence_transformers(part, card)
     parity = prove(part)
-    if parity["largest_difference"] > TOLERANCE:
+    if not parity["largest_difference"] <= TOLERANCE:  # also when it is NaN
         raise CheckpointError(
             f"{part}: vectors differ from the trainer's own by {parity['largest_difference']:.2e} "
             f"(limit {TOLERANCE:.0e}); this is a fault of lbr-ds with this backbone, do not use it"
@@ -58,6 +59,7 @@ def export(place: Path, out: Path) -> dict[str, Any]:
     (part / "parity.json").write_text(json.dumps(parity) + "\n", encoding="utf-8")
     shutil.copy(check_export.__file__, part / "check_export.py")
     (part / "README.md").write_text(model_card(place, part, card, parity), encoding="utf-8")
+    runs.seal_folder(part, leave=("README.md",))  # the card is its user's to edit
     for path in part.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved for their owner only
     if out.exists():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import PackageLoader
+from transformers import AutoConfig
 
 import lbr_ds
 from lbr_ds import runs
@@ -31,7 +31,7 @@ def model_card(place: Path, folder: Path, card: Card, parity: dict[str, Any]) ->
             )
         for path in sorted((run / "eval").glob("*.json")):
             facts["scores"][path.stem] = read_scores(path)["tasks"]
-    config = json.loads((folder / "config.json").read_text())
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     templates = environment(PackageLoader("lbr_ds", "templates"))
     return templates.get_template("model_card.md").render(
         config=config, card=card, parity=parity, program=lbr_ds.__version__, **facts

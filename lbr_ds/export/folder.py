@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from lbr_ds.model.bottleneck import Card
 
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -17,7 +19,7 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 def write_sentence_transformers(folder: Path, card: Card) -> None:
     """The files beside config.json and the weights that make it a sentence-transformers model."""
-    config = json.loads((folder / "config.json").read_text())
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     modules = []
     for index, name in enumerate(_MODULES):
         path = "" if index == 0 else f"{index}_{name}"
@@ -25,7 +27,7 @@ def write_sentence_transformers(folder: Path, card: Card) -> None:
         kind = f"sentence_transformers.models.{name}"
         modules.append({"idx": index, "name": str(index), "path": path, "type": kind})
     pooling = {
-        "word_embedding_dimension": config["hidden_size"],
+        "word_embedding_dimension": config.hidden_size,
         "pooling_mode_cls_token": False,
         "pooling_mode_mean_tokens": card.pooling == "mean",
         "pooling_mode_max_tokens": False,

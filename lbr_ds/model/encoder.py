@@ -6,15 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from lbr_ds.batching import TextEncoder, pack, split_by_tokens
 from lbr_ds.environment import cpu_lacks_bf16
-from lbr_ds.errors import CheckpointError
-from lbr_ds.failures import reading
 from lbr_ds.model.bottleneck import Card, load_tokenizer
+from lbr_ds.model.complete import check_positions, load_causal
 from lbr_ds.model.embedder import Embedder
-from lbr_ds.model.trust import SAFE, no_pickles
 
 _BATCH_TOKENS = {False: 2048, True: 16384}  # on a CPU more leave its cache and gain nothing
 
@@ -26,19 +23,18 @@ class PackedEncoder:
         self, folder: Path, device: str | None = None, dtype: torch.dtype | str | None = None,
         *, trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
-        """dtype "auto": as the weights are stored; None: so too, but fp32 on a CPU without bf16."""
+        """dtype "auto": as the weights are stored; None: so too, but fp32 on a CPU without bf16.
+
+        Raises CheckpointError when the folder is not complete (see `complete.py`), ConfigError when
+        its texts may be longer than it has positions.
+        """
         self.card = Card.load(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype is None:
             slow = self.device.type == "cpu" and cpu_lacks_bf16()
             dtype = torch.float32 if slow else "auto"
-        with (
-            reading(folder, "the model's weights", CheckpointError, "save or copy it again"),
-            no_pickles(str(folder)),
-        ):
-            backbone = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=trust_remote_code, **SAFE
-            )
+        backbone = load_causal(folder, dtype, trust_remote_code=trust_remote_code)
+        check_positions(str(folder), backbone.config, {"max_length": self.card.max_length})
         self.model = Embedder(backbone, self.card).to(self.device).eval()
         self.texts = TextEncoder(
             load_tokenizer(folder),

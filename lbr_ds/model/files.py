@@ -3,41 +3,114 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Size, Tensor
 
+from lbr_ds.errors import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
 
 
 class Stored:
-    """The tensors in a folder's safetensors files, by name; each is read when it is asked for."""
+    """The tensors in a folder's safetensors files, by name; each is read when it is asked for.
+
+    Raises CheckpointError for a file that is cut, damaged or missing.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file: dict[str, Path] = {}
         self._shape: dict[str, Size] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, "pt") as opened:
+        self._alias: dict[str, str] = {}
+        for file in _weight_files(folder):
+            with _opened(file) as opened:
                 for name in opened.keys():  # noqa: SIM118
+                    if name in self._file:
+                        raise CheckpointError(
+                            f"{folder}: {self._file[name].name} and {file.name} both hold tensor "
+                            f"{name}; keep one of the files"
+                        )
                     self._file[name] = file
                     self._shape[name] = Size(opened.get_slice(name).get_shape())
+        for name, listed in _listed(folder).items():
+            if self._file.get(name) != folder / listed:
+                raise CheckpointError(
+                    f"{folder / INDEX}: names tensor {name} in {listed}, which does not hold it; "
+                    "copy the model again"
+                )
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file
+        return self._alias.get(name, name) in self._file
+
+    def names(self) -> list[str]:
+        """The names in the files."""
+        return list(self._file)
+
+    def rename(self, stored: Mapping[str, str]) -> None:
+        """From now on tensors are also known by other names: name -> name in the files."""
+        self._alias.update(stored)
+
+    def add(self, other: Stored, names: Iterable[str]) -> None:
+        """From now on take tensors of these names from another folder, which holds them."""
+        for name in names:
+            self._alias.pop(name, None)
+            self._file[name], self._shape[name] = other._file[name], other.shape(name)
 
     def shape(self, name: str) -> Size:
         """Without reading it."""
-        return self._shape[name]
+        return self._shape[self._alias.get(name, name)]
 
     def read(self, name: str) -> Tensor:
         """The tensor, on the CPU."""
-        with safe_open(self._file[name], "pt") as opened:
+        name = self._alias.get(name, name)
+        with _opened(self._file[name]) as opened:
             found: Tensor = opened.get_tensor(name)
             return found
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: cut or damaged, not readable as safetensors ({error}); copy the model again"
+        ) from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would read; where it finds none, all that there are."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if listed := _listed(folder):
+        return [folder / name for name in sorted(set(listed.values()))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """Tensor: file, as the index says; {} where there is no index, or one file has all."""
+    index = folder / INDEX
+    if not index.is_file() or (folder / SINGLE).is_file():
+        return {}
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): str(file) for name, file in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index}: not an index of weights ({type(error).__name__}); copy the model again"
+        ) from None
+    for file in set(files.values()):
+        if Path(file).name != file or not (folder / file).is_file():
+            raise CheckpointError(f"{index}: names {file}, which is missing; copy the model again")
+    return files
 
 
 def in_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
@@ -51,7 +124,7 @@ def in_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
         groups[-1].append(name)
         held += size
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
+        return {SINGLE: groups[0]}
     return {f"model-{i:05d}.safetensors": names for i, names in enumerate(groups, start=1)}
 
 
@@ -75,4 +148,4 @@ def save_index(files: Mapping[str, list[str]], folder: Path) -> None:
     if len(files) > 1:
         where = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -35,7 +35,7 @@ from lbr_ds.errors import CheckpointError
 from lbr_ds.instructions import Instructions
 from lbr_ds.model.files import in_files, save_files, save_index, share_of
 from lbr_ds.model.rope import write_legacy_rope
-from lbr_ds.runs import fault, saved
+from lbr_ds.runs import MANIFEST, fault, saved
 from lbr_ds.shards import Manifest
 from lbr_ds.train.engine import Engine
 from lbr_ds.train.random_states import random_states, restore_random_states
@@ -192,7 +192,8 @@ def describe_model(
     """
     save_index(weights, folder)
     for path in (run.run / "backbone").iterdir():
-        if path.is_file() and path.suffix != ".safetensors" and ".index." not in path.name:
+        own = path.suffix == ".safetensors" or ".index." in path.name or path.name == MANIFEST
+        if path.is_file() and not own:
             shutil.copy(path, folder)
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")

@@ -31,7 +31,7 @@ from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
 from lbr_ds.train.snapshot import ENUM_MEMBER, HostMemory
 from lbr_ds.train.universal import mend, to_universal
-from lbr_ds.train.weights import load_weights, shape_of
+from lbr_ds.train.weights import Origin, load_weights, shape_of
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -64,7 +64,7 @@ class Engine:
     """A sharded model with its optimizer."""
 
     def __init__(
-        self, make: Callable[[torch.dtype], Embedder], weights: Path, *,
+        self, make: Callable[[torch.dtype], Embedder], weights: Path | Origin, *,
         layout: layouts.Layout, optim: OptimConfig, world: World,
         adapt: Callable[[Embedder], None] | None = None,
     ) -> None:  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 from lbr_ds import environment
 from lbr_ds.address import mask_record, masked
@@ -21,7 +22,8 @@ from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
 from lbr_ds.errors import ConfigError
 from lbr_ds.layout import Layout
-from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
+from lbr_ds.model.bottleneck import Card, load_tokenizer, prepare_backbone
+from lbr_ds.model.complete import check_positions
 from lbr_ds.model.embedder import build_embedder
 from lbr_ds.model.lora import adapting
 from lbr_ds.runs import step_of
@@ -37,6 +39,7 @@ from lbr_ds.train.preempt import Preemption
 from lbr_ds.train.stages import STAGES, Stage, Work, rehearse
 from lbr_ds.train.starts import note_start, starting_point
 from lbr_ds.train.watch import Watch, stragglers
+from lbr_ds.train.weights import Origin
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         found = checkpoint.find(run, number, world, force=force)
         if world.first:
             open_run_folder(run)
-        world.barrier()
+        check_backbone(run, number, world)
         origin = found or starting_point(run, number, world)
         start = step_of(found) if found else 0
         encoder = text_encoder(run)
@@ -147,6 +150,27 @@ def take_step(
     }
 
 
+def check_backbone(run: RunConfig, number: int, world: World) -> None:
+    """Check that the prepared backbone can go through stage `number`. All ranks call it.
+
+    Raises ConfigError when its sequences have more tokens than the backbone has positions, or when
+    stage 1 has no head to train.
+    """
+    world.barrier()  # rank 0 has prepared it
+    folder, what = run.run / "backbone", f"model.backbone={run.model.backbone!r}"
+    lengths = {"model.max_length": run.model.max_length}
+    if number == 1:
+        lengths["stage1.max_target_length"] = run.stage1.max_target_length
+        if not Card.load(folder).head:
+            raise ConfigError(
+                f"{what} holds no language-model head (lm_head.weight) and its config.json does "
+                "not tie one to the embeddings: stage 1 trains it, so give the folder of the whole "
+                "causal LM, or train stage 2 alone with stage2.from=backbone"
+            )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
+    check_positions(what, config, lengths)
+
+
 def build(
     run: RunConfig, stage: Stage, layout: Layout, world: World,
     origin: Path | None = None,
@@ -189,8 +213,8 @@ def build_engine(
         )
     seed_all(run.seed)
     return Engine(
-        make, weights, layout=layout, optim=run.stage(stage.number).optim, world=world,
-        adapt=adapting(run, backbone),
+        make, Origin(weights, spare=backbone if stage.number == 2 else None), layout=layout,
+        optim=run.stage(stage.number).optim, world=world, adapt=adapting(run, backbone),
     )  # fmt: skip
 
 

@@ -14,7 +14,15 @@ from pathlib import Path
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, TrainingError
-from lbr_ds.runs import best_first, checkpoints, evaluation, saved, step_of
+from lbr_ds.runs import (
+    best_first,
+    checkpoints,
+    evaluation,
+    find_model,
+    model_folder,
+    saved,
+    step_of,
+)
 from lbr_ds.train import checkpoint
 
 log = logging.getLogger(__name__)
@@ -26,7 +34,8 @@ def starting_point(run: RunConfig, number: int, world: World) -> Path:
     """The checkpoint, or folder of weights, that a stage starts from at step 0. All ranks call it.
 
     Once stage 2 has a checkpoint of its own this is settled. Raises CheckpointError when it is not
-    there, or no checkpoint of stage 1 is whole.
+    there or damaged, or no checkpoint of stage 1 is whole, ConfigError for a folder without a
+    model.
     """
     source = run.stage2.start_from
     if number == 1 or source == "backbone":
@@ -40,13 +49,12 @@ def starting_point(run: RunConfig, number: int, world: World) -> Path:
         if chosen := checkpoint.first_whole(order, world):
             log.info("stage 2 starts from %s (%s)", chosen, _why(chosen, source, len(best)))
             return chosen
-    for path in checkpoints(stage1):
-        if source.isdigit() and step_of(path) == int(source):
-            return path
-    if source not in ("best", "last") and not source.isdigit():
-        for path in (Path(source), Path(source) / "model"):
-            if any(path.glob("*.safetensors")):
-                return path
+    if source.isdigit():
+        for path in checkpoints(stage1):
+            if step_of(path) == int(source):
+                return model_folder(path).parent  # raises for a damaged one
+    elif source not in ("best", "last") and (folder := find_model(source).folder):
+        return folder
     raise CheckpointError(
         f"stage2.from={source}: no such checkpoint below {stage1}; "
         "run `lbr-ds train RECIPE --stage 1` first, or set stage2.from=backbone"

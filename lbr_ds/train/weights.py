@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
+from lbr_ds.model.complete import (
+    fit,
+    is_head,
+    misfit,
+    not_finite,
+    report_prefixes,
+    report_unused,
+)
 from lbr_ds.model.files import Stored
+
+log = logging.getLogger(__name__)
+
+
+class Origin(NamedTuple):
+    """Where weights come from.
+
+    Attributes:
+        folder: has all of them.
+        spare: gives a language-model head that `folder` lacks, where no head is trained; or None.
+    """
+
+    folder: Path
+    spare: Path | None
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:
@@ -20,25 +44,45 @@ def shape_of(parameter: nn.Parameter) -> torch.Size:
 
 
 def load_weights(
-    parameters: Iterable[tuple[str, nn.Parameter]], folder: Path, world: World,
+    parameters: Iterable[tuple[str, nn.Parameter]], origin: Path | Origin, world: World,
     gathered: Callable[..., Any],
 ) -> None:  # fmt: skip
-    """Fill parameters by name from a folder's safetensors, one tensor at a time.
+    """Fill parameters by name from a folder's safetensors, one tensor at a time. All ranks call it.
 
     gathered(parameter, writer=0): where a sharded one is whole, and what rank 0 writes stays; rank
-    0 then reads and the others receive their parts. Raises CheckpointError when a parameter has no
-    tensor of its name and shape.
+    0 then reads and the others receive their parts. Raises CheckpointError, on all ranks, when a
+    parameter has no tensor of its name and shape, or one that is not finite.
     """
-    stored = Stored(folder)
-    for name, parameter in parameters:
-        if name not in stored:
-            raise CheckpointError(f"{folder}: no tensor {name} in its safetensors files")
-        found, want = stored.shape(name), shape_of(parameter)
-        if found != want:
-            raise CheckpointError(
-                f"{folder}: {name} has shape {tuple(found)}, the model wants {tuple(want)}"
-            )
+    folder, spare = origin if isinstance(origin, Origin) else (origin, None)
+    stored, wanted = Stored(folder), dict(parameters)
+    found = fit(wanted, stored.names())
+    stored.rename(found.stored)
+    if spare and found.missing and all(is_head(name) for name in found.missing):
+        log.info("%s has no language-model head; that of %s is kept", folder, spare)
+        stored.add(Stored(spare), found.missing)
+        found = replace(found, missing=[])
+    shapes = {
+        name: (stored.shape(name), shape_of(parameter))
+        for name, parameter in wanted.items()
+        if name in stored and stored.shape(name) != shape_of(parameter)
+    }
+    if fault := misfit(found.missing, found.unexpected, shapes):
+        raise CheckpointError(f"{folder}: {fault}; give the folder of a model of the same build")
+    report_prefixes(str(folder), found.prefixes)
+    report_unused(str(folder), found.unexpected)
+    _check_values(stored, list(wanted), world)
+    for name, parameter in wanted.items():
         sharded = hasattr(parameter, "ds_id")
         with gathered(parameter, writer=0), torch.no_grad():
             if world.first or not sharded:
                 parameter.copy_(stored.read(name))
+
+
+def _check_values(stored: Stored, names: list[str], world: World) -> None:
+    """Raise CheckpointError on all ranks for a value that is not finite; they share the reading."""
+    own = (not_finite(name, stored.read(name)) for name in names[world.rank :: world.size])
+    fault = next((clause for clause in own if clause), "")
+    (finder,) = world.max(world.rank + 1 if fault else 0)
+    if finder:
+        fault = world.share(fault, source=int(finder) - 1)
+        raise CheckpointError(f"{stored.folder}: {fault}; take an undamaged copy of the model")

@@ -131,7 +131,7 @@ CASES: list[tuple[Callable[[Path], DataConfig], type[LbrError], str]] = [
     (
         unreachable,
         EnvironmentProblem,
-        r"^http://127\.0\.0\.1:9/x\.csv: cannot be fetched \(.*refused",
+        r"^http://127\.0\.0\.1:9/x\.csv: cannot be read \(.*refused\); check the network",
     ),
     (bad_hash, ConfigError, r"is not https://HOST/FILE or that with #sha256"),
     (no_binary, DataError, r"raw\.jsonl:1: not JSON|raw\.jsonl:1: not UTF-8"),
@@ -147,6 +147,7 @@ def test_one_clear_line(
     message: str,
 ) -> None:
     monkeypatch.setenv("LBR_DS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("lbr_ds.fetch.WAITS", ())
     data = make(tmp_path)
     with pytest.raises(error, match=message) as raised:
         prepare(data, 0)

@@ -13,7 +13,8 @@ import pytest
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import PackedModel, load_model
 from lbr_ds.evaluate.baselines import resolve
-from lbr_ds.evaluate.models import _runs_own_code, find_card
+from lbr_ds.evaluate.models import _runs_own_code
+from lbr_ds.runs import find_model
 from tests.tiny import seal
 
 
@@ -27,25 +28,44 @@ def checkpoint(run: Path, stage: int, step: int, whole: bool = True) -> Path:
     return folder
 
 
-def test_the_newest_whole_checkpoint_of_the_last_stage(tmp_path: Path) -> None:
-    assert find_card(tmp_path) is None
+def test_the_newest_whole_checkpoint_of_the_last_stage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def found(place: Path) -> Path | None:
+        model = find_model(str(place))
+        assert (model.ours, model.packed) == (True, True)
+        return model.folder
+
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone" / "lbr.json").write_text("{}")
-    assert find_card(tmp_path) == tmp_path / "backbone"
+    assert found(tmp_path) == tmp_path / "backbone"
     first = checkpoint(tmp_path, 1, 900)
-    assert find_card(tmp_path) == first
+    assert found(tmp_path) == first
     checkpoint(tmp_path, 2, 5)
     last = checkpoint(tmp_path, 2, 12)
-    checkpoint(tmp_path, 2, 99, whole=False)
-    assert find_card(tmp_path) == last
-    assert find_card(tmp_path / "stage1") == find_card(first.parent) == find_card(first) == first
+    unfinished = checkpoint(tmp_path, 2, 99, whole=False)
+    assert found(tmp_path) == last
+    assert f"{unfinished.parent} is damaged and passed over: files.json: missing" in caplog.text
+    assert found(tmp_path / "stage1") == found(first.parent) == found(first) == first
+
+
+def test_folders_of_others(tmp_path: Path) -> None:
+    assert find_model("owner/name").folder is None
+    for name in ("config.json", "modules.json"):
+        (tmp_path / name).write_text("{}")
+        model = find_model(str(tmp_path))
+        assert (model.folder, model.ours, model.packed) == (tmp_path, False, False)
+    (tmp_path / "lbr.json").write_text("{}")  # an export of ours
+    model = find_model(str(tmp_path))
+    assert (model.folder, model.ours, model.packed) == (tmp_path, True, False)
 
 
 def test_a_run_loads_through_the_packed_encoder(
     encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class PackedEncoder:
-        def __init__(self, folder: Path) -> None:
+        def __init__(self, folder: Path, trust_remote_code: bool) -> None:
+            assert trust_remote_code is False
             self.folder = folder
 
         def encode(self, texts: list[str], batch_tokens: int, progress: bool) -> np.ndarray:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from lbr_ds.config import RunConfig
+from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
 from lbr_ds.corpora import overlap
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.export import TOLERANCE, export, proof_texts
+from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.encoder import PackedEncoder
 from lbr_ds.runs import model_folder
 from tests.ranks import run_ranks
-from tests.tiny import records
+from tests.tiny import backbone, records
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +104,6 @@ def test_card_tells_recipe_data_and_proof(exported: Path) -> None:
 
 
 def test_mean_pooling_is_exported_too(trained: RunConfig, tmp_path: Path) -> None:
-    import shutil
-
     source = tmp_path / "model"
     shutil.copytree(model_folder(trained.run), source)
     card = json.loads((source / "lbr.json").read_text())
@@ -124,3 +125,26 @@ def test_what_cannot_be_exported_is_refused(trained: RunConfig, tmp_path: Path) 
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError, match="not empty; give a new folder"):
         export(trained.run, tmp_path / "full")
+
+
+def test_vectors_that_are_not_finite_are_refused(trained: RunConfig, tmp_path: Path) -> None:
+    """Finite weights whose products overflow: NaN is neither above nor below a limit."""
+    source = tmp_path / "model"
+    shutil.copytree(model_folder(trained.run), source)
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"] *= 3e38
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"the vector of 'word' is not finite"):
+        export(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_config_attributes_of_other_names(tmp_path: Path) -> None:
+    """GPT-2's config.json has n_embd and no hidden_size."""
+    raw = backbone(tmp_path / "raw", "gpt2", hidden_size=24)
+    model = ModelConfig(backbone=str(raw), max_length=32)
+    prepare_backbone(model, BottleneckConfig(count=2), tmp_path / "made", 0)
+    assert export(tmp_path / "made", tmp_path / "out")["largest_difference"] <= TOLERANCE
+    pooling = json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 24
+    assert "a vector of 24 numbers" in (tmp_path / "out" / "README.md").read_text()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lbr_ds.config import BottleneckConfig, ModelConfig
-from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.errors import CheckpointError, EnvironmentProblem
 from lbr_ds.mining.encoders import Own, Stock, find_encoder
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.encoder import PackedEncoder
@@ -38,6 +38,9 @@ def test_a_changed_file_changes_the_fingerprint(prepared: Path, tmp_path: Path) 
     assert find_encoder(str(tmp_path / "run")).fingerprint == before
     config = tmp_path / "run" / "backbone" / "config.json"
     config.write_text(config.read_text() + " ")
+    with pytest.raises(CheckpointError, match=r"config.json: \d+ bytes, \d+ were saved; .*yours"):
+        find_encoder(str(tmp_path / "run"))
+    config.with_name("files.json").unlink()
     assert find_encoder(str(tmp_path / "run")).fingerprint != before
 
 

@@ -1,0 +1,176 @@
+"""A file behind a URL -> a file on this disk: all of it, or none, after a bounded number of tries.
+
+`insist` tries again after what may pass, as a broken line or a busy server. `download` is for one
+file whose content nobody knows beforehand: its length is compared with what the server stated, a
+broken one is resumed where it broke, and a page that tells of an error is not taken for data.
+Messages show an address without user, password and query.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import logging
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from lbr_ds.address import request, shown
+from lbr_ds.errors import DataError, EnvironmentProblem, LbrError
+
+log = logging.getLogger(__name__)
+WAITS = (0.5, 2.0, 8.0)  # seconds before each new try
+TIMEOUT = 60  # seconds without a byte
+PIECE = 1 << 20
+_HEAD = 1024  # bytes that tell a web page
+_MAGIC = {".gz": b"\x1f\x8b", ".parquet": b"PAR1", ".zip": b"PK", ".whl": b"PK", ".xz": b"\xfd7zXZ",
+          ".bz2": b"BZh", ".gguf": b"GGUF"}  # fmt: skip
+_PAGE = re.compile(
+    rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html)[\s>]", re.I | re.S
+)
+_Found = TypeVar("_Found")
+
+
+class Damaged(Exception):
+    """What came is not what was announced."""
+
+
+def insist(where: str, action: Callable[[], _Found]) -> _Found:
+    """Return `action()`, tried again after what may pass: a broken line, a busy server.
+
+    Raises FileNotFoundError and Damaged as they are, EnvironmentProblem for all else.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except (LbrError, FileNotFoundError):
+            raise
+        except Exception as error:  # each backend of fsspec raises its own
+            if isinstance(error, urllib.error.HTTPError) and error.code in (404, 410):
+                raise FileNotFoundError from None
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            if wait is None and isinstance(error, Damaged):
+                raise
+            reason = _reason(error)
+            refused = isinstance(error, PermissionError) or reason in ("HTTP 401", "HTTP 403")
+            if wait is None or refused:
+                cure = "check its credentials" if refused else "check the network and the address"
+                raise EnvironmentProblem(f"{where}: cannot be read ({reason}); {cure}") from None
+        log.warning("%s: %s; trying again in %.1f s", where, reason, wait)
+        time.sleep(wait)
+    raise AssertionError
+
+
+def _reason(error: BaseException) -> str:
+    """What happened, without the text of others: that may hold an address with its secrets."""
+    if isinstance(error, Damaged):
+        return str(error)
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code}"
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
+        return _reason(error.reason)
+    if isinstance(error, http.client.IncompleteRead):
+        return "truncated"
+    strerror = getattr(error, "strerror", None) if isinstance(error, OSError) else None
+    return strerror or type(error).__name__
+
+
+def open_http(url: str, headers: dict[str, str] | None = None) -> Any:
+    """The answer to a GET of `url`, to be read; a user and password in it are sent as Basic."""
+    asked = request(url)
+    for name, value in (headers or {}).items():
+        asked.add_header(name, value)
+    return urllib.request.urlopen(asked, timeout=TIMEOUT)
+
+
+def download(url: str, part: Path) -> str:
+    """Fetch a file into `part`; returns its sha256 in hex.
+
+    A body that ends early is gone on with where it broke, if the server can; otherwise it starts
+    over. Raises EnvironmentProblem when it cannot be had whole, DataError when it is not there or a
+    web page or another kind of file comes in its place.
+    """
+    where, fetching = shown(url), _Fetching(url, part)
+    try:
+        insist(where, fetching.attempt)
+    except FileNotFoundError:
+        raise DataError(f"{where}: the server has no such file; check the address") from None
+    except Damaged as error:
+        raise EnvironmentProblem(
+            f"{where}: cannot be fetched whole ({error}); try again later, nothing is kept of it"
+        ) from None
+    _check_kind(where, part, Path(urlsplit(url).path).suffix.lower())
+    return fetching.digest.hexdigest()
+
+
+class _Fetching:
+    """One file on its way; `attempt` goes on with what is there."""
+
+    def __init__(self, url: str, part: Path) -> None:
+        self.url, self.part = url, part
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.digest, self.count, self.version = hashlib.sha256(), 0, ""
+        self.part.write_bytes(b"")
+
+    def attempt(self) -> None:
+        """Fetch what is missing. Raises Damaged when the body ends before its stated length."""
+        headers = {}
+        if self.count and self.version:
+            headers = {"Range": f"bytes={self.count}-", "If-Range": self.version}
+        with open_http(self.url, headers) as answer:
+            start, total = _extent(answer)
+            if self.count and start != self.count:
+                self._start_over()
+            if start != self.count:
+                raise Damaged(f"begins at byte {start}")
+            # A weak tag does not promise equal bytes.
+            tag = answer.headers.get("ETag") or ""
+            self.version = tag if tag and not tag.startswith("W/") else ""
+            with self.part.open("ab") as target:
+                while piece := answer.read(PIECE):
+                    self.digest.update(piece)
+                    self.count += len(piece)
+                    target.write(piece)
+        if total is not None and self.count != total:
+            raise Damaged(f"truncated, {self.count} bytes of {total}")
+        if total is None and "chunked" not in (answer.headers.get("Transfer-Encoding") or ""):
+            log.warning(
+                "%s: the server states no length, so whether all of it came cannot be seen; add "
+                "#sha256=... to the address", shown(self.url),
+            )  # fmt: skip
+
+
+def _extent(answer: Any) -> tuple[int, int | None]:
+    """(first byte, length of the whole file or None) of an answer."""
+    if answer.status == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range") or "")
+        return (int(found[1]), int(found[2])) if found else (-1, None)
+    length = answer.headers.get("Content-Length") or ""
+    return 0, int(length) if length.isdigit() else None
+
+
+def _check_kind(where: str, part: Path, suffix: str) -> None:
+    """Raise DataError where a web page, or a file of another kind than its name says, has come."""
+    with part.open("rb") as file:
+        head = file.read(_HEAD)
+    if suffix not in (".html", ".htm", ".xhtml") and _PAGE.match(
+        head.removeprefix(b"\xef\xbb\xbf")
+    ):
+        raise DataError(
+            f"{where}: the server sent a web page (HTML), as those that report an error or ask for "
+            "a login, and not the file; check the address"
+        )
+    if not head.startswith(_MAGIC.get(suffix, b"")):
+        raise DataError(
+            f"{where}: what the server sent is no {suffix} file (it begins with {head[:8]!r}); "
+            "check the address"
+        )

@@ -1,0 +1,60 @@
+"""A folder or a name of others -> a sentence-transformers model that is complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbr_ds.errors import EnvironmentProblem, LbrError
+from lbr_ds.model.complete import check_finite, check_positions, complete
+from lbr_ds.model.tokens import ensure_padding, lacking
+from lbr_ds.model.trust import SAFE, no_pickles, why_not
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+def load_sentences(
+    name: str, *, trust_remote_code: bool = False, **options: Any
+) -> SentenceTransformer:
+    """Load a folder or a hub name with sentence-transformers.
+
+    Args:
+        name: folder or hub name.
+        trust_remote_code: whether code that the model brings may run.
+        **options: for `SentenceTransformer`; `model_kwargs` are added to.
+
+    Raises CheckpointError when a tensor is missing, misshapen or not finite, ConfigError when its
+    weights are pickles or its texts may be longer than it has positions, EnvironmentProblem when it
+    cannot be loaded otherwise.
+    """
+    from sentence_transformers import SentenceTransformer  # slow to import
+
+    options["model_kwargs"] = {**SAFE, **options.get("model_kwargs", {})}
+    try:
+        with no_pickles(name), complete(name):
+            model = SentenceTransformer(name, trust_remote_code=trust_remote_code, **options)
+    except LbrError:
+        raise
+    except Exception as error:  # the hub, safetensors and remote configs each raise their own
+        raise cannot_load(name, error) from error
+    check_finite(name, model.state_dict().items())  # of its other layers too
+    ensure_padding(name, model.tokenizer)
+    first: Any = model[0]
+    config, longest = (
+        getattr(getattr(first, "auto_model", None), "config", None),
+        model.max_seq_length,
+    )
+    if config is not None and longest is not None:
+        check_positions(name, config, {"max_seq_length": longest})
+    return model
+
+
+def cannot_load(name: str, error: Exception) -> EnvironmentProblem:
+    """One line: the name, the first line of the reason, the cure."""
+    if cure := lacking(Path(name)):
+        return EnvironmentProblem(f"{name}: {cure}")
+    return EnvironmentProblem(
+        f"cannot load model {name!r}: {why_not(error)} (give a folder, a run, or a name; "
+        "a name needs the network or a local copy)"
+    )

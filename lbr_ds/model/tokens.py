@@ -1,0 +1,92 @@
+"""A model's tokenizer, opened so that what it lacks is one line: a package, an end, a filling."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
+from lbr_ds.model.trust import why_not
+
+log = logging.getLogger(__name__)
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+
+def open_tokenizer(
+    what: str, name: str, *, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedTokenizerBase:
+    """Open the fast tokenizer of a folder or a hub name.
+
+    Args:
+        what: the model, for messages.
+        name: folder or hub name.
+        trust_remote_code: whether code that the model brings may run.
+        **options: for `AutoTokenizer.from_pretrained`.
+
+    Raises EnvironmentProblem when a package is missing that reads it, ConfigError when it cannot be
+    loaded otherwise or is no fast one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, **options
+        )
+    except (ConfigError, CheckpointError):
+        raise
+    except Exception as error:  # each format's reader raises its own
+        if cure := lacking(Path(name)):
+            raise EnvironmentProblem(f"{what}: {cure}") from None
+        raise ConfigError(f"{what}: its tokenizer cannot be loaded: {why_not(error)}") from None
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{what} has no fast tokenizer (tokenizer.json)")
+    return tokenizer
+
+
+def lacking(folder: Path) -> str:
+    """Which package is missing to read a folder's tokenizer, and the cure; empty when none is."""
+    if (folder / "tokenizer.json").is_file() or importlib.util.find_spec("sentencepiece"):
+        return ""
+    for file in _SENTENCEPIECE:
+        # Llama 3 has a file of this name in another format: lines of base64.
+        if (folder / file).is_file() and (folder / file).open("rb").read(1) == b"\n":
+            return (
+                f"its tokenizer is a SentencePiece model ({file}, no tokenizer.json), which needs "
+                "a package that is missing: pip install 'lbr-ds[sentencepiece]'"
+            )
+    return ""
+
+
+def ensure_end(what: str, tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> None:
+    """Give the tokenizer an end token where only the model's config names one.
+
+    Targets end in it. Raises ConfigError when there is none.
+    """
+    if tokenizer.eos_token is not None:
+        return
+    named = getattr(module.generation_config, "eos_token_id", None) or module.config.eos_token_id
+    number = named[0] if isinstance(named, list) else named
+    if not isinstance(number, int) or not 0 <= number < len(tokenizer):
+        raise ConfigError(
+            f"{what}: its tokenizer has no end token (eos), with which targets end; name one as "
+            "eos_token in its tokenizer_config.json"
+        )
+    tokenizer.eos_token = str(tokenizer.convert_ids_to_tokens(number))
+    log.warning("%s: its tokenizer names no end token; %r of its config is taken", what,
+                tokenizer.eos_token)  # fmt: skip
+
+
+def ensure_padding(what: str, tokenizer: Any) -> None:
+    """Give a tokenizer without a filling token one, so that texts can be encoded in batches.
+
+    Filled-up places are masked: which token fills them does not matter.
+    """
+    if getattr(tokenizer, "pad_token", "") is not None:
+        return
+    known = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token]
+    filling = next((token for token in known if token is not None), None)
+    tokenizer.pad_token = filling or tokenizer.convert_ids_to_tokens(0)
+    log.warning("%s: its tokenizer has no pad token; batches are filled up with %r", what,
+                tokenizer.pad_token)  # fmt: skip
