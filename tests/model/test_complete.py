@@ -81,7 +81,7 @@ def as_own(folder: Path) -> Any:
 
 
 def as_export(folder: Path) -> Any:
-    return export(with_a_card(folder), folder.with_name("out"))["texts"]
+    return export(with_a_card(folder), folder.with_name("out"))["vectors"]
 
 
 EVERYWHERE = [as_backbone, as_start, as_scored, as_miner, as_own, as_export]
