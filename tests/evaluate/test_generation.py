@@ -15,7 +15,8 @@ from lbr_ds.cli import app
 from lbr_ds.config import load
 from lbr_ds.errors import ConfigError
 from lbr_ds.evaluate import evaluate
-from lbr_ds.evaluate.generation import contexts
+from lbr_ds.evaluate.generation import contexts, score_generation
+from lbr_ds.evaluate.judged import Judgements
 from lbr_ds.evaluate.overlaps import bleu_4, rouge_l
 from lbr_ds.model import generate
 from lbr_ds.model.bottleneck import prepare_backbone
@@ -135,6 +136,20 @@ def test_scores_of_texts() -> None:
     assert rouge_l(["a stone in the kidney"], [["a stone kidney"]]) == [75]
 
 
+def test_what_cannot_be_scored_is_left_out_and_warned_of(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    relevant = {"a": {"d0": 1}, "b": {"d1": 1}}
+    queries, documents = {"a": QUERIES[0], "b": QUERIES[1]}, {"d0": "...", "d1": "fever"}
+    judged = Judgements(queries, documents, relevant, relevant)
+    found = score_generation(folder / "run" / "backbone", judged)
+    assert (found["queries"], found["unscored"]) == (2, 1)
+    for prompt, scores in found["per_query"].items():
+        assert scores["a"] is None
+        assert found["prompts"][prompt]["rouge_l"] == scores["b"]
+    assert "1 of 2 queries are not scored: no reference" in caplog.text
+
+
 def test_by_the_command_line(folder: Path, tmp_path: Path) -> None:
     out, run = tmp_path / "out.json", folder / "run"
     command = ["eval", str(run), "--data", str(folder / "data"), "--out", str(out),
@@ -142,10 +157,11 @@ def test_by_the_command_line(folder: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     found = json.loads(out.read_text())["generation"]
-    assert found["queries"] == 6
+    assert (found["queries"], found["unscored"]) == (6, 0)
     assert set(found["prompts"]) == {"visible", "bottleneck"}
     for prompt, scores in found["prompts"].items():
         assert 0 <= scores["bleu_4"] <= 100
+        assert 0 <= scores["chrf"] <= 100
         own = list(found["per_query"][prompt].values())
         assert scores["rouge_l"] == pytest.approx(sum(own) / 6, abs=1e-3)
     with pytest.raises(ConfigError, match="--generation and --states need a run"):
