@@ -94,7 +94,7 @@ def _table(
             message = f"{rows}: not CSV ({error}); check the quotes and data.sources.format"
             yield Row(where, "", lines.take_fault() or DataError(message))
             continue
-        fault = lines.take_fault()
+        fault = lines.take_fault() if lines.fault else None
         if fault and not header:
             raise DataError(str(fault))
         if fault:
