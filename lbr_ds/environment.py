@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
+import subprocess
 import sys
+import urllib.parse
+from pathlib import Path
 from typing import Any
 
 import lbr_ds
+from lbr_ds.address import shown
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "webdataset", "mteb",
              "sentence-transformers", "safetensors", "pydantic", "numpy")  # fmt: skip
@@ -23,6 +28,61 @@ def versions(names: tuple[str, ...] = ("torch", "deepspeed", "transformers")) ->
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def installation() -> dict[str, Any]:
+    """Describe where this copy of lbr-ds came from, by what the installer recorded (PEP 610).
+
+    Returns:
+        `version`, and as far as they are known: `source` (a URL without its password, or the name
+        of an archive), `commit`, `changed` (the clone has local changes), `install` (the command
+        that installs the same code; never a bare name, which an index may give to other code).
+    """
+    facts: dict[str, Any] = {"version": lbr_ds.__version__}
+    try:
+        recorded = importlib.metadata.distribution("lbr-ds").read_text("direct_url.json")
+        origin = json.loads(recorded or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        origin = {}
+    url = str(origin.get("url", ""))
+    if commit := origin.get("vcs_info", {}).get("commit_id"):
+        place = url if url.startswith("ssh://") else shown(url)  # of ssh the user is no secret
+        source = f"{origin['vcs_info']['vcs']}+{place}"
+        return facts | {
+            "source": source,
+            "commit": commit,
+            "install": f"pip install 'lbr-ds @ {source}@{commit}'",
+        }
+    if "archive_info" in origin:
+        local = url.startswith("file:")
+        source = urllib.parse.unquote(url.rpartition("/")[2]) if local else shown(url)
+        digest = origin["archive_info"].get("hashes", {}).get("sha256")
+        pinned = f"#sha256={digest}" if digest and not local else ""
+        return facts | {"source": source, "install": f"pip install '{source}{pinned}'"}
+    return facts | _clone(Path(lbr_ds.__file__).parent.parent)
+
+
+def _clone(folder: Path) -> dict[str, Any]:
+    """Return the commit of the git clone that lbr-ds runs from; {} where there is none."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    if not (folder / ".git").exists():
+        return {}
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = bool(git("status", "--porcelain", "--untracked-files=no", "--", "lbr_ds"))
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    note = "  # in a clone of lbr-ds" + (", with local changes" if changed else "")
+    return {
+        "commit": commit,
+        "changed": changed,
+        "install": f"git checkout {commit[:12]} && pip install .{note}",
+    }
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -45,7 +105,7 @@ def cpu_lacks_bf16() -> bool:
 def describe() -> dict[str, Any]:
     """JSON-ready. Devices come from NVML (extra `gpu`), or from torch where that is loaded."""
     facts: dict[str, Any] = {
-        "lbr-ds": lbr_ds.__version__,
+        "lbr-ds": installation(),
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "processor": _processor(),

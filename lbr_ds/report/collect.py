@@ -133,6 +133,9 @@ class Run:
         recipe, commands = self.folder / "recipe.yaml", []
         if self.recipe is None:
             return []
+        program = (self.environment or {}).get("lbr-ds")
+        if isinstance(program, dict) and program.get("install"):
+            commands.append(str(program["install"]))
         commands.append(f"lbr-ds prepare {recipe}")
         for stage in self.stages:
             world = stage.saved.get("world_size") or 1
