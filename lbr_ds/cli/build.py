@@ -130,6 +130,27 @@ def export(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder made by `lbr-ds export`.")],
+    name: Annotated[str, typer.Argument(help="The repository: OWNER/NAME.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public; default: private.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; default: main.")] = None,
+) -> None:
+    """Upload an exported model to the Hugging Face hub, in one commit.
+
+    Uses the token of `hf auth login` or HF_TOKEN. The model card, the proof of the vectors and
+    64-bit hashes of the training texts are uploaded with the weights.
+
+    Example: `lbr-ds push models/demo my-name/demo`
+    """
+    from lbr_ds.export.push import push as push_model
+
+    typer.echo(push_model(folder, name, private=not public, revision=revision))
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path, typer.Option(file_okay=False, help="A new or unfinished demo folder.")
