@@ -26,6 +26,7 @@ from lbr_ds.instructions import pooling_fault
 from lbr_ds.source import (
     KNOWLEDGE_SIZES,
     MANY,
+    CardConfig,
     MiningConfig,
     Part,
     SourceConfig,
@@ -263,6 +264,7 @@ class RunConfig(Part):
     guard: GuardConfig = GuardConfig()
     every: EveryConfig = EveryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    card: CardConfig = CardConfig()
 
     @model_validator(mode="after")
     def _rooms_agree(self) -> RunConfig:
@@ -296,7 +298,7 @@ class RunConfig(Part):
 
         A resume must find it unchanged. The data has a fingerprint of its own, in its manifest.
         """
-        apart = {"run", "name", "every", "evaluation", "engine", "guard", "data", "mining"}
+        apart = {"run", "name", "every", "evaluation", "engine", "guard", "data", "mining", "card"}
         plain = json.loads(self.model_dump_json(exclude=apart))
         if self.guard.spike_sigmas is not None:
             plain["guard"] = {"spike_sigmas": self.guard.spike_sigmas}

@@ -45,9 +45,11 @@ def demo(out: Path, nproc: int | None, overrides: list[str]) -> dict[str, Any]:
         ranks = ["--nproc", str(nproc or _default_ranks())]
         command = ("train", "demo", *placed, "--stage", str(number), *ranks)
         part(f"stage{number}", functools.partial(run_verb, *command))
+    # The exported folder comes last, so that its model card has the scores of all three.
+    part("evaluate", lambda: _evaluate(run, base=run.run / "backbone", stage1=_stage1(run)))
     if not (out / "model").exists():
         part("export", lambda: run_verb("export", str(run.run), str(out / "model")))
-    part("evaluate", lambda: _evaluate(run, out / "model"))
+    part("evaluate the export", lambda: _evaluate(run, stage2=out / "model"))
     return _finish(out, run, seconds)
 
 
@@ -57,12 +59,15 @@ def _default_ranks() -> int:
     return torch.cuda.device_count() or 2
 
 
-def _evaluate(run: RunConfig, exported: Path) -> None:
-    """The same queries for the untrained backbone, stage 1, and the exported folder of stage 2."""
+def _stage1(run: RunConfig) -> Path:
+    """The newest checkpoint of stage 1."""
     from lbr_ds import runs
 
-    stage1 = runs.checkpoints(run.run / "stage1")[-1]
-    models = {"base": run.run / "backbone", "stage1": stage1, "stage2": exported}
+    return runs.checkpoints(run.run / "stage1")[-1]
+
+
+def _evaluate(run: RunConfig, **models: Path) -> None:
+    """Score each model on the same held-out queries; the name is that of its JSON file."""
     for name, model in models.items():
         run_verb(
             "eval", str(model), "--data", str(run.data.folder), "--max-queries", str(QUERIES),

@@ -229,3 +229,12 @@ class MiningConfig(Part):
         if self.ranks[0] > self.ranks[1]:
             raise ValueError(f"ranks={list(self.ranks)}; give [first, last]")
         return self
+
+
+class CardConfig(Part):
+    """What the model card of an export says beyond what follows from the run (`export/card.py`)."""
+
+    base_model: str | None = None  # hub name; default: model.backbone where that is one
+    license: str | None = None  # of the weights, as the hub spells it: apache-2.0, llama3.2
+    language: tuple[str, ...] = ()  # ISO 639 codes; default: data.languages
+    intended_use: str = ""  # a sentence or two

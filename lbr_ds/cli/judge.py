@@ -121,6 +121,8 @@ def evaluate(
 ) -> None:
     """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
 
+    The scores of an exported folder are also written into its model card.
+
     Example: `lbr-ds eval runs/demo --data data/icd10cm`
     """
     from lbr_ds.console import show_scores
@@ -140,6 +142,10 @@ def evaluate(
     if world.first:
         show_scores(result)
         typer.echo(f"written to {output}")
+        if (folder := Path(model).expanduser()).is_dir():
+            from lbr_ds.export.card import add_scores
+
+            add_scores(folder, result)
 
 
 def _default_output(model: str) -> Path:
