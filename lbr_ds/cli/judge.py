@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -119,9 +119,7 @@ def evaluate(
     ] = "",
     nproc: Sharing = None,
 ) -> None:
-    """Retrieval scores by MTEB on the held-out split, on official tasks, or both.
-
-    The scores of an exported folder are also written into its model card.
+    """Score retrieval by MTEB, on the held-out split or official tasks; fills an export's card.
 
     Example: `lbr-ds eval runs/demo --data data/icd10cm`
     """
@@ -141,11 +139,16 @@ def evaluate(
     )  # fmt: skip
     if world.first:
         show_scores(result)
-        typer.echo(f"written to {output}")
-        if (folder := Path(model).expanduser()).is_dir():
-            from lbr_ds.export.card import add_scores
+        _report_files(Path(model).expanduser(), output, result)
 
-            add_scores(folder, result)
+
+def _report_files(folder: Path, output: Path, result: dict[str, Any]) -> None:
+    """Print where the scores are; where the model is an exported folder, its card has them too."""
+    typer.echo(f"written to {output}")
+    if (folder / "parity.json").is_file():
+        from lbr_ds.export.card import add_scores
+
+        add_scores(folder, result)
 
 
 def _default_output(model: str) -> Path:

@@ -37,7 +37,7 @@ SCORES = {"recall_at_10": 0.7, "ndcg_at_10": 0.54321, "queries": 400, "documents
 def folder(tmp_path: Path) -> Path:
     """An exported folder, as far as its card goes."""
     run, data, model = tmp_path / "run", tmp_path / "data", tmp_path / "model"
-    for made in (run / "eval", data, model):
+    for made in (run / "eval", run / "stage2", data, model):
         made.mkdir(parents=True)
     (run / "recipe.yaml").write_text(RECIPE.format(run=run, data=data))
     (run / "eval" / "base.json").write_text(json.dumps({"tasks": {"held-out": SCORES}}))
