@@ -42,7 +42,8 @@ def folder(tmp_path: Path) -> Path:
     (run / "recipe.yaml").write_text(RECIPE.format(run=run, data=data))
     (run / "eval" / "base.json").write_text(json.dumps({"tasks": {"held-out": SCORES}}))
     (data / "curation.json").write_text(json.dumps(CURATION))
-    (model / "config.json").write_text('{"hidden_size": 8, "architectures": ["LlamaModel"]}')
+    shape = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}
+    (model / "config.json").write_text(json.dumps({**shape, "architectures": ["LlamaModel"]}))
     card = Card(num_bottleneck=4, max_length=64, pooling="last", attention="causal")
     (model / "README.md").write_text(model_card(run, model, card, PARITY))
     return model
