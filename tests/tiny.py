@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,13 @@ def seal(checkpoint: Path, facts: dict[str, Any]) -> None:
     (checkpoint / "state.json").write_bytes(text)
     listed = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     (checkpoint / "files.json").write_text(json.dumps({"state.json": listed}))
+
+
+def edit_manifest(data: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a prepared folder's manifest as one who writes it would: its own hash fits."""
+    path = data / "manifest.json"
+    raw = json.loads(path.read_text())
+    change(raw)
+    del raw["sha256"]
+    raw["sha256"] = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(raw))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from lbr_ds.address import CACHE_GIB, is_url
-from lbr_ds.errors import DataError
+from lbr_ds.errors import DataError, short
 from lbr_ds.instructions import Instructions
 from lbr_ds.locate import file_sha256
 from lbr_ds.shards.remote import Remote
 
 NAME = "manifest.json"
-VERSION = 1  # of the layout; a folder of another version is prepared again
+VERSION = 2  # of the layout; a folder of another version is prepared again
 _FILE = re.compile(r"[a-z]+/[0-9]{5,}\.tar")  # a manifest can name nothing outside its folder
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `lbr-ds prepare` again"
@@ -76,26 +79,34 @@ class Manifest:
         path = f"{remote.place if remote else folder}/{NAME}"
         try:
             raw = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{path}: not JSON ({error}); {_AGAIN}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not JSON ({short(error)}); {_AGAIN}") from None
+        version = raw.get("version") if isinstance(raw, dict) else None
+        if isinstance(raw, dict) and "version" in raw and version != VERSION:
+            raise DataError(f"{path}: version {short(repr(version))}, not {VERSION}; {_AGAIN}")
         try:
-            if raw["version"] != VERSION:
-                found = raw["version"]
-                raise DataError(f"{path}: version {found!r}, not {VERSION}; {_AGAIN}")
-            splits = {
-                name: [ShardFile(**shard) for shard in split["shards"]]
-                for name, split in raw["splits"].items()
-            }
-            for shard in (shard for shards in splits.values() for shard in shards):
-                if not shard.sound():
-                    raise DataError(f"{path}: not a shard: {shard}; {_AGAIN}")
-            return cls(
-                folder, splits, raw["sources"], raw["seed"], raw["fingerprint"], raw["program"],
-                remote, Instructions.of(raw.get("instructions")),
-            )  # fmt: skip
+            found = _Content.model_validate_json(text, strict=True)
+            instructions = Instructions.of(found.instructions)
+        except ValidationError as error:
+            raise DataError(f"{path}: not a manifest ({_first(error)}); {_AGAIN}") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"instructions: {type(error).__name__}: {short(error)}"
             raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
+        splits = {name: split.shards for name, split in found.splits.items()}
+        for shard in (shard for shards in splits.values() for shard in shards):
+            if not shard.sound():
+                raise DataError(f"{path}: not a shard: {short(repr(shard))}; {_AGAIN}")
+        if wrong := _disorder(found):
+            raise DataError(f"{path}: {wrong}; copy it there again, or {_AGAIN}")
+        if found.sha256 != _digest(raw):
+            raise DataError(
+                f"{path}: has been changed since it was written (its own sha256 differs); copy it "
+                f"there again, or {_AGAIN}"
+            )
+        return cls(
+            folder, splits, found.sources, found.seed, found.fingerprint, found.program, remote,
+            instructions,
+        )  # fmt: skip
 
     @property
     def protocol(self) -> str:
@@ -116,10 +127,13 @@ class Manifest:
             }
             for name, shards in self.splits.items()
         }
-        plain = {"version": VERSION, "program": self.program, "fingerprint": self.fingerprint,
-                 "seed": self.seed, "sources": self.sources, "splits": splits}  # fmt: skip
+        plain: dict[str, Any] = {
+            "version": VERSION, "program": self.program, "fingerprint": self.fingerprint,
+            "seed": self.seed, "sources": self.sources, "splits": splits,
+        }  # fmt: skip
         if self.instructions.any:
             plain["instructions"] = self.instructions.plain()
+        plain["sha256"] = _digest(plain)
         text = json.dumps(plain, indent=1, ensure_ascii=False)
         (self.folder / NAME).write_text(text + "\n", encoding="utf-8")
 
@@ -174,6 +188,49 @@ class Manifest:
                     f"{_AGAIN}"
                 ) from None
             check_size(self.where(shard), shard, found)
+
+
+class _Split(BaseModel):
+    """A split as it is written down."""
+
+    records: int
+    shards: list[ShardFile]
+
+
+class _Content(BaseModel):
+    """The whole file. sha256: of all that stands beside it (`_digest`)."""
+
+    version: int
+    program: str
+    fingerprint: Annotated[str, Field(min_length=1)]
+    seed: int
+    sources: list[dict[str, Any]]
+    splits: dict[Annotated[str, Field(pattern="^[a-z]+$")], _Split]
+    instructions: dict[str, Any] | None = None
+    sha256: str
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong with a manifest's content, and where."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    return short(f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}")
+
+
+def _disorder(content: _Content) -> str:
+    """What of a manifest's entries contradicts itself, in one clause; empty when nothing does."""
+    for name, split in content.splits.items():
+        if split.records != (total := sum(shard.records for shard in split.shards)):
+            return f"split {name} has {split.records} records and its shards {total}"
+        files = [shard.file for shard in split.shards]
+        if len(set(files)) < len(files):
+            return f"split {name} names a shard twice"
+    return ""
+
+
+def _digest(plain: dict[str, Any]) -> str:
+    """The sha256 over a manifest's content but this hash itself: an entry that is gone shows."""
+    rest = {name: value for name, value in plain.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=16)

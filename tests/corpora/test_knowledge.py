@@ -19,7 +19,7 @@ from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 from tests.corpora.toy import pair, write_raw
-from tests.tiny import tiny_recipe
+from tests.tiny import edit_manifest, tiny_recipe
 
 NAMES = ("gl", "cl", "eval", "control")
 WORDS = [a + b for a in ("bro", "cla", "dri", "fen", "gos", "hul") for b in ("lo", "ma", "ti")]
@@ -180,9 +180,7 @@ def test_same_bytes_twice_and_counts(tmp_path: Path) -> None:
     assert [made["splits"][name]["records"] for name in NAMES] == [27, 20, 7, 5]
     assert made["dropped_records"]["beyond_the_sizes"]["count"] == 2 * 18
     files = {p: p.read_bytes() for p in data.folder.rglob("*") if p.is_file()}
-    (data.folder / "manifest.json").write_text(
-        (data.folder / "manifest.json").read_text().replace(made["fingerprint"], "0" * 16)
-    )
+    edit_manifest(data.folder, lambda raw: raw.update(fingerprint="0" * 16))
     assert not prepare(data, 0)["reused"]
     assert {p: p.read_bytes() for p in data.folder.rglob("*") if p.is_file()} == files
     short = recipe(tmp_path, sources, splits={"cl": 40, "eval": 7, "control": 5})

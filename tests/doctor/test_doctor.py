@@ -24,7 +24,7 @@ from lbr_ds.runs import saved
 from lbr_ds.shards import Manifest
 from lbr_ds.shards import manifest as manifest_module
 from tests.ranks import ROOT, run_cli
-from tests.tiny import tiny_recipe
+from tests.tiny import edit_manifest, tiny_recipe
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -109,9 +109,9 @@ def shard_is_a_folder(data: Path) -> None:
     size = shard.stat().st_size
     shard.unlink()
     shard.mkdir()
-    text = (data / "manifest.json").read_text()
-    listed = text.replace(f'"bytes": {size}', f'"bytes": {shard.stat().st_size}', 1)
-    (data / "manifest.json").write_text(listed)
+    now = shard.stat().st_size
+    edit_manifest(data, lambda raw: raw["splits"]["gl"]["shards"][0].update(bytes=now))
+    assert size != now
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from lbr_ds.errors import DataError
 from lbr_ds.evaluate import evaluate, held_out_task, held_out_tasks
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.records import Record
-from lbr_ds.shards import Manifest, read_split, write_split
+from lbr_ds.shards import read_split, write_split
 from tests.corpora.test_knowledge import asked, recipe
-from tests.tiny import tiny_recipe
+from tests.tiny import edit_manifest, tiny_recipe
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_model_of_the_same_data_is_scored(folder: Path, tmp_path: Path) -> Non
     other = tmp_path / "data2"
     shutil.copytree(folder, other)
     path = other / "manifest.json"
-    path.write_text(path.read_text().replace(Manifest.load(folder).fingerprint, "f" * 16))
+    edit_manifest(other, lambda raw: raw.update(fingerprint="f" * 16))
     with pytest.raises(DataError, match="trained on texts of data2-eval: 16 of 16 queries"):
         evaluate(str(model), data=other)
     # Nor may the control be known.
@@ -95,8 +95,9 @@ def test_a_model_of_the_same_data_is_scored(folder: Path, tmp_path: Path) -> Non
     shutil.rmtree(other / "control")
     shards = write_split(other, "control", list(read_split(folder, "cl"))[:3], seed=0,
                          records_per_shard=64)  # fmt: skip
-    manifest["splits"]["control"]["shards"] = [vars(shard) for shard in shards]
+    listed = {"records": 3, "shards": [vars(shard) for shard in shards]}
     path.write_text(json.dumps(manifest))
+    edit_manifest(other, lambda raw: raw["splits"].update(control=listed))
     with pytest.raises(DataError, match="trained on texts of data2-control: 3 of 3 queries"):
         evaluate(str(model), data=other)
     assert len(control) == 16

@@ -12,6 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, Sample, Step, index, read_split, steps, verify
 from lbr_ds.shards.reader import Tars
 from tests.shards.toy import make_folder, make_records
+from tests.tiny import edit_manifest
 
 
 def sha256_of(tar: Path) -> str:
@@ -119,14 +121,74 @@ def test_no_manifest(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[]", "not a manifest"),
-        ('{"version": 0}', "version 0, not 1"),
-        ('{"version": 1}', "not a manifest"),
+        ('{"version": 0}', "version 0, not 2"),
+        ('{"version": 2}', r"not a manifest \(program: Field required\)"),
+        ('{"version": 1' + "0" * 5000 + "}", "not JSON"),
     ],
 )
 def test_bad_manifest(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=rf"manifest.json: {message}.*lbr-ds prepare"):
         Manifest.load(tmp_path)
+
+
+GL = ("splits", "gl")
+FIRST = (*GL, "shards", 0)
+EDITS: list[tuple[tuple[str | int, ...], Any]] = [
+    (("splits",), []), (GL, None), (GL, []), ((*GL, "shards"), []),
+    ((*GL, "shards"), {}), ((*GL, "records"), 102), ((*GL, "records"), "103"), (FIRST, {}),
+    (FIRST, "gl/00000.tar"), ((*FIRST, "file"), 3), ((*FIRST, "file"), "gl/00001.tar"),
+    ((*FIRST, "records"), True), ((*FIRST, "records"), 40.0), ((*FIRST, "records"), -1),
+    ((*FIRST, "bytes"), "9"), ((*FIRST, "sha256"), None), (("seed",), None), (("sources",), {}),
+    (("sources",), [3]), (("fingerprint",), 3), (("fingerprint",), ""), (("program",), []),
+    (("version",), "2"), (("instructions",), []),
+    (("instructions",), {"rows": 3}), (("splits", "../x"), {"records": 0, "shards": []}),
+]  # fmt: skip
+
+
+# These could be another manifest's: only its own hash tells.
+POSSIBLE: list[tuple[tuple[str | int, ...], Any]] = [
+    (("splits",), {}), ((*FIRST, "bytes"), 2**70), ((*FIRST, "sha256"), "0" * 64), (("seed",), 6),
+    (("sha256",), "0" * 64),
+]  # fmt: skip
+
+
+def edited(raw: Any, place: tuple[str | int, ...], value: Any) -> None:
+    for name in place[:-1]:
+        raw = raw[name]
+    raw[place[-1]] = value
+
+
+@pytest.mark.parametrize(("place", "value"), EDITS + POSSIBLE, ids=str)
+def test_an_edited_manifest_is_one_line(
+    prepared: Path, place: tuple[str | int, ...], value: Any
+) -> None:
+    path = prepared / "manifest.json"
+    raw = json.loads(path.read_text())
+    edited(raw, place, value)
+    path.write_text(json.dumps(raw))
+    if (place, value) in EDITS:
+        edit_manifest(prepared, lambda raw: None)  # even when its own hash fits
+    with pytest.raises(DataError, match=r"manifest\.json: .*prepare` again$") as caught:
+        Manifest.load(prepared)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_shard_that_left_the_manifest_is_missed(prepared: Path, number: int) -> None:
+    """Even when the count of records was corrected."""
+    path = prepared / "manifest.json"
+    raw = json.loads(path.read_text())
+    split = raw["splits"]["gl"]
+    gone = split["shards"].pop(number)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(DataError, match="split gl has 103 records and its shards"):
+        Manifest.load(prepared)
+    split["records"] -= gone["records"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(DataError, match="has been changed since it was written"):
+        Manifest.load(prepared)
 
 
 @pytest.mark.parametrize("file", ["../gl/00000.tar", "/etc/passwd", "pipe:ls", "gl/00000.tar\n"])
@@ -166,10 +228,12 @@ def test_shard_lost_while_reading_ends_a_strict_run(prepared: Path) -> None:
 
 
 def test_wrong_number_of_records(prepared: Path) -> None:
-    path = prepared / "manifest.json"
-    raw = json.loads(path.read_text())
-    raw["splits"]["gl"]["shards"][0]["records"] = 39
-    path.write_text(json.dumps(raw))
+
+    def change(raw: dict[str, Any]) -> None:
+        raw["splits"]["gl"]["shards"][0]["records"] = 39
+        raw["splits"]["gl"]["records"] = 102
+
+    edit_manifest(prepared, change)
     with pytest.raises(DataError, match="holds 40 records and not the manifest's 39"):
         list(read_split(prepared, "gl"))
 
@@ -216,10 +280,8 @@ def break_json(folder: Path) -> tuple[set[str], str]:
     bad, offset = ids_of(folder, range(7, 8)), offset_of(folder, 7)
     tar = folder / "gl" / "00001.tar"
     flip(tar, offset)
-    path = folder / "manifest.json"
-    raw = json.loads(path.read_text())
-    raw["splits"]["gl"]["shards"][1]["sha256"] = hashlib.sha256(tar.read_bytes()).hexdigest()
-    path.write_text(json.dumps(raw))
+    digest = hashlib.sha256(tar.read_bytes()).hexdigest()
+    edit_manifest(folder, lambda raw: raw["splits"]["gl"]["shards"][1].update(sha256=digest))
     return bad, f"00001.tar: record 7 at byte {offset}: not JSON"
 
 
