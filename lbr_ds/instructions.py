@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lbr_ds.errors import DataError
+from lbr_ds.strict import read_json
 
 NAME = "instructions.json"
 Side = Literal["query", "document"]
@@ -94,14 +95,14 @@ def check_room(where: str, instruction: str, tokens: int, others: int, max_lengt
 def pooling_fault(pooling: str, pool_instruction: bool, bottleneck: int) -> str:
     """Why an instruction's tokens cannot be left out of mean pooling, with the cure; else "".
 
-    sentence-transformers takes the tokens of a lone instruction, less one special token at the end,
-    for its length: with more bottleneck tokens it would leave out the first ones of the text too.
+    sentence-transformers takes for its length the tokens of the instruction tokenised alone, less
+    the end token: with a bottleneck it would leave out as many tokens of the text too.
     """
-    if pooling != "mean" or pool_instruction or bottleneck <= 1:
+    if pooling != "mean" or pool_instruction or bottleneck == 0:
         return ""
     return (
         f"model.pool_instruction=false with bottleneck.count={bottleneck}: the export would leave "
-        "out tokens of the text too; set bottleneck.count to 0 or 1, or pool_instruction to true"
+        "out tokens of the text too; set bottleneck.count to 0, or pool_instruction to true"
     )
 
 
@@ -220,9 +221,9 @@ class Instructions:
         path = folder / NAME
         if not path.is_file():
             return cls()
+        cure = "copy it again from the checkpoint"
+        plain = read_json(path, "the instructions of a model", DataError, cure)
         try:
-            return cls.of(json.loads(path.read_bytes()))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: not readable ({error}); copy it again from the checkpoint"
-            ) from None
+            return cls.of(plain)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not the instructions of a model ({error}); {cure}") from None

@@ -36,9 +36,7 @@ _WORDS = (
     r"|client[_-]?secret|\w+[_-](?:pass|pwd)"
 )
 # What is no secret though it follows such a name: an answer, a reference to where the secret is.
-_PLAIN = (
-    r"(?![\"']?(?:no|none|null|true|false|yes|on|off|\*{3})[\"']?(?:[\s,;)}\]]|$)|\$[\w{(])"
-)
+_PLAIN = r"(?![\"']?(?:no|none|null|true|false|yes|on|off|\*{3})[\"']?(?:[\s,;)}\]]|$)|\$[\w{(])"
 _NAMED = re.compile(
     rf"((?<![A-Za-z])(?:\w*[_-])?(?:{_WORDS})\d*[\"']?"
     rf"(?>\s*(?:=>|[:=]=?)\s*)){_PLAIN}{_VALUE}",

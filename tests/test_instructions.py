@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
+import mteb
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from mteb.models import SentenceTransformerEncoderWrapper
+from mteb.types import PromptType
+from sentence_transformers import SentenceTransformer
+from torch.utils.data import DataLoader
 
 from lbr_ds.batching import TextEncoder, pack
 from lbr_ds.batching.contrastive import contrastive_pairs
@@ -18,14 +26,20 @@ from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora import overlap
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.evaluate import held_out_tasks, load_model, official_tasks
+from lbr_ds.evaluate.run import recorded
+from lbr_ds.export import export
 from lbr_ds.instructions import Instructed, Instructions, Used, bare, instruction_of
+from lbr_ds.mining.encoders import find_encoder
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.encoder import PackedEncoder
 from lbr_ds.records import Record
+from lbr_ds.runs import model_folder
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.loop import text_encoder
 from lbr_ds.train.stages import STAGES
+from tests.ranks import run_cli
 from tests.tiny import records, tiny_recipe
 
 QUERY, DOCUMENT = "Find the case: ", "Case: "
@@ -142,20 +156,20 @@ def test_batches_have_the_template_on_both_sides(run: RunConfig) -> None:
     assert prefix.target[:-1] == ids[half:]
 
 
-def mean_run(folder: Path, count: int, pool_instruction: bool) -> RunConfig:
-    """Mean pooling, with instructions on both sides."""
+@pytest.fixture(scope="module")
+def mean(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """The same data, read at the mean of the texts without their instructions."""
+    folder = tmp_path_factory.mktemp("mean")
     sources = [source(folder, "cases", named(40, "cases"), instruction=BOTH)]
     return recipe(
-        folder, sources, model__pooling="mean", model__pool_instruction=pool_instruction,
-        bottleneck__count=count, stage1__objective="gl",
+        folder, sources, model__pooling="mean", model__pool_instruction=False,
+        bottleneck__count=0, stage1__objective="gl",
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_mean_pooling_leaves_out_the_instruction(count: int, tmp_path: Path) -> None:
-    """Against the mean of the text's own states, taken by hand from plain transformers."""
-    run = mean_run(tmp_path, count, False)
-    model = PackedEncoder(run.run / "backbone", dtype=torch.float32)
+def test_mean_pooling_leaves_out_the_instruction(mean: RunConfig) -> None:
+    """Against the mean of the text's own states."""
+    model = PackedEncoder(mean.run / "backbone", dtype=torch.float32)
     text = Instructed(QUERY, "what is a fever of the liver")
     ids = torch.tensor(model.texts.contexts([text]))
     size = len(model.texts.plain(QUERY, 99))
@@ -172,9 +186,10 @@ def test_mean_pooling_leaves_out_the_instruction(count: int, tmp_path: Path) -> 
 
 
 def test_what_an_export_would_get_wrong_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"pool_instruction=false with bottleneck.count=2.* 0 or"):
-        load(tiny_recipe(tmp_path, prepared=False, model__pooling="mean",
-                         model__pool_instruction=False))  # fmt: skip
+    for count in (1, 2):
+        off = {"model__pooling": "mean", "model__pool_instruction": False}
+        with pytest.raises(ConfigError, match=r"pool_instruction=false with .*; set .*count to 0"):
+            load(tiny_recipe(tmp_path, prepared=False, bottleneck__count=count, **off))
     bad = {"data__sources": [{"path": "x", "instruction": {"query": "Q: {query}"}}]}
     with pytest.raises(ConfigError, match=r"before the text as it is; leave out \{query\}"):
         load(tiny_recipe(tmp_path, prepared=False, **bad))
@@ -280,3 +295,129 @@ def test_a_tokenizer_of_the_prepared_backbone_counts_alike(run: RunConfig) -> No
                 errors.append(str(error))
         assert errors[0] == errors[1]
     assert errors[0]
+
+
+def vectors_of_batches(folder: Path, found: list[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and positives of stage-2 batches, as the trainer packs and encodes them."""
+    model = PackedEncoder(folder, dtype=torch.float32)
+    pairs = contrastive_pairs(found, [0] * len(found), model.texts, 0)
+    with torch.inference_mode():
+        vectors = model.model(pack(pairs.sequences)).numpy()
+    return vectors[: len(found)], vectors[len(found) :]
+
+
+def by_mteb(model: Any, texts: list[str], side: str) -> np.ndarray:
+    """What an official task of mteb would get."""
+    inputs: Any = DataLoader(Dataset.from_dict({"text": texts}), batch_size=5)
+    return np.asarray(
+        model.encode(
+            inputs, task_metadata=official_tasks(["NFCorpus"])[0].metadata, hf_split="test",
+            hf_subset="default", prompt_type=PromptType(side), show_progress_bar=False,
+        )
+    )  # fmt: skip
+
+
+def weights(run: RunConfig, split: str = "cl") -> Path:
+    """The backbone as a model that a stage has left, with the instructions of its split."""
+    folder = run.run / f"as-{split}"
+    if not folder.exists():
+        shutil.copytree(run.run / "backbone", folder)
+        Manifest.load(run.data.folder).instructions.within(split).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["run", "mean"])
+def test_one_vector_everywhere(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Training's batches, eval, sentence-transformers and mteb, queries and documents."""
+    run: RunConfig = request.getfixturevalue(name)
+    found = list(read_split(run.data.folder, "eval"))[:9]
+    model, out = weights(run), tmp_path / "model"
+    parity = export(model, out)
+    assert set(parity["by_batch_size"]) >= {"query", "document"}
+    general = json.loads((out / "config_sentence_transformers.json").read_text())
+    assert (general["prompts"], general["default_prompt_name"]) == (BOTH, None)
+    pooling = json.loads((out / "1_Pooling" / "config.json").read_text())
+    assert pooling["include_prompt"] is (name == "run")
+
+    queries, passages = [r.query for r in found], [r.positives[0] for r in found]
+    expected = vectors_of_batches(model, found)
+    stock = SentenceTransformer(str(out))
+    own, exported = load_model(str(model)), load_model(str(out))
+    (task,) = held_out_tasks(run.data.folder)
+    for side, texts, wanted, use in (
+        ("query", queries, expected[0], stock.encode_query),
+        ("document", passages, expected[1], stock.encode_document),
+    ):
+        got = {
+            "sentence-transformers": use(texts),
+            "mteb, our encoder": by_mteb(own, texts, side),
+            "mteb, export": by_mteb(exported, texts, side),
+            "mteb, plain": by_mteb(SentenceTransformerEncoderWrapper(stock), texts, side),
+            "mining": find_encoder(str(model)).encode(
+                [r.asked() if side == "query" else r.told(r.positives[0]) for r in found],
+                "query" if side == "query" else "passage",
+            ),
+        }
+        for encoder in (own, exported):
+            with recorded(encoder, task) as seen:
+                mteb.evaluate(encoder, task, cache=None, co2_tracker=False,
+                              show_progress_bar=False)  # fmt: skip
+            known = {
+                bare(t): seen[side][i]
+                for i, t in (
+                    task.judged.queries if side == "query" else task.judged.documents
+                ).items()
+            }
+            got[f"eval, {type(encoder).__name__}"] = np.stack([known[t] for t in texts])
+        apart = {part: float(np.abs(vectors - wanted).max()) for part, vectors in got.items()}
+        assert max(apart.values()) <= 1e-5, apart
+        assert np.abs(stock.encode(texts) - wanted).max() > 1e-3
+
+
+def test_several_instructions_are_listed_and_none_is_the_default(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources = [
+        source(tmp_path, n, named(40, n), instruction={"query": f"{n}: ", "document": "D: "})
+        for n in ("one", "two")
+    ]
+    run = recipe(tmp_path, sources)
+    with caplog.at_level(logging.WARNING, "lbr_ds"):
+        export(weights(run), tmp_path / "model")
+    (line,) = [r.getMessage() for r in caplog.records if "encode_query uses none" in r.getMessage()]
+    assert "query-one" in line
+    assert "query-two" in line
+    general = json.loads((tmp_path / "model" / "config_sentence_transformers.json").read_text())
+    assert general["prompts"] == {
+        "query": "", "document": "D: ", "query-one": "one: ", "query-two": "two: ",
+    }  # fmt: skip
+    card = (tmp_path / "model" / "README.md").read_text()
+    for part in ('| `query-two` | `"two: "` |', 'prompt_name="NAME"', "| `query` | none |"):
+        assert part in card
+    texts = ["a fever", "a stone"]
+    stock = SentenceTransformer(str(tmp_path / "model"))
+    model = PackedEncoder(weights(run), dtype=torch.float32)
+    wanted = model.encode([Instructed("two: ", t) for t in texts])
+    assert np.abs(stock.encode_query(texts, prompt_name="query-two") - wanted).max() <= 1e-5
+    for folder in (weights(run), tmp_path / "model"):
+        chosen = load_model(str(folder), instructions_of="two")
+        assert np.abs(by_mteb(chosen, texts, "query") - wanted).max() <= 1e-5
+        free: Any = load_model(str(folder))
+        assert np.abs(by_mteb(free, texts, "query") - model.encode(texts)).max() <= 1e-5
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "lbr_ds"):
+            free.say_what_is_unsettled()
+        assert "2 instructions for the query side" in caplog.text
+        with pytest.raises(DataError, match="no instructions of a source 'three'; it has one, two"):
+            load_model(str(folder), instructions_of="three")
+
+
+def test_a_checkpoint_carries_the_instructions_of_its_data(tmp_path: Path) -> None:
+    sources = [source(tmp_path, "cases", named(40, "cases"), instruction=BOTH)]
+    more = {"stage2__from": "backbone", "stage2__num_steps": 1, "stage2__samples_per_step": 4}
+    run = recipe(tmp_path, sources, **more)
+    done = run_cli("train", str(tmp_path / "recipe.yaml"), "--stage", "2", "--nproc", "1")
+    assert done.returncode == 0, done.stderr
+    found = Instructions.load(model_folder(run.run))
+    assert found == Manifest.load(run.data.folder).instructions.within("cl")
+    assert found.prompts() == BOTH

@@ -138,8 +138,8 @@ class TextEncoder:
     def _unpooled(self, instruction: str) -> int:
         """The rows that sentence-transformers leaves out with `include_prompt: false`: [bos] too.
 
-        It counts the instruction tokenised alone, less one special token at the end, so a
-        bottleneck of at most one token is what it gets right (`RunConfig` refuses others).
+        It counts the instruction tokenised alone, less the end token; so there is no bottleneck
+        here (`instructions.pooling_fault`).
         """
-        before = self._affixes - max(1, self.num_bottleneck)
+        before = self._affixes - 1
         return before + self.instruction_size(instruction) if instruction else 0

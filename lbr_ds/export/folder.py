@@ -7,13 +7,15 @@ The pooling and module files are written in the legacy form, which old and new r
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig
 
+from lbr_ds.instructions import Instructions
 from lbr_ds.model.bottleneck import Card
 
+log = logging.getLogger(__name__)
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -34,9 +36,9 @@ def write_sentence_transformers(folder: Path, card: Card) -> None:
         "pooling_mode_mean_sqrt_len_tokens": False,
         "pooling_mode_weightedmean_tokens": False,
         "pooling_mode_lasttoken": card.pooling == "last",
-        "include_prompt": True,
+        "include_prompt": card.pool_instruction or card.pooling != "mean",
     }
-    general: dict[str, Any] = {"__version__": {}, "prompts": {}, "default_prompt_name": None,
+    general = {"__version__": {}, "prompts": prompts(folder), "default_prompt_name": None,
                "similarity_fn_name": "cosine"}  # fmt: skip
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     tokenizer["model_max_length"] = card.max_length
@@ -48,3 +50,23 @@ def write_sentence_transformers(folder: Path, card: Card) -> None:
         "tokenizer_config.json": tokenizer,
     }.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def prompts(folder: Path) -> dict[str, str]:
+    """Return the prompts of `encode_query` and `encode_document`: the instructions of training.
+
+    Where the sources have different ones, none is taken as a default: `query` (or `document`) is
+    empty, and each instruction is there by its source's name. A warning says so.
+    """
+    used = Instructions.load(folder)
+    if not used.any:
+        return {}
+    found = used.prompts()
+    for side in used.unsettled():
+        names = [name for name in found if name.startswith(f"{side}-")]
+        beyond = f", and {used.more} records have others" if used.more else ""
+        log.warning(
+            "the sources have different instructions for the %s side, so encode_%s uses none by "
+            "itself; give one with prompt_name (%s%s)", side, side, ", ".join(names), beyond,
+        )  # fmt: skip
+    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lbr_ds.errors import CheckpointError
+from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.encoder import PackedEncoder
 from lbr_ds.model.stock import load_sentences
@@ -44,18 +46,26 @@ def proof_texts(max_length: int) -> list[str]:
 def prove(folder: Path) -> dict[str, Any]:
     """Encode the same texts by our encoder and by sentence-transformers, both in fp32.
 
+    Also after each instruction of the folder's prompts, by `encode_query` and `encode_document`.
     One after the other, on weights as they are stored: the host holds them once.
 
     Returns:
         The content of `parity.json`: `texts`, the `vectors` that our encoder gave (what
         `check_export.py` compares other installations with), `largest_difference` of a component,
-        the same `by_batch_size`, and the `limit`.
+        the same `by_batch_size` (and by prompt), the `limit`, and the folder's `prompts`.
     """
     card = Card.load(folder)
     texts = proof_texts(card.max_length)
+    general = json.loads((folder / "config_sentence_transformers.json").read_text())
+    prompts: dict[str, str] = general["prompts"]
     encoder = PackedEncoder(folder, device="cpu", dtype="auto")
     widen(encoder.model)
     ours = encoder.encode(texts)
+    by_prompt = {name: text for name, text in prompts.items() if text}
+    instructed = {
+        name: encoder.encode([Instructed(instruction, text) for text in texts])
+        for name, instruction in by_prompt.items()
+    }
     del encoder
     if not np.isfinite(ours).all():
         number = int((~np.isfinite(ours)).any(axis=1).argmax())
@@ -71,7 +81,12 @@ def prove(folder: Path) -> dict[str, Any]:
     for batch_size in (1, 3, len(texts)):  # alone, in mixed batches, all together
         theirs = stock.encode(texts, batch_size=batch_size, show_progress_bar=False)
         largest[str(batch_size)] = float(np.abs(theirs - ours).max())
+    for name, vectors in instructed.items():
+        side = stock.encode_document if name.startswith("document") else stock.encode_query
+        theirs = side(texts, prompt_name=None if name in SIDES else name, show_progress_bar=False)
+        largest[name] = float(np.abs(theirs - vectors).max())
     return {
+        "prompts": prompts,
         "largest_difference": float(np.max(list(largest.values()))),  # NaN if any is NaN
         "by_batch_size": largest,
         "limit": TOLERANCE,
