@@ -60,11 +60,11 @@ def _valid(place: str) -> str:
         parts = urlsplit(place)
         if parts.scheme in ("http", "https") and (not parts.hostname or parts.port == 0):
             raise ValueError("no host")
-    except ValueError as error:
+    except ValueError:  # its text may quote a part of the password
         if "://" not in place:
             return place
         raise ValueError(
-            f"not a valid address ({error}); correct it, and write special characters of a "
+            "not a valid address; correct its host and port, and write special characters of a "
             "password as %XX"
         ) from None
     return place

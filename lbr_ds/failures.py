@@ -147,6 +147,18 @@ def writing(place: str | Path, kind: type[LbrError] = EnvironmentProblem) -> Ite
         raise
 
 
+def check_writable(path: Path) -> Path:
+    """Return `path`, or raise EnvironmentProblem unless a file can be written beside it.
+
+    For the start of long work: what cannot be kept at its end is not begun.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(1 << 12))
+    return path
+
+
 def named(error: BaseException) -> LbrError:
     """Return the error that stands for any exception, as one line with a cure and an exit code.
 

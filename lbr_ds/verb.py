@@ -14,4 +14,5 @@ def run_verb(*arguments: str) -> None:
     if done.returncode:
         error = LbrError(f"stopped at `lbr-ds {' '.join(arguments)}`")
         error.exit_code = done.returncode
+        error.told = done.returncode > 0  # the verb's own line says why; a signal leaves none
         raise error

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from lbr_ds.address import shown
 from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
 from lbr_ds.errors import ConfigError
+from lbr_ds.failures import writing
 
 
 @app.command()
@@ -19,8 +21,9 @@ def init(folder: Annotated[Path, typer.Argument(file_okay=False, help="A new fol
     """
     from lbr_ds import resources
 
-    folder.mkdir(parents=True, exist_ok=True)
-    files = resources.copy_all(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        files = resources.copy_all(folder)
     typer.echo(
         f"{len(files)} files in {folder}: recipes/, ds_configs/, slurm/ (see slurm/README.md)"
     )
@@ -37,7 +40,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
     from lbr_ds.corpora.prepare import prepare as prepare_data
 
     run = load(recipe, overrides or [])
-    with Bars() as bars:
+    with Bars() as bars, writing(shown(run.data.folder)):
         curation = prepare_data(run.data, run.seed, bars, run.model, run.bottleneck.count)
     show_curation(curation, run.data.local_folder)
 
@@ -55,7 +58,7 @@ def mine(recipe: Recipe, overrides: Overrides = None, nproc: Sharing = None) -> 
 
     run = load(recipe, overrides or [])
     world = as_ranks(nproc, run.engine.timeout_minutes)
-    with Bars() as bars:
+    with Bars() as bars, writing(shown(run.data.folder)):
         if world.size > 1:
             encode(run, world, bars if world.first else None)
         if not world.first:
@@ -120,7 +123,8 @@ def export(
     """
     from lbr_ds.export import export as export_model
 
-    parity = export_model(run, out)
+    with writing(out):
+        parity = export_model(run, out)
     typer.echo(
         f"{out}: {len(parity['texts'])} texts agree with the trainer's own vectors, "
         f"largest difference {parity['largest_difference']:.1e}"
@@ -166,4 +170,5 @@ def demo(
     """
     from lbr_ds.demo import demo as run_demo
 
-    run_demo(out, nproc, overrides or [])
+    with writing(out):
+        run_demo(out, nproc, overrides or [])

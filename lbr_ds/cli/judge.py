@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
+from lbr_ds.failures import check_writable, writing
 
 _TIMEOUT_MINUTES = 30  # that ranks of `eval` wait for each other
 
@@ -48,10 +50,14 @@ def plan(
     if check:
         from lbr_ds.plan.check import check_here
 
-        raise typer.Exit(check_here(run, sys.argv[1:], gpus, config, out))
+        with writing(out or tempfile.gettempdir()):
+            raise typer.Exit(check_here(run, sys.argv[1:], gpus, config, out))
+    if out is not None:
+        check_writable(out)
     result = make_plan(run, Cluster(nodes, gpus, find_gpu(gpu, network)), config)
     show_plan(result, recipe)
-    write(result, out)
+    with writing(out or "standard output"):
+        write(result, out)
 
 
 @app.command()
@@ -123,20 +129,20 @@ def evaluate(
 
     Example: `lbr-ds eval runs/demo --data data/icd10cm`
     """
+    import lbr_ds.evaluate as judged
     from lbr_ds.console import show_scores
-    from lbr_ds.evaluate import evaluate as score
-    from lbr_ds.evaluate import split_names
     from lbr_ds.evaluate.baselines import check_ranks
 
     check_ranks(model, nproc or 1)
     world = as_ranks(nproc, _TIMEOUT_MINUTES)
-    output = out or _default_output(model)
-    result = score(
-        model, data=data, tasks=split_names(tasks), output=output,
-        max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
-        allow_overlap=allow_overlap, generation=generation, states=states, world=world,
-        instructed=instructed, instructions_of=instructions_of,
-    )  # fmt: skip
+    output = check_writable(out or _default_output(model))
+    with writing(output):
+        result = judged.evaluate(
+            model, data=data, tasks=judged.split_names(tasks), output=output,
+            max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
+            allow_overlap=allow_overlap, generation=generation, states=states, world=world,
+            instructed=instructed, instructions_of=instructions_of,
+        )  # fmt: skip
     if world.first:
         show_scores(result)
         _report_files(Path(model).expanduser(), output, result)
@@ -176,7 +182,8 @@ def report(
     from lbr_ds.report import write_report
 
     output = out or run[0]
-    write_report(run, output)
+    with writing(output):
+        write_report(run, output)
     typer.echo(f"{output / 'report.html'}")
 
 
@@ -204,9 +211,11 @@ def reproduce(
     """
     from lbr_ds.reproduce import command
 
-    typer.echo(
-        command(
+    if out is not None:
+        check_writable(out)
+    with writing(out or "the run folders"):
+        told = command(
             table, recipe, overrides or [], seeds=seeds, nproc=nproc, max_queries=max_queries,
             dry_run=dry_run, only=only, out=out,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    typer.echo(told)

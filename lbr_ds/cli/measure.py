@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from lbr_ds.atomic import write_json
 from lbr_ds.cli.app import Overrides, Recipe, app
 from lbr_ds.errors import ConfigError
+from lbr_ds.failures import check_writable, writing
 
 if TYPE_CHECKING:
     from lbr_ds.config import RunConfig
@@ -59,8 +62,6 @@ def suite(
 
     Example: `lbr-ds bench stage1 --json stage1.json --plot stage1.png`
     """
-    import json
-
     from lbr_ds.bench import run_suite
     from lbr_ds.console import show_bench
 
@@ -68,7 +69,12 @@ def suite(
         from lbr_ds.bench.plot import check, draw, sweep
 
         check(plot)
-    result = run_suite(suite, data, quick=quick)
+    if out is not None:
+        check_writable(out)
+    if plot is not None:
+        check_writable(plot)
+    with writing(tempfile.gettempdir()):
+        result = run_suite(suite, data, quick=quick)
     show_bench(result)
     if plot is not None:
         machine = result["environment"]
@@ -76,8 +82,8 @@ def suite(
         draw(result["points"], plot, machine.get("device", machine["processor"]))
         typer.echo(f"drawn to {plot}")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        with writing(out):
+            write_json(out, result)
         typer.echo(f"written to {out}")
 
 
@@ -131,8 +137,7 @@ def cluster(
 
     run = load(recipe, overrides or [])
     if row is not None:
-        _as_rank(run, stage, row, steps, network, nproc)
-        return
+        return _as_rank(run, stage, row, steps, network, nproc)
     folder = out or Path(f"bench-{run.name}-stage{stage}")
     sweep = Sweep(
         recipe, stage, _counts("--ranks", ranks) or default_ranks(), folder,
@@ -140,7 +145,8 @@ def cluster(
         layouts=_words(ds_configs), scaling=_words(scaling), steps=steps, launcher=launcher,
         per_node=per_node, gpu=gpu,
     )  # fmt: skip
-    typer.echo(markdown(run_sweep(sweep, retry=retry)))
+    with writing(folder):
+        typer.echo(markdown(run_sweep(sweep, retry=retry)))
     typer.echo(f"written to {folder}: RESULT.md, result.png, result.json")
 
 

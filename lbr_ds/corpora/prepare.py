@@ -15,12 +15,10 @@ for about 50 bytes a distinct text (`near.py`); the work folder takes about thre
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import shutil
-import sqlite3
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -38,7 +36,8 @@ from lbr_ds.corpora.store import Store
 from lbr_ds.corpora.tokens import Room, room, tokenizer_json
 from lbr_ds.corpora.unite import drop_twins, find_families, unite
 from lbr_ds.corpora.work import WorkFolder, swap
-from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.failures import writing
 from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, ShardFile, write_split
@@ -84,25 +83,18 @@ def prepare(
         if progress:
             progress("reused", 1, 1)
         return {**kept, "reused": True}
-    try:
-        with WorkFolder(folder, fingerprint) as work:
-            manifest = Manifest(
-                work.path / "data", {}, table, seed, fingerprint, lbr_ds.__version__
-            )
-            counter = work.path / "tokenizer.json" if tokenizer else None
-            if counter:
-                counter.write_text(tokenizer, encoding="utf-8")
-            space = room(model, bottleneck, str(counter or ""))
-            if space:
-                space.check(_stated_instructions(corpora))
-            with closing(Store(work.path)) as store:
-                collected = collect(data, corpora, str(counter or ""), store, progress)
-                made = _make(data, collected, store, manifest, space, progress)
-            swap(manifest.folder, folder)
-    except (OSError, sqlite3.Error) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
-            raise EnvironmentProblem(f"{folder}: the disk is full; free some space") from None
-        raise EnvironmentProblem(f"{folder}: cannot be written ({error})") from None
+    with writing(folder), WorkFolder(folder, fingerprint) as work:
+        manifest = Manifest(work.path / "data", {}, table, seed, fingerprint, lbr_ds.__version__)
+        counter = work.path / "tokenizer.json" if tokenizer else None
+        if counter:
+            counter.write_text(tokenizer, encoding="utf-8")
+        space = room(model, bottleneck, str(counter or ""))
+        if space:
+            space.check(_stated_instructions(corpora))
+        with closing(Store(work.path)) as store:
+            collected = collect(data, corpora, str(counter or ""), store, progress)
+            made = _make(data, collected, store, manifest, space, progress)
+        swap(manifest.folder, folder)
     return {**made, "reused": False}
 
 

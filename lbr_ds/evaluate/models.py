@@ -167,9 +167,7 @@ def load_model(
     if found.folder is None:
         return _by_name(resolve(model), trust_remote_code)
     if found.packed:
-        encoder = PackedModel(
-            found.folder, batch_tokens, world, trust_remote_code, instructions_of
-        )
+        encoder = PackedModel(found.folder, batch_tokens, world, trust_remote_code, instructions_of)
         return cast("MTEBModels", encoder)
     return _sentence_transformer(str(found.folder), trust_remote_code, world, instructions_of)
 

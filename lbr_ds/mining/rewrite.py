@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from typing import Any
 import lbr_ds
 from lbr_ds.corpora import leaks, overlap
 from lbr_ds.corpora.prepare import GIVEN, MINING, swap
-from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.failures import writing
 from lbr_ds.locate import file_sha256
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, verify, write_split
@@ -49,30 +48,28 @@ def rewrite(
     EnvironmentProblem when the disk is full. The old folder then stands as it was.
     """
     folder = manifest.folder
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-            new = Path(beside) / "data"
-            given = _link_all(manifest, new)
-            shards = write_split(
-                new, "cl", _before_shuffle(records, manifest.seed), seed=manifest.seed,
-                records_per_shard=records_per_shard, progress=progress,
-            )  # fmt: skip
-            _write_audit(new, audit)
-            splits = {**manifest.splits, "cl": shards, GIVEN: given}
-            made = replace(
-                manifest, folder=new, splits=splits, program=lbr_ds.__version__,
-                sources=_with_mining(manifest.sources, new / MINING),
-                fingerprint=f"{audit['fingerprint']}-{manifest.prepared}",
-            )  # fmt: skip
-            made.save()
-            overlap.write(new)
-            verify(new, progress)
-            leaks.prove(new)
-            swap(new, folder)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise EnvironmentProblem(f"{folder}: the disk is full; free some space") from None
-        raise EnvironmentProblem(f"{folder}: cannot be written ({error})") from None
+    with (
+        writing(folder),
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside,
+    ):
+        new = Path(beside) / "data"
+        given = _link_all(manifest, new)
+        shards = write_split(
+            new, "cl", _before_shuffle(records, manifest.seed), seed=manifest.seed,
+            records_per_shard=records_per_shard, progress=progress,
+        )  # fmt: skip
+        _write_audit(new, audit)
+        splits = {**manifest.splits, "cl": shards, GIVEN: given}
+        made = replace(
+            manifest, folder=new, splits=splits, program=lbr_ds.__version__,
+            sources=_with_mining(manifest.sources, new / MINING),
+            fingerprint=f"{audit['fingerprint']}-{manifest.prepared}",
+        )  # fmt: skip
+        made.save()
+        overlap.write(new)
+        verify(new, progress)
+        leaks.prove(new)
+        swap(new, folder)
 
 
 def _link_all(manifest: Manifest, new: Path) -> list[ShardFile]:

@@ -32,7 +32,7 @@ from lbr_ds.batching.contrastive import Pairs
 from lbr_ds.distributed import World
 
 TILE = 1 << 20  # scores in one tile: 4 MiB of fp32
-STATS = ("loss", "accuracy", "positive_cosine", "negative_cosine")
+STATS = ("loss", "accuracy", "positive_cosine", "negative_cosine", "no_negatives")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def info_nce(
     Computed in fp32, or in the vectors' own dtype where that is wider. margin: a cosine; None drops
     nothing for being near. tile: scores held at a time (at least one row).
     stats: `loss`, `accuracy` (own positive scored highest), `positive_cosine`, `negative_cosine`
-    (mean over the allowed negatives).
+    (mean over the allowed negatives), `no_negatives` (queries that have none).
     """
     everyone = world.gather(candidates)  # (C, D)
     rules = Rules.of(pairs, world)
@@ -94,7 +94,7 @@ def info_nce(
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Sum of the queries' losses, and the four stats; the gradients are made in the forward."""
+    """Sum of the queries' losses, and the stats; the gradients are made in the forward."""
 
     @staticmethod
     def forward(
@@ -138,7 +138,8 @@ def _score(
         blocked |= cosines > positive + margin
         blocked.scatter_(1, own, False)
     # The own positive is no negative; what is left after it and the blocked ones is counted.
-    count = (c.shape[0] - 1 - blocked.sum(1)).clamp_min(1)
+    left = c.shape[0] - 1 - blocked.sum(1)
+    count = left.clamp_min(1)
     negative = (cosines.masked_fill_(blocked, 0.0).sum(1) - positive[:, 0]) / count
     scores = cosines.masked_fill_(blocked, float("-inf")).div_(temperature)
     right = (scores.argmax(1) == own[:, 0]).sum()
@@ -147,5 +148,6 @@ def _score(
     # d loss / d scores = softmax - one_hot, written over the scores.
     slope = scores.sub_(total).exp_()
     slope.scatter_add_(1, own, torch.full_like(positive, -1.0))
-    stats = torch.stack([losses.sum(), right.to(q.dtype), positive.sum(), negative.sum()])
+    sums = [losses.sum(), right, positive.sum(), negative.sum(), (left == 0).sum()]
+    stats = torch.stack([number.to(q.dtype) for number in sums])
     return slope.div_(temperature), stats

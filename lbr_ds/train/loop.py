@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
 from lbr_ds.errors import ConfigError
+from lbr_ds.failures import writing
 from lbr_ds.layout import Layout
 from lbr_ds.model.bottleneck import Card, load_tokenizer, prepare_backbone
 from lbr_ds.model.complete import check_positions
@@ -34,6 +36,7 @@ from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.held_out import Examiner, Figures, draw_sample
 from lbr_ds.train.meter import Meter, memory_gib
+from lbr_ds.train.negatives import check_negatives, warn_without
 from lbr_ds.train.optim import learning_rate
 from lbr_ds.train.preempt import Preemption
 from lbr_ds.train.stages import STAGES, Stage, Work, rehearse
@@ -54,15 +57,14 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     stage, part = STAGES[number], run.stage(number)
     folder = run.run / f"stage{number}"
     layout = resumable_layout(run.engine.ds_config)
-    num_samples = Manifest.load(run.data.folder).records(stage.split)
-    num_steps = part.steps(num_samples)
+    manifest = Manifest.load(run.data.folder)
+    num_steps = part.steps(num_samples := manifest.records(stage.split))
     world = join(run.engine.timeout_minutes)
-    open_log(folder / "log", world)
-    with Watch(world, run.engine.timeout_minutes) as watch:
+    with Watch(world, run.engine.timeout_minutes) as watch, writing(run.run):
+        open_log(folder / "log", world)
+        check_negatives(run, number, manifest)
         found = checkpoint.find(run, number, world, force=force)
-        if world.first:
-            open_run_folder(run)
-        check_backbone(run, number, world)
+        open_run(run, number, world)
         origin = found or starting_point(run, number, world)
         start = step_of(found) if found else 0
         encoder = text_encoder(run)
@@ -91,6 +93,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
                 lr = learning_rate(step, num_steps, part.optim)
                 values = take_step(engine, stage, run, feed, lr, world, guard, watch)
                 step += 1
+                warn_without(step, values, first=step == start + 1)
                 saver.poll()
                 meter.log(step, {**values, "save_seconds": saver.seconds})
                 saves = step % run.every.save == 0 or step == num_steps
@@ -148,6 +151,13 @@ def take_step(
         "memory_gib": memory_gib(),
         **stragglers(ranks),
     }
+
+
+def open_run(run: RunConfig, number: int, world: World) -> None:
+    """Rank 0 writes the run folder, then all ranks check its backbone for stage `number`."""
+    if world.first:
+        open_run_folder(run)
+    check_backbone(run, number, world)
 
 
 def check_backbone(run: RunConfig, number: int, world: World) -> None:
@@ -238,11 +248,23 @@ def open_run_folder(run: RunConfig) -> None:
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may fill up: a line says so once, and training is not disturbed."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called in place of an error of `emit`."""
+        if not self.told:
+            self.told = True
+            print(f"{self.baseFilename}: log lines are lost ({sys.exc_info()[1]})", file=sys.stderr)
+
+
 def open_log(folder: Path, world: World) -> None:
     """Every rank writes a file; rank 0 also speaks on the terminal (set up by the command line)."""
     folder.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger("lbr_ds")
-    handler = logging.FileHandler(folder / f"rank-{world.rank}.log", encoding="utf-8")
+    handler = _LogFile(folder / f"rank-{world.rank}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(mask_record)
     root.addHandler(handler)

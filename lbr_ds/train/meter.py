@@ -8,12 +8,11 @@ run keeps all but the step that it was in.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -25,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from torch.utils.tensorboard import SummaryWriter
 
 from lbr_ds.distributed import World
-from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.failures import writing
 
 log = logging.getLogger(__name__)
 EVALUATIONS = "evaluations.jsonl"
@@ -102,7 +101,7 @@ class Meter:
         if self._file is None or self._board is None:
             return
         if step % self.every == 0 or step == self.stop:
-            with _one_line(self._file.name):
+            with writing(self._file.name):
                 self._file.write(json.dumps({"step": step, **values}) + "\n")
                 self._file.flush()
             for name, value in values.items():
@@ -126,7 +125,7 @@ class Meter:
         if self._board is None or not figures:
             return
         path = self.folder / EVALUATIONS
-        with _one_line(path), path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
         for name, value in figures.items():
             if value is not None:
@@ -146,18 +145,6 @@ class Meter:
         if self._file is not None and self._board is not None:
             self._file.close()
             self._board.close()
-
-
-@contextlib.contextmanager
-def _one_line(name: str | Path) -> Iterator[None]:
-    """A disk that takes no more, said in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"{name}: cannot be written: {error.strerror}; make room, and start again: the last "
-            "checkpoint stands"
-        ) from None
 
 
 def forget_after(path: Path, step: int) -> None:

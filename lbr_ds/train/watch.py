@@ -14,6 +14,7 @@ talks and another judges: a store whose host was cut off answers nothing and bre
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -290,10 +291,11 @@ def _note(line: str, *, stacks: bool = False) -> None:
     """Into the rank's own log file; the terminal has the line once, from whoever is at fault."""
     for handler in logging.getLogger("lbr_ds").handlers:
         if isinstance(handler, logging.FileHandler) and handler.stream is not None:
-            handler.stream.write(f"{masked(line)}\n")
-            handler.flush()
-            if stacks:
-                faulthandler.dump_traceback(handler.stream)
+            with contextlib.suppress(OSError, ValueError):  # its disk may be what is at fault
+                handler.stream.write(f"{masked(line)}\n")
+                handler.flush()
+                if stacks:
+                    faulthandler.dump_traceback(handler.stream)
 
 
 def _waits(frame: FrameType | None) -> bool:

@@ -178,7 +178,7 @@ def test_full_disk_under_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from lbr_ds.corpora import store
 
     monkeypatch.setattr(tables, store._TABLES + "PRAGMA max_page_count = 40;")
-    with pytest.raises(EnvironmentProblem, match="data: the disk is full; free some space"):
+    with pytest.raises(EnvironmentProblem, match="data: no space is left on the disk; free"):
         prepare(recipe(tmp_path, map(pair, range(5000))), 0)
     assert [path.name for path in tmp_path.iterdir()] == ["raw.jsonl"]
 

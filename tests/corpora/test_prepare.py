@@ -303,7 +303,7 @@ def test_full_disk_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr("lbr_ds.corpora.prepare.write_split", full)
-    with pytest.raises(EnvironmentProblem, match="the disk is full"):
+    with pytest.raises(EnvironmentProblem, match="data: no space is left on the disk"):
         prepare(data, 1)
     assert everything(data.folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "raw.jsonl"]

@@ -189,7 +189,7 @@ def test_a_fault_while_writing_leaves_the_folder(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(rewrite, "verify", full)
-    with pytest.raises(Exception, match="disk is full"):
+    with pytest.raises(Exception, match="data: no space is left on the disk"):
         mine(run)
     assert file_bytes(run.data.folder) == before
     assert sorted(p.name for p in run.data.folder.parent.iterdir()) == ["data", "raw.jsonl"]

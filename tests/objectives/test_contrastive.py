@@ -81,6 +81,7 @@ def dense(
     stats = {
         "loss": losses.sum(), "accuracy": (scores.argmax(1) == rows).sum(),
         "positive_cosine": cosines[rows, rows].sum(), "negative_cosine": mean.sum(),
+        "no_negatives": (negative.sum(1) == 0).sum(),
     }  # fmt: skip
     return losses.sum() / n, stats
 
