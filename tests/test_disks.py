@@ -90,6 +90,8 @@ VERBS = {
     "bench cluster": "bench cluster {recipe} --ranks 1 --out {disk}/bench",
 }
 
+WRITE_NOTHING = {"push"}  # to a disk of this machine
+
 
 def names() -> set[str]:
     """All verbs that the program has."""
@@ -101,7 +103,7 @@ def names() -> set[str]:
 
 
 def test_no_verb_is_left_out() -> None:
-    assert set(VERBS) == names()
+    assert set(VERBS) | WRITE_NOTHING == names()
 
 
 @pytest.mark.parametrize("spoil", [fill, lock], ids=["full", "read-only"])
