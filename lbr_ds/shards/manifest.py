@@ -202,7 +202,7 @@ class _Content(BaseModel):
 
     version: int
     program: str
-    fingerprint: Annotated[str, Field(min_length=1)]
+    fingerprint: str
     seed: int
     sources: list[dict[str, Any]]
     splits: dict[Annotated[str, Field(pattern="^[a-z]+$")], _Split]

@@ -78,7 +78,7 @@ def test_a_run_loads_through_the_packed_encoder(
     model: Any = load_model(str(tmp_path), batch_tokens=4096)
     assert isinstance(model, PackedModel)
     assert model.model.folder == last
-    vectors = model.encode([{"text": ["a", "b"]}, {"text": ["c"]}])
+    vectors = model.encode([], instructed=["a", "b", "c"])
     assert vectors.shape == (3, 16)
     assert np.allclose(model.similarity(vectors, vectors).diagonal(), 1)
 
