@@ -33,6 +33,7 @@ ORDER = [
     "layout",
     "flops",
     "shards",
+    "lineage",
     "corpora",
     "batching",
     "model",

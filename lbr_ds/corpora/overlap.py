@@ -1,21 +1,23 @@
-"""Prepared data -> `trained.u64`: the hashes of its training texts, for the model to carry.
+"""Prepared data -> `trained.u64`: the hashes of its training texts, which the model carries.
 
-Layout: one line of JSON (version, the data's fingerprint, the number of hashes), then so many
+Layout: one line of JSON (version, the data's fingerprint, the number of hashes), then that many
 little-endian u64 in ascending order. A hash is the first 8 bytes of `segment.key`, so texts are
-compared as `normalise` leaves them; a million texts are 8 MB. Checkpoints and exports carry the
-file, and `evaluate` asks it before it scores.
+compared as `normalise` leaves them; a million texts are 8 MB. The file of a model that was trained
+on several datasets is one such block after another, one for each dataset. Checkpoints and exports
+carry the file, and `evaluate` reads it before it scores.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lbr_ds.atomic import written_file
 from lbr_ds.corpora.leaks import TRAINED
 from lbr_ds.corpora.segment import key
 from lbr_ds.errors import DataError
@@ -49,37 +51,77 @@ class TrainedTexts:
 def write(folder: Path) -> None:
     """Write `folder/trained.u64` from the shards of gl and cl (8 bytes of memory a text).
 
-    Raises DataError when a shard cannot be read.
+    The manifest is written again with the file's size and hash. Raises DataError when a shard
+    cannot be read.
     """
     manifest = Manifest.load(folder)
     splits = [name for name in TRAINED if name in manifest.splits]
     hashes = np.unique(_hashes(text for name in splits for text in _texts(folder, name)))
-    head = {"version": VERSION, "fingerprint": manifest.fingerprint, "count": len(hashes)}
-    content = json.dumps(head).encode() + b"\n" + hashes.astype("<u8").tobytes()
-    (folder / NAME).write_bytes(content)
+    save([TrainedTexts(manifest.fingerprint, hashes)], folder)
+    manifest.vouch_for(NAME).save()
 
 
-def load(folder: Path) -> TrainedTexts | None:
-    """The file in `folder`, or None when there is none. Raises DataError for a damaged one."""
+def of_data(place: Path | str) -> list[TrainedTexts]:
+    """The training texts of a prepared folder or its URL; [] where an older version prepared it.
+
+    Raises DataError when the file is damaged, EnvironmentProblem when the URL cannot be reached.
+    """
+    manifest = Manifest.load(place)
+    content = manifest.beside(NAME)
+    return [] if content is None else _parse(content, f"{manifest.place}/{NAME}")
+
+
+def load(folder: Path) -> list[TrainedTexts]:
+    """The training texts of each dataset that a model has seen, from the file in its folder.
+
+    [] when there is no file. Raises DataError when it is damaged.
+    """
     path = folder / NAME
-    if not path.is_file():
-        return None
-    line, _, body = path.read_bytes().partition(b"\n")
-    try:
-        head = json.loads(line)
-        whole = head["version"] == VERSION and len(body) == 8 * head["count"]
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise DataError(f"{path}: damaged; copy it again from the data folder or the checkpoint")
-    return TrainedTexts(head["fingerprint"], np.frombuffer(body, "<u8").astype(np.uint64))
+    return _parse(path.read_bytes(), str(path)) if path.is_file() else []
 
 
-def copy(data: Path | str, model: Path) -> None:
-    """Put the data's file into a model's folder; data prepared by an older version has none."""
-    content = Manifest.load(data).beside(NAME)
-    if content is not None:
-        (model / NAME).write_bytes(content)
+def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
+    """Write `folder/trained.u64`, whole or not at all.
+
+    Texts of the same prepared data become one block.
+
+    Mining adds negatives to data that an earlier stage may have used without them: the block then
+    has the hashes of both and the later fingerprint. Nothing is written for no texts.
+    """
+    united: dict[str, TrainedTexts] = {}
+    for texts in trained:
+        known = united.get(texts.prepared)
+        hashes = texts.hashes if known is None else np.union1d(known.hashes, texts.hashes)
+        united[texts.prepared] = replace(texts, hashes=hashes)
+    if not united:
+        return
+    with written_file(folder / NAME) as file:
+        for texts in united.values():
+            head = {"version": VERSION, "fingerprint": texts.fingerprint,
+                    "count": len(texts.hashes)}  # fmt: skip
+            file.write(json.dumps(head).encode() + b"\n")
+            file.write(texts.hashes.astype("<u8").tobytes())
+
+
+def _parse(content: bytes, where: str) -> list[TrainedTexts]:
+    found: list[TrainedTexts] = []
+    place = 0
+    while place < len(content) or not found:
+        end = content.find(b"\n", place) + 1
+        try:
+            head = json.loads(content[place:end])
+            place = end + 8 * int(head["count"])
+            whole = head["version"] == VERSION and end <= place <= len(content)
+            fingerprint = str(head["fingerprint"])
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise DataError(
+                f"{where}: damaged; copy it again from the data folder or the checkpoint"
+            )
+        hashes = np.frombuffer(content, "<u8", (place - end) // 8, end).astype(np.uint64)
+        found.append(TrainedTexts(fingerprint, hashes))
+    return found
 
 
 def _texts(folder: Path, split: str) -> Iterator[str]:

@@ -281,6 +281,8 @@ def _reusable(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         for name in manifest.splits:
             manifest.check(name)
         found: dict[str, Any] = json.loads((folder / CURATION).read_bytes())
+        if manifest.beside(overlap.NAME) is None:  # made by an older version
+            overlap.write(folder)
         return found
     except (DataError, OSError, ValueError) as error:
         log.warning("%s; made again", error)

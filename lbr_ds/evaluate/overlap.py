@@ -1,26 +1,31 @@
 """A model of ours and the tasks -> a refusal when the model was trained on their texts.
 
-Checkpoints and exports carry the hashes of their training texts (`corpora/overlap.py`). Asked are
-the queries and the passages that answer them, normalised; a model without hashes is not asked.
+Checkpoints and exports carry the hashes of the texts of every dataset that they were trained on, by
+this stage and those before it (`corpora/overlap.py`). The queries and the passages that answer them
+are looked up, normalised. A model without hashes is not checked; a dataset of its history whose
+hashes are missing is named in the log.
 
-Under protocol knowledge gl states facts of what eval asks, and may do so in eval's own words. So a
-model of that very data is not asked for its eval, of which `prepare` has proved that nothing is in
-cl; for its control it is, and so is any other model for both.
+Under protocol knowledge gl states facts of what eval asks, and may do so in eval's own words. So
+the texts of that very data are left out for its eval, of which `prepare` has proved that nothing is
+in cl. They count for its control, and the model's other data counts for both.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
-from lbr_ds import runs
+from lbr_ds import lineage, runs
 from lbr_ds.corpora import overlap
 from lbr_ds.errors import DataError
 from lbr_ds.evaluate.tasks import HeldOutTask
 
+log = logging.getLogger(__name__)
 _EXAMPLES, _CHARS = 2, 60
 
 
@@ -35,11 +40,12 @@ def check_overlap(
     trained = trained_texts(model)
     found: dict[str, Any] = {}
     for task in tasks if trained else ():
-        fetch(task)
-        assert trained is not None
-        if isinstance(task, HeldOutTask) and task.told_by == trained.prepared:
+        told_by = task.told_by if isinstance(task, HeldOutTask) else ""
+        seen = [texts for texts in trained if not told_by or texts.prepared != told_by]
+        if not seen:
             continue
-        counts, examples = _shared(task, trained)
+        fetch(task)
+        counts, examples, data = _shared(task, seen)
         if not isinstance(task, HeldOutTask):
             task.unload_data()  # scoring loads it again; many tasks at once would fill the memory
         if not any(shared for shared, _ in counts.values()):
@@ -48,35 +54,55 @@ def check_overlap(
             told = " and ".join(f"{n} of {total} {kind}" for kind, (n, total) in counts.items())
             raise DataError(
                 f"{model} was trained on texts of {task.metadata.name}: {told}, such as "
-                f"{' and '.join(map(repr, examples))} (data {trained.fingerprint}); score it on "
+                f"{' and '.join(map(repr, examples))} (data {', '.join(data)}); score it on "
                 "texts that it has not seen, or add --allow-overlap"
             )
         found[task.metadata.name] = {kind: n for kind, (n, _) in counts.items()}
     return found
 
 
-def trained_texts(model: str) -> overlap.TrainedTexts | None:
-    """The training texts of a run, a checkpoint or an export of ours; None for any other model."""
-    found = runs.find_model(model)
-    return overlap.load(found.folder) if found.ours and found.folder else None
+def trained_texts(model: str) -> list[overlap.TrainedTexts]:
+    """The training texts of a run, a checkpoint or an export of ours, by dataset.
+
+    Empty for any other model. Datasets without hashes are named in the log.
+    """
+    place = runs.find_model(model)
+    if place.folder is None or not place.ours:
+        return []
+    found = overlap.load(place.folder)
+    known = {texts.prepared for texts in found}
+    history = lineage.load(place.folder)
+    for data in history.datasets if history else ():
+        if data.prepared not in known:
+            log.warning(
+                "%s was trained on data %s (%s), whose hashes are not in its %s: its texts are not "
+                "looked for", model, data.fingerprint, data.name, overlap.NAME,
+            )  # fmt: skip
+    return found
 
 
 def _shared(
-    task: AbsTask, trained: overlap.TrainedTexts
-) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """{"queries": (shared, all), "passages": (shared, all)} and examples of what is shared."""
+    task: AbsTask, trained: Sequence[overlap.TrainedTexts]
+) -> tuple[dict[str, tuple[int, int]], list[str], list[str]]:
+    """{"queries": (shared, all), "passages": (shared, all)}, examples of what is shared, and the
+    fingerprints of the data that it is shared with."""
     texts: dict[str, set[str]] = {"queries": set(), "passages": set()}
     for part in getattr(task.metadata, "tasks", [task]):  # an aggregate is made of tasks
         if isinstance(part, AbsTaskRetrieval):
             for kind, own in _texts(part):
                 texts[kind].update(own)
-    counts, examples = {}, []
+    counts, examples, data = {}, [], set()
     for kind, own in texts.items():
         ordered = sorted(own)
-        shared = [t for t, seen in zip(ordered, trained.holds(ordered), strict=True) if seen]
+        seen = np.zeros(len(ordered), bool)
+        for part in trained:
+            held = part.holds(ordered)
+            data |= {part.fingerprint} if held.any() else set()
+            seen |= held
+        shared = [text for text, is_seen in zip(ordered, seen, strict=True) if is_seen]
         counts[kind] = (len(shared), len(ordered))
         examples += shared[:_EXAMPLES]
-    return counts, [text[:_CHARS] for text in examples[:_EXAMPLES]]
+    return counts, [text[:_CHARS] for text in examples[:_EXAMPLES]], sorted(data)
 
 
 def _texts(task: AbsTaskRetrieval) -> Iterator[tuple[str, Iterable[str]]]:

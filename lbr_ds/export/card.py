@@ -16,15 +16,15 @@ from jinja2 import PackageLoader
 from transformers import AutoConfig
 
 import lbr_ds
-from lbr_ds import config, runs
+from lbr_ds import config, lineage, runs
 from lbr_ds.atomic import write_text
 from lbr_ds.config import RunConfig
-from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.errors import ConfigError
+from lbr_ds.lineage import Lineage
 from lbr_ds.markdown import environment, escape
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.scores import read_scores
 from lbr_ds.source import CardConfig
-from lbr_ds.strict import read_json
 
 NAME = "README.md"
 _TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity", "retrieval",
@@ -45,17 +45,12 @@ def model_card(place: Path, folder: Path, card: Card, parity: dict[str, Any]) ->
         parity: The content of parity.json.
     """
     run = runs.run_of(place)
-    facts: dict[str, Any] = {"recipe": None, "curation": None, "compared": {}}
+    made = lineage.load(folder)
+    facts: dict[str, Any] = {"recipe": None, "lineage": made, "compared": {}}
     wanted = CardConfig()
     if run is not None:
         facts["recipe"] = (run / "recipe.yaml").read_text(encoding="utf-8")
-        recipe = config.load(run / "recipe.yaml")
-        wanted = _completed(recipe)
-        curation = Path(recipe.data.folder) / "curation.json"
-        if curation.is_file():
-            facts["curation"] = read_json(
-                curation, "prepare's account", DataError, "prepare the data again", strict=False
-            )
+        wanted = _completed(config.load(run / "recipe.yaml"))
         for path in sorted((run / "eval").glob("*.json")):
             facts["compared"][path.stem] = read_scores(path)["tasks"]
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -63,7 +58,7 @@ def model_card(place: Path, folder: Path, card: Card, parity: dict[str, Any]) ->
     text = templates.get_template("model_card.md").render(
         config=shape, card=card, parity=parity, program=lbr_ds.__version__, wanted=wanted, **facts
     )
-    return f"---\n{_front_matter(wanted, facts['curation'])}\n---\n\n{text.strip()}\n"
+    return f"---\n{_front_matter(wanted, made)}\n---\n\n{text.strip()}\n"
 
 
 def _completed(run: RunConfig) -> CardConfig:
@@ -77,11 +72,11 @@ def _completed(run: RunConfig) -> CardConfig:
     return wanted
 
 
-def _front_matter(wanted: CardConfig, curation: dict[str, Any] | None) -> str:
+def _front_matter(wanted: CardConfig, made: Lineage | None) -> str:
     """YAML by huggingface_hub, which knows the keys and leaves out what is None."""
-    sources = (curation or {}).get("sources", [])
-    places = [str(source.get("path", "")) for source in sources]
-    datasets = [place.removeprefix("hf:") for place in places if place.startswith("hf:")]
+    places = [source.path for data in (made.datasets if made else ()) for source in data.sources]
+    named = [place.removeprefix("hf:") for place in places if place.startswith("hf:")]
+    datasets = list(dict.fromkeys(named))
     data = ModelCardData(
         base_model=wanted.base_model, license=wanted.license,
         language=list(wanted.language) or None, datasets=datasets or None,

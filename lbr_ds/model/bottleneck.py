@@ -30,6 +30,7 @@ from lbr_ds import runs
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import CheckpointError, ConfigError, DataError
 from lbr_ds.failures import reading
+from lbr_ds.model import made_from
 from lbr_ds.model.backbone import open_backbone
 from lbr_ds.model.complete import not_finite
 from lbr_ds.model.files import Stored, in_files, save_files, save_index
@@ -92,17 +93,14 @@ def bottleneck_ids(folder: Path) -> list[int]:
 def prepare_backbone(
     model: ModelConfig, bottleneck: BottleneckConfig, folder: Path, seed: int
 ) -> None:
-    """Write the prepared backbone to `folder`; nothing to do when an equal one stands there.
+    """Write the prepared backbone to `folder`; nothing to do when one of equal content is there.
 
-    Raises ConfigError when the backbone cannot be loaded or is not complete.
+    A backbone whose files have changed since is prepared anew. Raises ConfigError when it cannot be
+    loaded or is not complete.
     """
     wanted = {**model.model_dump(), **bottleneck.model_dump(), "seed": seed}
-    made_from = folder / "made_from.json"
-    with reading(made_from, "the record of the backbone", CheckpointError, f"remove {folder}"):
-        if made_from.is_file() and json.loads(made_from.read_text()) == wanted:
-            if not (fault := runs.changed(folder)):
-                return
-            log.warning("%s is damaged and prepared again: %s", folder, fault)
+    if made_from.is_up_to_date(folder, model, wanted):
+        return
     opened = open_backbone(model)
     backbone, tokenizer, stored = opened.module, opened.tokenizer, opened.stored
     if model.num_layers is not None:
@@ -124,7 +122,8 @@ def prepare_backbone(
         bottleneck.count, model.max_length, model.pooling, model.attention, model.pool_instruction,
         opened.head,
     ).save(part)  # fmt: skip
-    (part / made_from.name).write_text(json.dumps(wanted, indent=2) + "\n")
+    made_from.save_lineage(model, bottleneck, part)
+    (part / made_from.NAME).write_text(json.dumps(wanted, indent=2) + "\n")
     runs.seal_folder(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
@@ -198,10 +197,11 @@ def _add_tokens(
     """Add the K tokens, with room in the tables; what is to be filled in there."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    num_real = len(tokenizer)
+    num_real, known = len(tokenizer), tokenizer.get_vocab()
     names = [bottleneck_token(i) for i in range(count)]
     tokenizer.add_special_tokens({"extra_special_tokens": names})
-    ids: Any = tokenizer.convert_tokens_to_ids(names)
+    # An export of ours has some of these tokens, and what their rows have learnt.
+    ids: Any = tokenizer.convert_tokens_to_ids([name for name in names if name not in known])
     num_rows = len(_tables(backbone)[0])
     if num_real > num_rows:
         log.warning(

@@ -52,6 +52,7 @@ def _summary(run: Run) -> dict[str, Any]:
             "retrieval": compare(run.evals),
             "examples": run.examples(),
             "data": run.data,
+            "trained_on": run.trained_on,
             "environment": run.environment,
             "commands": run.commands(),
             "notes": run.notes,

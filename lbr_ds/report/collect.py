@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import config, runs
+from lbr_ds import config, lineage, runs
 from lbr_ds.errors import ConfigError
 from lbr_ds.report.data import read_data
 from lbr_ds.report.reading import number, read_json, read_metrics
@@ -107,6 +107,7 @@ class Run:
     stages: list[Stage] = field(default_factory=list)
     evals: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    trained_on: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -179,6 +180,21 @@ def _inside(path: str | None, run: Path) -> str | None:
     return str(Path(path).relative_to(run))
 
 
+def _trained_on(run: Path) -> list[dict[str, Any]]:
+    """Each stage of training that the run's newest model has behind it, also in earlier runs."""
+    saved = [path for stage in ("stage1", "stage2") for path in runs.checkpoints(run / stage)]
+    found = lineage.load(saved[-1] / "model") if saved else None
+    return [
+        {
+            "stage": training.stage, "steps": training.steps, "split": training.split,
+            "data": training.data.name, "fingerprint": training.data.fingerprint,
+            "records": training.data.splits.get(training.split),
+            "sources": [source.model_dump() for source in training.data.sources],
+        }
+        for training in (found.history if found else ())
+    ]  # fmt: skip
+
+
 def read_run(folder: Path) -> Run:
     """Read one run folder; see `write_report` for what it raises."""
     stages = [folder / f"stage{n}" / "metrics.jsonl" for n in (1, 2)]
@@ -204,6 +220,7 @@ def read_run(folder: Path) -> Run:
             run.notes += run.stages[-1].non_finite()
         else:
             run.notes.append(f"Stage {stage} has not logged a step yet.")
+    run.trained_on = _trained_on(folder)
     for name in EVALS:
         if (folder / "eval" / f"{name}.json").exists():
             run.evals[name] = read_scores(folder / "eval" / f"{name}.json")

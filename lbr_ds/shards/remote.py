@@ -63,7 +63,7 @@ class Remote:
                 insist(where, lambda: _copy(self.url, name, part, length, sha256))
             except FileNotFoundError:
                 raise DataError(
-                    f"{where}: the manifest names this shard and it is missing; copy it there"
+                    f"{where}: the manifest names this file and it is missing; copy it there"
                 ) from None
             except Damaged as error:
                 raise DataError(f"{where}: {error}; copy the file there again") from None

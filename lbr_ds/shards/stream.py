@@ -186,21 +186,28 @@ def steps(
     workers: int = 1,
     on_error: Literal["strict", "skip"] = "strict",
     cache_gib: float = CACHE_GIB,
+    fingerprint: str = "",
 ) -> DataPipeline:
     """The pipeline whose iteration yields this rank's `Step`s start+worker, +workers, ... < stop.
 
     folder: a prepared folder or its URL; cache_gib: room on this disk for a URL's shards.
     Each Step has samples_per_step / world samples. With `stop=None` it never ends. Readers that
     take the workers' steps in turn see every step from `start` on, in order.
+    fingerprint: of the data that is expected there; empty: any.
 
     Raises ConfigError when `world` does not divide `samples_per_step`, DataError when the split is
-    missing, (strict) damaged or smaller than `samples_per_step`.
+    missing, (strict) damaged or smaller than `samples_per_step`, or the data is not the expected.
     """
     assert start >= 0
     assert 0 <= rank < world
     assert 0 <= worker < workers
     _check_world(samples_per_step, world)
     manifest = Manifest.load(folder, cache_gib)
+    if fingerprint and manifest.fingerprint != fingerprint:
+        raise DataError(
+            f"{manifest.place} was prepared anew while the training started (data {fingerprint} -> "
+            f"{manifest.fingerprint}); start it again"
+        )
     if on_error == "strict":
         manifest.check(split)
     total = manifest.records(split)

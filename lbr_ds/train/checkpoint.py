@@ -26,17 +26,17 @@ from typing import Any
 import torch
 
 from lbr_ds import environment
-from lbr_ds.address import path_of
 from lbr_ds.config import RunConfig
-from lbr_ds.corpora import overlap
 from lbr_ds.corpora.leaks import TRAINED
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.instructions import Instructions
+from lbr_ds.lineage import Dataset
 from lbr_ds.model.files import in_files, save_files, save_index, share_of
 from lbr_ds.model.rope import write_legacy_rope
 from lbr_ds.runs import MANIFEST, fault, saved
 from lbr_ds.shards import Manifest
+from lbr_ds.train import ancestry
 from lbr_ds.train.engine import Engine
 from lbr_ds.train.random_states import random_states, restore_random_states
 from lbr_ds.train.snapshot import HostMemory
@@ -62,7 +62,8 @@ class Saver:
         self._memory = HostMemory() if run.every.save_async else None
         self._writing: Writing | None = None
         self._before: Path | None = None  # what this process saved last
-        self._data = _data(run, stage)
+        self._folder = run.run / f"stage{stage}"
+        self._data = ancestry.data_of(self._folder)
         split = TRAINED[stage - 1]
         self._instructions = Manifest.load(run.data.folder).instructions.within(split)
 
@@ -161,11 +162,13 @@ class Saver:
                 made += link_files(own, before, part / _BASE)
             if world.first:
                 made += describe_model(run, engine.dtype, files, part / "model", self._instructions)
+                made += ancestry.describe(self._folder, step, facts["samples"], part / "model")
             return made
 
+        facts = self._facts(step, counters, evaluation)
         return Plan(
-            run.run / f"stage{self.stage}" / "checkpoints" / f"step-{step:06d}",
-            world.rank, world.size, write, self._facts(step, counters, evaluation),
+            self._folder / "checkpoints" / f"step-{step:06d}",
+            world.rank, world.size, write, facts,
             run.every.keep, run.every.keep_every,
             keep_best=self.stage == 1 and run.stage2.start_from == "best",
         )  # fmt: skip
@@ -176,7 +179,7 @@ class Saver:
             "step": step, "stage": self.stage, "world_size": self.world.size,
             "zero_stage": self.engine.stage, "dtype": str(self.engine.dtype),
             "samples": step * self.run.stage(self.stage).samples_per_step,
-            "counters": counters, "evaluation": evaluation, "data": self._data,
+            "counters": counters, "evaluation": evaluation, "data": _data(self._data, self.stage),
             "config": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
             "recipe": recipe, "versions": environment.versions(),
         }  # fmt: skip
@@ -186,22 +189,16 @@ def describe_model(
     run: RunConfig, dtype: torch.dtype, weights: Mapping[str, list[str]], folder: Path,
     used: Instructions,
 ) -> list[Path]:  # fmt: skip
-    """Config, tokenizer, instructions and hashes of the training texts beside the weights.
-
-    Returns the files made.
-    """
+    """Config, tokenizer and instructions beside the weights. Returns the files made."""
     save_index(weights, folder)
     for path in (run.run / "backbone").iterdir():
-        own = path.suffix == ".safetensors" or ".index." in path.name or path.name == MANIFEST
-        if path.is_file() and not own:
+        own = path.name in (*ancestry.FILES, MANIFEST) or ".index." in path.name
+        if path.is_file() and path.suffix != ".safetensors" and not own:
             shutil.copy(path, folder)
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_legacy_rope(folder)  # a backbone that was prepared before has the new keys alone
-    data = path_of(run.data.folder)
-    if data is not None:  # of data that lies elsewhere eval cannot check overlap
-        overlap.copy(data, folder)
     if used.any:
         used.save(folder)
     found = (path for path in folder.iterdir() if path.is_file())
@@ -221,7 +218,7 @@ def find(run: RunConfig, stage: int, world: World, *, force: bool = False) -> Pa
     world.barrier()
     found = newest_whole(folder, world)
     if found is not None:
-        _check_fit(found, run, stage, force)
+        _check_fit(found, run, stage, world, force=force)
     return found
 
 
@@ -277,12 +274,15 @@ def first_whole(found: list[Path], world: World) -> Path | None:
     return None
 
 
-def _check_fit(found: Path, run: RunConfig, stage: int, force: bool) -> None:
+def _check_fit(found: Path, run: RunConfig, stage: int, world: World, *, force: bool) -> None:
     """Raises CheckpointError unless the checkpoint is of this recipe and data."""
     facts, reasons = _facts_of(found), []
+    if world.share(world.first and ancestry.same_backbone(run, found)):
+        for key in ("backbone", "revision"):  # the same content may be at another place now
+            facts["recipe"]["model"][key] = getattr(run.model, key)
     if changed := ", ".join(environment.differences(facts["recipe"], run.decisive(stage))):
         reasons.append(f"was made by another recipe ({changed})")
-    if facts["data"] != (data := _data(run, stage)):
+    if facts["data"] != (data := _data(Manifest.load(run.data.folder), stage)):
         reasons.append(
             f"was trained on data {facts['data'][:12]} and {run.data.folder} now holds {data[:12]}"
         )
@@ -302,7 +302,6 @@ def _facts_of(found: Path) -> dict[str, Any]:
     return facts
 
 
-def _data(run: RunConfig, stage: int) -> str:
-    """The fingerprint of what the stage reads: mined negatives are none of stage 1's business."""
-    manifest = Manifest.load(run.data.folder)
-    return manifest.prepared if stage == 1 else manifest.fingerprint
+def _data(data: Manifest | Dataset, stage: int) -> str:
+    """The fingerprint of what the stage reads: stage 1 does not read mined negatives."""
+    return data.prepared if stage == 1 else data.fingerprint

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
-from lbr_ds.errors import LbrError
+from lbr_ds.errors import DataError, LbrError
 from lbr_ds.shards import Manifest, steps
 from lbr_ds.train.stages import Stage, Work
 
@@ -31,13 +31,14 @@ class _Feed(IterableDataset):
     world: int
     start: int
     stop: int
+    fingerprint: str
 
     def __iter__(self) -> Iterator[Work | LbrError]:
         """An error of ours travels as a value: a loader would wrap it in a traceback's text."""
         try:
             yield from self._work()
         except LbrError as error:
-            yield error
+            yield self._changed() or error
 
     def _work(self) -> Iterator[Work]:
         info = get_worker_info()
@@ -47,26 +48,43 @@ class _Feed(IterableDataset):
             rank=self.rank, world=self.world, start=self.start, stop=self.stop,
             worker=info.id if info else 0, workers=info.num_workers if info else 1,
             on_error=self.run.data.on_error, cache_gib=self.run.data.cache_gib,
+            fingerprint=self.fingerprint,
         )  # fmt: skip
         for step in pipeline:
+            if step.skipped and (error := self._changed()):
+                raise error
             yield self.stage.collate(self.run, self.encoder, step)
+
+    def _changed(self) -> DataError | None:
+        """What to say where records cannot be read because the folder holds other data by now."""
+        try:
+            now = Manifest.load(self.run.data.folder)
+        except LbrError:
+            return None
+        if not self.fingerprint or now.fingerprint == self.fingerprint:
+            return None
+        return DataError(
+            f"{now.place} was prepared anew during the training (data {self.fingerprint} -> "
+            f"{now.fingerprint}); the last checkpoint is of the former: restore that data, or give "
+            "a new run folder with run=..."
+        )
 
 
 def open_feed(
     run: RunConfig, stage: Stage, encoder: TextEncoder, *,
-    rank: int, world: int, start: int, stop: int,
+    rank: int, world: int, start: int, stop: int, fingerprint: str = "",
 ) -> Iterator[Work]:  # fmt: skip
     """The rank's work for steps start..stop, in order, whatever the number of loader processes.
 
     Those start at once, as forks: what this process holds now, each of them holds for good.
     Raises what reading and encoding raise (DataError), also from a loader process, and at once for
-    an instruction in the manifest that leaves no room for text.
+    an instruction in the manifest that leaves no room for text. fingerprint: see `shards.steps`.
     """
     used = Manifest.load(run.data.folder).instructions.within(stage.split)
     encoder.check(used.stated())
     if used.any and not run.model.pool_instruction and run.model.pooling == "last":
         log.info("model.pool_instruction=false has no effect with model.pooling=last")
-    feed = _Feed(run, stage, encoder, rank, world, start, stop)
+    feed = _Feed(run, stage, encoder, rank, world, start, stop, fingerprint)
     workers = min(run.data.workers, max(0, stop - start))
     loader: Iterable[Work | LbrError] = feed
     if workers:

@@ -30,7 +30,7 @@ from lbr_ds.model.embedder import build_embedder
 from lbr_ds.model.lora import adapting
 from lbr_ds.runs import step_of
 from lbr_ds.shards import Manifest
-from lbr_ds.train import checkpoint
+from lbr_ds.train import ancestry, checkpoint
 from lbr_ds.train.engine import Engine, load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
@@ -64,15 +64,16 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         open_log(folder / "log", world)
         check_negatives(run, number, manifest)
         found = checkpoint.find(run, number, world, force=force)
-        open_run(run, number, world)
         origin = found or starting_point(run, number, world)
+        data = open_stage(run, stage, origin, world, resumed=found is not None, force=force)
         start = step_of(found) if found else 0
         encoder = text_encoder(run)
         # Before the engine: a loader process is a fork, and would keep the pages that training
         # writes over, which is as much memory again.
         feed = open_feed(
-            run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps
-        )
+            run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps,
+            fingerprint=data,
+        )  # fmt: skip
         engine = build_engine(run, stage, layout, world, origin)
         counters = checkpoint.resume(found, engine, world)
         note_start(folder, start, origin, world)
@@ -153,13 +154,6 @@ def take_step(
     }
 
 
-def open_run(run: RunConfig, number: int, world: World) -> None:
-    """Rank 0 writes the run folder, then all ranks check its backbone for stage `number`."""
-    if world.first:
-        open_run_folder(run)
-    check_backbone(run, number, world)
-
-
 def check_backbone(run: RunConfig, number: int, world: World) -> None:
     """Check that the prepared backbone can go through stage `number`. All ranks call it.
 
@@ -233,6 +227,25 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def open_stage(
+    run: RunConfig, stage: Stage, origin: Path, world: World, *, resumed: bool, force: bool
+) -> str:
+    """Compare where the stage starts with the recipe, then write what the run folder needs.
+
+    All ranks call it. Returns the fingerprint of the data. Raises what `ancestry.check_origin`,
+    `open_run_folder` and `ancestry.begin` raise.
+    """
+    ancestry.check_origin(run, origin, world, prepared=False, force=force)
+    if world.first:
+        open_run_folder(run)
+    check_backbone(run, stage.number, world)
+    ancestry.check_origin(run, origin, world, prepared=True, force=force)
+    begun = None
+    if world.first:
+        begun = ancestry.begin(run, stage.number, stage.split, origin, resumed=resumed)
+    return str(world.share(begun and begun.fingerprint))
 
 
 def open_run_folder(run: RunConfig) -> None:

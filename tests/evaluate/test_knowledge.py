@@ -78,7 +78,7 @@ def test_a_model_of_the_same_data_is_scored(folder: Path, tmp_path: Path) -> Non
     run = load(tiny_recipe(tmp_path / "tiny", prepared=False))
     model = tmp_path / "model"
     prepare_backbone(run.model, run.bottleneck, model, 0)
-    overlap.copy(folder, model)
+    overlap.save(overlap.of_data(folder), model)
     result = evaluate(str(model), data=folder)
     assert "overlap" not in result
     assert len(result["tasks"]) == 2

@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", 0)
     folder = run.run.parent / "model"
     shutil.copytree(run.run / "backbone", folder)
-    overlap.copy(run.data.folder, folder)
+    overlap.save(overlap.of_data(run.data.folder), folder)
     return folder
 
 
@@ -73,15 +73,14 @@ def test_its_own_held_out_split_is_scored(model: Path) -> None:
 
 def test_a_model_without_hashes_is_not_asked(model: Path, planted: Path) -> None:
     bare = model.parent / "run" / "backbone"
-    assert trained_texts(str(bare)) is None
-    assert trained_texts("some/name") is None
+    assert trained_texts(str(bare)) == []
+    assert trained_texts("some/name") == []
     assert evaluate(str(bare), data=planted)["tasks"]
 
 
 def test_the_file_holds_every_training_text(model: Path) -> None:
     data = model.parent / "data"
-    trained = trained_texts(str(model))
-    assert trained is not None
+    (trained,) = trained_texts(str(model))
     assert trained.fingerprint == Manifest.load(data).fingerprint
     for split, expected in (("gl", True), ("cl", True), ("eval", False)):
         texts = [t for r in read_split(data, split) for t in (r.query, *r.positives)]

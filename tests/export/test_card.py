@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from lbr_ds.errors import ConfigError
 from lbr_ds.export.card import add_scores, model_card
+from lbr_ds.lineage import Bottleneck, Dataset, Lineage, Source, Training
 from lbr_ds.model.bottleneck import Card
 
 RECIPE = """
@@ -23,12 +24,11 @@ stage1: {{num_steps: 1, samples_per_step: 8, optim: {{lr: 1.0e-3}}}}
 stage2: {{num_steps: 1, samples_per_step: 8, optim: {{lr: 1.0e-3}}}}
 card: {{license: apache-2.0, intended_use: Search in made-up texts.}}
 """
-CURATION = {
-    "sources": [{"name": "a", "path": "hf:owner/pairs", "license": "MIT"},
-                {"name": "b", "path": "pairs.jsonl"}],
-    "splits": {"gl": {"records": 61}, "cl": {"records": 30}, "eval": {"records": 12}},
-    "leaks": {"eval_gl": 0, "eval_cl": 0},
-}  # fmt: skip
+DATA = Dataset(
+    name="data", place="data", fingerprint="0" * 16, protocol="random",
+    splits={"gl": 61, "cl": 30, "eval": 12}, leaks={"eval_gl": 0, "eval_cl": 0},
+    sources=(Source(name="a", path="hf:owner/pairs", license="MIT"), Source(name="b")),
+)  # fmt: skip
 PARITY = {"texts": ["a"] * 12, "vectors": [], "largest_difference": 2e-7, "limit": 1e-5}
 SCORES = {"recall_at_10": 0.7, "ndcg_at_10": 0.54321, "queries": 400, "documents": 725}
 
@@ -41,7 +41,11 @@ def folder(tmp_path: Path) -> Path:
         made.mkdir(parents=True)
     (run / "recipe.yaml").write_text(RECIPE.format(run=run, data=data))
     (run / "eval" / "base.json").write_text(json.dumps({"tasks": {"held-out": SCORES}}))
-    (data / "curation.json").write_text(json.dumps(CURATION))
+    Lineage(
+        backbones=(), bottleneck=Bottleneck(count=4, attention="causal", pooling="last",
+                                            max_length=64),
+        history=(Training(stage=1, split="gl", steps=1, samples=8, data=DATA),),
+    ).save(model)  # fmt: skip
     shape = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}
     (model / "config.json").write_text(json.dumps({**shape, "architectures": ["LlamaModel"]}))
     card = Card(num_bottleneck=4, max_length=64, pooling="last", attention="causal")

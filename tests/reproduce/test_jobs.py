@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,28 @@ def test_a_folder_is_named_by_what_decides_its_numbers(recipe: Path) -> None:
     whole, cut, single = (folders(f"engine.ds_config={n}") for n in ("zero2", "zero3", "zero3_cpu"))
     assert whole == cut
     assert {name.split("-")[0] for name in whole & single} == {"backbone"}
+
+
+def test_a_backbone_counts_by_its_content(recipe: Path, tmp_path: Path) -> None:
+    def folders(*more: str) -> list[str]:
+        return [job.folder.name for job in plan(recipe, "table3", (0,), *more)[1]]
+
+    moved = shutil.copytree(recipe.parent / "backbone", tmp_path / "moved")
+    at_moved, before = f"model.backbone={moved}", folders()
+    assert folders(at_moved) == before
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    assert not set(folders(at_moved)) & set(before)
+    # Of weights for stage 2 as well; a name is the same on every node.
+    weights = f"stage2.from={moved}"
+    from_moved = folders(weights)
+    shutil.copytree(moved, tmp_path / "again")
+    assert folders(f"stage2.from={tmp_path / 'again'}") == from_moved
+    (moved / "config.json").write_text(json.dumps(config))
+    assert folders(weights) != from_moved
+    named = folders("model.backbone=owner/name")
+    assert named == folders("model.backbone=owner/name")
+    assert not set(named) & set(before)
 
 
 def test_links(recipe: Path, tmp_path: Path) -> None:

@@ -224,3 +224,26 @@ def test_prepared_again_elsewhere_is_fetched_anew(server: Server, tmp_path: Path
     make_folder(server.folder, 90, 40)
     manifest_module._fetched.cache_clear()  # another process
     assert stream(server.url) == stream(server.folder) != before
+
+
+def test_a_file_that_the_manifest_vouches_for_is_checked(
+    server: Server, prepared: Path, cache: Path
+) -> None:
+    """On this disk and behind a URL, from where it is fetched as a shard is."""
+    path = prepared / "trained.u64"
+    path.write_bytes(b"as it was written")
+    Manifest.load(prepared).vouch_for(path.name).save()
+    for place in (prepared, server.url, server.url):
+        assert Manifest.load(place).beside(path.name) == b"as it was written"
+    assert server.asked.count("/data/trained.u64") == 1
+    shutil.rmtree(cache)
+    path.write_bytes(b"as it was changed")
+    with pytest.raises(DataError, match=r"trained\.u64: altered; copy the file again"):
+        Manifest.load(prepared).beside(path.name)
+    with pytest.raises(DataError, match=r"/data/trained\.u64: altered, sha256 .*; copy the file"):
+        Manifest.load(server.url).beside(path.name)
+    path.unlink()
+    with pytest.raises(DataError, match=r"trained\.u64: missing; copy the file again"):
+        Manifest.load(prepared).beside(path.name)
+    with pytest.raises(DataError, match="manifest names this file and it is missing; copy it"):
+        Manifest.load(server.url).beside(path.name)

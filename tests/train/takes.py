@@ -10,7 +10,7 @@ import sys
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.runs import step_of
-from lbr_ds.train import checkpoint
+from lbr_ds.train import ancestry, checkpoint
 from lbr_ds.train.engine import load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
@@ -27,6 +27,8 @@ def take(recipe: str, stop: int, world: World) -> None:
     found = checkpoint.find(run, 1, world)
     if world.first:
         open_run_folder(run)
+        origin = found or run.run / "backbone"
+        ancestry.begin(run, 1, "gl", origin, resumed=found is not None)
     world.barrier()
     start = step_of(found) if found else 0
     engine, encoder = build(run, stage, load_layout(run.engine.ds_config), world)
