@@ -18,15 +18,17 @@ NAME = "made_from.json"
 
 def is_up_to_date(folder: Path, model: ModelConfig, wanted: dict[str, Any]) -> bool:
     """Whether `folder` was prepared from the backbone as it is now, with the same settings."""
-    if not (folder / NAME).is_file() or (known := lineage.load(folder)) is None:
+    if not (folder / NAME).is_file():
+        return False
+    if fault := runs.changed(folder):
+        log.warning("%s is damaged and prepared again: %s", folder, fault)
+        return False
+    if (known := lineage.load(folder)) is None:
         return False
     found = read_json(
         folder / NAME, "the record of the backbone", CheckpointError, f"remove {folder}"
     )
     recorded = known.backbone
-    if fault := runs.changed(folder):
-        log.warning("%s is damaged and prepared again: %s", folder, fault)
-        return False
     if recorded is None:  # it could not be identified
         return bool(found == wanted)
     now = lineage.identify(model, recorded if found.get("backbone") == model.backbone else None)
