@@ -70,10 +70,8 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         encoder = text_encoder(run)
         # Before the engine: a loader process is a fork, and would keep the pages that training
         # writes over, which is as much memory again.
-        feed = open_feed(
-            run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=num_steps,
-            fingerprint=data,
-        )  # fmt: skip
+        feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size,
+                         start=start, stop=num_steps, fingerprint=data)  # fmt: skip
         engine = build_engine(run, stage, layout, world, origin)
         counters = checkpoint.resume(found, engine, world)
         note_start(folder, start, origin, world)

@@ -124,7 +124,7 @@ def test_no_text_of_the_history_is_scored(
     asked = tmp_path / "asked"
     trained = [*read_split(chain.folder / data, "gl"), *read_split(chain.folder / data, "cl")]
     files = write_split(asked, "eval", trained, seed=0, records_per_shard=64)
-    Manifest(asked, {"eval": files}, [], 0, "", "test").save()
+    Manifest(asked, {"eval": files}, [], 0, "asked", "test").save()
     model = str(chain.folder / place)
     if (place, data) == ("export", "C"):
         assert evaluate(model, data=asked)["tasks"]
