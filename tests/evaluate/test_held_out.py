@@ -152,7 +152,7 @@ def test_a_sample_of_queries_keeps_the_corpus(data: Path) -> None:
 
 def test_real_shards(tmp_path: Path, records: list[Record]) -> None:
     files = write_split(tmp_path, "eval", records, seed=0, records_per_shard=16)
-    Manifest(tmp_path, {"eval": files}, [], 0, "", "test").save()
+    Manifest(tmp_path, {"eval": files}, [], 0, "made", "test").save()
     judged = held_out_task(tmp_path).judged
     assert set(judged.queries) == {record.id for record in records}
 

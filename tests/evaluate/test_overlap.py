@@ -43,7 +43,7 @@ def planted(model: Path) -> Path:
     records = [*new, *old, Record("p", "s", "who is it", [passage])]
     folder = model.parent / "planted"
     files = write_split(folder, "eval", records, seed=0, records_per_shard=64)
-    Manifest(folder, {"eval": files}, [], 0, "", "test").save()
+    Manifest(folder, {"eval": files}, [], 0, "planted", "test").save()
     return folder
 
 

@@ -162,7 +162,7 @@ def test_without_queries_it_is_off(
     folder = tmp_path / "plain"
     files = write_split(folder, "eval", texts, seed=0, records_per_shard=16)
     for splits, why in (({"eval": files}, "holds no query"), ({}, "no split 'eval'")):
-        Manifest(folder, splits, [], 0, "", "test").save()
+        Manifest(folder, splits, [], 0, "made", "test").save()
         run = load(trained.run / "recipe.yaml", [f"data.folder={folder}"])
         caplog.clear()
         with caplog.at_level(logging.WARNING, "lbr_ds"):
