@@ -60,6 +60,8 @@ TORCH = {"batching", "model", "distributed", "objectives", "evaluate", "train", 
          "doctor", "bench", "__main__"}  # fmt: skip
 NO_TORCH = [name for name in ORDER if name not in TORCH]
 DOORS = {
+    "onnx": {"export/onnx_graph.py"},
+    "onnxruntime": {"export/onnx_graph.py"},
     "deepspeed": {"train/engine.py"},
     "tensorboard": {"train/meter.py"},
     "peft": {"model/lora.py"},

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbr_ds.batching import Sequence
 from lbr_ds.corpora.segment import tokens
+from lbr_ds.errors import ConfigError
 from lbr_ds.evaluate.overlaps import bleu_4, chrf, mean, rouge_l
 from lbr_ds.evaluate.tasks import Judgements
 from lbr_ds.instructions import bare
@@ -38,11 +39,17 @@ def score_generation(folder: Path, judged: Judgements) -> dict[str, Any]:
     Returns {"queries", "unscored", "max_new_tokens", "prompts": {prompt: {"bleu_4", "rouge_l",
     "chrf", "words": mean length, "examples": [{"query", "written", "reference"}]}}, "per_query":
     {prompt: {query id: rouge_l}}}. A score is None where no query can be scored.
+    Raises ConfigError for an exported embedding model whose head was left out.
     """
     from lbr_ds.model.encoder import PackedEncoder
     from lbr_ds.model.generate import write
 
     model = PackedEncoder(folder)
+    if not model.card.head:
+        raise ConfigError(
+            f"{folder} has no language-model head of its own, so that it cannot write; score the "
+            "run's checkpoint, or an export made with --causal-lm"
+        )
     ids, queries = list(judged.queries), list(judged.queries.values())
     references = [[bare(judged.documents[d]) for d in judged.relevant[i]] for i in ids]
     limit = _longest(model, references)

@@ -3,8 +3,9 @@
 With a fixed number of bottleneck tokens the model is "append K tokens, take the last state,
 normalise": the tokenizer appends them, so no code of ours is needed to use it.
 
-Before the folder appears under its name, the same texts go through our own encoder and through
-sentence-transformers, and the vectors must agree.
+Before the folder appears under its name, the same texts go through the trainer's encoder, from the
+weights as they were trained, and through sentence-transformers and onnxruntime, from the folder.
+The vectors must agree. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -14,24 +15,47 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lbr_ds import check_export, runs
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.export.card import model_card
 from lbr_ds.export.folder import write_sentence_transformers
+from lbr_ds.export.layout import write_weights
+from lbr_ds.export.onnx_graph import check_installed, prove_onnx, write_onnx
 from lbr_ds.export.prove import TOLERANCE, proof_texts, prove
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.rope import write_legacy_rope
 
 __all__ = ["TOLERANCE", "export", "proof_texts", "prove"]
 
+_NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "made_from.json", "onnx", runs.MANIFEST)
 
-def export(place: Path, out: Path) -> dict[str, Any]:
-    """Export a run's newest checkpoint (or the given one) to `out`; returns parity.json's content.
 
-    Raises ConfigError when `out` exists or stock tools cannot serve the model, CheckpointError when
-    there is no checkpoint, a run has none but its backbone, or the vectors differ or are not
-    finite.
+def export(
+    place: Path, out: Path, *, causal_lm: bool = False, onnx: bool = False, int8: bool = False
+) -> dict[str, Any]:
+    """Export a run's newest checkpoint, or the given one, to a folder with a proof.
+
+    Args:
+        place: A run, a stage, a checkpoint or a model folder.
+        out: A new folder.
+        causal_lm: Whether to write the generator with its language-model head, for further training
+            and generation, instead of the base model that embedding servers load.
+        onnx: Whether to write `onnx/` too.
+        int8: Whether to write 8-bit weights in ONNX too; implies `onnx`.
+
+    Returns:
+        The content of parity.json.
+
+    Raises:
+        ConfigError: `out` exists, or stock tools cannot serve the model.
+        CheckpointError: There is no checkpoint, a run has none but its backbone, its model is
+            damaged or lacks the head asked for, or the vectors differ or are not finite.
+        EnvironmentProblem: ONNX is asked for and its packages are not installed.
     """
+    if onnx or int8:
+        check_installed()
     source = runs.model_folder(place)
     if source == place / "backbone":
         raise CheckpointError(f"{place} has trained nothing yet; export {source} if you mean that")
@@ -45,20 +69,25 @@ def export(place: Path, out: Path) -> dict[str, Any]:
         raise ConfigError(f"{out} exists and is not empty; give a new folder")
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
-    (part / "made_from.json").unlink(missing_ok=True)
+    shutil.copytree(source, part, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+    write_weights(source, part, causal_lm=causal_lm)
     needs = _needs(write_legacy_rope(part))
     write_sentence_transformers(part, card)
-    parity = prove(part)
+    parity = prove(source, part)
     if not parity["largest_difference"] <= TOLERANCE:  # also when it is NaN
         raise CheckpointError(
             f"{part}: vectors differ from the trainer's own by {parity['largest_difference']:.2e} "
             f"(limit {TOLERANCE:.0e}); this is a fault of lbr-ds with this backbone, do not use it"
         )
     parity["needs"] = needs
+    if onnx or int8:
+        write_onnx(part, int8=int8)
+        parity["onnx"] = prove_onnx(part, parity["texts"], np.array(parity["vectors"]))
     (part / "parity.json").write_text(json.dumps(parity) + "\n", encoding="utf-8")
     shutil.copy(check_export.__file__, part / "check_export.py")
-    (part / "README.md").write_text(model_card(place, part, card, parity), encoding="utf-8")
+    (part / "README.md").write_text(
+        model_card(place, part, Card.load(part), parity), encoding="utf-8"
+    )
     runs.seal_folder(part, leave=("README.md",))  # the card is its user's to edit
     for path in part.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved for their owner only

@@ -43,8 +43,10 @@ def proof_texts(max_length: int) -> list[str]:
     ]
 
 
-def prove(folder: Path) -> dict[str, Any]:
+def prove(source: Path, folder: Path) -> dict[str, Any]:
     """Encode the same texts by our encoder and by sentence-transformers, both in fp32.
+
+    Ours reads the weights as they were trained, from `source`; theirs the exported folder.
 
     Also after each instruction of the folder's prompts, by `encode_query` and `encode_document`.
     One after the other, on weights as they are stored: the host holds them once.
@@ -58,7 +60,7 @@ def prove(folder: Path) -> dict[str, Any]:
     texts = proof_texts(card.max_length)
     general = json.loads((folder / "config_sentence_transformers.json").read_text())
     prompts: dict[str, str] = general["prompts"]
-    encoder = PackedEncoder(folder, device="cpu", dtype="auto")
+    encoder = PackedEncoder(source, device="cpu", dtype="auto")
     widen(encoder.model)
     ours = encoder.encode(texts)
     by_prompt = {name: text for name, text in prompts.items() if text}
@@ -70,7 +72,7 @@ def prove(folder: Path) -> dict[str, Any]:
     if not np.isfinite(ours).all():
         number = int((~np.isfinite(ours)).any(axis=1).argmax())
         raise CheckpointError(
-            f"{folder}: the vector of {texts[number][:40]!r} is not finite (NaN or infinite); "
+            f"{source}: the vector of {texts[number][:40]!r} is not finite (NaN or infinite); "
             "the training diverged or the weights are damaged: export an earlier checkpoint"
         )
     stock = load_sentences(

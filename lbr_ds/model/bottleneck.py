@@ -118,9 +118,10 @@ def prepare_backbone(
         _copy(f"model.backbone={model.backbone!r}", stored, backbone, new, part)
     write_legacy_rope(part)
     save_tokenizer(tokenizer, part)
+    head = opened.head and _had_head(Path(model.backbone))
     Card(
         bottleneck.count, model.max_length, model.pooling, model.attention, model.pool_instruction,
-        opened.head,
+        head,
     ).save(part)  # fmt: skip
     made_from.save_lineage(model, bottleneck, part)
     (part / made_from.NAME).write_text(json.dumps(wanted, indent=2) + "\n")
@@ -150,6 +151,11 @@ def _copy(
     files = in_files({name: p.numel() * p.itemsize for name, p in wanted.items()})
     save_files(files, read, folder)
     save_index(files, folder)
+
+
+def _had_head(folder: Path) -> bool:
+    """Whether a backbone has a language-model head, which an export for embedding may lack."""
+    return not (folder / CARD).is_file() or Card.load(folder).head
 
 
 def _keep_layers(backbone: PreTrainedModel, count: int) -> None:
@@ -249,6 +255,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     # "<s>" or "<|bottleneck_0|>" written in a text is text: every reader of this folder (this
     # package, transformers, sentence-transformers) encodes it as such, so their vectors agree.
     config["split_special_tokens"] = True
+    # transformers 4 adds token_type_ids by default, which GPT-2 adds to the embeddings.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
     # The first three would rebuild the post-processor; the rest are transformers 5 spellings that
     # transformers 4 (older servers) cannot read and that tokenizer.json says already.
     for key in ("add_bos_token", "add_eos_token", "auto_map", "extra_special_tokens",
