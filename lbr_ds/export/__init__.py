@@ -56,15 +56,7 @@ def export(
     """
     if onnx or int8:
         check_installed()
-    source = runs.model_folder(place)
-    if source == place / "backbone":
-        raise CheckpointError(f"{place} has trained nothing yet; export {source} if you mean that")
-    card = Card.load(source)
-    if card.attention != "causal":
-        raise ConfigError(
-            f"model.attention={card.attention}: stock tools would load it as causal; "
-            "score this baseline with `lbr-ds eval RUN`"
-        )
+    source, card = _find(place)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} exists and is not empty; give a new folder")
     part = out.with_name(out.name + ".part")
@@ -95,6 +87,20 @@ def export(
         out.rmdir()
     part.rename(out)
     return parity
+
+
+def _find(place: Path) -> tuple[Path, Card]:
+    """The model folder to export and its card."""
+    source = runs.model_folder(place)
+    if source == place / "backbone":
+        raise CheckpointError(f"{place} has trained nothing yet; export {source} if you mean that")
+    card = Card.load(source)
+    if card.attention != "causal":
+        raise ConfigError(
+            f"model.attention={card.attention}: stock tools would load it as causal; "
+            "score this baseline with `lbr-ds eval RUN`"
+        )
+    return source, card
 
 
 def _needs(lacks: str) -> str:
