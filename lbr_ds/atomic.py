@@ -41,10 +41,16 @@ from lbr_ds.ownership import (
 log = logging.getLogger(__name__)
 _FILE = re.compile(r"\..*\.lbr-[0-9a-f]{8}\.part", re.DOTALL)
 _DAY = 24 * 3600.0
-_MARKER, _NEW, _OLD, _GONE = "lbr-ds.json", "new", "old", "gone"  # in the folder beside a target
+# In the folder beside a target. Where `spent` is, the work is over and cannot be continued.
+_MARKER, _NEW, _OLD, _GONE, _SPENT = "lbr-ds.json", "new", "old", "gone", "spent"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _swept: set[Path] = set()  # folders in which this process has looked for files left behind
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether this is the name of a file that this program is writing, or was killed over."""
+    return _FILE.fullmatch(name) is not None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -153,7 +159,7 @@ def check_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(
-    target: Path, *, key: str = "", check: Callable[[Path], None] = check_empty
+    target: Path, *, key: str = "", check: Callable[[Path], object] = check_empty
 ) -> Iterator[Path]:
     """Build a folder that becomes `target`, in one step, when the block ends without an error.
 
@@ -174,47 +180,66 @@ def new_folder(
     with own(target, beside=True):
         recover(target, keep=key)
         check(target)
-        part = beside_name(target, f"lbr-{key or secrets.token_hex(4)}.part")
-        part.mkdir(exist_ok=bool(key))
-        (part / _MARKER).write_text(json.dumps(asdict(Owner.this_process())) + "\n")
-        try:
+        with scratch(target, key=key) as part:
             (part / _NEW).mkdir(exist_ok=True)
             yield part / _NEW
             for folder, _, files in os.walk(part / _NEW):
                 for path in (*files, "."):
                     flush(Path(folder, path))
             check(target)
-            if key:  # from here on there is nothing to continue
-                key, kept = "", part
-                part = kept.rename(beside_name(target, f"lbr-{secrets.token_hex(4)}.part"))
+            (part / _SPENT).touch()
             _put(part, target)
-        except BaseException as error:
-            if not key or isinstance(error, Exception):
-                _remove(part)
-            raise
-        _remove(part)
+
+
+@contextlib.contextmanager
+def scratch(target: Path, *, key: str = "") -> Iterator[Path]:
+    """A folder beside `target` to work in, removed at the end. key: as in `new_folder`.
+
+    The process must own `target`.
+    """
+    part = beside_name(target, f"lbr-{key or secrets.token_hex(4)}.part")
+    part.mkdir(exist_ok=bool(key))
+    (part / _MARKER).write_text(json.dumps(asdict(Owner.this_process())) + "\n")
+    try:
+        yield part
+    except BaseException as error:
+        if not key or isinstance(error, Exception) or (part / _SPENT).exists():
+            _remove(part)
+        raise
+    _remove(part)
 
 
 def recover(target: Path, *, keep: str = "") -> None:
-    """Bring what killed processes left of their work on `target` to an end. Its owner calls this.
+    """Bring what killed processes left of their work on `target` to an end.
 
     A folder that was being exchanged is put in place; everything else is removed, except the work
-    under the key `keep`.
+    under the key `keep`. Where nothing is left this only looks.
+
+    Raises:
+        EnvironmentProblem: Another process owns `target`.
     """
-    mine = re.compile(re.escape(beside_name(target, "lbr-").name) + r"\w+\.part")
-    for part in sorted(target.parent.glob(".*.part")):
-        if not mine.fullmatch(part.name) or part.is_symlink() or not part.is_dir():
-            continue
-        if not (part / _MARKER).is_file():
-            with contextlib.suppress(OSError):  # killed before it wrote the marker, or not ours
-                part.rmdir()
-            continue
-        if not target.exists() and (part / _OLD).exists():
-            os.rename(part / (_NEW if (part / _NEW).exists() else _OLD), target)
-            log.info("%s: put in place, which a process that was killed had begun", target)
-        if not keep or part != beside_name(target, f"lbr-{keep}.part"):
-            _remove(part)
-            log.info("removed %s, left by a process that was killed", part)
+    mine = re.compile(re.escape(beside_name(target, "lbr-").name) + r"(\w+\.part|lock)")
+    found = [p for p in sorted(target.parent.glob(".*.lbr-*")) if mine.fullmatch(p.name)]
+    if not found:
+        return
+    with own(target, beside=True):
+        for part in found:
+            if part.suffix == ".part" and part.is_dir() and not part.is_symlink():
+                _recover_from(part, target, part == beside_name(target, f"lbr-{keep}.part"))
+
+
+def _recover_from(part: Path, target: Path, wanted: bool) -> None:
+    """Finish what `part` shows to be unfinished; remove it unless its work is wanted."""
+    if not (part / _MARKER).is_file():
+        with contextlib.suppress(OSError):  # killed before it wrote the marker, or not ours
+            part.rmdir()
+        return
+    if not target.exists() and (part / _OLD).exists():
+        os.rename(part / (_NEW if (part / _NEW).exists() else _OLD), target)
+        log.info("%s: put in place, which a process that was killed had begun", target)
+    if not wanted or (part / _SPENT).exists():
+        _remove(part)
+        log.info("removed %s, left by a process that was killed", part)
 
 
 def _put(part: Path, target: Path) -> None:

@@ -19,7 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lbr_ds.atomic import write_json
 from lbr_ds.config import RunConfig, load
+from lbr_ds.ownership import own
 from lbr_ds.verb import run_verb
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,11 @@ def demo(out: Path, nproc: int | None, overrides: list[str]) -> dict[str, Any]:
     """Run what is missing below `out`; prints the table and returns report.json's content."""
     placed = [f"run={out / 'run'}", f"data.folder={out / 'data' / 'icd10cm'}", *overrides]
     run = load("demo", placed)
+    with own(out, cure="wait until it has ended, or give another folder with --out"):
+        return _demo(out, run, placed, nproc)
+
+
+def _demo(out: Path, run: RunConfig, placed: list[str], nproc: int | None) -> dict[str, Any]:
     seconds: dict[str, float] = {}
 
     def part(name: str, work: Callable[[], Any]) -> None:
@@ -81,7 +88,7 @@ def _finish(out: Path, run: RunConfig, seconds: dict[str, float]) -> dict[str, A
 
     content = write_report([run.run], out)
     content |= summary(run, seconds)
-    (out / "report.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "report.json", content)
     table = Table("model", "R@10", "N@10", title=f"held-out {run.data.sources[0].name} pairs")
     for name, score in content["retrieval"].items():
         table.add_row(name, f"{score['recall_at_10']:.4f}", f"{score['ndcg_at_10']:.4f}")

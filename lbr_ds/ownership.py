@@ -38,6 +38,7 @@ from lbr_ds.errors import EnvironmentProblem
 log = logging.getLogger(__name__)
 _NAME = "lbr-lock"
 _LONGEST = 200  # bytes of a file name, or characters of a command, that we repeat in our own
+_POLL_SECONDS = 0.2
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 _ONE_HOST = re.compile(r"9p|afs|beegfs|cifs|fuse|gpfs|lustre|nfs|smb|virtiofs")
 _ALL_HOSTS = {"local_lock=none", "flock"}  # mount options of NFS and of Lustre
@@ -79,16 +80,19 @@ class Owner:
 
 
 @contextlib.contextmanager
-def own(folder: Path, *, beside: bool = False, cure: str = "") -> Iterator[None]:
+def own(
+    folder: Path, *, beside: bool = False, wait: bool = False, cure: str = ""
+) -> Iterator[None]:
     """Hold the lock of `folder` until the block ends. This process may enter it more than once.
 
     Args:
         folder: Made when it does not exist, unless the lock is beside it.
         beside: Whether the lock is a file next to the folder, for one that is exchanged.
+        wait: Whether to wait for another process that holds the lock.
         cure: What a user can do while another process holds the lock.
 
     Raises:
-        EnvironmentProblem: Another process holds the lock; the message names it.
+        EnvironmentProblem: Another process holds the lock, and wait is False. It is named.
     """
     folder = Path(os.path.realpath(folder))
     (folder.parent if beside else folder).mkdir(parents=True, exist_ok=True)
@@ -96,7 +100,8 @@ def own(folder: Path, *, beside: bool = False, cure: str = "") -> Iterator[None]
     if lock in _held:
         yield
         return
-    descriptor = _take(lock, folder, cure or "wait until it has ended, or name another folder")
+    cure = cure or "wait until it has ended, or name another folder"
+    descriptor = _wait_and_take(lock, folder) if wait else _take(lock, folder, cure)
     _held[lock] = descriptor
     process = os.getpid()
     try:
@@ -147,6 +152,19 @@ def mount_points() -> list[tuple[str, str, str]]:
         path = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point)
         found.append((path, kind, options))
     return found
+
+
+def _wait_and_take(lock: Path, folder: Path) -> int:
+    """The open lock file, as soon as no other process holds it."""
+    said = False
+    while True:
+        try:
+            return _take(lock, folder, "waiting")
+        except EnvironmentProblem as error:
+            if not said:
+                log.info("%s", error)
+            said = True
+            time.sleep(_POLL_SECONDS)
 
 
 def _take(lock: Path, folder: Path, cure: str) -> int:

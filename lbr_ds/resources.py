@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from lbr_ds.atomic import new_folder
 from lbr_ds.errors import ConfigError, short
 
 PACKAGE = Path(__file__).parent
@@ -34,11 +35,30 @@ def find(kind: str, name: str, suffix: str) -> Path:
 
 
 def copy_all(target: Path) -> list[Path]:
-    """Copy recipes, ds_configs and slurm into `target`; refuses to overwrite. Returns the files."""
-    existing = [target / name for name in FOLDERS if (target / name).exists()]
-    if existing:
-        raise ConfigError(f"{existing[0]} exists already; give a new folder")
+    """Copy recipes, ds_configs and slurm into `target`. Returns the files.
+
+    A folder that is there with the same contents is left alone. Raises ConfigError for another.
+    """
+    missing = [name for name in FOLDERS if not (target / name).exists()]
     for name in FOLDERS:
-        ignore = shutil.ignore_patterns("__pycache__", "__init__.py")
-        shutil.copytree(folder(name), target / name, ignore=ignore)
+        if name not in missing and _contents(target / name) != _contents(folder(name)):
+            raise ConfigError(
+                f"{target / name} exists already and differs from the one that is shipped; "
+                "give a new folder"
+            )
+    for name in missing:
+        with new_folder(target / name) as made:
+            for path, content in _contents(folder(name)).items():
+                (made / path).parent.mkdir(parents=True, exist_ok=True)
+                (made / path).write_bytes(content)
+                shutil.copymode(folder(name) / path, made / path)
     return sorted(p for name in FOLDERS for p in (target / name).rglob("*") if p.is_file())
+
+
+def _contents(place: Path) -> dict[Path, bytes]:
+    """Every file below a folder, without Python's."""
+    return {
+        path.relative_to(place): path.read_bytes()
+        for path in place.rglob("*")
+        if path.is_file() and path.name != "__init__.py" and "__pycache__" not in path.parts
+    }

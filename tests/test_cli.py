@@ -136,9 +136,10 @@ def test_init_copies_what_a_project_needs(tmp_path: Path) -> None:
     assert done.returncode == 0
     for name in ("recipes/demo.yaml", "ds_configs/zero3.json", "slurm/stage1.sbatch"):
         assert (tmp_path / "new" / name).is_file()
+    (tmp_path / "new" / "slurm" / "stage1.sbatch").write_text("edited")
     again = run_cli("init", str(tmp_path / "new"))
     assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert "slurm exists already" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbr_ds.atomic import write_text, written_file
 from lbr_ds.batching import Sequence, pack
 from lbr_ds.bench.attention import dense_ib_mask
 from lbr_ds.bench.memory import peak_bytes
@@ -135,16 +136,17 @@ def draw(points: list[dict[str, Any]], path: Path, machine: str) -> None:
         f"A stage-1 step, forward and backward, {LAYERS} layers of SmolLM2-135M's shape\n{machine}",
         fontsize=11,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        figure.savefig(path, dpi=150)
+        with written_file(path) as file:
+            figure.savefig(file, dpi=150)
     else:
         held = io.BytesIO()
         figure.savefig(held, format="png", dpi=150)
         image = base64.b64encode(held.getvalue()).decode()
-        path.write_text(
+        write_text(
+            path,
             "<!doctype html><meta charset=utf-8><title>lbr-ds bench</title>"
             f"<img alt='time and memory of a step' style='max-width:100%' "
-            f"src='data:image/png;base64,{image}'>\n"
+            f"src='data:image/png;base64,{image}'>\n",
         )
     plt.close(figure)

@@ -22,7 +22,6 @@ def init(folder: Annotated[Path, typer.Argument(file_okay=False, help="A new fol
     from lbr_ds import resources
 
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         files = resources.copy_all(folder)
     typer.echo(
         f"{len(files)} files in {folder}: recipes/, ds_configs/, slurm/ (see slurm/README.md)"
@@ -53,18 +52,14 @@ def mine(recipe: Recipe, overrides: Overrides = None, nproc: Sharing = None) -> 
     """
     from lbr_ds.config import load
     from lbr_ds.console import Bars, show_mining
-    from lbr_ds.mining.mine import encode
     from lbr_ds.mining.mine import mine as mine_negatives
 
     run = load(recipe, overrides or [])
     world = as_ranks(nproc, run.engine.timeout_minutes)
     with Bars() as bars, writing(shown(run.data.folder)):
-        if world.size > 1:
-            encode(run, world, bars if world.first else None)
-        if not world.first:
-            return
-        audit = mine_negatives(run, bars)
-    show_mining(audit, run.data.local_folder, run.stage2.num_negatives)
+        audit = mine_negatives(run, bars, world)
+    if audit is not None:
+        show_mining(audit, run.data.local_folder, run.stage2.num_negatives)
 
 
 @app.command()

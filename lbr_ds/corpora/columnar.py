@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,12 @@ def _local(path: Path, kind: str) -> Iterator[Row]:
         number = 0
         try:
             rows = load_dataset(
-                kind, data_files=str(file), split="train", streaming=True, trust_remote_code=False
+                # It takes the name for a pattern otherwise.
+                kind,
+                data_files=glob.escape(str(file)),
+                split="train",
+                streaming=True,
+                trust_remote_code=False,
             )
             for number, row in enumerate(rows, 1):
                 yield Row(f"{file}: row {number}", f"{prefix}{number}", dict(row))

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import lbr_ds
+from lbr_ds.atomic import check_place, is_unfinished, new_folder, recover
 from lbr_ds.config import CONTROL, SPLITS, DataConfig, ModelConfig
 from lbr_ds.corpora import curation, knowledge, language, leaks, overlap, sources
 from lbr_ds.corpora.collect import Collected, collect
@@ -35,7 +36,6 @@ from lbr_ds.corpora.splits import divide
 from lbr_ds.corpora.store import Store
 from lbr_ds.corpora.tokens import Room, room, tokenizer_json
 from lbr_ds.corpora.unite import drop_twins, find_families, unite
-from lbr_ds.corpora.work import WorkFolder, swap
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.failures import writing
 from lbr_ds.instructions import SIDES, Instructed
@@ -71,30 +71,34 @@ def prepare(
     for source in data.sources:
         sources.check(source)
     language.check(data.languages)
-    folder = data.local_folder.resolve()
-    _refuse_foreign(folder)
+    folder = check_place(data.local_folder)
+    refuse_foreign(folder)
     corpora = [sources.find(source) for source in data.sources]
     table = [corpus.provenance() for corpus in corpora]
     tokenizer = _tokenizer(data, model)
     fingerprint = _fingerprint(data, seed, table, tokenizer)
+    recover(folder, keep=fingerprint)
     kept = _reusable(folder, fingerprint)
     if kept is not None:
+        recover(folder)
         log.info("%s is up to date, reused", folder)
         if progress:
             progress("reused", 1, 1)
         return {**kept, "reused": True}
-    with writing(folder), WorkFolder(folder, fingerprint) as work:
-        manifest = Manifest(work.path / "data", {}, table, seed, fingerprint, lbr_ds.__version__)
-        counter = work.path / "tokenizer.json" if tokenizer else None
+    with (
+        writing(folder),
+        new_folder(folder, key=fingerprint, check=refuse_foreign) as new,
+        closing(Store(new.parent)) as store,
+    ):
+        manifest = Manifest(new, {}, table, seed, fingerprint, lbr_ds.__version__)
+        counter = new.parent / "tokenizer.json" if tokenizer else None
         if counter:
             counter.write_text(tokenizer, encoding="utf-8")
         space = room(model, bottleneck, str(counter or ""))
         if space:
             space.check(_stated_instructions(corpora))
-        with closing(Store(work.path)) as store:
-            collected = collect(data, corpora, str(counter or ""), store, progress)
-            made = _make(data, collected, store, manifest, space, progress)
-        swap(manifest.folder, folder)
+        collected = collect(data, corpora, str(counter or ""), store, progress)
+        made = _make(data, collected, store, manifest, space, progress)
     return {**made, "reused": False}
 
 
@@ -249,8 +253,8 @@ def _settings(data: DataConfig) -> dict[str, Any]:
     return settings
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Raise ConfigError when `folder` holds anything that prepare did not write."""
+def refuse_foreign(folder: Path) -> None:
+    """Raise ConfigError when `folder` holds anything that prepare or mine did not write."""
     if not folder.exists():
         return
     cure = "name another data.folder, or move that away"
@@ -260,9 +264,12 @@ def _refuse_foreign(folder: Path) -> None:
     if entries and not (folder / NAME).is_file():
         raise ConfigError(f"data.folder={folder} holds {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
-        ours = path.name in (NAME, CURATION, overlap.NAME, MINING)
+        ours = path.name in (NAME, CURATION, overlap.NAME, MINING) or is_unfinished(path.name)
         if path.name in (*SPLITS, CONTROL, GIVEN) and path.is_dir():
-            ours = all(below.suffix in (".tar", ".idx") for below in path.iterdir())
+            ours = all(
+                below.suffix in (".tar", ".idx") or is_unfinished(below.name)
+                for below in path.iterdir()
+            )
         if not ours:
             raise ConfigError(
                 f"data.folder={folder}: lbr-ds did not write all of {path.name!r}; {cure}"

@@ -12,8 +12,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +26,7 @@ from mteb.models import MTEBModels
 
 from lbr_ds import environment, runs
 from lbr_ds.address import shown
+from lbr_ds.atomic import write_json
 from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import geometry
@@ -101,7 +100,7 @@ def evaluate(
     if card is not None and world.first:
         result |= _looked_into(card, held_out[0], generation, states)
     if output is not None and world.first:
-        _write(result, output)
+        write_json(output, result)
     return result
 
 
@@ -326,11 +325,3 @@ def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:
 def _environment() -> dict[str, Any]:
     """What the numbers were made with."""
     return {"device": "cpu", **environment.describe(), "threads": torch.get_num_threads()}
-
-
-def _write(result: dict[str, Any], output: Path) -> None:
-    """Whole or not at all: written beside and renamed."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f".{output.name}.{os.getpid()}")
-    part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(output)

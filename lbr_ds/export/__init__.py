@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lbr_ds import check_export, runs
+from lbr_ds.atomic import new_folder
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.export.card import model_card
 from lbr_ds.export.folder import write_sentence_transformers
@@ -57,35 +58,32 @@ def export(
     if onnx or int8:
         check_installed()
     source, card = _find(place)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} exists and is not empty; give a new folder")
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-    write_weights(source, part, causal_lm=causal_lm)
-    needs = _needs(write_legacy_rope(part))
-    write_sentence_transformers(part, card)
-    parity = prove(source, part)
-    if not parity["largest_difference"] <= TOLERANCE:  # also when it is NaN
-        raise CheckpointError(
-            f"{part}: vectors differ from the trainer's own by {parity['largest_difference']:.2e} "
-            f"(limit {TOLERANCE:.0e}); this is a fault of lbr-ds with this backbone, do not use it"
+    with new_folder(out) as part:
+        shutil.copytree(
+            source, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_NOT_COPIED)
         )
-    parity["needs"] = needs
-    if onnx or int8:
-        write_onnx(part, int8=int8)
-        parity["onnx"] = prove_onnx(part, parity["texts"], np.array(parity["vectors"]))
-    (part / "parity.json").write_text(json.dumps(parity) + "\n", encoding="utf-8")
-    shutil.copy(check_export.__file__, part / "check_export.py")
-    (part / "README.md").write_text(
-        model_card(place, part, Card.load(part), parity), encoding="utf-8"
-    )
-    runs.seal_folder(part, leave=("README.md",))  # the card is its user's to edit
-    for path in part.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved for their owner only
-    if out.exists():
-        out.rmdir()
-    part.rename(out)
+        write_weights(source, part, causal_lm=causal_lm)
+        needs = _needs(write_legacy_rope(part))
+        write_sentence_transformers(part, card)
+        parity = prove(source, part)
+        if not parity["largest_difference"] <= TOLERANCE:  # also when it is NaN
+            raise CheckpointError(
+                f"{out}: vectors differ from the trainer's own by "
+                f"{parity['largest_difference']:.2e} (limit {TOLERANCE:.0e}); this is a fault of "
+                "lbr-ds with this backbone, do not use it"
+            )
+        parity["needs"] = needs
+        if onnx or int8:
+            write_onnx(part, int8=int8)
+            parity["onnx"] = prove_onnx(part, parity["texts"], np.array(parity["vectors"]))
+        (part / "parity.json").write_text(json.dumps(parity) + "\n", encoding="utf-8")
+        shutil.copy(check_export.__file__, part / "check_export.py")
+        (part / "README.md").write_text(
+            model_card(place, part, Card.load(part), parity), encoding="utf-8"
+        )
+        runs.seal_folder(part, leave=("README.md",))  # the card is its user's to edit
+        for path in part.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved for their owner only
     return parity
 
 

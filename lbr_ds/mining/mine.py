@@ -24,18 +24,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lbr_ds
+from lbr_ds.atomic import check_place, recover
 from lbr_ds.config import RunConfig
 from lbr_ds.corpora import leaks
 from lbr_ds.corpora.prepare import MINING
 from lbr_ds.corpora.reading import Progress
-from lbr_ds.distributed import World, leave
+from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import DataError
 from lbr_ds.mining.encoders import TextVectors, find_encoder
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.mining.rewrite import rewrite, source_split
 from lbr_ds.mining.rules import Chooser, Guide, Negative
-from lbr_ds.mining.vectors import Vectors, cache_key, embed, embed_share
+from lbr_ds.mining.vectors import Vectors, cache_key, embed, embed_share, is_key
+from lbr_ds.ownership import own
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.source import MiningConfig
@@ -46,15 +48,30 @@ _RULES = 2  # raise it when the same settings would give other negatives
 _CHARS = 600  # of a text shown in the audit
 
 
-def mine(run: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
+def mine(
+    run: RunConfig, progress: Progress | None = None, world: World = ALONE
+) -> dict[str, Any] | None:
     """Add hard negatives to the cl records of `run.data.folder`, after those that they came with.
 
+    The ranks of `world` share the encoding; the first does the rest, the others return None.
     Returns what DATA/mining.json holds, and `reused`: the same data, settings, models and seed give
     the same bytes, so a folder that has them already is left alone. Raises ConfigError for a model
     that is none, DataError for data that is missing or damaged or without queries in cl,
-    EnvironmentProblem for a model that cannot be loaded or a full disk.
+    EnvironmentProblem for a model that cannot be loaded, a full disk, or a folder that another
+    process is writing.
     """
-    folder = run.data.local_folder.resolve()
+    folder = check_place(run.data.local_folder)
+    if not world.first:
+        encode(run, world)
+        return None
+    recover(folder)
+    with own(folder, beside=True, cure="wait until it has ended"):
+        if world.size > 1:
+            encode(run, world, progress)
+        return _mine(run, folder, progress)
+
+
+def _mine(run: RunConfig, folder: Path, progress: Progress | None) -> dict[str, Any]:
     manifest = Manifest.load(folder)
     encoders = _encoders(run.mining)
     fingerprint = _fingerprint(run, manifest, encoders)
@@ -187,7 +204,7 @@ def _forget_others(
     kept = {cache_key(queries, e, "query") for e in encoders}
     kept |= {cache_key(passages, e, "passage") for e in encoders}
     for folder in work.iterdir() if kept else ():
-        if folder.name not in kept:
+        if folder.name not in kept and is_key(folder.name):
             shutil.rmtree(folder)
 
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lbr_ds
+from lbr_ds.atomic import new_folder
 from lbr_ds.corpora import leaks, overlap
-from lbr_ds.corpora.prepare import GIVEN, MINING, swap
+from lbr_ds.corpora.prepare import GIVEN, MINING
 from lbr_ds.failures import writing
 from lbr_ds.locate import file_sha256
 from lbr_ds.records import Record
@@ -48,11 +48,7 @@ def rewrite(
     EnvironmentProblem when the disk is full. The old folder then stands as it was.
     """
     folder = manifest.folder
-    with (
-        writing(folder),
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside,
-    ):
-        new = Path(beside) / "data"
+    with writing(folder), new_folder(folder, check=Manifest.load) as new:
         given = _link_all(manifest, new)
         shards = write_split(
             new, "cl", _before_shuffle(records, manifest.seed), seed=manifest.seed,
@@ -69,7 +65,6 @@ def rewrite(
         overlap.write(new)
         verify(new, progress)
         leaks.prove(new)
-        swap(new, folder)
 
 
 def _link_all(manifest: Manifest, new: Path) -> list[ShardFile]:
@@ -80,7 +75,7 @@ def _link_all(manifest: Manifest, new: Path) -> list[ShardFile]:
     def apart(folder: str, names: list[str]) -> set[str]:
         return remade & set(names) if Path(folder) == old else set()
 
-    shutil.copytree(old, new, copy_function=_link, ignore=apart)
+    shutil.copytree(old, new, copy_function=_link, ignore=apart, dirs_exist_ok=True)
     split = source_split(manifest)
     shutil.copytree(old / split, new / GIVEN, copy_function=_link)
     return [

@@ -8,7 +8,7 @@ appears in one rename, and one that is damaged is made again.
 from __future__ import annotations
 
 import hashlib
-import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lbr_ds.atomic import written_file
 from lbr_ds.distributed import World
 from lbr_ds.instructions import instruction_of
 from lbr_ds.mining.encoders import Role, TextVectors
@@ -93,7 +94,6 @@ def _block(
     path = folder / f"{number:05d}.npy"
     block = _load(path, len(texts))
     if block is None:
-        folder.mkdir(parents=True, exist_ok=True)
         _save(path, encoder.encode(texts, role))
         block = _load(path, len(texts))
         assert block is not None, path
@@ -109,14 +109,14 @@ def cache_key(texts: Sequence[str], encoder: TextVectors, role: Role) -> str:
     return digest.hexdigest()[:20]
 
 
+def is_key(name: str) -> bool:
+    """Whether a folder of this name holds vectors."""
+    return re.fullmatch(r"[0-9a-f]{20}", name) is not None
+
+
 def _save(path: Path, vectors: NDArray[np.float32]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            np.save(file, vectors.astype(np.float32), allow_pickle=False)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_file(path) as file:
+        np.save(file, vectors.astype(np.float32), allow_pickle=False)
 
 
 def _load(path: Path, count: int) -> NDArray[np.float32] | None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lbr_ds import runs
+from lbr_ds.atomic import new_folder
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import CheckpointError, ConfigError, DataError
 from lbr_ds.failures import reading
@@ -107,27 +107,31 @@ def prepare_backbone(
         _keep_layers(backbone, model.num_layers)
     new = _add_tokens(backbone, tokenizer, bottleneck.count, seed)
     _append_to_texts(tokenizer, bottleneck.count)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    if stored is None:
-        for index, table in enumerate(_tables(backbone)):
-            new.fill(table.data, index)
-        backbone.save_pretrained(part)
-    else:
-        backbone.save_pretrained(part, state_dict={})  # all but the weights
-        _copy(f"model.backbone={model.backbone!r}", stored, backbone, new, part)
-    write_legacy_rope(part)
-    save_tokenizer(tokenizer, part)
-    head = opened.head and _had_head(Path(model.backbone))
-    Card(
-        bottleneck.count, model.max_length, model.pooling, model.attention, model.pool_instruction,
-        head,
-    ).save(part)  # fmt: skip
-    made_from.save_lineage(model, bottleneck, part)
-    (part / made_from.NAME).write_text(json.dumps(wanted, indent=2) + "\n")
-    runs.seal_folder(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    with new_folder(folder, check=_check_ours) as part:
+        if stored is None:
+            for index, table in enumerate(_tables(backbone)):
+                new.fill(table.data, index)
+            backbone.save_pretrained(part)
+        else:
+            backbone.save_pretrained(part, state_dict={})  # all but the weights
+            _copy(f"model.backbone={model.backbone!r}", stored, backbone, new, part)
+        write_legacy_rope(part)
+        save_tokenizer(tokenizer, part)
+        head = opened.head and _had_head(Path(model.backbone))
+        Card(
+            bottleneck.count, model.max_length, model.pooling, model.attention,
+            model.pool_instruction, head,
+        ).save(part)  # fmt: skip
+        made_from.save_lineage(model, bottleneck, part)
+        (part / made_from.NAME).write_text(json.dumps(wanted, indent=2) + "\n")
+        runs.seal_folder(part)
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise ConfigError for a folder that holds something and was not made here."""
+    ours = any((folder / name).is_file() for name in (made_from.NAME, CARD))
+    if not ours and folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} was not made by lbr-ds; move it away, or give another run=...")
 
 
 def _copy(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -12,6 +11,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
+
+from lbr_ds.atomic import write_json
 
 _WIDTH = 100
 _NEAR = 0.10  # what the check wants: planned within a tenth of measured
@@ -176,8 +177,7 @@ def show_check(found: dict[str, Any]) -> None:
 def write(result: dict[str, Any], out: Path | None) -> None:
     """The result as JSON, where it was asked for."""
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(out, result)
         print(f"written to {out}")
 
 

@@ -8,12 +8,11 @@ is one file without scripts or outside requests, for light and dark screens, pho
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lbr_ds.atomic import write_json, write_text
 from lbr_ds.errors import ConfigError
 from lbr_ds.report.collect import Run, read_run
 from lbr_ds.report.compare import compare
@@ -34,10 +33,9 @@ def write_report(runs: Sequence[Path], output: Path) -> dict[str, Any]:
         raise ConfigError("no run to report on; give at least one run folder")
     read = [read_run(folder) for folder in runs]
     report = {"runs": [_summary(run) for run in read]}
-    output.mkdir(parents=True, exist_ok=True)
-    _write(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    _write(output / "report.md", render_markdown(report))
-    _write(output / "report.html", render_html(report, read))
+    write_json(output / "report.json", report)
+    write_text(output / "report.md", render_markdown(report))
+    write_text(output / "report.html", render_html(report, read))
     return report
 
 
@@ -58,10 +56,3 @@ def _summary(run: Run) -> dict[str, Any]:
             "notes": run.notes,
         }
     )
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: written beside and renamed."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

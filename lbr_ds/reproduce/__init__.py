@@ -13,15 +13,17 @@ Given again it goes on: what stands is not done twice, by whichever table it was
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from lbr_ds.atomic import write_json, write_text
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+from lbr_ds.ownership import own
 from lbr_ds.reproduce.draw import draw
 from lbr_ds.reproduce.jobs import Job, Source, in_order, jobs_of, link
 from lbr_ds.reproduce.paper import PAPER
@@ -53,6 +55,20 @@ def reproduce(
     Raises ConfigError for an unknown table or job, LbrError when a training fails.
     """
     run, table = _open(name, recipe, overrides)
+    folder = _root(run) / name
+    # Jobs of an array work side by side; the lock of a run folder keeps each to itself.
+    mine = own(folder, cure="wait until it has ended") if only is None else nullcontext()
+    with mine:
+        result = _reproduce(folder, table, recipe, overrides, run, seeds, nproc, max_queries, only)
+    return result
+
+
+def _reproduce(
+    folder: Path, table: Table, recipe: str, overrides: Sequence[str], run: RunConfig,
+    seeds: Sequence[int], nproc: int | None, max_queries: int | None, only: int | None,
+) -> dict[str, Any] | None:  # fmt: skip
+    """`reproduce`, with the result in `folder`."""
+    name = folder.name
     _prepare(recipe, overrides, table, run)
     rows, jobs = _plan(table, recipe, overrides, run, seeds)
     if only is not None:
@@ -66,15 +82,13 @@ def reproduce(
     notes = [note for job in jobs if (note := _score(job, max_queries, table.generation))]
     if only is not None:
         return None
-    folder = _root(run) / name
-    folder.mkdir(parents=True, exist_ok=True)
     result = collect(name, table, rows, run, folder.parent, notes)
     result["folder"] = str(folder)
     result["command"] = shlex.join(["lbr-ds", *_command(name, recipe, overrides, seeds,
                                                         max_queries)])  # fmt: skip
     draw(result, table, folder / "result.png")
-    (folder / "RESULT.md").write_text(render(result, table), encoding="utf-8")
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "RESULT.md", render(result, table))
+    write_json(folder / "result.json", result)
     return result
 
 
@@ -134,8 +148,7 @@ def command(
     if result is None:
         return f"job {only} of {name} is done"
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(out, result)
     text = Path(result["folder"], "RESULT.md").read_text(encoding="utf-8")
     return f"{text}\nwritten to {result['folder']}{f' and {out}' if out else ''}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lbr_ds.atomic import written_file
 from lbr_ds.reproduce.paper import PAPER
 from lbr_ds.reproduce.tables import Table
 
@@ -26,7 +27,8 @@ def draw(result: dict[str, Any], table: Table, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.legend(fontsize=8, frameon=False, loc="outside lower left", ncols=2)
-    figure.savefig(path, dpi=150)
+    with written_file(path) as file:
+        figure.savefig(file, dpi=150)
 
 
 def _bars(name: str, lines: dict[str, Any], table: Table) -> Figure:

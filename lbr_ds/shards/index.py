@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lbr_ds.atomic import written_file
 from lbr_ds.errors import DataError
 
 _MAGIC = b"LBRIDX2\n"
@@ -65,15 +66,14 @@ def make(descriptor: int, name: str) -> Index:
 def save(tar: Path, found: Index, sha256: str) -> None:
     """Write the index of `tar` in one rename; a folder that cannot be written is left as it is."""
     path = tar.with_suffix(".idx")
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         length, count = tar.stat().st_size, len(found.spans)
         head = _HEAD.pack(_MAGIC, bytes.fromhex(sha256), length, count)
         body = found.spans.astype("<i8").tobytes() + found.checksums.astype("<u4").tobytes()
-        part.write_bytes(head + body)
-        part.replace(path)
+        with written_file(path) as file:
+            file.write(head + body)
     except OSError:
-        part.unlink(missing_ok=True)  # only a cache: the next reader makes it again
+        pass  # only a cache: the next reader makes it again
 
 
 def _load(tar: Path, sha256: str) -> Index | None:

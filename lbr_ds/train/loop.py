@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import logging
 import os
 import random
@@ -18,6 +18,7 @@ from transformers import AutoConfig
 
 from lbr_ds import environment
 from lbr_ds.address import mask_record, masked
+from lbr_ds.atomic import write_json, write_text
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
@@ -28,6 +29,7 @@ from lbr_ds.model.bottleneck import Card, load_tokenizer, prepare_backbone
 from lbr_ds.model.complete import check_positions
 from lbr_ds.model.embedder import build_embedder
 from lbr_ds.model.lora import adapting
+from lbr_ds.ownership import own
 from lbr_ds.runs import step_of
 from lbr_ds.shards import Manifest
 from lbr_ds.train import ancestry, checkpoint
@@ -60,7 +62,11 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     manifest = Manifest.load(run.data.folder)
     num_steps = part.steps(num_samples := manifest.records(stage.split))
     world = join(run.engine.timeout_minutes)
-    with Watch(world, run.engine.timeout_minutes) as watch, writing(run.run):
+    with (
+        Watch(world, run.engine.timeout_minutes) as watch,
+        writing(run.run),
+        owned(run, world),
+    ):
         open_log(folder / "log", world)
         check_negatives(run, number, manifest)
         found = checkpoint.find(run, number, world, force=force)
@@ -106,6 +112,13 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
                     saver.save(step, guard.state(), figures)
     leave()
     return step == num_steps
+
+
+def owned(run: RunConfig, world: World) -> contextlib.AbstractContextManager[None]:
+    """The run folder, owned by rank 0 for all ranks: two stages never write in it at once."""
+    if not world.first:
+        return contextlib.nullcontext()
+    return own(run.run, cure="wait until it has ended, or give another run folder with run=...")
 
 
 def resumable_layout(name: str) -> Layout:
@@ -248,14 +261,12 @@ def open_stage(
 
 def open_run_folder(run: RunConfig) -> None:
     """Rank 0: the resolved recipe first, then the environment, then the prepared backbone."""
-    run.run.mkdir(parents=True, exist_ok=True)
-    (run.run / "recipe.yaml").write_text(run.dump(), encoding="utf-8")
+    write_text(run.run / "recipe.yaml", run.dump())
     submitted = Path(os.environ.get("LBR_SUBMIT_SCRIPT", ""))
     if submitted.is_file():  # SLURM's copy of the job script; a container may not see it
         text = submitted.read_text(encoding="utf-8", errors="replace")
-        (run.run / "submit.sbatch").write_text(masked(text), encoding="utf-8")
-    facts = json.dumps(environment.describe(), indent=2)
-    (run.run / "environment.json").write_text(facts + "\n", encoding="utf-8")
+        write_text(run.run / "submit.sbatch", masked(text))
+    write_json(run.run / "environment.json", environment.describe(), indent=2)
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from lbr_ds.atomic import write_text
 from lbr_ds.distributed import World
 from lbr_ds.failures import writing
 
@@ -158,6 +159,4 @@ def forget_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             continue
-    beside = path.with_suffix(".part")  # a start that is killed here loses no line
-    beside.write_text("".join(kept), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, "".join(kept))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from lbr_ds import runs
+from lbr_ds.atomic import flush, write_json
 from lbr_ds.locate import file_sha256
 
 log = logging.getLogger(__name__)
@@ -162,24 +163,7 @@ def link_files(names: Iterable[str], source: Path, folder: Path) -> list[Path]:
     return made
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Written beside, flushed, renamed: whoever sees the file sees all of it."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    flush(beside)
-    beside.rename(path)
-
-
 def seal(path: Path) -> dict[str, Any]:
     """Make a file durable; returns what the manifest says of it."""
     flush(path)
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def flush(path: Path) -> None:
-    """Make a file's contents, or a folder's names, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lbr_ds.atomic import new_folder
 from lbr_ds.config import DataConfig
 from lbr_ds.corpora import crew, leaks
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.scale import peak_memory_ratio, write_corpus
-from lbr_ds.corpora.work import WorkFolder, swap
-from lbr_ds.errors import DataError
+from lbr_ds.errors import EnvironmentProblem
 from tests.corpora.test_groups import templated
 from tests.corpora.test_near import leaky
 from tests.corpora.test_prepare import everything
 from tests.corpora.toy import recipe
+from tests.kills.crash import run
 
 
 def corpus(tmp_path: Path, name: str, records: int = 3000) -> DataConfig:
@@ -97,8 +99,9 @@ def test_interrupted_and_taken_up(
 
 def test_work_of_other_settings_is_removed(tmp_path: Path) -> None:
     data = corpus(tmp_path, "data", 50)
-    stale = tmp_path / ".data.0123456789abcdef"
-    stale.mkdir()
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "data", key="0123456789abcdef"):
+        raise KeyboardInterrupt
+    (stale,) = tmp_path.glob(".data.*")
     foreign = tmp_path / ".data.notes"
     foreign.mkdir()
     prepare(data, 0)
@@ -110,22 +113,19 @@ def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     data = corpus(tmp_path, "data", 50)
     real = leaks.prove_near
 
-    def meanwhile(*args: Any) -> dict[str, int]:
-        with pytest.raises(DataError, match="another prepare is making it; wait for that"):
+    def second() -> None:
+        with pytest.raises(
+            EnvironmentProblem, match=rf"data is in use by .*process {os.getppid()}"
+        ):
             prepare(data, 0)
+
+    def meanwhile(*args: Any) -> dict[str, int]:
+        run(second)
         return real(*args)
 
     monkeypatch.setattr(leaks, "prove_near", meanwhile)
     prepare(data, 0)
-
-
-def test_a_killed_swap_brings_the_old_folder_back(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "old").write_text("1")
-    with WorkFolder(folder, "0" * 16) as work, pytest.raises(FileNotFoundError):
-        swap(work.path / "none", folder)
-    assert (folder / "old").read_text() == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "raw.jsonl"]
 
 
 def test_memory_does_not_grow(capsys: pytest.CaptureFixture[str]) -> None:

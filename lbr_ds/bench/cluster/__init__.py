@@ -33,9 +33,11 @@ from typing import Any
 
 from lbr_ds import environment
 from lbr_ds.address import is_url, masked
+from lbr_ds.atomic import write_json, write_text
 from lbr_ds.bench.cluster.derive import derive
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError
+from lbr_ds.ownership import own
 from lbr_ds.plan import find_gpu
 
 log = logging.getLogger(__name__)
@@ -131,6 +133,11 @@ def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
     Raises ConfigError for a recipe that cannot be read, a scaling or GPU that is none, ranks that
     do not fill their nodes, and a folder that holds rows of other settings.
     """
+    with own(sweep.folder, cure="wait until it has ended, or give another folder with --out"):
+        return _run_sweep(sweep, retry)
+
+
+def _run_sweep(sweep: Sweep, retry: bool) -> dict[str, Any]:
     from lbr_ds.bench.cluster.draw import draw
     from lbr_ds.bench.cluster.table import markdown
 
@@ -157,9 +164,9 @@ def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
             row = _row(one, sweep, run)
             log.info("    %s", row["reason"] or f"{row['value']:.4g} {row['unit']}")
             result["rows"].append(row)
-            _save(derive(result, sweep, run), sweep.folder / "result.json")
+            write_json(sweep.folder / "result.json", derive(result, sweep, run))
     derive(result, sweep, run)
-    (sweep.folder / "RESULT.md").write_text(markdown(result), encoding="utf-8")
+    write_text(sweep.folder / "RESULT.md", markdown(result))
     draw(result, sweep.folder / "result.png")
     return result
 
@@ -201,12 +208,6 @@ def _settings(sweep: Sweep, run: RunConfig) -> dict[str, Any]:
 
     settings: dict[str, Any] = json.loads(json.dumps(flat(told, "")))
     return settings
-
-
-def _save(result: dict[str, Any], path: Path) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def _row(one: Configuration, sweep: Sweep, run: RunConfig) -> dict[str, Any]:

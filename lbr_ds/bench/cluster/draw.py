@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lbr_ds.atomic import written_file
+
 _COLOURS = ("#0b6e4f", "#2f6f9f", "#c2571a", "#7a4fa3", "#8a8d91", "#b8860b")
 _MARKS = {"weak": ("o", "-"), "strong": ("s", "--")}
 
@@ -33,7 +35,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     settings = result["settings"]
     device = rows[0]["figures"]["device"]
     figure.suptitle(f"{settings['recipe']}, stage {settings['stage']}, {device}", fontsize=11)
-    figure.savefig(path, dpi=150)
+    with written_file(path) as file:
+        figure.savefig(file, dpi=150)
 
 
 def _against_ranks(axis: Axes, rows: list[dict[str, Any]], key: str | None) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from lbr_ds.address import is_url
+from lbr_ds.atomic import write_json
 from lbr_ds.batching import Sequence
 from lbr_ds.batching.contrastive import Pairs
 from lbr_ds.bench.cluster.traffic import bandwidth, shares
@@ -104,9 +105,7 @@ def _place(world: World) -> dict[str, Any]:
 
 def _write(row: Path, found: dict[str, Any], world: World) -> None:
     if world.first:
-        part = row.with_suffix(".part")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        part.replace(row)
+        write_json(row, found)
     leave()
 
 
