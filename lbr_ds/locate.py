@@ -77,7 +77,7 @@ def _fetch(requirement: str, sha256: str, member: str | None, kept: Path) -> Non
 
 
 def _keep(kept: Path, fetch: Callable[[Path], Path]) -> None:
-    """Put the file that `fetch` makes in the folder it is given at `kept`, once for all processes."""
+    """Put the file that `fetch` makes in the folder it is given at `kept`, once for everybody."""
     with own(kept, beside=True, wait=True):
         recover(kept)
         if kept.exists():

@@ -62,11 +62,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     manifest = Manifest.load(run.data.folder)
     num_steps = part.steps(num_samples := manifest.records(stage.split))
     world = join(run.engine.timeout_minutes)
-    with (
-        Watch(world, run.engine.timeout_minutes) as watch,
-        writing(run.run),
-        owned(run, world),
-    ):
+    with Watch(world, run.engine.timeout_minutes) as watch, owned(run, world):
         open_log(folder / "log", world)
         check_negatives(run, number, manifest)
         found = checkpoint.find(run, number, world, force=force)
@@ -114,11 +110,12 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     return step == num_steps
 
 
-def owned(run: RunConfig, world: World) -> contextlib.AbstractContextManager[None]:
-    """The run folder, owned by rank 0 for all ranks: two stages never write in it at once."""
-    if not world.first:
-        return contextlib.nullcontext()
-    return own(run.run, cure="wait until it has ended, or give another run folder with run=...")
+@contextlib.contextmanager
+def owned(run: RunConfig, world: World) -> Iterator[None]:
+    """Write in the run folder, which rank 0 owns for all ranks: no two stages do so at once."""
+    cure = "wait until it has ended, or give another run folder with run=..."
+    with writing(run.run), own(run.run, cure=cure) if world.first else contextlib.nullcontext():
+        yield
 
 
 def resumable_layout(name: str) -> Layout:

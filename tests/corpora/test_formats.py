@@ -364,3 +364,15 @@ def test_standard_library_has_enough_functions() -> None:
         (function,) = ast.parse(record.positives[0]).body
         assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         assert ast.get_docstring(function) is None
+
+
+@pytest.mark.parametrize("name", ["a[1]", "b*", "c?d", "e{1,2}"])
+def test_a_name_is_a_name_and_no_pattern(tmp_path: Path, name: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for stem in ("a1", "bb", "cxd", "e1", name):
+        table = pyarrow.Table.from_pylist([{"text": f"only in {stem}"}])
+        pyarrow.parquet.write_table(table, tmp_path / f"{stem}.parquet")
+    (record,) = read(tmp_path / f"{name}.parquet")
+    assert record.text == f"only in {name}"

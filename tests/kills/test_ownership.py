@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from lbr_ds import ownership
+from lbr_ds.config import load
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.ownership import own
+from tests.kills.crash import run
+from tests.tiny import tiny_recipe
 
 
 @pytest.fixture
@@ -188,3 +191,27 @@ def test_two_steps_of_one_job_are_two(
     stranger(folder, job="7", step="3")
     with pytest.raises(EnvironmentProblem, match="SLURM job 7"), own(folder):
         pytest.fail("entered")
+
+
+def test_a_second_training_is_refused_before_it_touches_anything(tmp_path: Path) -> None:
+    """Of the other stage too: stage 2 would read checkpoints that stage 1 removes."""
+    recipe = load(tiny_recipe(tmp_path, count=40))
+    being_saved = recipe.run / "stage1" / "checkpoints" / "step-000003.part" / "state.json"
+    being_saved.parent.mkdir(parents=True)
+    being_saved.write_bytes(b"{}")
+    process = hold(recipe.run)
+    told = rf"run is in use by .*process {process} on .*give another run folder with run="
+
+    def second() -> None:
+        from lbr_ds.train.loop import train
+
+        for stage in (1, 2):
+            with pytest.raises(EnvironmentProblem, match=told):
+                train(recipe, stage)
+
+    try:
+        run(second)
+    finally:
+        end(process)
+    assert being_saved.read_bytes() == b"{}"
+    assert not (recipe.run / "recipe.yaml").exists()
