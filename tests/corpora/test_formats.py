@@ -372,7 +372,7 @@ def test_a_name_is_a_name_and_no_pattern(tmp_path: Path, name: str) -> None:
     import pyarrow.parquet
 
     for stem in ("a1", "bb", "cxd", "e1", name):
-        table = pyarrow.Table.from_pylist([{"text": f"only in {stem}"}])
+        table = pyarrow.Table.from_pylist([{"query": "q", "positives": f"only in {stem}"}])
         pyarrow.parquet.write_table(table, tmp_path / f"{stem}.parquet")
     (record,) = read(tmp_path / f"{name}.parquet")
-    assert record.text == f"only in {name}"
+    assert record.positives == [f"only in {name}"]

@@ -83,6 +83,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
         make_data(folder / word, word)
     export = str(folder / "export")
     with serve(folder / "B") as server:
+
         def step(run: str, stage: int, data: str, *more: str) -> list[Any]:
             place = server.url if data == "B" else folder / data
             return [str(recipe), stage, [f"run={folder / run}", f"data.folder={place}", *more]]
@@ -295,8 +296,12 @@ def test_weights_without_lineage_are_compared_by_their_files(chain: Chain, tmp_p
     (bare / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(CheckpointError, match=r"bare has another config than .*run1/backbone"):
         check(run, bare)
-    prepare_backbone(load(chain.recipe, ["bottleneck.count=3"]).model,
-                     load(chain.recipe, ["bottleneck.count=3"]).bottleneck, tmp_path / "three", 0)
+    prepare_backbone(
+        load(chain.recipe, ["bottleneck.count=3"]).model,
+        load(chain.recipe, ["bottleneck.count=3"]).bottleneck,
+        tmp_path / "three",
+        0,
+    )
     shutil.copy(tmp_path / "three" / "tokenizer.json", bare)
     with pytest.raises(CheckpointError, match="another tokenizer and another config"):
         check(run, bare)
