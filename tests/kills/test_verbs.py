@@ -68,7 +68,7 @@ def test_killed_at_operations_on_files(world: World, name: str) -> None:
 def test_prepare_killed_as_it_puts_its_folder_in_place(tmp_path: Path) -> None:
     world, verb = World.at(tmp_path, count=40), VERBS["prepare"]
     expected = world.undisturbed(verb)
-    killed_at(world, verb, spread(world.counts["prepare"], 8), expected)
+    killed_at(world, verb, spread(world.counts["prepare"], 6), expected)
 
 
 def test_export_killed_as_it_puts_its_folder_in_place(tmp_path: Path) -> None:
