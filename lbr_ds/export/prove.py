@@ -15,6 +15,7 @@ from lbr_ds.model.encoder import PackedEncoder
 from lbr_ds.model.stock import load_sentences
 from lbr_ds.model.widen import widen
 
+_UNIT = 1e-3  # how far a vector's length may be from 1
 TOLERANCE = 1e-5  # largest difference of a component, in fp32
 
 
@@ -69,10 +70,10 @@ def prove(source: Path, folder: Path) -> dict[str, Any]:
         for name, instruction in by_prompt.items()
     }
     del encoder
-    if not np.isfinite(ours).all():
-        number = int((~np.isfinite(ours)).any(axis=1).argmax())
+    sound = np.abs(np.linalg.norm(ours, axis=1) - 1) <= _UNIT  # False for NaN
+    if not sound.all():
         raise CheckpointError(
-            f"{source}: the vector of {texts[number][:40]!r} is not finite (NaN or infinite); "
+            f"{source}: the vector of {texts[int(sound.argmin())][:40]!r} is not finite or zero; "
             "the training diverged or the weights are damaged: export an earlier checkpoint"
         )
     stock = load_sentences(

@@ -127,14 +127,17 @@ def test_what_cannot_be_exported_is_refused(trained: RunConfig, tmp_path: Path) 
         export(trained.run, tmp_path / "full")
 
 
-def test_vectors_that_are_not_finite_are_refused(trained: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [3.3e38, 1e38])  # NaN, and zeros, since a norm is infinite
+def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, size: float) -> None:
     """Finite weights whose products overflow: NaN is neither above nor below a limit."""
+    model = ModelConfig(backbone=str(backbone(tmp_path / "raw")), max_length=32)
     source = tmp_path / "model"
-    shutil.copytree(model_folder(trained.run), source)
+    prepare_backbone(model, BottleneckConfig(count=2), source, 0)
+    (source / "files.json").unlink()
     weights = load_file(source / "model.safetensors")
-    weights["model.norm.weight"] *= 3e38
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], size)
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"the vector of 'the' is not finite"):
+    with pytest.raises(CheckpointError, match=r"the vector of 'the' is not finite or zero"):
         export(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
