@@ -21,6 +21,7 @@ import math
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         texts, expected, limit = read_parity(options.folder)
         limit = options.limit or limit
+        encodings: Sequence[Sequence[list[float] | None]]
         if options.url:
             print(f"server: {options.url}")
             encodings = [_Server(options).encode(texts)]

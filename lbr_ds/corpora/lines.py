@@ -163,7 +163,7 @@ def _opened(path: Path, encoding: str) -> Iterator[tuple[BinaryIO | _Recoded, st
         with path.open("rb") as file:  # told by content: a cached file may have lost its suffix
             zipped = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if zipped else path.open("rb") as file:
-            raw = io.BufferedReader(file, _HEAD)  # type: ignore[type-var]
+            raw = io.BufferedReader(file, _HEAD)
             if len("\n".encode(coded)) > 1:
                 yield _Recoded(io.TextIOWrapper(raw, coded, newline="\n")), "utf-8"
             else:
