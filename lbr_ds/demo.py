@@ -34,11 +34,12 @@ def demo(out: Path, nproc: int | None, overrides: list[str]) -> dict[str, Any]:
     """Run what is missing below `out`; prints the table and returns report.json's content."""
     placed = [f"run={out / 'run'}", f"data.folder={out / 'data' / 'icd10cm'}", *overrides]
     run = load("demo", placed)
+    ranks = _ranks(run, nproc)
     with own(out, cure="wait until it has ended, or give another folder with --out"):
-        return _demo(out, run, placed, nproc)
+        return _demo(out, run, placed, ranks)
 
 
-def _demo(out: Path, run: RunConfig, placed: list[str], nproc: int | None) -> dict[str, Any]:
+def _demo(out: Path, run: RunConfig, placed: list[str], ranks: int) -> dict[str, Any]:
     seconds: dict[str, float] = {}
 
     def part(name: str, work: Callable[[], Any]) -> None:
@@ -49,8 +50,7 @@ def _demo(out: Path, run: RunConfig, placed: list[str], nproc: int | None) -> di
 
     part("prepare", lambda: run_verb("prepare", "demo", *placed))
     for number in (1, 2):
-        ranks = ["--nproc", str(nproc or _default_ranks())]
-        command = ("train", "demo", *placed, "--stage", str(number), *ranks)
+        command = ("train", "demo", *placed, "--stage", str(number), "--nproc", str(ranks))
         part(f"stage{number}", functools.partial(run_verb, *command))
     # The exported folder comes last, so that its model card has the scores of all three.
     part("evaluate", lambda: _evaluate(run, base=run.run / "backbone", stage1=_stage1(run)))
@@ -60,10 +60,15 @@ def _demo(out: Path, run: RunConfig, placed: list[str], nproc: int | None) -> di
     return _finish(out, run, seconds)
 
 
-def _default_ranks() -> int:
+def _ranks(run: RunConfig, nproc: int | None) -> int:
+    """How many ranks both stages are trained with, which this machine can run."""
     import torch
 
-    return torch.cuda.device_count() or 2
+    from lbr_ds.train.launch import check_nproc
+
+    ranks = nproc or torch.cuda.device_count() or 2
+    check_nproc(ranks, [run.stage(number).samples_per_step for number in (1, 2)])
+    return ranks
 
 
 def _stage1(run: RunConfig) -> Path:

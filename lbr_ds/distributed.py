@@ -28,6 +28,8 @@ from torch.distributed.rendezvous import rendezvous
 from lbr_ds import environment
 from lbr_ds.errors import EnvironmentProblem, short
 
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WORDS_SECONDS = 10  # until the host of the store counts as gone
 _GLOO = re.compile(r"gloo|Connection (closed|reset) by peer|Socket Timeout|Broken pipe")
 
@@ -141,13 +143,32 @@ def launched_ranks() -> int:
     if "RANK" in os.environ:
         size = os.environ.get("WORLD_SIZE", "1")
         return int(size) if size.isdigit() and int(size) else 1  # `join` refuses any other
-    return int(os.environ["SLURM_NTASKS"]) if _slurm_task() else 0
+    return _slurm_tasks()
 
 
-def _slurm_task() -> bool:
-    # SLURM_NTASKS also stands in a batch script or a shell inside an allocation; only a task of a
-    # step has a step id.
-    return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+def _slurm_tasks() -> int:
+    """How many tasks srun has started of this program, this one of them; 0: not one of several.
+
+    The step's own count is what matters. SLURM_NTASKS is the job's in a batch script and in shells:
+    those of `salloc` (a step of one task, with an id above all others) and of `srun --pty`. A shell
+    of `srun --pty -n2` is one of two tasks; what is typed there has the shell's terminal and is
+    not the task itself, while other tasks have no terminal.
+    """
+    env = os.environ
+    count = env.get("SLURM_STEP_NUM_TASKS", "")
+    if not count.isdigit() or int(count) < 2 or "SLURM_PROCID" not in env:
+        return 0
+    typed = _has_terminal() and env.get("SLURM_TASK_PID") != str(os.getpid())
+    return 0 if typed else int(count)
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal, wherever its output goes."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 _joined: World | None = None
@@ -156,7 +177,7 @@ _joined: World | None = None
 def join(timeout_minutes: float) -> World:
     """Read this process's place from the environment and join the process group, once.
 
-    torchrun's names (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's (SLURM_PROCID, SLURM_NTASKS,
+    torchrun's names (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's (SLURM_PROCID, SLURM_STEP_NUM_TASKS,
     SLURM_LOCALID), with MASTER_ADDR and MASTER_PORT. Always makes a group, for DeepSpeed wants one.
     A second call returns the same place. Raises EnvironmentProblem when the rendezvous is not
     described or fails, and on a rank whose versions are not rank 0's.
@@ -166,9 +187,9 @@ def join(timeout_minutes: float) -> World:
         return _joined
     # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls at every step.
     warnings.filterwarnings("ignore", r"`torch.distributed.*is deprecated", FutureWarning)
-    if "RANK" not in os.environ and _slurm_task():
+    if "RANK" not in os.environ and (tasks := _slurm_tasks()):
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+        os.environ["WORLD_SIZE"] = str(tasks)
         os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
     env = os.environ
     alone = "RANK" not in env
@@ -186,19 +207,53 @@ def join(timeout_minutes: float) -> World:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # Later than train/watch.py, which ends a run without progress and can say who is at fault.
     timeout = timedelta(minutes=timeout_minutes + 1)
+    if alone or _on_one_machine(env):
+        for library in ("GLOO", "NCCL"):  # where they listen for the other ranks
+            env.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     rank, size, store, words = 0, 1, dist.HashStore(), None
     try:
         if not alone:
-            store, rank, size = next(rendezvous("env://", timeout=timeout))
+            store, rank, size = _meet(env, timeout)
             words = words_of(store)
             agree(store, rank, environment.versions())
         place = dist.PrefixStore("ranks", store)
         dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         where = "no address" if alone else f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
         raise EnvironmentProblem(f"rendezvous at {where} failed: {short(error)}") from None
     _joined = World(rank, size, local, device, words)
     return _joined
+
+
+def _on_one_machine(env: Mapping[str, str]) -> bool:
+    """Whether all ranks run on this machine, as far as the environment tells."""
+    if env["MASTER_ADDR"] in _LOOPBACK or env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:
+        return True
+    # A launcher inside of a step of one node may have started ranks on others as well.
+    own = env["WORLD_SIZE"] == env.get("SLURM_STEP_NUM_TASKS")
+    return own and env.get("SLURM_STEP_NUM_NODES") == "1"
+
+
+def _meet(env: Mapping[str, str], timeout: timedelta) -> tuple[Any, int, int]:
+    """The store where the ranks meet, this rank and their number.
+
+    Whoever reaches the store can read and change what ranks tell each other. On one machine rank 0
+    lets it listen on the loopback interface alone; by itself torch listens on all of them.
+    """
+    if env.get(_AGENT_STORE) == "True" or not _on_one_machine(env):
+        return next(rendezvous("env://", timeout=timeout))
+    rank, size, port = (int(env[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    store = _local_store(port, timeout, host=rank == 0, world_size=size)
+    return store, rank, size
+
+
+def _local_store(port: int, timeout: timedelta, *, host: bool, **options: Any) -> Any:
+    """A store at a port of the loopback interface; host: it lives in this process (0: any port)."""
+    if host:
+        listening = socket.create_server((_LOOPBACK[0], port), backlog=1024)
+        port = listening.getsockname()[1]
+        options["master_listen_fd"] = listening.detach()  # torch closes it
+    return dist.TCPStore(_LOOPBACK[0], port, is_master=host, timeout=timeout, **options)
 
 
 def _place(env: Mapping[str, str]) -> int:
@@ -254,11 +309,11 @@ def words_of(store: Any) -> Any:
 
 def host_store() -> Any:
     """A store in this process for ranks of this machine: it outlives them. `port` is where."""
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return _local_store(0, timedelta(minutes=5), host=True, wait_for_workers=False)
 
 
 # What a launcher that hosts the store tells its ranks; torchrun's agent does the same.
-HOSTED = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+HOSTED = {_AGENT_STORE: "True"}
 
 
 def is_collective_error(error: BaseException) -> bool:

@@ -102,6 +102,20 @@ def cpu_lacks_bf16() -> bool:
     return not (known and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def host_memory() -> int:
+    """Bytes that are free here, within what SLURM has given the job (cgroup v2, where there is)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        place = Path("/sys/fs/cgroup") / line.rpartition(":")[2].lstrip("/")
+        for level in (place, *place.parents):
+            # This step may have less than training's will: the job's own level says.
+            if "step_" not in str(level) and (limit := level / "memory.max").is_file():
+                text = limit.read_text().strip()
+                found += [int(text)] if text.isdigit() else []
+    return min(found)
+
+
 def describe() -> dict[str, Any]:
     """JSON-ready. Devices come from NVML (extra `gpu`), or from torch where that is loaded."""
     facts: dict[str, Any] = {

@@ -34,6 +34,9 @@ def _bounded(value: object) -> str:
         return f"a value of type {type(value).__name__}"
 
 
+SAVED_AND_STOPPED = 85  # exit code of training that a signal ended: the same command resumes it
+
+
 class LbrError(Exception):
     """Root of all errors that are the user's to mend: the message names the place and the cure."""
 

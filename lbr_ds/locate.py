@@ -25,6 +25,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from lbr_ds import children
 from lbr_ds.address import shown
 from lbr_ds.atomic import flush, recover, scratch
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
@@ -91,8 +92,8 @@ def _keep(kept: Path, fetch: Callable[[Path], Path]) -> None:
 def _wheel_or_member(folder: Path, requirement: str, sha256: str, member: str | None) -> Path:
     """The checked wheel, or a file of it, in `folder`."""
     options = ("--no-deps", "--quiet", "--only-binary=:all:", "--dest", str(folder))
-    command = [*_pip(requirement), "download", *options, requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = children.command([*_pip(requirement), "download", *options, requirement])
+    done = subprocess.run(command, env=children.environment(), capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

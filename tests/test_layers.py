@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "masking",
     "failures",
+    "children",
     "strict",
     "markdown",
     "instructions",

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from lbr_ds import children
 from lbr_ds.errors import EnvironmentProblem
 
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -33,7 +34,7 @@ def extra_bytes(work: str, **settings: Any) -> float:
     """Bytes that `work` ("module:function") took. Raises EnvironmentProblem when it failed."""
     env = {**os.environ, **_ALLOCATOR, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-W", "ignore", "-m", __name__, work, json.dumps(settings)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, env=children.environment(env), capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise EnvironmentProblem(f"measuring the memory of {work} failed: {reason}")
@@ -62,6 +63,7 @@ def _resident(which: str) -> float:
 
 
 if __name__ == "__main__":
+    children.follow_starter()
     module, _, name = sys.argv[1].partition(":")
     prepare = getattr(importlib.import_module(module), name)
     print(measured(prepare(**json.loads(sys.argv[2]))), flush=True)

@@ -30,6 +30,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lbr_ds import children
+
 STARTING, LEARNING, ACCUMULATING, UPDATING, SAVING = range(5)
 PHASES = ("starting", "mid-step", "mid-accumulation", "mid-update", "mid-save")
 _PRELOAD = ["lbr_ds.bench.ranks", "lbr_ds.train.loop", "lbr_ds.cli", "webdataset",
@@ -154,6 +156,8 @@ def _environment() -> Iterator[None]:
 
 def _rank(arguments: list[str], env: dict[str, str], folder: Path, hook: Hook | None) -> None:
     """The life of a rank process: `python -m lbr_ds` but for what is imported already."""
+    # The server, which ends with the process that has asked it for ranks.
+    children.follow(os.getppid(), children.GRACE)
     os.environ.update(env)
     rank = int(env["RANK"])
     output = os.open(folder / f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -29,7 +29,7 @@ def signal_to_exit(run: RunConfig, folder: Path, times: int) -> list[float]:
     One of SIGUSR1, SIGUSR2 and SIGTERM, to one rank or to all, at a random instant, while saves
     are written in the background. Raises TrainingError unless all ranks save and end with 85.
     """
-    from lbr_ds.train.preempt import EXIT_CODE
+    from lbr_ds.errors import SAVED_AND_STOPPED
 
     draw, save, found = random.Random(0), _seconds_of_a_save(run, folder), []
     victim = Victim(run, folder, 1, _LONG)
@@ -43,7 +43,7 @@ def signal_to_exit(run: RunConfig, folder: Path, times: int) -> list[float]:
             codes = ranks.wait()
             seconds = time.monotonic() - began
         lines = _metrics(victim.stage)
-        if codes != [EXIT_CODE] * WORLD or victim.newest() != lines[-1]["step"]:
+        if codes != [SAVED_AND_STOPPED] * WORLD or victim.newest() != lines[-1]["step"]:
             raise TrainingError(
                 f"signal {number}: exit codes {codes}, newest checkpoint {victim.newest()}, last "
                 f"step {lines[-1]['step']}: {ranks.said()[-500:]}"

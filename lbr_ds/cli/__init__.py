@@ -12,6 +12,7 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
+from lbr_ds import children
 from lbr_ds.address import expanded, mask_record, masked
 from lbr_ds.cli import build, judge, measure
 from lbr_ds.cli.app import app
@@ -26,6 +27,7 @@ _LINE = 2000  # characters of an error at most
 
 def main() -> None:
     """Run a verb; a user's error is one line on stderr and its class's exit code."""
+    children.follow_starter()
     _open_console()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes fork
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -9,7 +9,7 @@ import typer
 
 from lbr_ds.address import shown
 from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
-from lbr_ds.errors import ConfigError
+from lbr_ds.errors import SAVED_AND_STOPPED, ConfigError
 from lbr_ds.failures import writing
 
 
@@ -92,8 +92,9 @@ def train(
 
         count = nproc or max(1, torch.cuda.device_count())
         if count > 1:
-            from lbr_ds.train.launch import launch
+            from lbr_ds.train.launch import check_nproc, launch
 
+            check_nproc(count, [run.stage(stage).samples_per_step])
             arguments = ["train", recipe, *(overrides or []), "--stage", str(stage)]
             raise typer.Exit(launch([*arguments, *(["--force"] if force else [])], count))
     elif nproc is not None:
@@ -101,10 +102,9 @@ def train(
             f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
         )
     from lbr_ds.train.loop import train as train_stage
-    from lbr_ds.train.preempt import EXIT_CODE
 
     if not train_stage(run, stage, force=force):
-        raise typer.Exit(EXIT_CODE)
+        raise typer.Exit(SAVED_AND_STOPPED)
 
 
 @app.command()

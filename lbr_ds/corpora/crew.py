@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from typing import TypeVar
 
+from lbr_ds import children
 from lbr_ds.errors import EnvironmentProblem
 
 Job = TypeVar("Job")
@@ -42,7 +41,9 @@ def in_order(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Res
         return
     # Spawned, not forked: this process may have threads (progress bars, torch).
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(number, mp_context=context, initializer=_serve) as pool:
+    with ProcessPoolExecutor(
+        number, mp_context=context, initializer=_serve, initargs=(os.getpid(),)
+    ) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for job in jobs:
@@ -61,15 +62,8 @@ def in_order(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Res
                 future.cancel()
 
 
-def _serve() -> None:
+def _serve(parent: int) -> None:
     """Begin a helper: Ctrl-C is its parent's to handle, and it ends when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     # CPython's pool keeps both ends of its queue in each worker: none sees that the parent is gone.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    children.follow(parent)

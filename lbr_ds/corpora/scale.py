@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lbr_ds import children
 from lbr_ds.config import DataConfig
 from lbr_ds.errors import EnvironmentProblem
 
@@ -62,8 +63,9 @@ def write_corpus(path: Path, records: int) -> None:
 
 def _peak(folder: Path) -> float:
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(folder)], capture_output=True, text=True
-    )
+        [sys.executable, "-c", _MEASURE, str(folder)], env=children.environment(),
+        capture_output=True, text=True,
+    )  # fmt: skip
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise EnvironmentProblem(f"prepare failed while its memory was measured: {reason}")
@@ -74,6 +76,7 @@ def report_peak(folder: str) -> None:
     """Prepare `folder`/corpus.jsonl and write the peak in MiB to standard output."""
     from lbr_ds.corpora.prepare import prepare
 
+    children.follow_starter()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_CORES])
     place = Path(folder)
     sources = [{"path": str(place / "corpus.jsonl"), "license": "made up"}]

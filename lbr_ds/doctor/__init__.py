@@ -26,6 +26,7 @@ from lbr_ds import layout as layouts
 from lbr_ds import runs
 from lbr_ds.config import RunConfig
 from lbr_ds.doctor import gpus
+from lbr_ds.environment import host_memory
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError
 from lbr_ds.layout import Layout
 from lbr_ds.model.files import FILE_BYTES
@@ -243,20 +244,6 @@ def memory(duty: Duty) -> str:
             "more (sbatch --mem=0) or more nodes, or set every.save_async=false"
         )
     return f"{_gib(need)} of {_gib(have)} host memory"
-
-
-def host_memory() -> int:
-    """Bytes that are free here, within what SLURM has given the job (cgroup v2, where there is)."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        place = Path("/sys/fs/cgroup") / line.rpartition(":")[2].lstrip("/")
-        for level in (place, *place.parents):
-            # This step may have less than training's will: the job's own level says.
-            if "step_" not in str(level) and (limit := level / "memory.max").is_file():
-                text = limit.read_text().strip()
-                found += [int(text)] if text.isdigit() else []
-    return min(found)
 
 
 def processors(duty: Duty) -> str:

@@ -52,9 +52,14 @@ def reproduce(
     seeds: of training (the data stays the recipe's); none: the recipe's own. nproc: ranks of a
     training. max_queries: a seeded sample of the held-out queries. only: do the job of that number
     in `list_jobs` alone, for job arrays, and return None.
-    Raises ConfigError for an unknown table or job, LbrError when a training fails.
+    Raises ConfigError for an unknown table or job, what `check_nproc` raises, and LbrError when a
+    training fails or is stopped.
     """
     run, table = _open(name, recipe, overrides)
+    if nproc is not None:
+        from lbr_ds.train.launch import check_nproc
+
+        check_nproc(nproc, [run.stage(number).samples_per_step for number in (1, 2)])
     folder = _root(run) / name
     # Jobs of an array work side by side; the lock of a run folder keeps each to itself.
     mine = own(folder, cure="wait until it has ended") if only is None else nullcontext()

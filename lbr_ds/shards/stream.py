@@ -201,7 +201,7 @@ def steps(
     assert start >= 0
     assert 0 <= rank < world
     assert 0 <= worker < workers
-    _check_world(samples_per_step, world)
+    check_world(samples_per_step, world)
     manifest = Manifest.load(folder, cache_gib)
     if fingerprint and manifest.fingerprint != fingerprint:
         raise DataError(
@@ -230,7 +230,8 @@ def steps(
     )
 
 
-def _check_world(samples_per_step: int, world: int) -> None:
+def check_world(samples_per_step: int, world: int) -> None:
+    """Raise ConfigError unless `world` ranks can share the samples of a step evenly."""
     if samples_per_step % world:
         below = samples_per_step // world * world
         either = f"{below} or {below + world}" if below else str(world)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from lbr_ds import children
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import DataError, LbrError
@@ -93,7 +96,7 @@ def open_feed(
             batch_size=None,
             num_workers=workers,
             prefetch_factor=_AHEAD,
-            worker_init_fn=_leave_signals_to_the_rank,
+            worker_init_fn=functools.partial(_begin_worker, os.getpid()),
             # From the rank's own generator each start would take a number, each resume one more.
             generator=torch.Generator().manual_seed(run.seed),
         )
@@ -107,8 +110,12 @@ def _or_raised(found: Iterator[Work | LbrError]) -> Iterator[Work]:
         yield work
 
 
-def _leave_signals_to_the_rank(worker: int) -> None:
-    """A loader process inherits the rank's handlers, which would only set a flag in its copy."""
+def _begin_worker(rank: int, worker: int) -> None:
+    """A loader process ends with its rank (a process id), and leaves signals to that one.
+
+    It inherits the rank's handlers, which would only set a flag in its copy.
+    """
+    children.follow(rank)
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -7,76 +7,117 @@ import signal
 import subprocess
 import sys
 import time
-from types import FrameType
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from lbr_ds import children
+from lbr_ds.corpora.crew import cores
 from lbr_ds.distributed import HOSTED, host_store, words_of
-from lbr_ds.errors import LostRank
+from lbr_ds.environment import host_memory
+from lbr_ds.errors import EnvironmentProblem, LbrError, LostRank
+from lbr_ds.shards.stream import check_world
 from lbr_ds.train.watch import last_seen, tell_all
 
 _GRACE_SECONDS = 10  # between asking the other ranks to stop and killing them
 # glibc gives large tensors back to the kernel and asks for them again at every step; on CPU ranks
 # that was a fifth of all processor time. Keeping them halves the time spent in the kernel.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
-_FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+_RANKS_PER_CORE = 4  # on CPU: more ranks than cores are slow, but useful for tests of a layout
+_RANK_BYTES = 256 << 20  # of a process that has imported torch and DeepSpeed, without any model
+
+
+def check_nproc(nproc: int, samples_per_step: Iterable[int] = ()) -> None:
+    """Check that this machine can run `nproc` ranks, before any is started.
+
+    Whether a model fits into memory is the question of `lbr-ds plan` and `lbr-ds doctor`; here only
+    the processes themselves count.
+
+    Args:
+        samples_per_step: of the stages that the ranks will train.
+
+    Raises:
+        ConfigError: `nproc` does not divide the samples of a step.
+        EnvironmentProblem: there are too few GPUs, or, without a GPU, too few cores or too little
+            memory.
+    """
+    if gpus := torch.cuda.device_count():
+        most, why = gpus, f"this machine has {gpus} GPU(s) and each rank needs its own"
+    else:
+        free = host_memory()
+        most = min(_RANKS_PER_CORE * cores(), free // _RANK_BYTES)
+        why = (
+            f"this process may use {cores()} core(s), at most {_RANKS_PER_CORE} ranks each, and "
+            f"{free / (1 << 30):.1f} GiB of memory, at least {_RANK_BYTES >> 20} MiB a rank"
+        )
+    if nproc > max(1, most):
+        raise EnvironmentProblem(f"--nproc {nproc}: {why}; use at most --nproc {max(1, most)}")
+    for samples in samples_per_step:
+        check_world(samples, nproc)
 
 
 def launch(arguments: list[str], nproc: int, module: str = "lbr_ds") -> int:
     """Run `python -m MODULE ARGUMENTS` as `nproc` ranks; returns the first non-zero exit code or 0.
 
     When one rank fails the others are stopped: they would wait for it in a collective. Signals are
-    passed on to all ranks. Raises LostRank when a rank was killed by a signal.
+    passed on to all ranks.
+
+    Raises:
+        EnvironmentProblem: this machine has no room for so many ranks.
+        LostRank: a rank was killed by a signal.
     """
+    check_nproc(nproc)
     store = host_store()
-    port = store.port
     allocator = {} if torch.cuda.is_available() else _ALLOCATOR
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // nproc))
-    ranks = []
-    for rank in range(nproc):
-        env = {
-            **allocator,
-            **os.environ,
-            **HOSTED,
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(nproc),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": threads,
-        }  # fmt: skip
-        command = [sys.executable, "-m", module, *arguments]
-        ranks.append(subprocess.Popen(command, env=env))
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
-    try:
-        return _wait(ranks, words_of(store))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _stop(ranks)
+    ranks: list[subprocess.Popen[bytes]] = []
+    with children.passing_signals(ranks) as signals:
+        try:
+            for rank in range(nproc):
+                env = {
+                    **allocator,
+                    **os.environ,
+                    **HOSTED,
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(nproc),
+                    "LOCAL_WORLD_SIZE": str(nproc), "OMP_NUM_THREADS": threads,
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+                }  # fmt: skip
+                command = [sys.executable, "-m", module, *arguments]
+                ranks.append(subprocess.Popen(command, env=children.environment(env)))
+            children.send(ranks, signals)  # those that came while some ranks were not there
+            return _wait(ranks, words_of(store), signals)
+        finally:
+            _stop(ranks)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], words: Any) -> int:
+def _wait(ranks: list[subprocess.Popen[bytes]], words: Any, signals: list[int]) -> int:
     """Until all have ended well, or the first has not."""
     while True:
         codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
             if code is not None and code < 0:
-                name = signal.Signals(-code).name
-                seen = last_seen(words, rank)
-                where = f" ({seen})" if seen else ""
-                line = f"rank {rank} was killed by {name}{where}; the last checkpoint stands"
-                tell_all(words, LostRank.exit_code, line)
-                raise LostRank(line)
+                raise _killed(rank, -code, words, signals)
         failed = [code for code in codes if code]
         if failed:
             return min(failed)
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.05)
+
+
+def _killed(rank: int, number: int, words: Any, signals: list[int]) -> LbrError:
+    """The error for a rank that signal `number` has ended; the other ranks know of it then."""
+    name = signal.Signals(number).name
+    if number in signals:  # the user's or scheduler's own, before or after the time to save
+        stopped = LbrError(f"stopped by {name}, without a new checkpoint; the last one stands")
+        stopped.exit_code = children.shell_code(-number)
+        return stopped
+    seen = last_seen(words, rank)
+    where = f" ({seen})" if seen else ""
+    lost = LostRank(f"rank {rank} was killed by {name}{where}; the last checkpoint stands")
+    tell_all(words, lost.exit_code, str(lost))
+    return lost
 
 
 def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:

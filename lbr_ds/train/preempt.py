@@ -10,7 +10,6 @@ from typing import Any
 
 from lbr_ds.distributed import World
 
-EXIT_CODE = 85  # saved and stopped before the end: the job script may requeue
 _ONE_ORDER = 5.0  # seconds within which two signals are one
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lbr_ds import children
 
 
 def to_universal(folder: Path, out: Path) -> str:
@@ -18,12 +19,12 @@ def to_universal(folder: Path, out: Path) -> str:
     The converter forks workers, which a rank with its communication threads must not.
     """
     workers = str(min(8, os.cpu_count() or 1))
-    command = [
-        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
+    command = children.command([
+        "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
         "--input_folder", str(folder), "--output_folder", str(out),
         "--num_extract_workers", workers, "--num_merge_workers", workers,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    ])  # fmt: skip
+    done = subprocess.run(command, env=children.environment(), capture_output=True, text=True)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 

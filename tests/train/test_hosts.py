@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lbr_ds.config import RunConfig
-from lbr_ds.errors import LostRank
+from lbr_ds.errors import SAVED_AND_STOPPED, LostRank
 from lbr_ds.runs import checkpoints, step_of
-from lbr_ds.train.preempt import EXIT_CODE
 from tests.train.hosts import Hosts, hosts
 from tests.train.test_resume import metrics, weights
 
@@ -60,7 +59,7 @@ def test_two_hosts_one_of_them_lost_on_the_way(trained: RunConfig, copied: Path)
         codes, said = disturbed(
             net, copied, 1, 1, lambda ranks: ranks[1].send_signal(signal.SIGUSR1)
         )
-        assert codes == [EXIT_CODE, EXIT_CODE], said
+        assert codes == [SAVED_AND_STOPPED, SAVED_AND_STOPPED], said
         stopped = step_of(checkpoints(run / "stage1")[-1])
         assert stopped < 4
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lbr_ds.config import RunConfig
+from lbr_ds.errors import SAVED_AND_STOPPED
 from lbr_ds.runs import checkpoints
-from lbr_ds.train.preempt import EXIT_CODE
 from tests.ranks import ROOT, run_cli
 
 VOLATILE = ("tokens_per_second", "samples_per_second", "step_seconds", "data_wait_seconds",
@@ -67,7 +67,7 @@ def test_preempted_run_saves_exits_85_and_goes_on(trained: RunConfig, copied: Pa
     # A scheduler signals every process; the launcher passes it on, so that each rank has it twice.
     os.killpg(running.pid, signal.SIGTERM)
     running.send_signal(signal.SIGUSR1)
-    assert running.wait(timeout=60) == EXIT_CODE
+    assert running.wait(timeout=60) == SAVED_AND_STOPPED
     stopped_at = len(metrics(folder))
     assert checkpoints(folder)[-1].name == f"step-{stopped_at:06d}"
     assert 1 <= stopped_at < 6

@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import environment
+from lbr_ds import children, environment
 from lbr_ds.address import is_url, masked
 from lbr_ds.atomic import write_json, write_text
 from lbr_ds.bench.cluster.derive import derive
@@ -131,7 +132,8 @@ def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
     """Every row that FOLDER does not have yet; retry: also those that failed. JSON-ready.
 
     Raises ConfigError for a recipe that cannot be read, a scaling or GPU that is none, ranks that
-    do not fill their nodes, and a folder that holds rows of other settings.
+    do not fill their nodes, and a folder that holds rows of other settings, and EnvironmentProblem
+    for more ranks than this machine can run.
     """
     with own(sweep.folder, cure="wait until it has ended, or give another folder with --out"):
         return _run_sweep(sweep, retry)
@@ -140,6 +142,7 @@ def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
 def _run_sweep(sweep: Sweep, retry: bool) -> dict[str, Any]:
     from lbr_ds.bench.cluster.draw import draw
     from lbr_ds.bench.cluster.table import markdown
+    from lbr_ds.train.launch import check_nproc
 
     run = load(sweep.recipe, sweep.overrides)
     for way in sweep.scaling:
@@ -147,6 +150,8 @@ def _run_sweep(sweep: Sweep, retry: bool) -> dict[str, Any]:
             raise ConfigError(f"--scaling {way}: say weak, strong or weak,strong")
     for ranks in sweep.ranks:
         sweep.placed(ranks)
+        if not sweep.launcher:
+            check_nproc(ranks)
     if sweep.gpu:
         find_gpu(sweep.gpu)
     result = _opened(sweep, run)
@@ -263,13 +268,15 @@ def _printed(file: Path) -> list[Path]:
 
 def _see_through(words: list[str], output: Path) -> int:
     """The exit code of a command that prints into `output`; it does not outlive this call."""
+    if shutil.which(words[0]) is None:
+        raise ConfigError(f"--launcher: {words[0]} cannot be started: no such program is found")
+    if words[0] != sys.executable:
+        words = children.command(words)
     with output.open("wb") as file:
-        try:
-            child = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-            )
-        except OSError as error:
-            raise ConfigError(f"--launcher: {words[0]} cannot be started: {error}") from None
+        child = subprocess.Popen(
+            words, env=children.environment(), stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
         try:
             return child.wait()
         finally:
