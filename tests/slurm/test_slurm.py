@@ -16,6 +16,7 @@ import pytest
 from lbr_ds import resources
 from lbr_ds.bench.same import differing_bits, steps_not_once
 from lbr_ds.shards import Manifest
+from tests.ranks import ROOT
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_recipe
 
@@ -364,3 +365,34 @@ def test_pipeline_ends_when_a_job_fails(cluster: SlurmCluster, checkout: Path) -
     assert cluster.wait(jobs[1], QUICK)["JobState"] == "FAILED", cluster.log(jobs[1])
     assert cluster.wait(jobs[2], QUICK)["JobState"] == "CANCELLED"
     assert cluster.wait(jobs[3], QUICK)["JobState"] == "CANCELLED"
+
+
+# --- shells in which a person types verbs ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        "salloc -N2 -n2",  # a shell on the login node
+        "salloc -N2 -n2 srun --interactive --preserve-env --pty",  # use_interactive_step
+        "srun -N1 -n1 --pty",
+        "srun -N2 -n2 --pty",  # two shells, of which the second has nobody to type
+    ],
+)
+def test_verbs_typed_in_a_shell_of_slurm(cluster: SlurmCluster, shell: str, tmp_path: Path) -> None:
+    """`srun` in such a shell is a launcher, and the shell itself is none."""
+    launched = f"{sys.executable} -m tests.processes.launched"
+    script = tmp_path / "typed.sh"
+    script.write_text(
+        f"[ $SLURM_PROCID ] && [ $SLURM_PROCID != 0 ] && exit\n"
+        f"export MASTER_ADDR=192.0.2.1 MASTER_PORT=9\n"
+        f"{launched} '[{{}}]' > {tmp_path}/typed\n"
+        f"[ $SLURM_NNODES = 1 ] || srun --overlap {launched} '[{{}}]' > {tmp_path}/nested\n"
+        f"{sys.executable} -m lbr_ds mine demo data.folder={tmp_path}/none 2> {tmp_path}/mine\n"
+        "[ $? = 3 ]\n"
+    )
+    cluster.run("script", "-qec", f"{shell} bash {script}", "/dev/null", cwd=ROOT)
+    assert json.loads((tmp_path / "typed").read_text()) == [0]
+    assert f"{tmp_path}/none" in (tmp_path / "mine").read_text()
+    if "-N2" in shell:
+        assert (tmp_path / "nested").read_text().split() == ["[2]", "[2]"]
