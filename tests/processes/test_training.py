@@ -1,0 +1,47 @@
+"""A real training below `lbr-ds reproduce`: its end reaches all, and TERM saves first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lbr_ds.runs import checkpoints
+from tests.processes.test_children import ends
+from tests.ranks import ROOT
+from tests.tiny import tiny_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("victim", ["reproduce", "launcher"])
+def test_no_rank_outlives_what_started_it(
+    victim: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(tmp_path)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "lbr_ds", "reproduce", "table3", str(recipe), "--nproc", "2",
+         "stage1.num_steps=100000", "every.save=100000"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not (found := [p for p in tmp_path.rglob("metrics.jsonl") if p.stat().st_size]):
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.05)
+    (launcher,) = psutil.Process(first.pid).children()
+    (first if victim == "reproduce" else launcher).send_signal(number)
+    code = first.wait(timeout=60)
+    assert ends(first.pid)
+    if number == signal.SIGTERM:
+        assert code == 85
+        assert len(checkpoints(found[0].parent)) == 1
+    else:
+        assert code == (-signal.SIGKILL if victim == "reproduce" else 128 + signal.SIGKILL)
