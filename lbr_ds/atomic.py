@@ -218,6 +218,7 @@ def recover(target: Path, *, keep: str = "") -> None:
     Raises:
         EnvironmentProblem: Another process owns `target`.
     """
+    target = Path(os.path.realpath(target))
     mine = re.compile(re.escape(beside_name(target, "lbr-").name) + r"(\w+\.part|lock)")
     found = [p for p in sorted(target.parent.glob(".*.lbr-*")) if mine.fullmatch(p.name)]
     if not found:
@@ -226,6 +227,12 @@ def recover(target: Path, *, keep: str = "") -> None:
         for part in found:
             if part.suffix == ".part" and part.is_dir() and not part.is_symlink():
                 _recover_from(part, target, part == beside_name(target, f"lbr-{keep}.part"))
+
+
+def tidy(target: Path) -> None:
+    """`recover` for a complete target: what cannot be removed now is left to a later start."""
+    with contextlib.suppress(EnvironmentProblem, OSError):
+        recover(target)
 
 
 def _recover_from(part: Path, target: Path, wanted: bool) -> None:

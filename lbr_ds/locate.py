@@ -27,7 +27,7 @@ from pathlib import Path
 
 from lbr_ds import children
 from lbr_ds.address import shown
-from lbr_ds.atomic import flush, recover, scratch
+from lbr_ds.atomic import flush, recover, scratch, tidy
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.fetch import download
 from lbr_ds.ownership import own
@@ -67,7 +67,9 @@ def locate(place: str) -> Path:
     name, version, member = match["name"], match["version"], match["file"]
     file = Path(member).name if member else f"{name}-{version}.whl"
     kept = cache_folder() / f"{name}-{version}-{match['hash'][:12]}" / file
-    if not kept.exists():
+    if kept.exists():
+        tidy(kept)
+    else:
         _fetch(f"{name}=={version}", match["hash"], member, kept)
     return kept
 
@@ -161,6 +163,7 @@ def _download(place: str) -> Path:
     name = Path(urllib.parse.urlparse(url).path).name or "file"
     kept = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
     if kept.exists():
+        tidy(kept)
         return kept
 
     def fetch(folder: Path) -> Path:

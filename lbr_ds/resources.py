@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lbr_ds.atomic import new_folder
+from lbr_ds.atomic import new_folder, tidy
 from lbr_ds.errors import ConfigError, short
 
 PACKAGE = Path(__file__).parent
@@ -46,7 +46,10 @@ def copy_all(target: Path) -> list[Path]:
                 f"{target / name} exists already and differs from the one that is shipped; "
                 "give a new folder"
             )
-    for name in missing:
+    for name in FOLDERS:
+        if name not in missing:
+            tidy(target / name)
+            continue
         with new_folder(target / name) as made:
             for path, content in _contents(folder(name)).items():
                 (made / path).parent.mkdir(parents=True, exist_ok=True)

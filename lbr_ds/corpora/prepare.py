@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import lbr_ds
-from lbr_ds.atomic import check_place, is_unfinished, new_folder, recover
+from lbr_ds.atomic import check_place, is_unfinished, new_folder, recover, tidy
 from lbr_ds.config import CONTROL, SPLITS, DataConfig, ModelConfig
 from lbr_ds.corpora import curation, knowledge, language, leaks, overlap, sources
 from lbr_ds.corpora.collect import Collected, collect
@@ -80,7 +80,7 @@ def prepare(
     recover(folder, keep=fingerprint)
     kept = _reusable(folder, fingerprint)
     if kept is not None:
-        recover(folder)
+        tidy(folder)
         log.info("%s is up to date, reused", folder)
         if progress:
             progress("reused", 1, 1)

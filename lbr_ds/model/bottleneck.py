@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lbr_ds import runs
-from lbr_ds.atomic import new_folder
+from lbr_ds.atomic import new_folder, tidy
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import CheckpointError, ConfigError, DataError
 from lbr_ds.failures import reading
@@ -100,6 +100,7 @@ def prepare_backbone(
     """
     wanted = {**model.model_dump(), **bottleneck.model_dump(), "seed": seed}
     if made_from.is_up_to_date(folder, model, wanted):
+        tidy(folder)
         return
     opened = open_backbone(model)
     backbone, tokenizer, stored = opened.module, opened.tokenizer, opened.stored

@@ -65,6 +65,12 @@ def test_killed_at_operations_on_files(world: World, name: str) -> None:
     print(f"{name}: killed before {len(points)} of {world.counts[name]} operations, 0 differences")
 
 
+def test_init_killed_as_it_puts_its_folders_in_place(tmp_path: Path) -> None:
+    world, verb = World.at(tmp_path, count=40), VERBS["init"]
+    expected = world.undisturbed(verb)
+    killed_at(world, verb, spread(world.counts["init"], 8), expected)
+
+
 def test_prepare_killed_as_it_puts_its_folder_in_place(tmp_path: Path) -> None:
     world, verb = World.at(tmp_path, count=40), VERBS["prepare"]
     expected = world.undisturbed(verb)
