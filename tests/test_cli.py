@@ -105,7 +105,7 @@ def test_bad_records_are_named(broken: Path, line: str, words: list[str]) -> Non
         (["train", "{recipe}", "--stage", "1", "--nproc", "3"], 2, "samples_per_step"),
         (["train", "{recipe}", "--stage", "1", "engine.ds_config=zero9"], 2, "zero3_cpu"),
         (["export", "nowhere", "out"], 4, "no such folder"),
-        (["eval", "./nowhere", "--data", "x"], 3, "x: no such data folder"),
+        (["eval", "./nowhere", "--data", "x"], 2, "nowhere: no such folder"),
         (["report", "nowhere"], 2, "nowhere"),
     ],
 )

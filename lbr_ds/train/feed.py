@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -113,9 +114,15 @@ def _or_raised(found: Iterator[Work | LbrError]) -> Iterator[Work]:
 def _begin_worker(rank: int, worker: int) -> None:
     """A loader process ends with its rank (a process id), and leaves signals to that one.
 
-    It inherits the rank's handlers, which would only set a flag in its copy.
+    It inherits the rank's handlers, which would only set a flag in its copy. A first SIGTERM is
+    ignored: `scancel` sends it to every process of a job, and the rank still needs batches to end
+    its step and save. DataLoader sends another one to a process that does not end by itself.
     """
     children.follow(rank)
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _leave_to_the_rank)
+
+
+def _leave_to_the_rank(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
