@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.ownership import (
+    ANOTHER,
     Owner,
     beside_name,
     flock_reaches_all_hosts,
@@ -138,15 +139,16 @@ def check_place(folder: Path) -> Path:
     """
     place = Path(os.path.realpath(folder))
     if place.exists() and not place.is_dir():
-        raise ConfigError(f"{folder} is a file; name another folder")
+        raise ConfigError(f"{folder} is a file; {ANOTHER}")
     if os.path.ismount(place) or str(place) in {point for point, *_ in mount_points()}:
         raise ConfigError(
-            f"{folder} is a mount point, which cannot be replaced in one step; name a folder in it"
+            f"{folder} is a mount point, which cannot be replaced in one step; use a folder in it "
+            "(of a run run=..., of prepared data data.folder=...)"
         )
     if Path.cwd().is_relative_to(place):
         raise ConfigError(
             f"{folder} is or contains the working directory, which cannot be replaced in one step; "
-            "name another folder, or start from elsewhere"
+            f"{ANOTHER}, or run the command in another folder"
         )
     return place
 
@@ -243,7 +245,7 @@ def _recover_from(part: Path, target: Path, wanted: bool) -> None:
         return
     if not target.exists() and (part / _OLD).exists():
         os.rename(part / (_NEW if (part / _NEW).exists() else _OLD), target)
-        log.info("%s: put in place, which a process that was killed had begun", target)
+        log.info("%s: completed the replacement that a killed process had begun", target)
     if not wanted or (part / _SPENT).exists():
         _remove(part)
         log.info("removed %s, left by a process that was killed", part)

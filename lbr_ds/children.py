@@ -133,7 +133,10 @@ def _watch(parent: int, grace: float) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK)
     if grace:
-        log.warning("process %d, which started this one, has ended: saving if possible", parent)
+        log.warning(
+            "the parent process %d has ended, so this process stops; training first tries to save "
+            "a checkpoint", parent,
+        )  # fmt: skip
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(grace)
     os._exit(LostRank.exit_code)

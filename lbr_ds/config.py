@@ -20,9 +20,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lbr_ds import resources
 from lbr_ds.address import CACHE_GIB, Folder, LocalPath, Place, local
-from lbr_ds.errors import ConfigError
+from lbr_ds.errors import ConfigError, short
 from lbr_ds.explain import explain
 from lbr_ds.instructions import pooling_fault
+from lbr_ds.masking import masked
 from lbr_ds.source import (
     KNOWLEDGE_SIZES,
     MANY,
@@ -323,4 +324,14 @@ def load(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Run
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, RunConfig)}") from None
+        raise ConfigError(_told(path, overrides, error)) from None
+
+
+def _told(path: Path, overrides: list[str] | tuple[str, ...], error: ValidationError) -> str:
+    """The line for a fault of a recipe, which names the override that the value came from."""
+    at = [str(part) for part in error.errors()[0]["loc"]]
+    for override in reversed(overrides):
+        key = override.partition("=")[0]
+        if at[: key.count(".") + 1] == key.split("."):
+            return f"override {short(masked(override), 100)!r}: {explain(error, RunConfig)}"
+    return f"{path}: {explain(error, RunConfig)}"

@@ -219,10 +219,16 @@ def join(timeout_minutes: float) -> World:
         place = dist.PrefixStore("ranks", store)
         dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
-        where = "no address" if alone else f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
-        raise EnvironmentProblem(f"rendezvous at {where} failed: {short(error)}") from None
+        raise EnvironmentProblem(_refused(env, alone, short(error))) from None
     _joined = World(rank, size, local, device, words)
     return _joined
+
+
+def _refused(env: Mapping[str, str], alone: bool, why: str) -> str:
+    where = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
+    cure = "check that MASTER_ADDR can be reached from every node and that MASTER_PORT is free"
+    told = "the process group cannot be created" if alone else f"the ranks cannot meet at {where}"
+    return f"{told}: {why}" if alone else f"{told}: {why}; {cure}"
 
 
 def _on_one_machine(env: Mapping[str, str]) -> bool:
@@ -285,7 +291,7 @@ def agree(store: Any, rank: int, versions: dict[str, Any]) -> None:
         return
     if other := environment.differences(json.loads(store.get("versions")), versions):
         raise EnvironmentProblem(
-            f"ranks 0 and {rank} ({socket.gethostname()}) have other versions "
+            f"ranks 0 and {rank} ({socket.gethostname()}) have different versions "
             f"({', '.join(other)}); install the same on every node"
         )
 

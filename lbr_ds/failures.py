@@ -92,9 +92,11 @@ _LIBRARIES: dict[str, tuple[type[LbrError], str]] = {
 }  # fmt: skip
 _BUILT_IN: dict[type[BaseException], tuple[type[LbrError], str]] = {
     EOFError: (DataError, "a file ends too early; fetch or copy it again"),
-    UnicodeError: (DataError, "a text is not UTF-8; convert it"),
-    RecursionError: (DataError, "something is nested too deeply; flatten it"),
-    OverflowError: (ConfigError, "a number is out of range; correct it"),
+    UnicodeEncodeError: (
+        EnvironmentProblem,
+        "the terminal cannot show some characters; set PYTHONIOENCODING=utf-8",
+    ),
+    UnicodeError: (DataError, "text cannot be decoded; convert the file to UTF-8"),
 }
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.I)
 
@@ -168,8 +170,9 @@ def named(error: BaseException) -> LbrError:
         return error
     if _lacks_memory(error):
         return EnvironmentProblem(
-            f"not enough memory ({short(error) or 'none left'}); lower stageN.micro_batch_tokens "
-            "or the number of ranks, or use a larger machine"
+            f"not enough memory ({short(error) or 'none left'}); in training, lower "
+            "stageN.micro_batch_tokens, otherwise close other programs or use a machine with more "
+            "memory"
         )
     return _of_the_system(error) or _of_a_library(error) or _fault(error)
 
@@ -238,8 +241,8 @@ def _fault(error: BaseException) -> Fault:
     kept = _keep(trace)
     cure = f"with {kept}, which holds the traceback" if kept else "with what LBR_TRACEBACK=1 shows"
     return Fault(
-        f"this is a fault of lbr-ds and not of what it was given ({type(error).__name__}: "
-        f"{short(error)}, {_where(error)}); please report it with the command and {cure}"
+        f"unexpected error, probably a bug in lbr-ds ({type(error).__name__}: {short(error)}, "
+        f"{_where(error)}); please report it with the command and {cure}"
     )
 
 

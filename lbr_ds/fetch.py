@@ -144,8 +144,8 @@ class _Fetching:
             raise Damaged(f"truncated, {self.count} bytes of {total}")
         if total is None and "chunked" not in (answer.headers.get("Transfer-Encoding") or ""):
             log.warning(
-                "%s: the server states no length, so whether all of it came cannot be seen; add "
-                "#sha256=... to the address", shown(self.url),
+                "%s: the server sent no Content-Length, so a truncated download cannot be "
+                "detected; add #sha256=... to the address", shown(self.url),
             )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from lbr_ds.errors import DataError
+from lbr_ds.errors import CheckpointError, ConfigError, DataError, short
 from lbr_ds.strict import read_json
 
 NAME = "instructions.json"
@@ -199,11 +199,14 @@ class Instructions:
         ]
 
     def of_source(self, source: str, model: str) -> Instructions:
-        """Those of one source. Raises DataError, naming `model`, for one that is not listed."""
+        """Those of one source. Raises ConfigError, naming `model`, for another."""
         rows = tuple(row for row in self.rows if row.source == source)
         if not rows:
             known = ", ".join(dict.fromkeys(row.source for row in self.rows)) or "none"
-            raise DataError(f"{model}: no instructions of a source {source!r}; it has {known}")
+            raise ConfigError(
+                f"--instructions-of {short(source, 100)}: {model} was not trained with a source of "
+                f"that name; choose one of: {known}"
+            )
         return Instructions(rows)
 
     def unsettled(self) -> list[Side]:
@@ -217,13 +220,13 @@ class Instructions:
 
     @classmethod
     def load(cls, folder: Path) -> Instructions:
-        """The file in a model's folder; none for a model without one. Raises DataError."""
+        """The file in a model's folder; none for a model without one. Raises CheckpointError."""
         path = folder / NAME
         if not path.is_file():
             return cls()
-        cure = "copy it again from the checkpoint"
-        plain = read_json(path, "the instructions of a model", DataError, cure)
+        cure = "restore it from a copy of this folder, or use another checkpoint"
+        plain = read_json(path, "the instructions of a model", CheckpointError, cure)
         try:
             return cls.of(plain)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not the instructions of a model ({error}); {cure}") from None
+            raise CheckpointError(f"{path}: not a valid {NAME} ({short(error)}); {cure}") from None

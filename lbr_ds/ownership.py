@@ -36,6 +36,7 @@ from lbr_ds.address import masked
 from lbr_ds.errors import EnvironmentProblem
 
 log = logging.getLogger(__name__)
+ANOTHER = "name another folder (run=... for a run, data.folder=... for prepared data)"
 _NAME = "lbr-lock"
 _LONGEST = 200  # bytes of a file name, or characters of a command, that we repeat in our own
 _POLL_SECONDS = 0.2
@@ -100,7 +101,7 @@ def own(
     if lock in _held:
         yield
         return
-    cure = cure or "wait until it has ended, or name another folder"
+    cure = cure or f"wait until it has ended, or {ANOTHER}"
     descriptor = _wait_and_take(lock, folder) if wait else _take(lock, folder, cure)
     _held[lock] = descriptor
     process = os.getpid()

@@ -169,9 +169,13 @@ def model_folder(place: Path) -> Path:
 def _unchanged(sealed: Path, folder: Path) -> Path:
     """`folder`, when nothing of `sealed` has changed. Raises CheckpointError otherwise."""
     if why := changed(sealed):
+        own = (
+            "" if (sealed / "state.json").is_file()
+            else f", or, if the change is yours, remove its {MANIFEST}"
+        )  # fmt: skip
         raise CheckpointError(
-            f"{sealed} is damaged: {why}; take another copy or checkpoint, or remove its "
-            f"{MANIFEST} if the change is yours"
+            f"{sealed}: a file is missing or has changed ({why}); restore it from a copy, or use "
+            f"another checkpoint{own}"
         )
     return folder
 
@@ -181,10 +185,10 @@ def _newest_unchanged(found: list[Path]) -> Path:
     for path in found:
         if not (why := changed(path) or fault(path, parts=0)):
             return path
-        log.warning("%s is damaged and passed over: %s", path, why)
+        log.warning("%s is damaged and skipped: %s", path, why)
     raise CheckpointError(
         f"{found[0].parent}: all {len(found)} checkpoints are damaged ({found[-1].name}: {why}); "
-        "restore one, or train again"
+        "restore one from a copy, or remove them and train the stage again"
     )
 
 

@@ -43,8 +43,8 @@ class Part(BaseModel):
         """Yes or no is no number, and no text of a recipe holds a null character."""
         if isinstance(value, bool) and bool not in _kinds(cls.model_fields[info.field_name or ""]):
             raise ValueError(
-                f"{str(value).lower()} is yes or no (as YAML also reads on, off, yes and no); give "
-                "a number, or put a text in quotes"
+                "is a boolean here (YAML also reads on, off, yes and no as booleans), but the key "
+                "takes another type; give a value of that type, and put text such as 'on' in quotes"
             )
         if isinstance(value, str) and "\0" in value:
             raise ValueError("holds a null character; remove it")
@@ -145,7 +145,9 @@ class SourceConfig(Part):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"the pattern for {column} is none: {error}") from None
+                raise ValueError(
+                    f"the pattern for {column} is not a valid regular expression: {error}"
+                ) from None
         return value
 
 

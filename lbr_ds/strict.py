@@ -44,7 +44,10 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if id(node) not in self._sizes:
             if isinstance(event, yaml.AliasEvent):
-                self._refuse("an alias stands inside of what it repeats", event.start_mark)
+                self._refuse(
+                    "an alias refers to a value that contains it; write the value out",
+                    event.start_mark,
+                )
             size = 1 + sum(self._sizes[id(part)] for part in _parts(node))
             self._sizes[id(node)] = size
             if size > _MAX_VALUES:
@@ -59,7 +62,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             if (first := seen.setdefault((key.tag, key.value), key)) is not key:
                 self._refuse(
-                    f"the key {short(key.value, 60)!r} stands twice, first in line "
+                    f"the key {short(key.value, 60)!r} is given twice, first in line "
                     f"{first.start_mark.line + 1}; remove one of them",
                     key.start_mark,
                 )
@@ -111,7 +114,10 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     raw = _parsed(text, str(path))
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: {what} is a mapping of keys, not {type(raw).__name__}")
+        held = "is empty" if raw is None else f"holds a {type(raw).__name__}"
+        raise ConfigError(
+            f"{path}: {what} must be a YAML mapping (key: value), but the file {held}"
+        )
     return raw
 
 
@@ -146,7 +152,10 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     for name in parents:
         place = place.setdefault(name, {})
         if not isinstance(place, dict):
-            raise ConfigError(f"{told}: {name} is a value, not a part of the recipe")
+            raise ConfigError(
+                f"{told}: {name} is a list or a single value, so no key below it can be "
+                f"overridden; change it in the recipe file, or override {name} as a whole"
+            )
     place[last] = _parsed(text, told)
 
 
@@ -169,7 +178,7 @@ def read_json(
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise ValueError(f"the key {short(key, 60)!r} stands twice")
+                raise ValueError(f"the key {short(key, 60)!r} is given twice")
             found[key] = value
         return found
 

@@ -72,8 +72,9 @@ LIBRARIES: dict[str, tuple[Callable[[], Any], type[LbrError], str]] = {
     "json": (lambda: json.loads("{"), DataError, "JSON"),
     "yaml": (lambda: yaml.safe_load("{"), ConfigError, "YAML"),
     "unicode": (lambda: b"\xff".decode(), DataError, "UTF-8"),
-    "recursion": (lambda: json.loads("[" * 100_000), DataError, "nested too deeply"),
-    "overflow": (lambda: int(float("inf")), ConfigError, "out of range"),
+    "the terminal": (lambda: "é".encode("ascii"), EnvironmentProblem, "set PYTHONIOENCODING=utf-8"),
+    "recursion": (lambda: json.loads("[" * 100_000), Fault, "probably a bug in lbr-ds"),
+    "overflow": (lambda: int(float("inf")), Fault, "probably a bug in lbr-ds"),
     "gzip's end": (lambda: gzip.decompress(gzip.compress(b"x" * 99)[:-9]), DataError, "too early"),
     "memory": (lambda: bytearray(1 << 60), EnvironmentProblem, "micro_batch_tokens"),
     "torch's memory": (lambda: torch.empty(1 << 55), EnvironmentProblem, "micro_batch_tokens"),
@@ -134,7 +135,7 @@ def test_a_fault_keeps_its_traceback_in_a_file(
     assert isinstance(found, Fault)
     assert found.exit_code == 1
     (file,) = tmp_path.iterdir()
-    assert "a fault of lbr-ds" in str(found)
+    assert "probably a bug in lbr-ds" in str(found)
     assert "KeyError: 'gone'" in str(found)
     assert str(file) in str(found)
     assert "Traceback (most recent call last)" in file.read_text()
@@ -165,7 +166,7 @@ def test_the_command_line_says_it_once(
     monkeypatch.setattr("lbr_ds.resources.copy_all", broken)
     code, lines = command("init", str(tmp_path / "a"))
     assert (code, len(lines)) == (1, 1)
-    assert lines[0].startswith("lbr-ds: error: this is a fault of lbr-ds")
+    assert lines[0].startswith("lbr-ds: error: unexpected error, probably a bug in lbr-ds")
     monkeypatch.setenv("LBR_TRACEBACK", "1")
     code, lines = command("init", str(tmp_path / "b"))
     assert code == 1

@@ -270,7 +270,7 @@ def test_one_instruction_is_the_default_and_several_are_named() -> None:
     }  # fmt: skip
     assert several.of_source("b", "model").prompts() == {"query": "Q: ", "document": ""}
     assert several.within("gl").prompts() == {"query": "Q: ", "document": ""}
-    with pytest.raises(DataError, match="model: no instructions of a source 'c'; it has a, b"):
+    with pytest.raises(ConfigError, match=r"-of c: model was not .* choose one of: a, b"):
         several.of_source("c", "model")
     assert Instructions(rows[:1], more=7).unsettled() == ["query", "document"]
     assert not Instructions((Used("a", "", "", {"cl": 1}),)).any
@@ -408,7 +408,7 @@ def test_several_instructions_are_listed_and_none_is_the_default(
         with caplog.at_level(logging.WARNING, "lbr_ds"):
             free.say_what_is_unsettled()
         assert "2 instructions for the query side" in caplog.text
-        with pytest.raises(DataError, match="no instructions of a source 'three'; it has one, two"):
+        with pytest.raises(ConfigError, match=r"three: .*; choose one of: one, two"):
             load_model(str(folder), instructions_of="three")
 
 

@@ -71,16 +71,16 @@ def bomb() -> str:
 
 
 RECIPES = {
-    "a key twice": ("a: 1\nseed: 1\nseed: 2\n", r"r\.yaml:3: .*'seed' stands twice, .* line 2"),
-    "an inner key twice": ("m: {a: 1, b: 2, a: 3}", "'a' stands twice"),
+    "a key twice": ("a: 1\nseed: 1\nseed: 2\n", r"r\.yaml:3: .*'seed' is given twice, .* line 2"),
+    "an inner key twice": ("m: {a: 1, b: 2, a: 3}", "'a' is given twice"),
     "no whole number": ("seed: !!int abc", "'abc' is no int"),
     "no date": ("seed: !!timestamp 2026-02-30", "'2026-02-30' is no timestamp"),
     "many digits": (f"seed: {'9' * 5000}", "is no int"),
     "deep": (f"seed: {'[' * 5000}{']' * 5000}", "nested more than 40 deep"),
     "deep and open": (f"seed: {'[' * 500_000}", "nested more than 40 deep"),
     "a bomb": (bomb(), r"r\.yaml:\d: .*aliases repeat more than 200000 values"),
-    "in itself": ("a: &a [*a]", "an alias stands inside of what it repeats"),
-    "a list": ("- a", "a recipe is a mapping of keys, not list"),
+    "in itself": ("a: &a [*a]", "an alias refers to a value that contains it"),
+    "a list": ("- a", "a recipe must be a YAML mapping .* the file holds a list"),
     "no YAML": ("a: [", "not readable as YAML"),
     "a program": ("a: !!python/object/apply:os.getpid []", "not readable as YAML"),
     "large": ("#" * (5 << 20), "larger than 4 MiB"),
@@ -125,9 +125,9 @@ def test_what_yaml_would_read_otherwise(tmp_path: Path) -> None:
         ("mining.margin=.inf", "mining.margin: Input should be a finite number"),
         (f"seed={'9' * 5000}", "is no int"),
         (f"seed={'[' * 5000}", "nested more than 40 deep"),
-        ("data={a: 1, a: 2}", "'a' stands twice"),
-        ("seed=true", "seed: true is yes or no"),
-        ("lora.rank=on", "lora.rank: true is yes or no"),
+        ("data={a: 1, a: 2}", "'a' is given twice"),
+        ("seed=true", "override 'seed=true': seed: is a boolean here"),
+        ("lora.rank=on", "lora.rank: is a boolean here"),
         ("name=5", "name: Input should be a valid string; put it in quotes"),
         (f"name={'x' * 9999}", "name: String should have at most 200 characters"),
         ("a..b=1", "not of the form key.sub=value"),
@@ -151,7 +151,7 @@ def test_an_override_that_means_nothing(override: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"zero_optimization": {"stage": 3, "stage": 2}}', "the key 'stage' stands twice"),
+        ('{"zero_optimization": {"stage": 3, "stage": 2}}', "the key 'stage' is given twice"),
         ('{"zero_optimization": {"stage": 3, "sub_group_size": NaN}}', "NaN is no number of JSON"),
         ('{"zero_optimization": {"stage": 3, "sub_group_size": 1e999}}', "1e999 is out of range"),
         (
@@ -238,7 +238,7 @@ def test_stage_2_without_negatives_is_refused(tmp_path: Path) -> None:
     one = load("demo", ["stage2.samples_per_step=1"])
     with pytest.raises(ConfigError, match=r"samples_per_step=1 and .*num_negatives=0 leave no neg"):
         check_negatives(one, 2, made)
-    with pytest.raises(DataError, match="cl is one group of 40 records, so no query has a negativ"):
+    with pytest.raises(DataError, match="split cl is one group of 40 records, so no query has a"):
         check_negatives(load("demo"), 2, made)
     check_negatives(one, 1, made)
     check_negatives(load("demo", ["stage2.num_negatives=2"]), 2, made)

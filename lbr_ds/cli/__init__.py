@@ -58,7 +58,10 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("LBR_TRACEBACK") == "1":
             sys.stderr.write(masked("".join(traceback.format_exception(error))))
         if isinstance(error, RuntimeError) and _lost_peer(error):
-            error = LostRank("another rank has ended; its own line says why")
+            error = LostRank(
+                "another rank ended unexpectedly; see the error of that rank (for training, "
+                "RUN/stageN/log/rank-N.log)"
+            )
         found = named(error)
         if not found.told:
             _complain(str(found))

@@ -112,13 +112,21 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint of it.")],
     out: Annotated[Path, typer.Argument(file_okay=False, help="A new folder.")],
     causal_lm: Annotated[
-        bool, typer.Option("--causal-lm", help="The generator with its head, to train or write on.")
+        bool,
+        typer.Option(
+            "--causal-lm",
+            help="Export the causal LM with its head, for further training or generation.",
+        ),
     ] = False,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="ONNX files too, for onnxruntime and fastembed.")
     ] = False,
     onnx_int8: Annotated[
-        bool, typer.Option("--onnx-int8", help="Also ONNX with weights of 8 bits, loss measured.")
+        bool,
+        typer.Option(
+            "--onnx-int8",
+            help="Also write ONNX with 8-bit weights and measure the loss of accuracy.",
+        ),
     ] = False,
 ) -> None:
     """Checkpoint -> a folder for sentence-transformers, MTEB and servers, with a parity proof.

@@ -13,6 +13,13 @@ from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
 from lbr_ds.failures import check_writable, writing
 
 _TIMEOUT_MINUTES = 30  # that ranks of `eval` wait for each other
+Instructed = Annotated[
+    bool,
+    typer.Option(
+        "--instructed",
+        help="Give the data's instructions also to models that lbr-ds did not train.",
+    ),
+]
 
 
 @app.command()
@@ -116,12 +123,9 @@ def evaluate(
     states: Annotated[
         bool, typer.Option("--states", help="Also retrieval by layer and by pooling.")
     ] = False,
-    instructed: Annotated[
-        bool,
-        typer.Option("--instructed", help="Data's instructions for a model of others too."),
-    ] = False,
+    instructed: Instructed = False,
     instructions_of: Annotated[
-        str, typer.Option(help="For --tasks: the source whose instructions our model gets.")
+        str, typer.Option(help="For --tasks: the source whose instructions an lbr-ds model uses.")
     ] = "",
     nproc: Sharing = None,
 ) -> None:

@@ -35,6 +35,13 @@ bench = typer.Typer(
     help="Measured figures: of the program (the word `suite` may be left out), or of a cluster.",
 )  # fmt: skip
 app.add_typer(bench, name="bench")
+SweepFolder = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="A folder; default: bench-NAME-stageN. An unfinished sweep in it is resumed.",
+    ),
+]
 
 
 @bench.command()
@@ -105,10 +112,7 @@ def cluster(
         str, typer.Option(help="weak (as many samples a rank), strong (a step), or both.")
     ] = "weak,strong",
     steps: Annotated[int, typer.Option(min=2, help="Timed steps of a row.")] = 5,
-    out: Annotated[
-        Path | None,
-        typer.Option(file_okay=False, help="A folder; default: bench-NAME-stageN. Goes on in it."),
-    ] = None,
+    out: SweepFolder = None,
     gpu: Annotated[
         str, typer.Option(help="For MFU and plan, as `plan --gpu`; default: by its name.")
     ] = "",

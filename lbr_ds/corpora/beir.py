@@ -99,7 +99,10 @@ def _judge(store: sqlite3.Connection, path: Path, source: SourceConfig) -> Itera
     ends = (".tsv", ".txt", ".qrels", ".tsv.gz", ".txt.gz")
     files = sorted(file for end in ends for file in (path / "qrels").glob(f"{split}{end}"))
     if not files:
-        raise DataError(f"{path}: holds no qrels/{split}.tsv; check data.sources")
+        raise DataError(
+            f"{path}: holds no qrels/{split}.tsv; correct `split:` of this entry of data.sources, "
+            "or add the file"
+        )
     for file in files:
         for number, line in numbered_lines(file, source.encoding):
             where = f"{file}:{number}"
@@ -129,7 +132,8 @@ def _insert(
     for kind, name in (("query", query), ("document", document)):
         known = "SELECT 1 FROM texts WHERE kind = ? AND id = ?"
         if not store.execute(known, (kind, name)).fetchone():
-            return DataError(f"{where}: names {kind} {name!r:.60}, which is in no line")
+            file = "queries.jsonl" if kind == "query" else "corpus.jsonl"
+            return DataError(f"{where}: names {kind} {name!r:.60}, which is not in {file}")
     insert = "INSERT OR IGNORE INTO qrels VALUES (NULL, ?, ?, ?, ?)"
     if store.execute(insert, (where, query, document, number)).rowcount:
         return None

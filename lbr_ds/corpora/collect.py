@@ -184,8 +184,11 @@ def _refuse(data: DataConfig, rule: str, fault: str, collected: Collected, sound
     sound: whether rows near it are without fault; only then is it any use to leave such rows out.
     """
     if data.on_error == "strict":
-        cure = "mend it, or set data.on_error=skip to drop and count it" if sound else _CURE
-        raise DataError(f"{fault:.1000}; {cure}")
+        told = "data.sources" in fault  # what to correct there
+        fix = "" if told else "; fix this row"
+        skip = f"{fix}, or set data.on_error=skip to drop and count such rows"
+        cure = skip if sound else "" if told else f"; {_CURE}"
+        raise DataError(f"{fault:.1000}{cure}")
     collected.records.add(rule, fault)
 
 

@@ -57,7 +57,7 @@ def _object(raw: Any, where: str, doubtful: bool) -> dict[str, Any] | DataError:
         try:
             json.dumps(raw, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return DataError(f"{where}: holds half a surrogate pair (\\ud...)")
+            return DataError(f"{where}: contains an unpaired UTF-16 surrogate (\\ud...)")
     return raw
 
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from lbr_ds.errors import DataError
+from lbr_ds.errors import DataError, short
+from lbr_ds.locate import how_to_fetch_again
 
 MAX_LINE = 1 << 26  # bytes; a longer line is named as bad and not held
 _HEAD = 1 << 16  # bytes that tell what kind of file it is
@@ -28,8 +29,8 @@ _ENCODINGS = (
     "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "iso2022_jp",
 )  # fmt: skip
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
-    (b"PAR1", "a Parquet file", "set data.sources.format=parquet"),
-    (b"ARROW1", "an Arrow file", "set data.sources.format=arrow"),
+    (b"PAR1", "a Parquet file", "add `format: parquet` to this entry of data.sources"),
+    (b"ARROW1", "an Arrow file", "add `format: arrow` to this entry of data.sources"),
     (b"PK\x03\x04", "a zip archive (or .xlsx, .docx, .npz)", "unpack it, or save a sheet as CSV"),
     (b"BZh", "bzip2 data", "unpack it; only gzip is read as it is"),
     (b"\xfd7zXZ\0", "xz data", "unpack it; only gzip is read as it is"),
@@ -170,9 +171,18 @@ def _opened(path: Path, encoding: str) -> Iterator[tuple[BinaryIO | _Recoded, st
                 _refuse_foreign(path, raw.peek(_HEAD)[:_HEAD])
                 yield raw, coded
     except UnicodeError as error:
-        raise DataError(f"{path}: not {coded} ({error}); check data.sources.encoding") from None
+        raise DataError(
+            f"{path}: not {coded} ({error}); correct `encoding:` of this entry of data.sources"
+        ) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read to its end ({error}); fetch it again") from None
+        system = isinstance(error, OSError) and error.errno is not None
+        cure = (
+            "check the disk and the file's permissions" if system else "replace it by a good copy"
+        )
+        raise DataError(
+            f"{path}: cannot be read to its end ({short(error)})"
+            f"{how_to_fetch_again(path) or f'; {cure}'}"
+        ) from None
 
 
 def _refuse_foreign(path: Path, start: bytes) -> None:
@@ -184,7 +194,10 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
     if not wide and sum(zeros) > len(start) // 50 and max(zeros) > 20 * min(zeros) + 4:
         wide = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"  # half of each blank, of a comma
     if wide:
-        raise DataError(f"{path}: reads as {wide.upper()}; set data.sources.encoding={wide}")
+        raise DataError(
+            f"{path}: is {wide.upper()} text; in the recipe, add `encoding: {wide}` to this entry "
+            "of data.sources"
+        )
     if b"\r" in start.strip() and b"\n" not in start:
         raise DataError(
             f"{path}: its lines end in a carriage return alone, as on old Macs; "
@@ -205,11 +218,17 @@ def _other_encoding(path: Path, encoding: str, number: int, line: bytes) -> str:
     bad = [one for one in lines if not _decodes(one, coded)]
     found, looks = _guess(b"\n".join(bad[:_SAMPLE_LINES]) or line.removesuffix(b"\n"), coded)
     if not found:
-        return "nor in another common encoding"
-    hint = f"it reads as {found} ({looks!r}): set data.sources.encoding={found}"
+        return (
+            "no other common encoding fits either; repair the file, or add its `encoding:` to "
+            "this entry of data.sources in the recipe"
+        )
+    hint = (
+        f"it can be decoded as {found} ({looks!r}): in the recipe, add `encoding: {found}` to "
+        "this entry of data.sources"
+    )
     if number and len(bad) > len(lines) / 2:
         raise DataError(f"{path}:{number}: not {coded.upper()}; {hint}")
-    return f"{hint} if the whole file does"
+    return f"{hint}, if the whole file can"
 
 
 def _decodes(line: bytes, encoding: str) -> bool:

@@ -20,10 +20,14 @@ from numpy.typing import NDArray
 from lbr_ds.atomic import written_file
 from lbr_ds.corpora.leaks import TRAINED
 from lbr_ds.corpora.segment import key
-from lbr_ds.errors import DataError
+from lbr_ds.errors import CheckpointError, DataError, LbrError
 from lbr_ds.shards import Manifest, read_split
 
 NAME = "trained.u64"
+CURE = (  # for that of prepared data
+    "remove it and run `lbr-ds prepare` again, or set data.folder to a complete copy (of data at "
+    "an address: prepare and upload it again)"
+)
 VERSION = 1
 
 
@@ -68,16 +72,19 @@ def of_data(place: Path | str) -> list[TrainedTexts]:
     """
     manifest = Manifest.load(place)
     content = manifest.beside(NAME)
-    return [] if content is None else _parse(content, f"{manifest.place}/{NAME}")
+    if content is None:
+        return []
+    return _parse(content, f"{manifest.place}/{NAME}", DataError, CURE)
 
 
 def load(folder: Path) -> list[TrainedTexts]:
     """The training texts of each dataset that a model has seen, from the file in its folder.
 
-    [] when there is no file. Raises DataError when it is damaged.
+    [] when there is no file. Raises CheckpointError when it is damaged.
     """
     path = folder / NAME
-    return _parse(path.read_bytes(), str(path)) if path.is_file() else []
+    cure = "restore it from a copy of this folder, or use another checkpoint"
+    return _parse(path.read_bytes(), str(path), CheckpointError, cure) if path.is_file() else []
 
 
 def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
@@ -103,7 +110,7 @@ def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
             file.write(texts.hashes.astype("<u8").tobytes())
 
 
-def _parse(content: bytes, where: str) -> list[TrainedTexts]:
+def _parse(content: bytes, where: str, kind: type[LbrError], cure: str) -> list[TrainedTexts]:
     found: list[TrainedTexts] = []
     place = 0
     while place < len(content) or not found:
@@ -116,9 +123,7 @@ def _parse(content: bytes, where: str) -> list[TrainedTexts]:
         except (ValueError, KeyError, TypeError):
             whole = False
         if not whole:
-            raise DataError(
-                f"{where}: damaged; copy it again from the data folder or the checkpoint"
-            )
+            raise kind(f"{where}: not a valid {NAME}; {cure}")
         hashes = np.frombuffer(content, "<u8", (place - end) // 8, end).astype(np.uint64)
         found.append(TrainedTexts(fingerprint, hashes))
     return found

@@ -47,8 +47,9 @@ def score_generation(folder: Path, judged: Judgements) -> dict[str, Any]:
     model = PackedEncoder(folder)
     if not model.card.head:
         raise ConfigError(
-            f"{folder} has no language-model head of its own, so that it cannot write; score the "
-            "run's checkpoint, or an export made with --causal-lm"
+            f"--generation: {folder} has no language-model head, so it cannot generate text; use a "
+            "checkpoint whose backbone has one or an export made with --causal-lm, or omit "
+            "--generation"
         )
     ids, queries = list(judged.queries), list(judged.queries.values())
     references = [[bare(judged.documents[d]) for d in judged.relevant[i]] for i in ids]

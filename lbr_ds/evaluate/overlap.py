@@ -75,8 +75,8 @@ def trained_texts(model: str) -> list[overlap.TrainedTexts]:
     for data in history.datasets if history else ():
         if data.prepared not in known:
             log.warning(
-                "%s was trained on data %s (%s), whose hashes are not in its %s: its texts are not "
-                "looked for", model, data.fingerprint, data.name, overlap.NAME,
+                "%s was trained on data %s (%s), whose hashes are not in its %s, so overlap with "
+                "that data is not checked", model, data.fingerprint, data.name, overlap.NAME,
             )  # fmt: skip
     return found
 

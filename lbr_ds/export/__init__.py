@@ -19,7 +19,7 @@ import numpy as np
 
 from lbr_ds import check_export, runs
 from lbr_ds.atomic import new_folder
-from lbr_ds.errors import CheckpointError, ConfigError
+from lbr_ds.errors import CheckpointError, ConfigError, Fault
 from lbr_ds.export.card import model_card
 from lbr_ds.export.folder import write_sentence_transformers
 from lbr_ds.export.layout import write_weights
@@ -50,9 +50,10 @@ def export(
         The content of parity.json.
 
     Raises:
-        ConfigError: `out` exists, or stock tools cannot serve the model.
+        ConfigError: `out` exists, or stock tools or ONNX cannot serve the model.
         CheckpointError: There is no checkpoint, a run has none but its backbone, its model is
-            damaged or lacks the head asked for, or the vectors differ or are not finite.
+            damaged or lacks the head asked for, or its vectors are not finite.
+        Fault: The exported vectors differ from the trainer's.
         EnvironmentProblem: ONNX is asked for and its packages are not installed.
     """
     if onnx or int8:
@@ -67,10 +68,10 @@ def export(
         write_sentence_transformers(part, card)
         parity = prove(source, part)
         if not parity["largest_difference"] <= TOLERANCE:  # also when it is NaN
-            raise CheckpointError(
-                f"{out}: vectors differ from the trainer's own by "
-                f"{parity['largest_difference']:.2e} (limit {TOLERANCE:.0e}); this is a fault of "
-                "lbr-ds with this backbone, do not use it"
+            raise Fault(
+                f"{out}: not exported, because the exported vectors differ from the trainer's by "
+                f"{parity['largest_difference']:.2e} (limit {TOLERANCE:.0e}); this is a bug in "
+                "lbr-ds for this backbone, please report it"
             )
         parity["needs"] = needs
         if onnx or int8:

@@ -50,8 +50,8 @@ def write_weights(source: Path, folder: Path, *, causal_lm: bool) -> None:
         raise CheckpointError(f"{source}: {fault}; give a complete copy of the model")
     if causal_lm and not card.head:
         raise CheckpointError(
-            f"{source} has no language-model head of its own; export the run's checkpoint with "
-            "--causal-lm, or leave it out"
+            f"--causal-lm: {source} has no language-model head; export a checkpoint whose backbone "
+            "has one, or export without --causal-lm"
         )
     files = in_files({name: p.numel() * p.itemsize for name, p in wanted.items()})
     save_files(files, stored.read, folder)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from lbr_ds.errors import CheckpointError, EnvironmentProblem
+from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.trust import SAFE
 
@@ -53,7 +53,7 @@ def write_onnx(folder: Path, *, int8: bool) -> None:
         int8: Whether to write `onnx/model_int8.onnx` too.
 
     Raises:
-        CheckpointError: The exporter cannot express the model.
+        ConfigError: The exporter cannot express the model.
     """
     (folder / "onnx").mkdir()
     file = folder / "onnx" / "model.onnx"
@@ -105,7 +105,9 @@ def _trace(folder: Path, file: Path) -> None:
             )  # fmt: skip
     except Exception as error:  # the exporter raises many kinds
         why = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder}: torch.onnx cannot export this backbone: {why}") from error
+        raise ConfigError(
+            f"torch.onnx cannot export this backbone ({why}); export without --onnx and --onnx-int8"
+        ) from error
     assert program is not None
     graph: Any = program.model
     ClearMetadataAndDocStringPass()(graph)  # else every node names files of this machine
@@ -178,7 +180,7 @@ def prove_onnx(folder: Path, texts: list[str], vectors: np.ndarray) -> dict[str,
         also `int8_least_cosine` and `int8_mean_cosine` between its vectors and the trainer's.
 
     Raises:
-        CheckpointError: The vectors differ by more than the limit.
+        ConfigError: The vectors differ by more than the limit.
     """
     pooling = Card.load(folder).pooling
     pooled = _Session(folder, "model_pooled.onnx")
@@ -187,9 +189,9 @@ def prove_onnx(folder: Path, texts: list[str], vectors: np.ndarray) -> dict[str,
     found.append(_Session(folder, "model.onnx").encode(texts, 3, pooling))
     largest = float(np.max([np.abs(one - vectors).max() for one in found]))
     if not largest <= TOLERANCE:  # also when it is NaN
-        raise CheckpointError(
-            f"{folder}/onnx: vectors differ from the trainer's own by {largest:.2e} (limit "
-            f"{TOLERANCE:.0e}); ONNX cannot express this backbone, export without --onnx"
+        raise ConfigError(
+            f"the ONNX model's vectors differ from the trainer's by {largest:.2e} (limit "
+            f"{TOLERANCE:.0e}); export without --onnx and --onnx-int8"
         )
     proof = {"largest_difference": largest, "limit": TOLERANCE}
     if (folder / "onnx" / "model_int8.onnx").exists():

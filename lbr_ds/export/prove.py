@@ -73,7 +73,8 @@ def prove(source: Path, folder: Path) -> dict[str, Any]:
     sound = np.abs(np.linalg.norm(ours, axis=1) - 1) <= _UNIT  # False for NaN
     if not sound.all():
         raise CheckpointError(
-            f"{source}: the vector of {texts[int(sound.argmin())][:40]!r} is not finite or zero; "
+            f"{source}: the vector of {texts[int(sound.argmin())][:40]!r} is zero, not finite or "
+            "not of length 1; "
             "the training diverged or the weights are damaged: export an earlier checkpoint"
         )
     stock = load_sentences(

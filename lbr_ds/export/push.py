@@ -11,6 +11,7 @@ from lbr_ds.errors import ConfigError, EnvironmentProblem
 log = logging.getLogger(__name__)
 
 _NEEDED = ("lbr.json", "modules.json", "parity.json", "README.md")
+_REFUSED = (401, 403, 404)  # the hub's answers to a token that is missing or may not write
 _NEVER = (".*", "*.part", "*.tmp", "__pycache__")  # editors' and interrupted programs' files
 
 
@@ -62,10 +63,22 @@ def push(
         raise ConfigError(f"{name!r} is not a repository's name: {_reason(error)}") from None
     except Exception as error:  # httpx, requests and huggingface_hub each raise their own
         raise EnvironmentProblem(
-            f"cannot upload to {name}: {_reason(error)} (log in with `hf auth login` or set "
-            "HF_TOKEN to a token that may write there, then repeat the command)"
+            f"cannot upload to {name}: {_reason(error)} ({_cure(error)})"
         ) from error
     return str(commit.commit_url)
+
+
+def _cure(error: Exception) -> str:
+    """What helps: to log in where the hub refused the token, else another try."""
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in _REFUSED or isinstance(error, LocalTokenNotFoundError):
+        return (
+            "log in with `hf auth login` or set HF_TOKEN to a token that may write there, then "
+            "repeat the command"
+        )
+    return "check the network and repeat the command"
 
 
 def _reason(error: Exception) -> str:

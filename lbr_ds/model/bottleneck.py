@@ -170,8 +170,8 @@ def _keep_layers(backbone: PreTrainedModel, count: int) -> None:
     layers = getattr(body, name, None)
     if not isinstance(layers, nn.ModuleList):
         raise ConfigError(
-            f"model.num_layers={count}: where the layers of a {type(body).__name__} are is not "
-            "known here; leave it out"
+            f"model.num_layers={count} is not supported for {type(body).__name__}, whose list of "
+            "decoder layers was not found; remove model.num_layers"
         )
     if count > len(layers):
         raise ConfigError(f"model.num_layers={count}, but the backbone has {len(layers)}")

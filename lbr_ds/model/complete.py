@@ -144,7 +144,7 @@ def _some(names: list[str]) -> str:
 def report_prefixes(place: str, prefixes: Iterable[tuple[str, str]]) -> None:
     """Log that tensors are read under other names than the files have."""
     for prefix in prefixes:
-        log.warning("%s: its tensor names begin with %r and are read as %r", place, *prefix)
+        log.warning("%s: the prefix %r of its tensor names is read as %r", place, *prefix)
 
 
 def report_unused(place: str, names: Iterable[str]) -> None:
@@ -211,7 +211,10 @@ def complete(place: str) -> Iterator[None]:
             report_prefixes(place, [prefix])
         shapes = {name: (found, wanted) for name, found, wanted in info["mismatched_keys"]}
         if fault := misfit(missing, left, shapes):
-            raise CheckpointError(f"{place}: {fault}; no weight is made up, give a complete copy")
+            raise CheckpointError(
+                f"{place}: {fault}; missing weights are not initialised at random, so use a "
+                "complete copy of the model"
+            )
         report_unused(place, (name for name in left if not is_head(name)))
         check_finite(place, model.state_dict().items())
         return (model, info) if asked else model

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Size, Tensor
 
-from lbr_ds.errors import CheckpointError
+from lbr_ds.errors import CheckpointError, short
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
@@ -82,7 +82,8 @@ def _opened(file: Path) -> Iterator[Any]:
             yield opened
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{file}: cut or damaged, not readable as safetensors ({error}); copy the model again"
+            f"{file}: cannot be read as safetensors ({short(error)}); check that the file can be "
+            "opened, and copy the model again if it is truncated or damaged"
         ) from None
 
 

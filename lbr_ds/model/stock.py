@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_ds.errors import EnvironmentProblem, LbrError
+from lbr_ds.errors import CheckpointError, EnvironmentProblem, LbrError
 from lbr_ds.model.complete import check_finite, check_positions, complete
 from lbr_ds.model.tokens import ensure_padding, lacking
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
@@ -24,9 +24,9 @@ def load_sentences(
         trust_remote_code: whether code that the model brings may run.
         **options: for `SentenceTransformer`; `model_kwargs` are added to.
 
-    Raises CheckpointError when a tensor is missing, misshapen or not finite, ConfigError when its
-    weights are pickles or its texts may be longer than it has positions, EnvironmentProblem when it
-    cannot be loaded otherwise.
+    Raises CheckpointError when a tensor is missing, misshapen or not finite or a folder cannot be
+    loaded, ConfigError when its weights are pickles or its texts may be longer than it has
+    positions, EnvironmentProblem when a package is missing or a name cannot be loaded.
     """
     from sentence_transformers import SentenceTransformer  # slow to import
 
@@ -50,10 +50,15 @@ def load_sentences(
     return model
 
 
-def cannot_load(name: str, error: Exception) -> EnvironmentProblem:
+def cannot_load(name: str, error: Exception) -> LbrError:
     """One line: the name, the first line of the reason, the cure."""
     if cure := lacking(Path(name)):
         return EnvironmentProblem(f"{name}: {cure}")
+    if Path(name).is_dir():
+        return CheckpointError(
+            f"{name}: its files cannot be loaded as a model: {why_not(error)}; copy or save the "
+            "model again"
+        )
     return EnvironmentProblem(
         f"cannot load model {name!r}: {why_not(error)} (give a folder, a run, or a name; "
         "a name needs the network or a local copy)"

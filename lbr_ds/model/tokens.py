@@ -41,7 +41,10 @@ def open_tokenizer(
             raise EnvironmentProblem(f"{what}: {cure}") from None
         raise ConfigError(f"{what}: its tokenizer cannot be loaded: {why_not(error)}") from None
     if not tokenizer.is_fast:
-        raise ConfigError(f"{what} has no fast tokenizer (tokenizer.json)")
+        raise ConfigError(
+            f"{what} has no fast tokenizer; convert it to a tokenizer.json "
+            "(transformers.convert_slow_tokenizer), or use a model that has one"
+        )
     return tokenizer
 
 

@@ -61,8 +61,9 @@ def check_origin(
     for reason in reasons:
         if not force:
             raise CheckpointError(
-                f"{reason}; undo the change, give a new run folder with run=..., or continue all "
-                "the same with --force"
+                f"{reason}; make the recipe agree with these weights, or set stage2.from to "
+                "weights of this backbone, or start a new run with run=...; --force continues "
+                "despite the difference"
             )
         if world.first:
             log.warning("--force: %s; continuing all the same", reason)
@@ -150,7 +151,7 @@ def begin(run: RunConfig, number: int, split: str, origin: Path, *, resumed: boo
     elif texts[0].fingerprint != data.fingerprint:
         raise DataError(
             f"{data.place}/{overlap.NAME} is of data {texts[0].fingerprint} and the manifest of "
-            f"{data.fingerprint}; run `lbr-ds prepare` again"
+            f"{data.fingerprint}; {overlap.CURE}"
         )
     overlap.save([*(t for parent in parents for t in overlap.load(parent)), *texts], folder)
     training = Training(stage=number, split=split, steps=0, samples=0, data=data)

@@ -265,7 +265,7 @@ def first_whole(found: list[Path], world: World) -> Path | None:
         if not finder:
             return Path(path)
         why = world.share(mine, source=int(finder) - 1)
-        log.warning("%s is damaged and passed over: %s", path, why)
+        log.warning("%s is damaged and skipped: %s", path, why)
     if found:
         raise CheckpointError(
             f"{found[0].parent}: all {len(found)} checkpoints are damaged ({found[-1].name}: "

@@ -69,8 +69,8 @@ class _Feed(IterableDataset):
             return None
         return DataError(
             f"{now.place} was prepared anew during the training (data {self.fingerprint} -> "
-            f"{now.fingerprint}); the last checkpoint is of the former: restore that data, or give "
-            "a new run folder with run=..."
+            f"{now.fingerprint}); the last checkpoint was trained on the former data: "
+            "restore that data, or give a new run folder with run=..."
         )
 
 

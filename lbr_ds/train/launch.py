@@ -52,7 +52,10 @@ def check_nproc(nproc: int, samples_per_step: Iterable[int] = ()) -> None:
             f"{free / (1 << 30):.1f} GiB of memory, at least {_RANK_BYTES >> 20} MiB a rank"
         )
     if nproc > max(1, most):
-        raise EnvironmentProblem(f"--nproc {nproc}: {why}; use at most --nproc {max(1, most)}")
+        raise EnvironmentProblem(
+            f"{nproc} ranks cannot run on this machine: {why}; use at most {max(1, most)} "
+            "(--nproc, or --ranks of bench cluster, or --gpus of plan --check)"
+        )
     for samples in samples_per_step:
         check_world(samples, nproc)
 
@@ -110,12 +113,19 @@ def _killed(rank: int, number: int, words: Any, signals: list[int]) -> LbrError:
     """The error for a rank that signal `number` has ended; the other ranks know of it then."""
     name = signal.Signals(number).name
     if number in signals:  # the user's or scheduler's own, before or after the time to save
-        stopped = LbrError(f"stopped by {name}, without a new checkpoint; the last one stands")
+        stopped = LbrError(
+            f"stopped by {name} before a new checkpoint could be saved; run the same command "
+            "again: training resumes from its last checkpoint, if it has saved one"
+        )
         stopped.exit_code = children.shell_code(-number)
         return stopped
     seen = last_seen(words, rank)
     where = f" ({seen})" if seen else ""
-    lost = LostRank(f"rank {rank} was killed by {name}{where}; the last checkpoint stands")
+    lost = LostRank(
+        f"rank {rank} was killed by {name}{where}; SIGKILL often means that the host ran out of "
+        "memory. Run the same command again; training resumes from its last checkpoint, if it has "
+        "saved one"
+    )
     tell_all(words, lost.exit_code, str(lost))
     return lost
 

@@ -40,8 +40,8 @@ def check_negatives(run: RunConfig, stage: int, manifest: Manifest) -> None:
     if records == 1 or tied:
         what = "one record" if records == 1 else f"one group of {records} records"
         raise DataError(
-            f"{manifest.place}: cl is {what}, so no query has a negative; prepare more data, or "
-            "add hard negatives with `lbr-ds mine` and set stage2.num_negatives"
+            f"{manifest.place}: split cl is {what}, so no query has a negative; prepare more data, "
+            "or run `lbr-ds mine` with mining.passages=[cl,gl] and set stage2.num_negatives"
         )
 
 

@@ -67,7 +67,10 @@ def load_weights(
         if name in stored and stored.shape(name) != shape_of(parameter)
     }
     if fault := misfit(found.missing, found.unexpected, shapes):
-        raise CheckpointError(f"{folder}: {fault}; give the folder of a model of the same build")
+        raise CheckpointError(
+            f"{folder}: {fault}; the weights do not fit the recipe's backbone: set stage2.from to "
+            "a model of the same architecture and size"
+        )
     report_prefixes(str(folder), found.prefixes)
     report_unused(str(folder), found.unexpected)
     _check_values(stored, list(wanted), world)
@@ -85,4 +88,7 @@ def _check_values(stored: Stored, names: list[str], world: World) -> None:
     (finder,) = world.max(world.rank + 1 if fault else 0)
     if finder:
         fault = world.share(fault, source=int(finder) - 1)
-        raise CheckpointError(f"{stored.folder}: {fault}; take an undamaged copy of the model")
+        raise CheckpointError(
+            f"{stored.folder}: {fault}; restore the weights from a copy, or, if the training "
+            "diverged, use an earlier checkpoint"
+        )

@@ -308,7 +308,8 @@ def test_gpu_by_its_drivers_name(device: str, name: str | None) -> None:
     [
         ("x\nlbr-ds: error: rank 1 was killed by SIGKILL\n", 86,
          "rank 1 was killed by SIGKILL (exit code 86)"),
-        ("lbr-ds: error: another rank has ended; its own line says why\nValueError: odd\n", 1,
+        ("lbr-ds: error: another rank ended unexpectedly; see the error of that rank "
+         "(for training, RUN/stageN/log/rank-N.log)\nValueError: odd\n", 1,
          "ValueError: odd (exit code 1)"),
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=1.0\nsrun: error", 137,
          "out of memory: slurmstepd: error: Detected 1 oom_kill event in StepId=1.0"),

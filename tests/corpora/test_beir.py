@@ -143,7 +143,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
         f"{documents}:5: needs _id and text; it has _id, text",
         f"{documents}:6: text must be a text or a number, not ['x']",
         f"{documents}:7: _id 'd0' is taken by an earlier line",
-        f"{train}:5: names document 'd7', which is in no line",
+        f"{train}:5: names document 'd7', which is not in corpus.jsonl",
         f"{train}:6: score 'yes' is not a number",
         f"{train}:7: score 'q0' is not a number",
         f"{train}:8: score 'd1' is not a number",

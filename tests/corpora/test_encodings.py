@@ -86,12 +86,12 @@ def test_an_encoding_that_the_recipe_does_not_name(
     source: dict[str, Any] = {"path": str(path), "name": "toy"}
     source["columns"] = {"query": "query", "positives": "positives"}
     data = {"folder": tmp_path / "data", "sources": [source], "on_error": on_error}
-    with pytest.raises(DataError, match=r"data\.sources\.encoding=") as raised:
+    with pytest.raises(DataError, match=r"add `encoding: ") as raised:
         prepare(DataConfig.model_validate(data), 0)
     line = str(raised.value)
     assert "on_error" not in line
     assert len(line) < 400
-    named = line.split("data.sources.encoding=")[1].split()[0]
+    named = line.split("`encoding: ")[1].split("`")[0]
     found = read(path, encoding=named, columns=source["columns"])
     assert [(r.query, *r.positives) for r in found] == [(*r.values(),) for r in pairs(encoding)]
 
@@ -107,8 +107,9 @@ def test_one_odd_line_is_one_bad_row(tmp_path: Path) -> None:
         f"ask {n}\nmore" for n in range(30) if n != 3
     ]
     assert str(found[3]) == (
-        f'{path}:9: not UTF-8 at byte 3 of the line; it reads as cp1252 (\'café","say 3"\'): '
-        "set data.sources.encoding=cp1252 if the whole file does"
+        f"{path}:9: not UTF-8 at byte 3 of the line; it can be decoded as cp1252 "
+        '(\'café","say 3"\'): in the recipe, add `encoding: cp1252` to this entry of '
+        "data.sources, if the whole file can"
     )
 
 
@@ -136,8 +137,8 @@ def archive() -> bytes:
 
 
 FOREIGN: dict[bytes, str] = {
-    b"PAR1\x15\x04": "is a Parquet file; set data.sources.format=parquet",
-    b"ARROW1\0\0": "is an Arrow file; set data.sources.format=arrow",
+    b"PAR1\x15\x04": "is a Parquet file; add `format: parquet` to this entry of data.sources",
+    b"ARROW1\0\0": "is an Arrow file; add `format: arrow` to this entry of data.sources",
     archive(): "is a zip archive (or .xlsx, .docx, .npz); unpack it, or save a sheet as CSV",
     tar(): "is a tar archive; unpack it",
     b"BZh91AY": "is bzip2 data; unpack it; only gzip is read as it is",
@@ -168,7 +169,7 @@ def test_parquet_and_arrow_name_what_they_got(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"raw: not readable as {kind} .*it is an HTML page"):
             read(tmp_path / "raw", format=kind)
     path = write_table(tmp_path, "parquet")
-    with pytest.raises(DataError, match=r"it is a Parquet file; set data\.sources\.format=parquet"):
+    with pytest.raises(DataError, match=r"it is a Parquet file; add `format: parquet`"):
         read(path, format="arrow")
 
 

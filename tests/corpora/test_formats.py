@@ -181,8 +181,9 @@ def test_text_folder(tmp_path: Path) -> None:
         ("toy-deep/b.md-1", "Good.\n", "deep/b.md"),
     ]
     assert str(found[3]) == (
-        f"{tmp_path}/deep/b.md:3: not UTF-8 at byte 4 of the line; it reads as cp1252 "
-        "('Bad ÿ.'): set data.sources.encoding=cp1252 if the whole file does"
+        f"{tmp_path}/deep/b.md:3: not UTF-8 at byte 4 of the line; it can be decoded as "
+        "cp1252 ('Bad ÿ.'): in the recipe, add `encoding: cp1252` to this entry of data.sources, "
+        "if the whole file can"
     )
 
 
@@ -212,7 +213,7 @@ def test_beir(tmp_path: Path) -> None:
     with (tmp_path / "qrels" / "train.tsv").open("a") as file:
         file.write("q1\td9\t1\nq1\td1\tyes\n")
     bad = [str(r) for r in read(tmp_path, split="train") if isinstance(r, DataError)]
-    assert bad[0].endswith("train.tsv:3: names document 'd9', which is in no line")
+    assert bad[0].endswith("train.tsv:3: names document 'd9', which is not in corpus.jsonl")
     assert bad[1].endswith("train.tsv:4: score 'yes' is not a number")
     with pytest.raises(DataError, match=r"holds no qrels/dev\.tsv"):
         read(tmp_path, split="dev")

@@ -102,7 +102,7 @@ def test_bad_values_of_an_array_are_bad_rows(tmp_path: Path) -> None:
     assert (good.query, good.id) == ("a", "toy-1")
     assert [str(row) for row in bad] == [
         f"{path}:2: item 2: a record must be a JSON object, not int",
-        f"{path}:2: item 3: holds half a surrogate pair (\\ud...)",
+        f"{path}:2: item 3: contains an unpaired UTF-16 surrogate (\\ud...)",
         f"{path}:2: item 4: a record must be a JSON object, not list",
         f"{path}:2: item 5: query is missing or empty (plain passages go in `text`)",
     ]

@@ -45,7 +45,7 @@ def test_the_newest_whole_checkpoint_of_the_last_stage(
     last = checkpoint(tmp_path, 2, 12)
     unfinished = checkpoint(tmp_path, 2, 99, whole=False)
     assert found(tmp_path) == last
-    assert f"{unfinished.parent} is damaged and passed over: files.json: missing" in caplog.text
+    assert f"{unfinished.parent} is damaged and skipped: files.json: missing" in caplog.text
     assert found(tmp_path / "stage1") == found(first.parent) == found(first) == first
 
 

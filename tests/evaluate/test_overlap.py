@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from lbr_ds.cli import app
 from lbr_ds.config import load
 from lbr_ds.corpora import overlap
-from lbr_ds.errors import DataError
+from lbr_ds.errors import CheckpointError, DataError
 from lbr_ds.evaluate import evaluate
 from lbr_ds.evaluate.overlap import trained_texts
 from lbr_ds.model.bottleneck import prepare_backbone
@@ -94,5 +94,5 @@ def test_the_file_holds_every_training_text(model: Path) -> None:
 @pytest.mark.parametrize("cut", [slice(None, -3), slice(5, None), slice(0, 0)])
 def test_a_damaged_file_is_named(model: Path, tmp_path: Path, cut: slice) -> None:
     (tmp_path / overlap.NAME).write_bytes((model / overlap.NAME).read_bytes()[cut])
-    with pytest.raises(DataError, match=r"trained\.u64: damaged"):
+    with pytest.raises(CheckpointError, match=r"trained\.u64: not a valid trained\.u64; restore"):
         overlap.load(tmp_path)

@@ -137,7 +137,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, size: float) ->
     weights = load_file(source / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], size)
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"the vector of 'the' is not finite or zero"):
+    with pytest.raises(CheckpointError, match=r"the vector of 'the' is zero, not finite or"):
         export(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -63,6 +63,6 @@ def test_what_is_refused_is_one_line(
     with pytest.raises(EnvironmentProblem, match=r"cannot upload to owner/name: .*hf auth login"):
         push(folder, "owner/name")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(EnvironmentProblem, match="cannot upload to owner/name"):
+    with pytest.raises(EnvironmentProblem, match=r"\(check the network and repeat the command\)$"):
         push(folder, "owner/name")
     assert hub.repositories == {}

@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     with caplog.at_level(logging.WARNING, "lbr_ds"):
         assert checkpoint.find(copied, 1, World()) == older
     (line,) = caplog.messages
-    assert f"{newest} is damaged and passed over: {name}: " in line
+    assert f"{newest} is damaged and skipped: {name}: " in line
     assert said in line
     # Ranks that share the reading find it between them.
     assert any(fault(newest, part=rank, parts=3) for rank in range(3))
@@ -114,7 +114,7 @@ def test_training_goes_on_from_the_one_before(trained: RunConfig, copied: RunCon
     (left / "half").write_text("of a file")
     done = run_cli("train", str(copied.run.parent / "recipe.yaml"), "--stage", "1", "--nproc", "2")
     assert done.returncode == 0, done.stderr
-    assert f"step-000006 is damaged and passed over: {OPTIM}" in done.stderr
+    assert f"step-000006 is damaged and skipped: {OPTIM}" in done.stderr
     assert "steps 3 to 6" in done.stderr
     names = {path.name for path in (stage / "checkpoints").iterdir()}
     assert names == {"step-000003", "step-000006", "step-000006.damaged"}

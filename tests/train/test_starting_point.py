@@ -63,7 +63,7 @@ def test_a_damaged_one_is_passed_over(run: RunConfig, caplog: pytest.LogCaptureF
     state = saved(stage1)[1] / "state.json"
     state.write_text(state.read_text().replace("200", "201"))
     assert chosen(run, "best") == "step-000100"
-    assert "step-000200 is damaged and passed over: state.json" in caplog.text
+    assert "step-000200 is damaged and skipped: state.json" in caplog.text
     for path in saved(stage1):
         (path / "files.json").unlink()
     with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged"):
