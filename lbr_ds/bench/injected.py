@@ -183,7 +183,7 @@ def storage_faults(scene: Scene) -> list[Outcome]:
         damage(newest)
         ended = scene.train(place.parent.name, 4, "every.save=100", run=place)
         right = ended.codes == [0, 0] and "steps 2 to 4" in ended.text
-        words = (f"{newest.name} is damaged and passed over", word)
+        words = (f"{newest.name} is damaged and skipped", word)
         found.append(scene.outcome(name, ended, right, *words))
     return found
 

@@ -121,10 +121,11 @@ def _killed(rank: int, number: int, words: Any, signals: list[int]) -> LbrError:
         return stopped
     seen = last_seen(words, rank)
     where = f" ({seen})" if seen else ""
+    # Not "out of memory", by which `bench cluster` knows layouts that need more than there is.
+    hint = "" if number != signal.SIGKILL else "often the host has no memory left for it; "
     lost = LostRank(
-        f"rank {rank} was killed by {name}{where}; SIGKILL often means that the host ran out of "
-        "memory. Run the same command again; training resumes from its last checkpoint, if it has "
-        "saved one"
+        f"rank {rank} was killed by {name}{where}; {hint}run the same command again: training "
+        "resumes from its last checkpoint, if it has saved one"
     )
     tell_all(words, lost.exit_code, str(lost))
     return lost

@@ -313,7 +313,7 @@ def why(printed: str, code: int) -> str:
     """The line of what a configuration's ranks printed that says why it failed."""
     lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
     told = [line.split("lbr-ds: error: ", 1)[1] for line in lines if "lbr-ds: error: " in line]
-    told = [line for line in told if not line.startswith("another rank has ended")]
+    told = [line for line in told if not line.startswith("another rank ended")]
     raised = [line for line in lines if _ERROR.match(line)]
     for line in lines:
         if _MEMORY.search(line):
