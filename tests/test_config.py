@@ -114,7 +114,7 @@ def test_broken_ds_config(content: str, message: str, tmp_path: Path) -> None:
         ("every.evaluate=0", "every.evaluate"),
         ("every.evaluate=often", "every.evaluate"),
         ("evaluation.max_queries=0", "evaluation.max_queries"),
-        ("seed.x=1", "seed is a value, not a part"),
+        ("seed.x=1", "seed is a list or a single value"),
     ],
 )
 def test_bad_overrides_are_named(override: str, message: str) -> None:

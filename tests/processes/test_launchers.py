@@ -117,7 +117,7 @@ def test_every_verb_refuses_too_many_ranks_before_it_does_anything(
     }[verb]
     assert run([*words, "100000"]) == 6
     said = capsys.readouterr().err
-    assert said.startswith("lbr-ds: error: --nproc 100000: this process may use")
+    assert said.startswith("lbr-ds: error: 100000 ranks cannot run on this machine: ")
     assert len(said.splitlines()) == 1
     assert not any(tmp_path.iterdir())
 
