@@ -135,16 +135,15 @@ def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
     do not fill their nodes, and a folder that holds rows of other settings, and EnvironmentProblem
     for more ranks than this machine can run.
     """
+    run = load(sweep.recipe, sweep.overrides)
+    _check(sweep)  # before the folder is made
     with own(sweep.folder, cure="wait until it has ended, or give another folder with --out"):
-        return _run_sweep(sweep, retry)
+        return _run_sweep(sweep, run, retry)
 
 
-def _run_sweep(sweep: Sweep, retry: bool) -> dict[str, Any]:
-    from lbr_ds.bench.cluster.draw import draw
-    from lbr_ds.bench.cluster.table import markdown
+def _check(sweep: Sweep) -> None:
     from lbr_ds.train.launch import check_nproc
 
-    run = load(sweep.recipe, sweep.overrides)
     for way in sweep.scaling:
         if way not in SCALINGS:
             raise ConfigError(f"--scaling {way}: say weak, strong or weak,strong")
@@ -154,6 +153,12 @@ def _run_sweep(sweep: Sweep, retry: bool) -> dict[str, Any]:
             check_nproc(ranks)
     if sweep.gpu:
         find_gpu(sweep.gpu)
+
+
+def _run_sweep(sweep: Sweep, run: RunConfig, retry: bool) -> dict[str, Any]:
+    from lbr_ds.bench.cluster.draw import draw
+    from lbr_ds.bench.cluster.table import markdown
+
     result = _opened(sweep, run)
     if retry:
         result["rows"] = [row for row in result["rows"] if row["reason"] is None]
