@@ -126,8 +126,7 @@ def test_leaks_and_duplicates_are_found_on_the_bare_text(tmp_path: Path) -> None
     run = recipe(tmp_path, sources)
     made = json.loads((Path(run.data.folder) / "curation.json").read_text())
     assert made["dropped_records"]["duplicate"]["count"] == 30
-    trained = overlap.load(Path(run.data.folder))
-    assert trained is not None
+    (trained,) = overlap.load(Path(run.data.folder))
     record = next(iter(read_split(run.data.folder, "cl")))
     assert trained.holds([record.query, record.positives[0]]).all()
     assert not trained.holds([record.asked()]).any()

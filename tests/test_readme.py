@@ -17,7 +17,8 @@ RECIPE = "recipes/medical-1.5b.yaml"
 
 
 def blocks() -> list[str]:
-    return re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    """The code blocks of README.md, whatever their language."""
+    return re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
 def own_domain() -> list[str]:
@@ -41,7 +42,7 @@ def test_own_domain_commands_run(trained: RunConfig, tmp_path: Path) -> None:
         done = run_cli(*(names.get(word, word) for word in words))
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert (trained.run / "report.html").is_file()
-    assert "R@10" in (tmp_path / "model" / "README.md").read_text()
+    assert "Recall@10" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_exported_folder_scores_as_the_run_does(trained: RunConfig, tmp_path: Path) -> None:
@@ -87,3 +88,5 @@ def test_ci_calls_the_readmes_test_command() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert "bash .ci/install-slurm" in ci
     assert re.search(r"^pytest$", ci, re.MULTILINE)
+    for suite in ("kills", "slow", "stacks"):
+        assert f"pytest -m {suite}" in README or f"pytest -n 0 -m {suite}" in README

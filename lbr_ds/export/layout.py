@@ -33,8 +33,10 @@ def write_weights(source: Path, folder: Path, *, causal_lm: bool) -> None:
         CheckpointError: A tensor is missing, such as the head of a folder that has none.
     """
     with torch.device("meta"), no_init_weights():
-        config = AutoConfig.from_pretrained(source)
-        generator = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        generator = AutoModelForCausalLM.from_config(
+            config, dtype=config.dtype, trust_remote_code=False
+        )
     generator.tie_weights()
     module = generator if causal_lm else generator.base_model
     stored, card = Stored(source), Card.load(source)

@@ -90,7 +90,7 @@ def _trace(folder: Path, file: Path) -> None:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     model = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", **SAFE
+        folder, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False, **SAFE
     )
     ids = torch.ones((2, 8), dtype=torch.int64)
     mask = torch.ones_like(ids)

@@ -193,7 +193,7 @@ def test_an_export_keeps_what_its_bottleneck_rows_have_learnt(chain: Chain) -> N
     ids = bottleneck_ids(chain.folder / "export")
     assert ids == bottleneck_ids(chain.folder / "run2" / "backbone")
     for name, tensor in before.items():
-        assert torch.equal(tensor, after[name]), name
+        assert torch.equal(tensor, after[f"model.{name}"]), name
 
 
 def test_the_card_names_data_and_licences_from_anywhere(
