@@ -108,7 +108,9 @@ def add_scores(folder: Path, result: dict[str, Any]) -> None:
         raise ConfigError(f"{path}: the front matter cannot be read ({reason})") from None
     scores = {_key(score): score for score in card.data.eval_results or []}
     for name, task in result["tasks"].items():
-        scores |= {_key(score): score for score in _eval_results(name, task)}
+        own = name in result.get("per_query", {})  # held out by `prepare`, no task of MTEB's
+        made = _eval_results(name, task, name if own else f"mteb/{name}")
+        scores |= {_key(score): score for score in made}
     card.data.model_name = card.data.model_name or folder.resolve().name
     card.data.eval_results = [scores[key] for key in sorted(scores)]
     card.text = _SCORES.sub(lambda m: m[1] + _table(card.data.eval_results) + m[2], card.text)
@@ -119,14 +121,14 @@ def _key(score: EvalResult) -> tuple[str, ...]:
     return (score.dataset_name, score.dataset_split or "", score.metric_type)
 
 
-def _eval_results(name: str, task: dict[str, Any]) -> list[EvalResult]:
+def _eval_results(name: str, task: dict[str, Any], place: str) -> list[EvalResult]:
     """The metrics of one task, in per cent as in MTEB's own cards."""
     metrics = [metric for metric in _METRICS if metric in task]
     kind = "Retrieval" if "ndcg_at_10" in task else str(task.get("metric", "other"))
     size = {k: task[k] for k in ("queries", "documents") if task.get(k) is not None}
     return [
         EvalResult(
-            task_type=kind, dataset_type=f"mteb/{name}", dataset_name=name,
+            task_type=kind, dataset_type=place, dataset_name=name,
             dataset_config="default", dataset_split=task.get("split", "test"),
             dataset_args=size or None, metric_type=metric, metric_name=_METRICS[metric],
             metric_value=round(100 * task[metric], 3),
