@@ -162,7 +162,7 @@ def check_writable(path: Path) -> Path:
 
 
 def named(error: BaseException) -> LbrError:
-    """Return the error that stands for any exception, as one line with a cure and an exit code.
+    """Return the `LbrError` for any exception: one line with a cure and an exit code.
 
     The traceback of one that nobody foresaw is kept in a file, which the line names.
     """
@@ -189,7 +189,7 @@ def _of_the_system(
 ) -> LbrError | None:
     """The line for what the operating system refused; None for any other error.
 
-    An error of several others (shutil.Error, of a whole folder) tells of the first.
+    An error of several others (shutil.Error, of a whole folder) is reported by its first.
     """
     number, file, text = _told(error)
     if number in _SYSTEM:

@@ -2,7 +2,7 @@
 
 `insist` tries again after what may pass, as a broken line or a busy server. `download` is for one
 file whose content nobody knows beforehand: its length is compared with what the server stated, a
-broken one is resumed where it broke, and a page that tells of an error is not taken for data.
+broken one is resumed where it broke, and an error page is not accepted as data.
 Messages show an address without user, password and query.
 """
 
@@ -93,7 +93,7 @@ def open_http(url: str, headers: dict[str, str] | None = None) -> Any:
 def download(url: str, part: Path) -> str:
     """Fetch a file into `part`; returns its sha256 in hex.
 
-    A body that ends early is gone on with where it broke, if the server can; otherwise it starts
+    A body that ends early is resumed where it broke, if the server can do that; otherwise it starts
     over. Raises EnvironmentProblem when it cannot be had whole, DataError when it is not there or a
     web page or another kind of file comes in its place.
     """
@@ -111,7 +111,7 @@ def download(url: str, part: Path) -> str:
 
 
 class _Fetching:
-    """One file on its way; `attempt` goes on with what is there."""
+    """One file on its way; `attempt` resumes from the bytes on disk."""
 
     def __init__(self, url: str, part: Path) -> None:
         self.url, self.part = url, part

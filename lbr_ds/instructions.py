@@ -135,7 +135,7 @@ class Instructions:
 
     @classmethod
     def of(cls, plain: Any) -> Instructions:
-        """What `plain` returned; {} stands for no instructions. Raises TypeError or KeyError."""
+        """What `plain` returned; {} means no instructions. Raises TypeError or KeyError."""
         if not plain:
             return cls()
         rows = tuple(Used(**row) for row in plain["rows"])

@@ -5,8 +5,8 @@
     lineage.unite([first, second])     # of a model that is made from two
 
 A backbone is identified by its content, so it may be moved or renamed, and a changed file at the
-same path is noticed. The hashes of the training texts lie beside, see `corpora/overlap.py`. No
-torch import.
+same path is noticed. The hashes of the training texts are stored beside it (`corpora/overlap.py`).
+This module does not import torch.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class Stock:
 
 
 def find_encoder(model: str, trust_remote_code: bool = False) -> TextVectors:
-    """The encoder that `model` stands for (see `runs.find_model`); nothing is loaded yet.
+    """Return the encoder that `model` names (see `runs.find_model`); nothing is loaded yet.
 
     A name is one that sentence-transformers can fetch. Raises ConfigError for a folder that is
     missing or holds no model, CheckpointError for a damaged one.
