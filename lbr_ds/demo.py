@@ -19,10 +19,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lbr_ds.atomic import write_json
 from lbr_ds.config import RunConfig, load
-from lbr_ds.ownership import own
-from lbr_ds.verb import run_verb
+from lbr_ds.system.atomic import write_json
+from lbr_ds.system.ownership import own
+from lbr_ds.system.subcommand import run_verb
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,17 @@ def _evaluate(run: RunConfig, **models: Path) -> None:
     """Score each model on the same held-out queries; the name is that of its JSON file."""
     for name, model in models.items():
         run_verb(
-            "eval", str(model), "--data", str(run.data.folder), "--max-queries", str(QUERIES),
-            "--examples", str(EXAMPLES), "--out", str(run.run / "eval" / f"{name}.json"),
-        )  # fmt: skip
+            "eval",
+            str(model),
+            "--data",
+            str(run.data.folder),
+            "--max-queries",
+            str(QUERIES),
+            "--examples",
+            str(EXAMPLES),
+            "--out",
+            str(run.run / "eval" / f"{name}.json"),
+        )
 
 
 def _finish(out: Path, run: RunConfig, seconds: dict[str, float]) -> dict[str, Any]:

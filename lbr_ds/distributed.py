@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from lbr_ds import environment
 from lbr_ds.errors import EnvironmentProblem, short
+from lbr_ds.system import environment
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -19,23 +19,29 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from lbr_ds.address import shown
-from lbr_ds.atomic import write_text
 from lbr_ds.config import CONTROL, SPLITS, BottleneckConfig, ModelConfig
+from lbr_ds.config.data import Part
+from lbr_ds.config.validation import explain
 from lbr_ds.errors import CheckpointError, LbrError
-from lbr_ds.explain import explain
-from lbr_ds.locate import known_sha256, locate
-from lbr_ds.masking import masked
 from lbr_ds.shards import Manifest
-from lbr_ds.source import Part
+from lbr_ds.system.atomic import write_text
+from lbr_ds.system.downloads import known_sha256, locate
+from lbr_ds.system.masking import masked
+from lbr_ds.system.urls import shown
 
 NAME = "lineage.json"
 _SHOWN = 8  # digits of a hash in messages
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 # Keys of config.json that say who wrote it, and nothing about the model.
 _WRITERS = ("_name_or_path", "transformers_version")
-_VOCABULARIES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt",
-                 "added_tokens.json")  # fmt: skip
+_VOCABULARIES = (
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "added_tokens.json",
+)
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -70,9 +76,11 @@ class Bottleneck(Part):
     def of(cls, model: ModelConfig, bottleneck: BottleneckConfig) -> Bottleneck:
         """That of a recipe."""
         return cls(
-            count=bottleneck.count, attention=model.attention, pooling=model.pooling,
+            count=bottleneck.count,
+            attention=model.attention,
+            pooling=model.pooling,
             max_length=model.max_length,
-        )  # fmt: skip
+        )
 
 
 class Source(Part):
@@ -120,8 +128,9 @@ class Dataset(Part):
         splits = [name for name in (*SPLITS, CONTROL) if name in manifest.splits]
         sources = [
             {**source, "path": source["path"] if ":" in source.get("path", "") else ""}
-            for source in manifest.sources if source.get("format") != "mine"
-        ]  # fmt: skip
+            for source in manifest.sources
+            if source.get("format") != "mine"
+        ]
         return cls(
             name=Path(shown(place)).name,
             place=shown(place),
@@ -231,8 +240,11 @@ def identify(model: ModelConfig, recorded: Backbone | None = None) -> Backbone |
     if found.is_file():  # one file that is all three
         parts = dict.fromkeys(("config", "tokenizer", "weights"), known_sha256(found))
     else:
-        parts = {"config": _config_hash(found), "tokenizer": tokenizer_hash(found),
-                 "weights": _weights_hash(found)}  # fmt: skip
+        parts = {
+            "config": _config_hash(found),
+            "tokenizer": tokenizer_hash(found),
+            "weights": _weights_hash(found),
+        }
     return Backbone(name=masked(place), num_layers=model.num_layers, **parts)
 
 

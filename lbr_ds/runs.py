@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.errors import CheckpointError, ConfigError
-from lbr_ds.locate import file_sha256, known_sha256
+from lbr_ds.system.downloads import file_sha256, known_sha256
 
 log = logging.getLogger(__name__)
 _PARTS = re.compile(r"\.|backbone|stage[12](/checkpoints(/step-\d+(/model)?)?)?")  # of a run
@@ -73,11 +73,12 @@ def seal_folder(folder: Path, leave: Sequence[str] = ()) -> None:
     """Write a folder's files.json, by which `changed` knows it: all files but those in `leave`."""
     files = {
         path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size, "sha256": file_sha256(path)
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).as_posix() not in (MANIFEST, *leave)
-    }  # fmt: skip
+    }
     (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
 
@@ -93,9 +94,11 @@ def _listed(folder: Path) -> dict[str, tuple[int, str]] | str:
 
 
 def _compare(
-    folder: Path, files: dict[str, tuple[int, str]], read: Sequence[str],
+    folder: Path,
+    files: dict[str, tuple[int, str]],
+    read: Sequence[str],
     digest: Callable[[Path], str],
-) -> str:  # fmt: skip
+) -> str:
     """The first file whose size, or of those in `read` whose content, is not as listed."""
     try:
         for name, (size, _) in files.items():
@@ -170,9 +173,10 @@ def _unchanged(sealed: Path, folder: Path) -> Path:
     """`folder`, when nothing of `sealed` has changed. Raises CheckpointError otherwise."""
     if why := changed(sealed):
         own = (
-            "" if (sealed / "state.json").is_file()
+            ""
+            if (sealed / "state.json").is_file()
             else f", or, if the change is yours, remove its {MANIFEST}"
-        )  # fmt: skip
+        )
         raise CheckpointError(
             f"{sealed}: a file is missing or has changed ({why}); restore it from a copy, or use "
             f"another checkpoint{own}"

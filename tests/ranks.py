@@ -19,15 +19,24 @@ def start_ranks(module: str, world: int, *arguments: str) -> list[subprocess.Pop
     ranks = []
     for rank in range(world):
         env = {
-            **os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", module, *arguments], cwd=ROOT, env=env,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                [sys.executable, "-W", "ignore", "-m", module, *arguments],
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
-        )  # fmt: skip
+        )
     return ranks
 
 
@@ -49,10 +58,14 @@ def run_cli(*arguments: str, file_limit: int = -1, **env: str) -> subprocess.Com
     file_limit: no file may grow beyond so many bytes, as on a full disk.
     """
     return subprocess.run(
-        [sys.executable, "-m", "lbr_ds", *arguments], cwd=ROOT, capture_output=True, text=True,
-        timeout=TIMEOUT_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        [sys.executable, "-m", "lbr_ds", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)),
-    )  # fmt: skip
+    )
 
 
 def free_port() -> int:

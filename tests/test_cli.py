@@ -119,9 +119,14 @@ def test_bad_commands(recipe: Path, arguments: list[str], code: int, words: str)
 def test_non_finite_loss_stops_and_keeps_the_checkpoint(trained: RunConfig, tmp_path: Path) -> None:
     """Decay that turns and enlarges the weights at every step, until they leave fp32's range."""
     recipe = tiny_recipe(
-        tmp_path, stage1__optim__lr=10, stage1__optim__weight_decay=10, every__save=1,
-        stage1__num_steps=30, stage1__optim__min_lr_ratio=1, stage1__optim__warmup_ratio=0,
-    )  # fmt: skip
+        tmp_path,
+        stage1__optim__lr=10,
+        stage1__optim__weight_decay=10,
+        every__save=1,
+        stage1__num_steps=30,
+        stage1__optim__min_lr_ratio=1,
+        stage1__optim__warmup_ratio=0,
+    )
     done = run_cli("train", str(recipe), "--stage", "1", "--nproc", "2")
     assert done.returncode == 5, done.stderr
     assert "gradient norm" in done.stderr
@@ -144,9 +149,20 @@ def test_init_copies_what_a_project_needs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["init", "prepare", "mine", "train", "plan", "doctor", "export", "eval", "report", "reproduce",
-     "demo"],
-)  # fmt: skip
+    [
+        "init",
+        "prepare",
+        "mine",
+        "train",
+        "plan",
+        "doctor",
+        "export",
+        "eval",
+        "report",
+        "reproduce",
+        "demo",
+    ],
+)
 def test_help_has_an_example(verb: str) -> None:
     done = run_cli(verb, "--help")
     assert done.returncode == 0

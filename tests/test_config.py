@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lbr_ds import resources
 from lbr_ds.config import load
+from lbr_ds.config.ds_config import OWNED_BY_RECIPE
 from lbr_ds.errors import ConfigError
-from lbr_ds.layout import OWNED_BY_RECIPE
+from lbr_ds.system import resources
 from lbr_ds.train.engine import load_layout
 from lbr_ds.train.loop import train
 
@@ -19,10 +19,24 @@ DS_CONFIGS = sorted(p.stem for p in resources.folder("ds_configs").glob("*.json"
 
 
 def test_the_promised_files_are_there() -> None:
-    assert {"demo", "medical-1.5b", "chemistry-1.5b", "code-1.5b", "llama3.2-1b",
-            "huatuo-7b"} <= set(RECIPES)  # fmt: skip
-    assert set(DS_CONFIGS) == {"zero1", "zero2", "zero3", "zero3_cpu", "zero3_offload",
-                               "zero3_offload_params", "zero3_nvme", "zero3_zeropp"}  # fmt: skip
+    assert {
+        "demo",
+        "medical-1.5b",
+        "chemistry-1.5b",
+        "code-1.5b",
+        "llama3.2-1b",
+        "huatuo-7b",
+    } <= set(RECIPES)
+    assert set(DS_CONFIGS) == {
+        "zero1",
+        "zero2",
+        "zero3",
+        "zero3_cpu",
+        "zero3_offload",
+        "zero3_offload_params",
+        "zero3_nvme",
+        "zero3_zeropp",
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -142,11 +156,25 @@ def test_overrides_read_numbers_as_people_write_them() -> None:
 
 def test_decisive_moves_with_the_numbers_and_only_with_them() -> None:
     base = load("demo").decisive(1)
-    same = ["run=elsewhere", "every.save=7", "every.evaluate=null", "evaluation.max_queries=3",
-            "stage1.micro_batch_tokens=99", "stage2.num_steps=5", "data.workers=0",
-            "model.activation_checkpointing=true", "lora.alpha=8"]  # fmt: skip
-    other = ["seed=1", "stage1.num_steps=7", "stage1.optim.lr=1", "bottleneck.count=2",
-             "model.num_layers=1", "lora.rank=4"]  # fmt: skip
+    same = [
+        "run=elsewhere",
+        "every.save=7",
+        "every.evaluate=null",
+        "evaluation.max_queries=3",
+        "stage1.micro_batch_tokens=99",
+        "stage2.num_steps=5",
+        "data.workers=0",
+        "model.activation_checkpointing=true",
+        "lora.alpha=8",
+    ]
+    other = [
+        "seed=1",
+        "stage1.num_steps=7",
+        "stage1.optim.lr=1",
+        "bottleneck.count=2",
+        "model.num_layers=1",
+        "lora.rank=4",
+    ]
     assert all(load("demo", [o]).decisive(1) == base for o in same)
     assert all(load("demo", [o]).decisive(1) != base for o in other)
     base = load("demo").decisive(2)

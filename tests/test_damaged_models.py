@@ -15,9 +15,9 @@ from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import CheckpointError
 from lbr_ds.evaluate import load_model
 from lbr_ds.export import export
-from lbr_ds.locate import file_sha256
 from lbr_ds.mining.encoders import find_encoder
 from lbr_ds.model.bottleneck import prepare_backbone
+from lbr_ds.system.downloads import file_sha256
 from tests.tiny import backbone
 
 
@@ -65,9 +65,12 @@ def test_a_checkpoint_with_flipped_bytes_is_never_used(
     older, newer = runs.saved(run / "stage2")
     flip(newer / "model" / "model.safetensors")
     for place in (newer, newer / "model"):
-        with pytest.raises(CheckpointError, match=rf"{newer}: a file is missing or has changed "
-                           r"\(model/model.safetensors: its contents have changed.*another checkp"
-                           r"oint$"):  # fmt: skip
+        with pytest.raises(
+            CheckpointError,
+            match=rf"{newer}: a file is missing or has changed "
+            r"\(model/model.safetensors: its contents have changed.*another checkp"
+            r"oint$",
+        ):
             read(place)
     for place in (run, run / "stage2"):
         assert runs.find_model(str(place)).folder == older / "model"
@@ -79,10 +82,11 @@ def test_a_checkpoint_with_flipped_bytes_is_never_used(
 
 def test_what_is_read_is_verified_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LBR_DS_CACHE", str(run.parent / "cache"))
-    monkeypatch.setattr("lbr_ds.locate._SETTLED", 0)
+    monkeypatch.setattr("lbr_ds.system.downloads._SETTLED", 0)
     read: list[str] = []
     monkeypatch.setattr(
-        "lbr_ds.locate.file_sha256", lambda path: read.append(path.name) or file_sha256(path)
+        "lbr_ds.system.downloads.file_sha256",
+        lambda path: read.append(path.name) or file_sha256(path),
     )
     found = runs.model_folder(run)
     assert {"model.safetensors", "config.json", "state.json"} <= set(read)

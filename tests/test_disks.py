@@ -21,8 +21,12 @@ from tests.tiny import tiny_recipe
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
 LINE = "lbr-ds: error: "
-WHY = ("no space is left on the disk", "the file system is read-only", "No space left on device",
-       "Read-only file system")  # fmt: skip
+WHY = (
+    "no space is left on the disk",
+    "the file system is read-only",
+    "No space left on device",
+    "Read-only file system",
+)
 
 
 def command(*arguments: str) -> tuple[int, list[str]]:
@@ -109,9 +113,13 @@ def test_no_verb_is_left_out() -> None:
 @pytest.mark.parametrize("spoil", [fill, lock], ids=["full", "read-only"])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_disk_that_takes_nothing(
-    verb: str, spoil: Callable[[Path], None], recipe: Path, trained: RunConfig, tmp_path: Path,
+    verb: str,
+    spoil: Callable[[Path], None],
+    recipe: Path,
+    trained: RunConfig,
+    tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     data = recipe.parent / "data"
     with disk(tmp_path / "disk", "4m") as bad:
         if verb == "mine":
@@ -136,9 +144,17 @@ def test_a_disk_that_fills_up_in_training(room: str, recipe: Path, tmp_path: Pat
     """At whatever file it happens; the checkpoints that were saved stay whole."""
     with disk(tmp_path / "disk", room) as bad:
         code, lines = command(
-            "train", str(recipe), "--stage", "1", "--nproc", "1", f"run={bad}/run", "every.save=1",
-            "every.keep=6", "stage1.num_steps=6",
-        )  # fmt: skip
+            "train",
+            str(recipe),
+            "--stage",
+            "1",
+            "--nproc",
+            "1",
+            f"run={bad}/run",
+            "every.save=1",
+            "every.keep=6",
+            "stage1.num_steps=6",
+        )
         errors = [line for line in lines if line.startswith(LINE)]
         assert code in (4, 6), lines
         assert len(errors) == 1, lines

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch.distributed as dist
 
-from lbr_ds import environment
 from lbr_ds.distributed import agree
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.system import environment
 
 
 def test_a_rank_with_other_versions_says_so() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import lbr_ds
-from lbr_ds import environment, locate
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.system import downloads as locate
+from lbr_ds.system import environment
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -39,8 +40,10 @@ def test_a_commit_is_installed_again_by_its_hash(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_archive_is_installed_again_by_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = {"url": "https://example.org/lbr_ds-1-py3-none-any.whl",
-              "archive_info": {"hashes": {"sha256": "ab"}}}  # fmt: skip
+    origin = {
+        "url": "https://example.org/lbr_ds-1-py3-none-any.whl",
+        "archive_info": {"hashes": {"sha256": "ab"}},
+    }
     facts = recorded(monkeypatch, origin)
     assert facts["install"] == f"pip install '{origin['url']}#sha256=ab'"
     local = recorded(monkeypatch, {**origin, "url": "file:///home/me/lbr_ds-1-py3-none-any.whl"})

@@ -34,8 +34,8 @@ from lbr_ds.errors import (
     LbrError,
     short,
 )
-from lbr_ds.failures import named, reading, writing
-from lbr_ds.resources import find
+from lbr_ds.system.failures import named, reading, writing
+from lbr_ds.system.resources import find
 from lbr_ds.train.watch import Watch
 from tests.ranks import run_cli
 from tests.test_disks import command
@@ -163,7 +163,7 @@ def test_the_command_line_says_it_once(
         raise KeyError("of ours")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("lbr_ds.resources.copy_all", broken)
+    monkeypatch.setattr("lbr_ds.system.resources.copy_all", broken)
     code, lines = command("init", str(tmp_path / "a"))
     assert (code, len(lines)) == (1, 1)
     assert lines[0].startswith("lbr-ds: error: unexpected error, probably a bug in lbr-ds")
@@ -182,8 +182,10 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "lbr_ds", "plan", "demo", "--nodes", "1", "--gpus", "1"],
-        stdout=write, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
 

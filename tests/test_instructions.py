@@ -96,11 +96,19 @@ def test_a_source_gives_and_a_record_overrides(tmp_path: Path) -> None:
     lines = named(30, "own")
     lines[0] |= {"instruction": "Else: "}
     lines[1] |= {"instruction": "", "document_instruction": "Doc: "}
-    text = source(tmp_path, "texts", [{"text": f"a plain passage {n}"} for n in range(9)],
-                  instruction={"query": "Q: ", "document": "P: "})  # fmt: skip
-    table = source(tmp_path, "table", [
-        {"q": f"asked {n}", "a": f"told {n}", "how": "H: " if n == 0 else ""} for n in range(9)
-    ], columns=HOW, instruction="T: ")  # fmt: skip
+    text = source(
+        tmp_path,
+        "texts",
+        [{"text": f"a plain passage {n}"} for n in range(9)],
+        instruction={"query": "Q: ", "document": "P: "},
+    )
+    table = source(
+        tmp_path,
+        "table",
+        [{"q": f"asked {n}", "a": f"told {n}", "how": "H: " if n == 0 else ""} for n in range(9)],
+        columns=HOW,
+        instruction="T: ",
+    )
     run = recipe(tmp_path, [source(tmp_path, "own", lines, instruction=BOTH), text, table])
     found = [r for name in ("gl", "cl", "eval") for r in read_split(run.data.folder, name)]
     by_id = {r.id: (r.instruction, r.document_instruction) for r in found}
@@ -134,8 +142,15 @@ def test_leaks_and_duplicates_are_found_on_the_bare_text(tmp_path: Path) -> None
 
 def test_batches_have_the_template_on_both_sides(run: RunConfig) -> None:
     encoder = text_encoder(run)
-    record = Record("r", "s", query="a fever", positives=["a cure"], negatives=["no cure"],
-                    instruction=QUERY, document_instruction=DOCUMENT)  # fmt: skip
+    record = Record(
+        "r",
+        "s",
+        query="a fever",
+        positives=["a cure"],
+        negatives=["no cure"],
+        instruction=QUERY,
+        document_instruction=DOCUMENT,
+    )
     pairs = contrastive_pairs([record], [0], encoder, 2)
     texts = [QUERY + "a fever", *(DOCUMENT + t for t in ("a cure", "no cure", "a cure"))]
     assert [s.context for s in pairs.sequences] == encoder.contexts(texts)
@@ -143,8 +158,11 @@ def test_batches_have_the_template_on_both_sides(run: RunConfig) -> None:
     bare_pairs = contrastive_pairs([plain], [0], encoder, 2)
     assert torch.equal(pairs.text, bare_pairs.text)
     assert torch.equal(pairs.known, bare_pairs.known)
-    for objective, x in {"sft": QUERY + "a fever", "uncut": QUERY + "a fever",
-                         "reconstruct": DOCUMENT + "a cure"}.items():  # fmt: skip
+    for objective, x in {
+        "sft": QUERY + "a fever",
+        "uncut": QUERY + "a fever",
+        "reconstruct": DOCUMENT + "a cure",
+    }.items():
         made = generative_sequence(record, objective, encoder, turn=0, max_target_length=9)
         assert made.context == encoder.contexts([x])[0]
         assert made.target == encoder.target("a cure", 9)
@@ -161,9 +179,13 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = tmp_path_factory.mktemp("mean")
     sources = [source(folder, "cases", named(40, "cases"), instruction=BOTH)]
     return recipe(
-        folder, sources, model__pooling="mean", model__pool_instruction=False,
-        bottleneck__count=0, stage1__objective="gl",
-    )  # fmt: skip
+        folder,
+        sources,
+        model__pooling="mean",
+        model__pool_instruction=False,
+        bottleneck__count=0,
+        stage1__objective="gl",
+    )
 
 
 def test_mean_pooling_leaves_out_the_instruction(mean: RunConfig) -> None:
@@ -226,8 +248,9 @@ def test_an_instruction_without_room_is_refused_before_training(tmp_path: Path) 
 
 
 def _like(encoder: TextEncoder, max_length: int) -> TextEncoder:
-    return TextEncoder(encoder.tokenizer, max_length=max_length,
-                       num_bottleneck=encoder.num_bottleneck)  # fmt: skip
+    return TextEncoder(
+        encoder.tokenizer, max_length=max_length, num_bottleneck=encoder.num_bottleneck
+    )
 
 
 def _error(encoder: TextEncoder, record: Record) -> DataError | None:
@@ -264,9 +287,13 @@ def test_one_instruction_is_the_default_and_several_are_named() -> None:
     several = Instructions(rows)
     assert several.unsettled() == ["query", "document"]
     assert several.prompts() == {
-        "query": "", "document": "", "query-a": "Q: ", "query-a-2": "R: ", "query-b": "Q: ",
+        "query": "",
+        "document": "",
+        "query-a": "Q: ",
+        "query-a-2": "R: ",
+        "query-b": "Q: ",
         "document-a": "D: ",
-    }  # fmt: skip
+    }
     assert several.of_source("b", "model").prompts() == {"query": "Q: ", "document": ""}
     assert several.within("gl").prompts() == {"query": "Q: ", "document": ""}
     with pytest.raises(ConfigError, match=r"-of c: model was not .* choose one of: a, b"):
@@ -310,10 +337,14 @@ def by_mteb(model: Any, texts: list[str], side: str) -> np.ndarray:
     inputs: Any = DataLoader(Dataset.from_dict({"text": texts}), batch_size=5)
     return np.asarray(
         model.encode(
-            inputs, task_metadata=official_tasks(["NFCorpus"])[0].metadata, hf_split="test",
-            hf_subset="default", prompt_type=PromptType(side), show_progress_bar=False,
+            inputs,
+            task_metadata=official_tasks(["NFCorpus"])[0].metadata,
+            hf_split="test",
+            hf_subset="default",
+            prompt_type=PromptType(side),
+            show_progress_bar=False,
         )
-    )  # fmt: skip
+    )
 
 
 def weights(run: RunConfig, split: str = "cl") -> Path:
@@ -359,8 +390,7 @@ def test_one_vector_everywhere(name: str, request: pytest.FixtureRequest, tmp_pa
         }
         for encoder in (own, exported):
             with recorded(encoder, task) as seen:
-                mteb.evaluate(encoder, task, cache=None, co2_tracker=False,
-                              show_progress_bar=False)  # fmt: skip
+                mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False)
             known = {
                 bare(t): seen[side][i]
                 for i, t in (
@@ -388,8 +418,11 @@ def test_several_instructions_are_listed_and_none_is_the_default(
     assert "query-two" in line
     general = json.loads((tmp_path / "model" / "config_sentence_transformers.json").read_text())
     assert general["prompts"] == {
-        "query": "", "document": "D: ", "query-one": "one: ", "query-two": "two: ",
-    }  # fmt: skip
+        "query": "",
+        "document": "D: ",
+        "query-one": "one: ",
+        "query-two": "two: ",
+    }
     card = (tmp_path / "model" / "README.md").read_text()
     for part in ('| `query-two` | `"two: "` |', 'prompt_name="NAME"', "| `query` | none |"):
         assert part in card

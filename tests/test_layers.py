@@ -12,26 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "lbr_ds"
 # A room may import those before it.
 ORDER = [
     "errors",
-    "masking",
-    "failures",
-    "children",
-    "strict",
-    "markdown",
+    "system",
     "instructions",
     "records",
-    "address",
-    "ownership",
-    "atomic",
-    "resources",
-    "explain",
-    "scores",
-    "fetch",
-    "locate",
     "runs",
-    "environment",
-    "source",
     "config",
-    "layout",
     "flops",
     "shards",
     "lineage",
@@ -42,23 +27,31 @@ ORDER = [
     "objectives",
     "evaluate",
     "train",
-    "check_export",
     "export",
     "mining",
-    "verb",
     "report",
     "reproduce",
     "plan",
     "doctor",
     "bench",
-    "console",
     "demo",
     "cli",
     "__main__",
 ]
 # Rooms that may import torch when they are imported.
-TORCH = {"batching", "model", "distributed", "objectives", "evaluate", "train", "export", "mining",
-         "doctor", "bench", "__main__"}  # fmt: skip
+TORCH = {
+    "batching",
+    "model",
+    "distributed",
+    "objectives",
+    "evaluate",
+    "train",
+    "export",
+    "mining",
+    "doctor",
+    "bench",
+    "__main__",
+}
 NO_TORCH = [name for name in ORDER if name not in TORCH]
 DOORS = {
     "onnx": {"export/onnx_graph.py"},
@@ -71,10 +64,15 @@ DOORS = {
     "bm25s": {"mining/bm25.py"},
     # evaluate: the types that mteb takes; bench: those of sentence-transformers' trainer
     "datasets": {"corpora", "evaluate", "bench"},
-    "yaml": {"strict.py", "config.py", "export/card.py"},
+    "yaml": {"system/strict.py", "config/recipe.py", "export/card.py"},
 }
-FORBIDDEN = {("evaluate", "train"), ("model", "distributed"), ("batching", "shards"),
-             ("mining", "train"), ("mining", "evaluate")}  # fmt: skip
+FORBIDDEN = {
+    ("evaluate", "train"),
+    ("model", "distributed"),
+    ("batching", "shards"),
+    ("mining", "train"),
+    ("mining", "evaluate"),
+}
 MAX_FILE, MAX_FUNCTION = 350, 60
 
 

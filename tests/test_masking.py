@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lbr_ds.address import shown
-from lbr_ds.masking import masked
+from lbr_ds.system.masking import masked
+from lbr_ds.system.urls import shown
 
 WORD = "open-sesame"
 HIDDEN = [
@@ -18,8 +18,10 @@ HIDDEN = [
     (f"'https://me:{WORD}@host/a', 'b@c'", "'https://host/a', 'b@c'"),
     (f"https://a:{WORD}@h1/x,https://b:{WORD}@h2/y", "https://h1/x,https://h2/y"),
     (f"https://{WORD}@github.com/x/y", "https://github.com/x/y"),
-    (f"pip install --index-url https://u:{WORD}@h/simple x", "pip install --index-url "
-     "https://h/simple x"),
+    (
+        f"pip install --index-url https://u:{WORD}@h/simple x",
+        "pip install --index-url https://h/simple x",
+    ),
     # shells
     (f"export HF_TOKEN={WORD} # mine", "export HF_TOKEN=*** # mine"),
     (f"export GITHUB_PAT={WORD}", "export GITHUB_PAT=***"),
@@ -58,24 +60,54 @@ HIDDEN = [
     ("use xoxb-123456789012-abcdef now", "use *** now"),
     ("use eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc-def now", "use *** now"),
     ("Bearer abcdefgh12345678", "Bearer ***"),
-    ("-----BEGIN RSA PRIVATE KEY-----\nMIIEabc\n-----END RSA PRIVATE KEY-----\nrest",
-     "-----BEGIN RSA PRIVATE KEY-----***\nrest"),
+    (
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIEabc\n-----END RSA PRIVATE KEY-----\nrest",
+        "-----BEGIN RSA PRIVATE KEY-----***\nrest",
+    ),
     ("-----BEGIN PRIVATE KEY-----\nMIIEabc", "-----BEGIN PRIVATE KEY-----***"),
-]  # fmt: skip
+]
 
 KEPT = [
-    "stage1.micro_batch_tokens=256; tokens: 5", "wheel:a==1.0/f#sha256=00 me@host a://b/c",
-    "passwd: no", "password: none", "eos_token='</s>'", "eos_token: </s>", "pad_token=None",
-    "max_tokens=4096", "data.max_tokens=512 data.min_tokens=3", "--tokens 4096,8192",
-    "tokenizer: my-tokenizer-2024", "num_tokens=123456789", "token_ids=[1234567890]",
-    "unknown token: foo", "token 5 of 7", "special_tokens_map.json", "target_tokens: 12345678",
-    "http://host:8080/a@b", "hf:org/name@main", "https://host/a/b#sha256=ab", "s3://bucket/a@b/c",
-    "PWD=/home/me/x", "export HF_HOME=/x", "export TOKENIZERS_PARALLELISM=false", "sort_key=abc",
-    "the basic knowledge of liver", "Basic understanding of chemistry", "a secret garden",
-    "Bearer certificates are rare", "secretary: Jane", "author: me", "authorization is needed",
-    "risk-assessment-of-2020-and-more-x", "task-0123456789-abcdefghijkl", "monkey=1", "bypass: 3",
-    "HF_TOKEN=$HF_TOKEN", "password=${PASSWORD}", "#SBATCH --account=abc --partition=gpu",
-]  # fmt: skip
+    "stage1.micro_batch_tokens=256; tokens: 5",
+    "wheel:a==1.0/f#sha256=00 me@host a://b/c",
+    "passwd: no",
+    "password: none",
+    "eos_token='</s>'",
+    "eos_token: </s>",
+    "pad_token=None",
+    "max_tokens=4096",
+    "data.max_tokens=512 data.min_tokens=3",
+    "--tokens 4096,8192",
+    "tokenizer: my-tokenizer-2024",
+    "num_tokens=123456789",
+    "token_ids=[1234567890]",
+    "unknown token: foo",
+    "token 5 of 7",
+    "special_tokens_map.json",
+    "target_tokens: 12345678",
+    "http://host:8080/a@b",
+    "hf:org/name@main",
+    "https://host/a/b#sha256=ab",
+    "s3://bucket/a@b/c",
+    "PWD=/home/me/x",
+    "export HF_HOME=/x",
+    "export TOKENIZERS_PARALLELISM=false",
+    "sort_key=abc",
+    "the basic knowledge of liver",
+    "Basic understanding of chemistry",
+    "a secret garden",
+    "Bearer certificates are rare",
+    "secretary: Jane",
+    "author: me",
+    "authorization is needed",
+    "risk-assessment-of-2020-and-more-x",
+    "task-0123456789-abcdefghijkl",
+    "monkey=1",
+    "bypass: 3",
+    "HF_TOKEN=$HF_TOKEN",
+    "password=${PASSWORD}",
+    "#SBATCH --account=abc --partition=gpu",
+]
 
 
 @pytest.mark.parametrize(("text", "wanted"), HIDDEN)

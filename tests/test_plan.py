@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
-from lbr_ds import layout, resources
 from lbr_ds.batching import Sequence, pack
 from lbr_ds.config import LoraConfig, load
+from lbr_ds.config import ds_config as layout
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.errors import ConfigError, EnvironmentProblem
-from lbr_ds.layout import Layout
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.model.lora import adapt
@@ -28,6 +28,7 @@ from lbr_ds.plan.memory import activations, memory_of
 from lbr_ds.plan.pace import traffic_of
 from lbr_ds.plan.shape import adapted, find, known, of_config, shape_of
 from lbr_ds.plan.work import Work, work_of
+from lbr_ds.system import resources
 from tests.ranks import run_cli
 from tests.tiny import FAMILIES, SHAPE, tiny_recipe
 
@@ -80,8 +81,13 @@ def test_activations_are_what_autograd_saves(
     """Bytes of the distinct storages that a forward keeps, parameters apart."""
     dtype = torch.bfloat16 if width == 2 else torch.float32
     # As many heads for keys as for queries: the CPU's attention would repeat keys, GPUs' do not.
-    sizes = {"num_key_value_heads": 4, "hidden_size": 128, "intermediate_size": 352,
-             "num_hidden_layers": 3, "head_dim": 32}  # fmt: skip
+    sizes = {
+        "num_key_value_heads": 4,
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 3,
+        "head_dim": 32,
+    }
     model = module(family, dtype=dtype, **sizes)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -102,9 +108,11 @@ def test_activations_are_what_autograd_saves(
     embedder = Embedder(model, Card(4, 64, "last", "causal"))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         states = embedder.backbone.base_model(
-            input_ids=batch.ids, position_ids=batch.positions, use_cache=False,
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            use_cache=False,
             segments=batch.segments,
-        ).last_hidden_state  # fmt: skip
+        ).last_hidden_state
     assert states.shape[1] == batch.num_tokens
     shape = of_config(model.config.to_dict(), family)
     work = Work(
@@ -153,8 +161,10 @@ def test_flops_with_adapters_are_those_that_torch_counts() -> None:
 
 def test_pairs_of_a_mixture_are_the_mean() -> None:
     """Three parts cut at the bottleneck, one part plain; pairs counted on the masks themselves."""
-    run = load("huatuo-7b", ["model.max_length=8", "stage1.max_target_length=5",
-                             "stage1.objective={sft: 3, gl: 1}"])  # fmt: skip
+    run = load(
+        "huatuo-7b",
+        ["model.max_length=8", "stage1.max_target_length=5", "stage1.objective={sft: 3, gl: 1}"],
+    )
     plain = torch.ones(13, 13).tril()
     cut = plain.clone()
     cut[8:, : 8 - run.bottleneck.count] = 0
@@ -167,8 +177,7 @@ def test_traffic_by_hand() -> None:
     shape = find(run.model, run.bottleneck.count)
     work = work_of(run, 1, 32)
     assert (work.sequences, work.length, work.micro_batches) == (8, 1024, 1)
-    traffic = traffic_of(shape, layout.load("zero3"), work,
-                         Cluster(4, 8, find_gpu("h100")))  # fmt: skip
+    traffic = traffic_of(shape, layout.load("zero3"), work, Cluster(4, 8, find_gpu("h100")))
     weights = 2 * shape.total
     assert traffic.links == pytest.approx(3 * weights * 31 / 32)
     assert traffic.network == pytest.approx(3 * weights * (3 / 4) / 8)
@@ -202,8 +211,7 @@ def test_states_by_hand() -> None:
     work = work_of(run, 1, 8)
 
     def states(name: str) -> Any:
-        return memory_of(shape, layout.load(name), work, world=8,
-                         checkpointing=True)  # fmt: skip
+        return memory_of(shape, layout.load(name), work, world=8, checkpointing=True)
 
     share = shape.total / 8
     whole = 2 * shape.persistent(100_000)
@@ -261,8 +269,7 @@ def test_adapters_states_by_hand() -> None:
     assert (shape.learnt, shape.total) == (learnt, shape_of(whole).total + learnt)
 
     def found(shape: Any, name: str) -> Any:
-        return memory_of(shape, layout.load(name), work, world=8,
-                         checkpointing=True)  # fmt: skip
+        return memory_of(shape, layout.load(name), work, world=8, checkpointing=True)
 
     stays = found(shape, "zero3").stays
     assert stays["gradients"] == pytest.approx(2 * learnt / 8, rel=1e-4)
@@ -307,8 +314,11 @@ def test_seven_billion_on_eight_h100_is_near_what_others_publish() -> None:
 
 
 # A CPU that knows no bf16 takes seconds for a row of a table's gradient.
-SHORT_STEP = ["stage1.max_target_length=4", "stage1.micro_batch_tokens=36",
-              "stage2.micro_batch_tokens=64"]  # fmt: skip
+SHORT_STEP = [
+    "stage1.max_target_length=4",
+    "stage1.micro_batch_tokens=36",
+    "stage2.micro_batch_tokens=64",
+]
 
 
 def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
@@ -317,24 +327,46 @@ def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
     # 15 MB of weights: small for a test, large beside what an allocator loses; and a table of
     # 150 MB that no bucket holds, whose gradient's copies outweigh all the rest.
     for name, size, layers in (("shape", 4_000, 4), ("table", 300_000, 1)):
-        AutoConfig.for_model("llama", **{**SHAPE, "vocab_size": size, "hidden_size": 256,
-                             "intermediate_size": 768, "num_hidden_layers": layers}
-                             ).save_pretrained(tmp_path / name)  # fmt: skip
+        AutoConfig.for_model(
+            "llama",
+            **{
+                **SHAPE,
+                "vocab_size": size,
+                "hidden_size": 256,
+                "intermediate_size": 768,
+                "num_hidden_layers": layers,
+            },
+        ).save_pretrained(tmp_path / name)
     small = layout.read("zero3_cpu")
     small["bf16"] = {"enabled": True}
     small["zero_optimization"]["reduce_bucket_size"] = 1_000_000
     (tmp_path / "small.json").write_text(json.dumps(small))
     layouts: list[tuple[int, str, str, list[str]]]
-    layouts = [(1, "zero3_cpu", "shape", []), (2, "zero3_cpu", "shape", []),
-               (2, "zero3_cpu", "shape", ["lora.rank=16"]),
-               (2, str(tmp_path / "small.json"), "table", SHORT_STEP)]  # fmt: skip
+    layouts = [
+        (1, "zero3_cpu", "shape", []),
+        (2, "zero3_cpu", "shape", []),
+        (2, "zero3_cpu", "shape", ["lora.rank=16"]),
+        (2, str(tmp_path / "small.json"), "table", SHORT_STEP),
+    ]
     if shutil.which(os.environ.get("CXX", "c++")):  # DeepSpeed compiles its Adam for the host
         layouts.append((2, "zero3_offload_params", "shape", []))
     for ranks, name, shape, more in layouts:
         out = tmp_path / "found.json"
-        done = run_cli("plan", recipe, "--nodes", "1", "--gpus", str(ranks), "--check",
-                       "--config", str(tmp_path / shape), "--json", str(out),
-                       f"engine.ds_config={name}", *more)  # fmt: skip
+        done = run_cli(
+            "plan",
+            recipe,
+            "--nodes",
+            "1",
+            "--gpus",
+            str(ranks),
+            "--check",
+            "--config",
+            str(tmp_path / shape),
+            "--json",
+            str(out),
+            f"engine.ds_config={name}",
+            *more,
+        )
         assert done.returncode == 0, done.stderr
         found = json.loads(out.read_text())
         assert found["ranks"] == ranks

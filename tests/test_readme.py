@@ -71,8 +71,15 @@ def test_named_files_exist() -> None:
 def test_rooms_of_the_map_are_the_rooms_there_are() -> None:
     told = set(re.findall(r"`(\w+(?:/|\.py))`", README[README.index("## How it is built") :]))
     there = {p.name + "/" if p.is_dir() else p.name for p in (ROOT / "lbr_ds").iterdir()}
-    there -= {"__init__.py", "__main__.py", "__pycache__/", "py.typed", "resources.py",
-              "environment.py", "templates/"}  # fmt: skip
+    there -= {
+        "__init__.py",
+        "__main__.py",
+        "__pycache__/",
+        "py.typed",
+        "resources.py",
+        "environment.py",
+        "templates/",
+    }
     assert there <= told
 
 

@@ -12,12 +12,13 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lbr_ds import layout, resources
 from lbr_ds.config import RunConfig, load
+from lbr_ds.config import ds_config as layout
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.plan.cluster import Gpu
 from lbr_ds.shards import Manifest
-from lbr_ds.strict import read_json, read_yaml
+from lbr_ds.system import resources
+from lbr_ds.system.strict import read_json, read_yaml
 from lbr_ds.train.negatives import check_negatives
 from tests.shards.server import serve
 from tests.test_disks import command
@@ -42,8 +43,12 @@ def bounds(annotation: Any, metadata: list[Any]) -> list[tuple[Any, set[str]]]:
         flat = [m for one in more for m in (one.metadata if isinstance(one, FieldInfo) else [one])]
         return bounds(inner, [*metadata, *flat])
     if annotation in (int, float):
-        sides = {annotated_types.Ge: "low", annotated_types.Gt: "low", annotated_types.Le: "high",
-                 annotated_types.Lt: "high"}  # fmt: skip
+        sides = {
+            annotated_types.Ge: "low",
+            annotated_types.Gt: "low",
+            annotated_types.Le: "high",
+            annotated_types.Lt: "high",
+        }
         return [(annotation, {sides[type(m)] for m in metadata if type(m) in sides})]
     if typing.get_origin(annotation) is typing.Literal:
         return []
@@ -131,15 +136,17 @@ def test_what_yaml_would_read_otherwise(tmp_path: Path) -> None:
         ("name=5", "name: Input should be a valid string; put it in quotes"),
         (f"name={'x' * 9999}", "name: String should have at most 200 characters"),
         ("a..b=1", "not of the form key.sub=value"),
-        ("stage2={from: a, start_from: b, samples_per_step: 1, optim: {lr: 1}}",
-         "from and start_from are the same key"),
+        (
+            "stage2={from: a, start_from: b, samples_per_step: 1, optim: {lr: 1}}",
+            "from and start_from are the same key",
+        ),
         ('engine.ds_config="a\\0b"', "engine.ds_config: holds a null character"),
         ("data.folder=http://[::1/x", "data.folder: not a valid address"),
         ("data.sources=[{path: 'http://[::1/x'}]", "data.sources.0.path: not a valid address"),
         ("data.sources=[{path: 'https://me:pass-ed/by@h/x'}]", "characters of a password as"),
         ("data.folder=~nobody-here/x", "no home folder is known for '~nobody-here'"),
     ],
-)  # fmt: skip
+)
 def test_an_override_that_means_nothing(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load("demo", [override])
@@ -185,9 +192,15 @@ def test_the_home_folder_is_known_to_every_path(
 ) -> None:
     """In a recipe, in an override and on the command line."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    keys = {"run": "run", "data.folder": "data.folder", "model.backbone": "model.backbone",
-            "mining.model": "mining.model", "mining.guide": "mining.guide",
-            "engine.ds_config": "engine.ds_config", "stage2.from": "stage2.start_from"}  # fmt: skip
+    keys = {
+        "run": "run",
+        "data.folder": "data.folder",
+        "model.backbone": "model.backbone",
+        "mining.model": "mining.model",
+        "mining.guide": "mining.guide",
+        "engine.ds_config": "engine.ds_config",
+        "stage2.from": "stage2.start_from",
+    }
     run = load("demo", [f"{key}=~/x" for key in keys] + ["data.sources=[{path: ~/x}]"])
     for name in [*keys.values(), "data.sources"]:
         value: Any = run
@@ -211,7 +224,7 @@ def test_a_source_behind_a_password_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lbr_ds.errors import EnvironmentProblem
-    from lbr_ds.locate import locate
+    from lbr_ds.system.downloads import locate
 
     monkeypatch.setenv("LBR_DS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "web").mkdir()

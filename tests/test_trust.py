@@ -15,12 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from lbr_ds import environment
 from lbr_ds.config import BottleneckConfig, ModelConfig, load
 from lbr_ds.errors import ConfigError, LbrError
 from lbr_ds.evaluate.models import _runs_own_code, load_model
 from lbr_ds.mining.encoders import find_encoder
 from lbr_ds.model.bottleneck import prepare_backbone
+from lbr_ds.system import environment
 from tests.ranks import run_cli
 from tests.shards.server import serve
 from tests.test_layers import modules
@@ -50,14 +50,23 @@ def pickled_layer(folder: Path, sign: Path) -> Path:
     backbone(folder)
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")]
     types = "sentence_transformers.models"
-    listed = [{"idx": i, "name": str(i), "path": path, "type": f"{types}.{kind}"}
-              for i, (path, kind) in enumerate(modules)]  # fmt: skip
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"{types}.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ]
     (folder / "modules.json").write_text(json.dumps(listed))
     for path, config in (
         ("1_Pooling", {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}),
-        ("2_Dense", {"in_features": 32, "out_features": 8, "bias": True,
-                     "activation_function": "torch.nn.modules.linear.Identity"}),
-    ):  # fmt: skip
+        (
+            "2_Dense",
+            {
+                "in_features": 32,
+                "out_features": 8,
+                "bias": True,
+                "activation_function": "torch.nn.modules.linear.Identity",
+            },
+        ),
+    ):
         (folder / path).mkdir()
         (folder / path / "config.json").write_text(json.dumps(config))
     torch.save({"linear.weight": Planted(sign)}, folder / "2_Dense" / "pytorch_model.bin")
@@ -68,9 +77,14 @@ def own_code(folder: Path, sign: Path) -> Path:
     """A backbone whose config asks for a module of its own."""
     path = backbone(folder) / "config.json"
     config = json.loads(path.read_text())
-    config |= {"model_type": "planted", "auto_map": {"AutoConfig": "evil.Config",
-                                                     "AutoModelForCausalLM": "evil.Model",
-                                                     "AutoModel": "evil.Model"}}  # fmt: skip
+    config |= {
+        "model_type": "planted",
+        "auto_map": {
+            "AutoConfig": "evil.Config",
+            "AutoModelForCausalLM": "evil.Model",
+            "AutoModel": "evil.Model",
+        },
+    }
     path.write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(sign)!r}, 'w').close()\n")
     return folder
@@ -126,8 +140,18 @@ def test_yaml_makes_nothing_but_plain_values(tmp_path: Path, place: str) -> None
     assert not sign.exists()
 
 
-FORBIDDEN = {"os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load",
-             "yaml.unsafe_load", "eval", "exec", "np.load", "torch.load"}  # fmt: skip
+FORBIDDEN = {
+    "os.system",
+    "os.popen",
+    "pickle.load",
+    "pickle.loads",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "eval",
+    "exec",
+    "np.load",
+    "torch.load",
+}
 SAFE_WORDS = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 
 
@@ -147,8 +171,17 @@ def test_no_call_that_runs_what_it_reads() -> None:
     assert not wrong
 
 
-LOADERS = {"from_pretrained", "from_config", "load_dataset", "SentenceTransformer", "CrossEncoder",
-           "pipeline", "hf_hub_load", "load_metric", "load_model"}  # fmt: skip
+LOADERS = {
+    "from_pretrained",
+    "from_config",
+    "load_dataset",
+    "SentenceTransformer",
+    "CrossEncoder",
+    "pipeline",
+    "hf_hub_load",
+    "load_metric",
+    "load_model",
+}
 # Numbers and names alone; BM25, which counts words.
 NO_CODE = {"GenerationConfig.from_pretrained", "self.mteb_model_meta.load_model"}
 
@@ -194,10 +227,18 @@ def test_no_secret_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         server.password = f"me:{PASSWORD}"
         url = server.url.replace("://", f"://me:{PASSWORD}@")
         done = run_cli(
-            "train", str(recipe), "--stage", "1", "--nproc", "1", "stage1.num_steps=2",
-            f"data.folder={url}", HF_TOKEN=PASSWORD, LBR_SUBMIT_SCRIPT=str(script),
+            "train",
+            str(recipe),
+            "--stage",
+            "1",
+            "--nproc",
+            "1",
+            "stage1.num_steps=2",
+            f"data.folder={url}",
+            HF_TOKEN=PASSWORD,
+            LBR_SUBMIT_SCRIPT=str(script),
             LBR_DS_CACHE=str(tmp_path / "cache"),
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
     folder = tmp_path / "run-it" / "run"
     shutil.rmtree(folder / "backbone")

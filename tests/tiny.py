@@ -22,9 +22,14 @@ from transformers import (
 )
 
 SHAPE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}
 OTHERS: dict[str, Any] = {"gpt2": GPT2Config}  # built otherwise, with other names
 
@@ -63,9 +68,11 @@ def backbone(folder: Path, family: str = "llama", **shape: Any) -> Path:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<s>", "</s>"], show_progress=False,
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -93,25 +100,35 @@ def tiny_recipe(
         "name": "tiny",
         "run": str(folder / "run"),
         "model": {
-            "backbone": str(backbone(folder / "backbone")), "max_length": 32,
+            "backbone": str(backbone(folder / "backbone")),
+            "max_length": 32,
             "activation_checkpointing": False,
         },
         "bottleneck": {"count": 2},
         "data": {
-            "folder": str(folder / "data"), "records_per_shard": 32, "workers": 0,
+            "folder": str(folder / "data"),
+            "records_per_shard": 32,
+            "workers": 0,
             "sources": [{"path": str(corpus), "name": "made-up"}],
             "splits": {"gl": 0.5, "cl": 0.3, "eval": 0.2},
         },
         "stage1": {
-            "num_steps": 6, "samples_per_step": 8, "micro_batch_tokens": 256,
-            "max_target_length": 32, "optim": {"lr": 1e-3},
+            "num_steps": 6,
+            "samples_per_step": 8,
+            "micro_batch_tokens": 256,
+            "max_target_length": 32,
+            "optim": {"lr": 1e-3},
         },
         "stage2": {
-            "num_steps": 6, "samples_per_step": 8, "micro_batch_tokens": 2048, "num_negatives": 1,
-            "temperature": 0.05, "optim": {"lr": 1e-3},
+            "num_steps": 6,
+            "samples_per_step": 8,
+            "micro_batch_tokens": 2048,
+            "num_negatives": 1,
+            "temperature": 0.05,
+            "optim": {"lr": 1e-3},
         },
         "every": {"save": 3, "keep": 2},
-    }  # fmt: skip
+    }
     for key, value in changes.items():
         *parents, last = key.split("__")
         place = recipe

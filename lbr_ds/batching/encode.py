@@ -44,9 +44,13 @@ class TextEncoder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, num_bottleneck: int,
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        num_bottleneck: int,
         pool_instruction: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.num_bottleneck = num_bottleneck

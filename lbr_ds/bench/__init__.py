@@ -21,9 +21,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import environment
 from lbr_ds.bench.measure import Row, interleaved, ratio
 from lbr_ds.errors import ConfigError
+from lbr_ds.system import environment
 
 __all__ = ["SUITES", "Row", "interleaved", "measured", "ratio", "run_suite", "tabled"]
 SUITES = ("attention", "stage1", "stage2", "encode", "peers", "all", "gpu", "loader", "faults")

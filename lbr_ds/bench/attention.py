@@ -32,23 +32,36 @@ def suite(
         allowed = bottleneck_pairs(n, BOTTLENECK, n)
         ours = by_segments([sequence], config)
         found = interleaved(ours, by_mask(sequence, config), rounds)
-        rows.append(ratio(
-            f"ib_attention_over_dense_{n}", found, goal=0.4, better="lower", floor=0.6,
-            theory=allowed / len(sequence) ** 2,
-            about=f"attention alone, [X={n}; B=4; Y={n}]: by segments over SDPA with a dense mask",
-        ))  # fmt: skip
+        rows.append(
+            ratio(
+                f"ib_attention_over_dense_{n}",
+                found,
+                goal=0.4,
+                better="lower",
+                floor=0.6,
+                theory=allowed / len(sequence) ** 2,
+                about=f"attention alone, [X={n}; B=4; Y={n}]: segments over SDPA with a dense mask",
+            )
+        )
         whole = [Sequence(sequence.context, 0, sequence.target, cut=False)]
         found = interleaved(ours, by_segments(whole, config), rounds)
-        rows.append(ratio(
-            f"ib_attention_over_causal_{n}", found, goal=0.7, better="lower", floor=0.9,
-            theory=allowed / causal_pairs(len(sequence)),
-            about=f"attention alone, [X={n}; B=4; Y={n}] over plain causal on as many tokens",
-        ))  # fmt: skip
+        rows.append(
+            ratio(
+                f"ib_attention_over_causal_{n}",
+                found,
+                goal=0.7,
+                better="lower",
+                floor=0.9,
+                theory=allowed / causal_pairs(len(sequence)),
+                about=f"attention alone, [X={n}; B=4; Y={n}] over plain causal on as many tokens",
+            )
+        )
     short = [Sequence([0] * n, BOTTLENECK) for n in spread_lengths(48, 64)]
     found = interleaved(by_segments(short, config), one_by_one(short, config), rounds)
     about = "attention alone, 64 texts of 48 tokens at most: packed over a call for each"
-    rows.append(ratio("packed_attention_over_loop", found, goal=0.7, better="lower", floor=1.0,
-                      about=about))  # fmt: skip
+    rows.append(
+        ratio("packed_attention_over_loop", found, goal=0.7, better="lower", floor=1.0, about=about)
+    )
     return rows
 
 
@@ -64,7 +77,7 @@ def operands(tokens: int, config: dict[str, Any], device: str, dtype: torch.dtyp
         .requires_grad_()
         for heads in ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")
     )
-    return query, key, value  # fmt: skip
+    return query, key, value
 
 
 def seconds(tensors: Operands, attend: Callable[[], Tensor]) -> Callable[[], float]:
@@ -79,9 +92,11 @@ def seconds(tensors: Operands, attend: Callable[[], Tensor]) -> Callable[[], flo
 
 
 def by_segments(
-    sequences: list[Sequence], config: dict[str, Any], device: str = "cpu",
+    sequences: list[Sequence],
+    config: dict[str, Any],
+    device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Callable[[], float]:  # fmt: skip
+) -> Callable[[], float]:
     """Our way, on the whole packed batch."""
     batch = pack(sequences).to(torch.device(device))
     tensors = operands(batch.num_tokens, config, device, dtype)
@@ -92,9 +107,11 @@ def by_segments(
 
 
 def by_mask(
-    sequence: Sequence, config: dict[str, Any], device: str = "cpu",
+    sequence: Sequence,
+    config: dict[str, Any],
+    device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Callable[[], float]:  # fmt: skip
+) -> Callable[[], float]:
     """The dense way, with the keys and values repeated for each head, as transformers does it."""
     mask = dense_ib_mask(sequence).to(device)[None, None]
     tensors = operands(len(sequence), config, device, dtype)
@@ -115,9 +132,12 @@ def one_by_one(sequences: list[Sequence], config: dict[str, Any]) -> Callable[[]
 
     def attend() -> Tensor:
         parts = zip(*(x.split(lengths, dim=2) for x in tensors), strict=True)
-        return torch.cat([
-            scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            for q, k, v in parts
-        ], dim=2)  # fmt: skip
+        return torch.cat(
+            [
+                scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+                for q, k, v in parts
+            ],
+            dim=2,
+        )
 
     return seconds(tensors, attend)

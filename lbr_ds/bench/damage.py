@@ -39,9 +39,11 @@ def data_faults(scene: Scene) -> list[Outcome]:
         for rule in ("strict", "skip"):
             fault = f"{kind}, {rule}"
             ended = scene.train(
-                fault.replace(", ", "-").replace(" ", "-"), _STEPS, f"data.folder={folder}",
+                fault.replace(", ", "-").replace(" ", "-"),
+                _STEPS,
+                f"data.folder={folder}",
                 f"data.on_error={rule}",
-            )  # fmt: skip
+            )
             if rule == "strict":
                 right = set(ended.codes) == {DataError.exit_code}
                 found.append(scene.outcome(fault, ended, right, name, *words))
@@ -68,8 +70,9 @@ def _members(tar: Path) -> list[tuple[tarfile.TarInfo, bytes, str]]:
     with tarfile.open(tar) as opened:
         files = [(info, opened.extractfile(info)) for info in opened if info.isfile()]
         pairs = [(info, file.read()) for info, file in files if file is not None]
-    return [(info, data, json.loads(data)["id"]) for info, data in pairs
-            if info.name.endswith(".json")]  # fmt: skip
+    return [
+        (info, data, json.loads(data)["id"]) for info, data in pairs if info.name.endswith(".json")
+    ]
 
 
 def truncate(tar: Path) -> set[str]:

@@ -56,12 +56,18 @@ def suite(
     lengths = [len(ids) for ids in ours.texts.contexts(texts)]
     layers = ours.model.backbone.config.num_hidden_layers
     measured = interleaved(rate(ours.encode), rate(lambda t: theirs.encode(t)), rounds)
-    return [ratio(
-        "encode_over_st", measured, goal=1.15, better="higher", floor=1.0,
-        about=f"texts/s on {len(texts)} texts of {min(lengths)} to {max(lengths)} tokens, mean "
-        f"{np.mean(lengths):.0f}, {layers} layers; sentence-transformers in batches of {BATCH}",
-        theory=_theory(ours.model.backbone, lengths, [len(text) for text in texts]),
-    )]  # fmt: skip
+    return [
+        ratio(
+            "encode_over_st",
+            measured,
+            goal=1.15,
+            better="higher",
+            floor=1.0,
+            about=f"texts/s on {len(texts)} texts of {min(lengths)} to {max(lengths)} tokens, mean "
+            f"{np.mean(lengths):.0f}, {layers} layers; sentence-transformers in batches of {BATCH}",
+            theory=_theory(ours.model.backbone, lengths, [len(text) for text in texts]),
+        )
+    ]
 
 
 def _theory(model: Any, lengths: list[int], characters: list[int]) -> float:
@@ -73,8 +79,11 @@ def _theory(model: Any, lengths: list[int], characters: list[int]) -> float:
     layer, config = model.base_model.layers[-1], model.config
     weights = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
     attention = layer.self_attn
-    spared = sum(p.numel() for p in (*layer.mlp.parameters(), attention.q_proj.weight,
-                                     attention.o_proj.weight) if p.ndim == 2)  # fmt: skip
+    spared = sum(
+        p.numel()
+        for p in (*layer.mlp.parameters(), attention.q_proj.weight, attention.o_proj.weight)
+        if p.ndim == 2
+    )
     width = 2 * attention.q_proj.weight.shape[0]  # scores and values, a pair
     depth = config.num_hidden_layers
     order = sorted(range(len(lengths)), key=lambda i: -characters[i])

@@ -71,15 +71,30 @@ def _kills(run: RunConfig, folder: Path, size: Size) -> list[Row]:
     where = ", ".join(f"{count} {name}" for name, count in sorted(found.where.items()))
     failed = f"; {found.unloadable} starts failed: {found.trouble}" if found.unloadable else ""
     return [
-        count("kills", found.kills, sum(size.kills), "higher",
-              f"kill -9 of one rank or of both: {where}; started again after each{failed}"),
-        count("lost_steps", found.lost_steps + found.unloadable, 0, "lower",
-              "steps that a start went back behind the newest checkpoint that was whole, and steps "
-              "that are not in metrics.jsonl exactly once; a failed start counts as one"),
-        count("differing_bits", found.differing_bits + found.wrong_samples, 0, "lower",
-              "against runs left alone: weights, optimizer and random states of every rank, each "
-              "step's metrics; a sample drawn otherwise counts as one"),
-    ]  # fmt: skip
+        count(
+            "kills",
+            found.kills,
+            sum(size.kills),
+            "higher",
+            f"kill -9 of one rank or of both: {where}; started again after each{failed}",
+        ),
+        count(
+            "lost_steps",
+            found.lost_steps + found.unloadable,
+            0,
+            "lower",
+            "steps that a start went back behind the newest checkpoint that was whole, and steps "
+            "that are not in metrics.jsonl exactly once; a failed start counts as one",
+        ),
+        count(
+            "differing_bits",
+            found.differing_bits + found.wrong_samples,
+            0,
+            "lower",
+            "against runs left alone: weights, optimizer and random states of every rank, each "
+            "step's metrics; a sample drawn otherwise counts as one",
+        ),
+    ]
 
 
 def _save_kills(run: RunConfig, folder: Path, size: Size) -> list[Row]:
@@ -88,12 +103,22 @@ def _save_kills(run: RunConfig, folder: Path, size: Size) -> list[Row]:
     wrong = found.lost_steps + found.differing_bits + found.wrong_samples
     where = ", ".join(f"{count} {name}" for name, count in sorted(found.where.items()))
     return [
-        count("save_kills", found.kills, size.save_kills, "higher",
-              f"kill -9 between a checkpoint's first byte and its rename: {where}"),
-        count("unloadable", found.unloadable + (wrong > 0), 0, "lower",
-              f"of the starts after them; {found.lost_steps} lost steps, {found.differing_bits} "
-              f"differing bits at the end {''.join(found.trouble)}".rstrip()),
-    ]  # fmt: skip
+        count(
+            "save_kills",
+            found.kills,
+            size.save_kills,
+            "higher",
+            f"kill -9 between a checkpoint's first byte and its rename: {where}",
+        ),
+        count(
+            "unloadable",
+            found.unloadable + (wrong > 0),
+            0,
+            "lower",
+            f"of the starts after them; {found.lost_steps} lost steps, {found.differing_bits} "
+            f"differing bits at the end {''.join(found.trouble)}".rstrip(),
+        ),
+    ]
 
 
 def _faults(run: RunConfig, folder: Path, size: Size) -> list[Row]:
@@ -108,10 +133,15 @@ def _faults(run: RunConfig, folder: Path, size: Size) -> list[Row]:
     lost = f"; not named: {', '.join(o.fault for o in missed)}" if missed else ""
     return [
         count("faults_injected", len(found), len(found), "higher", names),
-        count("faults_named", len(found) - len(missed), len(found), "higher",
-              "right exit code, the words that tell of it said, checkpoints whole, skipped samples "
-              f"counted exactly{lost}"),
-    ]  # fmt: skip
+        count(
+            "faults_named",
+            len(found) - len(missed),
+            len(found),
+            "higher",
+            "right exit code, the words that tell of it said, checkpoints whole, skipped samples "
+            f"counted exactly{lost}",
+        ),
+    ]
 
 
 def _stops(run: RunConfig, folder: Path, size: Size) -> list[Row]:
@@ -128,16 +158,39 @@ def _stops(run: RunConfig, folder: Path, size: Size) -> list[Row]:
         f"{' -> '.join(map(str, worlds))}: {error:.1e}" for worlds, error in errors.items()
     )
     return [
-        Row("signal_to_exit_excess_s", max(excess), "s", 1.0, "lower", 1.0, (low, high),
-            len(excess), "largest time from a signal to the end of all ranks, beyond the longest "
-            "step and one save"),
-        ratio("async_stall_over_sync", stalls, goal=0.10, better="lower", floor=0.25,
-              about=f"seconds that training stands still for a save, width {size.width}"),
-        Row("world_change_max_relative_error", max(errors.values()), "ratio", 1e-6, "lower", 1e-6,
-            (min(errors.values()), max(errors.values())), len(errors),
+        Row(
+            "signal_to_exit_excess_s",
+            max(excess),
+            "s",
+            1.0,
+            "lower",
+            1.0,
+            (low, high),
+            len(excess),
+            "largest time from a signal to the end of all ranks, beyond the longest "
+            "step and one save",
+        ),
+        ratio(
+            "async_stall_over_sync",
+            stalls,
+            goal=0.10,
+            better="lower",
+            floor=0.25,
+            about=f"seconds that training stands still for a save, width {size.width}",
+        ),
+        Row(
+            "world_change_max_relative_error",
+            max(errors.values()),
+            "ratio",
+            1e-6,
+            "lower",
+            1e-6,
+            (min(errors.values()), max(errors.values())),
+            len(errors),
             f"|a - b| / |b| of the worst tensor of the weights, stopped and gone on with as many "
-            f"ranks as said: {each}; a sample drawn otherwise counts as 1"),
-    ]  # fmt: skip
+            f"ranks as said: {each}; a sample drawn otherwise counts as 1",
+        ),
+    ]
 
 
 def count(

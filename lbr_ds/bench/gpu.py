@@ -49,8 +49,15 @@ from lbr_ds.train.engine import Engine, load_layout
 log = logging.getLogger(__name__)
 
 # Dense bf16 FLOPs per second by the vendor's data sheet; the first name found in the device's.
-PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,
-         "GH200": 989e12, "B200": 2250e12, "A100": 312e12}  # fmt: skip
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+}
 LENGTH = 2048  # tokens of X and of Y in stage 1
 TEXT = 512  # tokens of a text in stage 2
 STEP_TOKENS = 16384
@@ -77,10 +84,12 @@ def suite(rounds: int = ROUNDS) -> list[Row]:
     for name in (SMALL, LARGE):
         rows += engine_rows(name, rounds)
     rows += step_rows(rounds)
-    rows.append(guarded(
-        Wanted("attention_dense_over_ib_16k", 6.0, 10.0, "higher"),
-        lambda wanted: attention_row(wanted, rounds),
-    ))  # fmt: skip
+    rows.append(
+        guarded(
+            Wanted("attention_dense_over_ib_16k", 6.0, 10.0, "higher"),
+            lambda wanted: attention_row(wanted, rounds),
+        )
+    )
     wanted = Wanted("infonce_batch_1gib", 65_536, 262_144, "higher", "queries")
     rows.append(guarded(wanted, infonce_row))
     return rows
@@ -93,8 +102,17 @@ def guarded(wanted: Wanted, measure: Callable[[Wanted], Row]) -> Row:
     except Exception as error:  # out of memory, a kernel that is missing, a driver's fault
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         log.warning("%s: not measured: %s", wanted.measure, reason)
-        return Row(wanted.measure, None, wanted.unit, wanted.goal, wanted.better, wanted.floor,
-                   (0.0, 0.0), 0, f"not measured: {reason}")  # fmt: skip
+        return Row(
+            wanted.measure,
+            None,
+            wanted.unit,
+            wanted.goal,
+            wanted.better,
+            wanted.floor,
+            (0.0, 0.0),
+            0,
+            f"not measured: {reason}",
+        )
     finally:
         gc.collect()
         torch.cuda.empty_cache()
@@ -136,9 +154,8 @@ def zero3(config: dict[str, Any]) -> Iterator[Engine]:
             build_embedder, folder, activation_checkpointing=False, trust_remote_code=False
         )
         engine = Engine(
-            make, folder, layout=load_layout("zero3"), optim=OptimConfig(lr=1e-6),
-            world=join(10),
-        )  # fmt: skip
+            make, folder, layout=load_layout("zero3"), optim=OptimConfig(lr=1e-6), world=join(10)
+        )
         try:
             yield engine
         finally:
@@ -164,9 +181,11 @@ def stage2_step(config: dict[str, Any]) -> tuple[PackedBatch, Callable[[Tensor],
         return cross_entropy(scores, torch.arange(count // 2, device=scores.device))
 
     tokens = count * TEXT
-    return pack(sequences), loss, flops(
-        Shape.of(config), tokens=tokens, pairs=count * causal_pairs(TEXT)
-    )  # fmt: skip
+    return (
+        pack(sequences),
+        loss,
+        flops(Shape.of(config), tokens=tokens, pairs=count * causal_pairs(TEXT)),
+    )
 
 
 def engine_step(
@@ -195,10 +214,15 @@ def mfu_row(
     found = [(ideal, step()) for _ in range(rounds)]
     seconds = sorted(s for _, s in found)[len(found) // 2]
     return ratio(
-        wanted.measure, found, goal=wanted.goal, better="higher", floor=wanted.floor, theory=1.0,
+        wanted.measure,
+        found,
+        goal=wanted.goal,
+        better="higher",
+        floor=wanted.floor,
+        theory=1.0,
         about=f"model FLOPs utilisation, strict causal count, {batch.num_tokens} tokens a step, "
         f"ZeRO-3 on one rank, bf16, {batch.num_tokens / seconds:.0f} tokens/s",
-    )  # fmt: skip
+    )
 
 
 def peak_flops(device: str) -> float:
@@ -214,12 +238,17 @@ def zero3_row(wanted: Wanted, engine: Engine, config: dict[str, Any], rounds: in
     batch, loss, _ = stage1_step(config)
     batch = batch.to(engine.world.device)
     model = embedder(random_model(config, "cuda", torch.bfloat16))
-    found = interleaved(
-        engine_step(engine, batch, loss), master_step(model, batch, loss), rounds
-    )  # fmt: skip
-    return ratio(wanted.measure, found, goal=wanted.goal, better="lower", floor=wanted.floor,
-                 theory=1.0, about="training step of stage 1 under ZeRO-3 on one rank over "
-                 f"plain torch, bf16 with fp32 masters, {batch.num_tokens} tokens")  # fmt: skip
+    found = interleaved(engine_step(engine, batch, loss), master_step(model, batch, loss), rounds)
+    return ratio(
+        wanted.measure,
+        found,
+        goal=wanted.goal,
+        better="lower",
+        floor=wanted.floor,
+        theory=1.0,
+        about="training step of stage 1 under ZeRO-3 on one rank over "
+        f"plain torch, bf16 with fp32 masters, {batch.num_tokens} tokens",
+    )
 
 
 def master_step(
@@ -247,8 +276,10 @@ def master_step(
 def step_rows(rounds: int) -> list[Row]:
     """IB over plain SFT, and reconstruction over pre-training, at LENGTH, on the small shape."""
     config = SHAPES[SMALL]
-    wanted = [Wanted(f"ib_sft_over_sft_{LENGTH}", 1.00, 0.97, "lower"),
-              Wanted(f"reconstruct_over_pt_{LENGTH}", 2.0, 1.9, "lower")]  # fmt: skip
+    wanted = [
+        Wanted(f"ib_sft_over_sft_{LENGTH}", 1.00, 0.97, "lower"),
+        Wanted(f"reconstruct_over_pt_{LENGTH}", 2.0, 1.9, "lower"),
+    ]
 
     def measure(w: Wanted) -> Row:
         model = embedder(random_model(config, "cuda", torch.bfloat16))
@@ -268,11 +299,15 @@ def attention_row(wanted: Wanted, rounds: int) -> Row:
     ours = by_segments([sequence], config, "cuda", torch.bfloat16)
     found = interleaved(by_mask(sequence, config, "cuda", torch.bfloat16), ours, rounds)
     return ratio(
-        wanted.measure, found, goal=wanted.goal, better="higher", floor=wanted.floor,
+        wanted.measure,
+        found,
+        goal=wanted.goal,
+        better="higher",
+        floor=wanted.floor,
         theory=len(sequence) ** 2 / bottleneck_pairs(n, BOTTLENECK, n),
         about=f"attention alone with all gradients, [X={n}; B=4; Y={n}], {LARGE} heads, bf16: SDPA "
         "with a dense mask over segments; theory: query-key pairs",
-    )  # fmt: skip
+    )
 
 
 def infonce_row(wanted: Wanted) -> Row:
@@ -281,9 +316,18 @@ def infonce_row(wanted: Wanted) -> Row:
     count = 4096
     while count <= wanted.goal and infonce_bytes(count, width) <= GIB:
         fits, count = count, count * 2
-    return Row(wanted.measure, float(fits), wanted.unit, wanted.goal, "higher", wanted.floor,
-               (float(fits), float(fits)), 1, "queries, each with one candidate, whose InfoNCE "
-               f"and gradients take at most 1 GiB beyond the vectors, {width} wide")  # fmt: skip
+    return Row(
+        wanted.measure,
+        float(fits),
+        wanted.unit,
+        wanted.goal,
+        "higher",
+        wanted.floor,
+        (float(fits), float(fits)),
+        1,
+        "queries, each with one candidate, whose InfoNCE "
+        f"and gradients take at most 1 GiB beyond the vectors, {width} wide",
+    )
 
 
 def infonce_bytes(count: int, width: int, device: str = "cuda") -> int:
@@ -292,8 +336,9 @@ def infonce_bytes(count: int, width: int, device: str = "cuda") -> int:
     queries, candidates = (x.clone().requires_grad_() for x in drawn / width**0.5)
     del drawn
     numbers = torch.arange(count)
-    pairs = Pairs([], numbers, numbers[:, None] + count, numbers + count,
-                  torch.ones(count, dtype=torch.bool))  # fmt: skip
+    pairs = Pairs(
+        [], numbers, numbers[:, None] + count, numbers + count, torch.ones(count, dtype=torch.bool)
+    )
     world = World(device=torch.device(device))
 
     def run() -> None:

@@ -51,8 +51,11 @@ class Ended:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.stage / "metrics.jsonl").read_text().split("\n")
-                if line]  # fmt: skip
+        return [
+            json.loads(line)
+            for line in (self.stage / "metrics.jsonl").read_text().split("\n")
+            if line
+        ]
 
 
 class Scene:
@@ -63,9 +66,14 @@ class Scene:
         self.recipe = Path(run.model.backbone).parent / "recipe.yaml"
 
     def train(
-        self, name: str, steps: int, *overrides: str, hook: Hook | None = None,
-        act: Act | None = None, run: Path | None = None,
-    ) -> Ended:  # fmt: skip
+        self,
+        name: str,
+        steps: int,
+        *overrides: str,
+        hook: Hook | None = None,
+        act: Act | None = None,
+        run: Path | None = None,
+    ) -> Ended:
         """Train stage 1 for `steps` steps; act(ranks) is what happens to them meanwhile."""
         place = run or self.folder / name / "run"
         fixed = [f"run={place}", f"stage1.num_steps={steps}"]
@@ -91,9 +99,15 @@ def guard_faults(scene: Scene) -> list[Outcome]:
     poisons: list[tuple[str, int, tuple[str, ...], What, str, str]] = [
         ("non-finite gradient", 3, (), "gradient", "step 3: loss", "gradient norm n"),
         ("non-finite loss", 4, (), "loss", "step 4: loss nan", "update left out"),
-        ("loss spike", _SPIKE_STEP, ("guard.spike_sigmas=6",), "spike", f"step {_SPIKE_STEP}: loss",
-         "sigmas above the mean"),
-    ]  # fmt: skip
+        (
+            "loss spike",
+            _SPIKE_STEP,
+            ("guard.spike_sigmas=6",),
+            "spike",
+            f"step {_SPIKE_STEP}: loss",
+            "sigmas above the mean",
+        ),
+    ]
     found = []
     for name, step, overrides, what, *words in poisons:
         hook = functools.partial(disturb, victim=1, first=step, last=step, what=what)
@@ -103,11 +117,16 @@ def guard_faults(scene: Scene) -> list[Outcome]:
     hook = functools.partial(disturb, victim=1, first=3, last=99, what="gradient")
     ended = scene.train("non-finite for good", 20, hook=hook)
     right = set(ended.codes) == {TrainingError.exit_code}
-    found.append(scene.outcome(
-        "non-finite for good", ended, right, "step 6:", "guard.max_skipped=3", "skipped.jsonl",
-    ))  # fmt: skip
-    for name, rank, number in (("dead rank 1", 1, signal.SIGKILL), ("dead rank 0", 0,
-                               signal.SIGKILL), ("stopped rank 1", 1, signal.SIGSTOP)):  # fmt: skip
+    found.append(
+        scene.outcome(
+            "non-finite for good", ended, right, "step 6:", "guard.max_skipped=3", "skipped.jsonl"
+        )
+    )
+    for name, rank, number in (
+        ("dead rank 1", 1, signal.SIGKILL),
+        ("dead rank 0", 0, signal.SIGKILL),
+        ("stopped rank 1", 1, signal.SIGSTOP),
+    ):
         found.append(_lost(scene, name, rank, number))
     hook = functools.partial(disturb, victim=1, first=4, last=4, what="hang")
     ended = scene.train("hung rank 1", 500, f"engine.timeout_minutes={_STUCK_MINUTES}", hook=hook)
@@ -136,10 +155,7 @@ def _lost(scene: Scene, name: str, rank: int, number: int) -> Outcome:
     return scene.outcome(name, ended, right, f"rank {rank} is gone", "last seen in step")
 
 
-def disturb(
-    rank: int, *, victim: int, first: int, last: int,
-    what: What,
-) -> None:  # fmt: skip
+def disturb(rank: int, *, victim: int, first: int, last: int, what: What) -> None:
     """In rank `victim`: do something to the optimizer steps first..last (from 1) of this start."""
     from lbr_ds.train import loop
     from lbr_ds.train.engine import Engine
@@ -205,9 +221,13 @@ def _full(scene: Scene) -> Outcome:
             "full", 200, "every.save=2", "every.keep=100", run=place / "run", hook=hook
         )
         return scene.outcome(
-            "disk full", ended, _stands(ended), "cannot write the checkpoint",
-            "No space left on device", str(place),
-        )  # fmt: skip
+            "disk full",
+            ended,
+            _stands(ended),
+            "cannot write the checkpoint",
+            "No space left on device",
+            str(place),
+        )
     finally:
         if mounted:
             subprocess.run(["umount", "--lazy", str(place)], check=False)
@@ -228,9 +248,13 @@ def _read_only(scene: Scene) -> Outcome:
         reason = "Read-only file system" if os.geteuid() == 0 else "Permission denied"
         whole = set(ended.codes) == {CheckpointError.exit_code} and checkpoints(ended.stage)
         return scene.outcome(
-            "read-only folder", ended, bool(whole), "cannot write the checkpoint", reason,
+            "read-only folder",
+            ended,
+            bool(whole),
+            "cannot write the checkpoint",
+            reason,
             str(folder),
-        )  # fmt: skip
+        )
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)
         folder.chmod(0o755)

@@ -66,9 +66,12 @@ class Victim:
         """Start the ranks: of the disturbed run, or of another under its `name`."""
         fixed = [f"run={self.folder / name}", f"stage{self.number}.num_steps={self.last}"]
         return Ranks(
-            self.recipe, world, self.folder / f"notes-{name}", [*fixed, *overrides],
+            self.recipe,
+            world,
+            self.folder / f"notes-{name}",
+            [*fixed, *overrides],
             stage=self.number,
-        )  # fmt: skip
+        )
 
     def newest(self) -> int:
         """The step of the newest whole checkpoint on disk; 0 without one."""
@@ -140,8 +143,14 @@ def kill_at_any_time(victim: Victim, kills: int) -> Campaign:
             found.where[PHASES[phase]] += 1
             ranks.kill(rank, victim.draw.uniform(0, _PATIENCE))
         found.kills += 1
-        log.info("stage %d: kill %d of %d, %s, newest checkpoint %d", victim.number, number + 1,
-                 kills, PHASES[phase], victim.newest())  # fmt: skip
+        log.info(
+            "stage %d: kill %d of %d, %s, newest checkpoint %d",
+            victim.number,
+            number + 1,
+            kills,
+            PHASES[phase],
+            victim.newest(),
+        )
     return victim.finish(found)
 
 

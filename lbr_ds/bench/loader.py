@@ -48,9 +48,13 @@ def _throughput(data: Path, rounds: int) -> Row:
     lanes = min(LANES, count)
     pairs = interleaved(_ours(data, lanes, count), _webdataset(manifest), rounds)
     return ratio(
-        "loader_over_webdataset", pairs, goal=6.0, better="higher", floor=4.0,
+        "loader_over_webdataset",
+        pairs,
+        goal=6.0,
+        better="higher",
+        floor=4.0,
         about=f"samples/s over {count} records, {lanes} a step, one thread, page cache warm",
-    )  # fmt: skip
+    )
 
 
 def _ours(data: Path, lanes: int, count: int) -> Callable[[], float]:
@@ -84,9 +88,13 @@ def _seek(data: Path, rounds: int) -> Row:
     lanes = min(NEAR, Manifest.load(data).records(SPLIT))
     pairs = interleaved(_first(data, lanes, FAR), _first(data, lanes, NEAR), rounds)
     return ratio(
-        "seek_far_over_near", pairs, goal=1.1, better="lower", floor=1.2,
+        "seek_far_over_near",
+        pairs,
+        goal=1.1,
+        better="lower",
+        floor=1.2,
         about=f"time to open and read the step at sample {FAR} over that at {NEAR}, {lanes} a step",
-    )  # fmt: skip
+    )
 
 
 def _first(data: Path, lanes: int, position: int, repeats: int = 20) -> Callable[[], float]:
@@ -96,9 +104,11 @@ def _first(data: Path, lanes: int, position: int, repeats: int = 20) -> Callable
     def run() -> float:
         begin = perf_counter()
         for _ in range(repeats):
-            next(iter(steps(
-                data, SPLIT, seed=0, samples_per_step=lanes, rank=0, world=1, start=start
-            )))  # fmt: skip
+            next(
+                iter(
+                    steps(data, SPLIT, seed=0, samples_per_step=lanes, rank=0, world=1, start=start)
+                )
+            )
         return (perf_counter() - begin) / repeats
 
     return run
@@ -107,7 +117,14 @@ def _first(data: Path, lanes: int, position: int, repeats: int = 20) -> Callable
 def _memory(times: int) -> Row:
     value, facts = peak_memory_ratio(times)
     return Row(
-        f"prepare_peak_memory_{times}x", value, "ratio", 1.05, "lower", 1.15, (value, value), 1,
+        f"prepare_peak_memory_{times}x",
+        value,
+        "ratio",
+        1.05,
+        "lower",
+        1.15,
+        (value, value),
+        1,
         f"peak resident MiB of `lbr-ds prepare`: {facts['large_mib']:.0f} on {times} times "
         f"{facts['records']} made-up records, {facts['small_mib']:.0f} on these",
-    )  # fmt: skip
+    )

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import RunConfig, load
+from lbr_ds.config.data import SourceConfig
 from lbr_ds.corpora.sources import find
 from lbr_ds.errors import DataError
-from lbr_ds.locate import cache_folder
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.records import Record
 from lbr_ds.shards import read_split
-from lbr_ds.source import SourceConfig
+from lbr_ds.system.downloads import cache_folder
 
 MAX_LENGTH = 512  # tokens; longer texts are cut on both sides alike
 
@@ -49,10 +49,15 @@ def backbone(num_layers: int = 6, max_length: int = MAX_LENGTH) -> RunConfig:
     It is prepared once in the user's cache and serves every later call.
     """
     folder = cache_folder() / "bench" / f"demo-{num_layers}-{max_length}"
-    run = load("demo", [
-        f"run={folder}", f"model.num_layers={num_layers}", f"model.max_length={max_length}",
-        "stage2.from=backbone",
-    ])  # fmt: skip
+    run = load(
+        "demo",
+        [
+            f"run={folder}",
+            f"model.num_layers={num_layers}",
+            f"model.max_length={max_length}",
+            "stage2.from=backbone",
+        ],
+    )
     folder.mkdir(parents=True, exist_ok=True)
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     return run

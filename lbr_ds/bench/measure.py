@@ -55,9 +55,15 @@ def interleaved(
 
 
 def ratio(
-    measure: str, pairs: list[tuple[float, float]], *, goal: float,
-    better: Literal["lower", "higher"], floor: float, about: str, theory: float | None = None,
-) -> Row:  # fmt: skip
+    measure: str,
+    pairs: list[tuple[float, float]],
+    *,
+    goal: float,
+    better: Literal["lower", "higher"],
+    floor: float,
+    about: str,
+    theory: float | None = None,
+) -> Row:
     """The row of `a` over `b` from the figures of each round; says so in the log."""
     ratios = [a / b for a, b in pairs]
     value = statistics.median(ratios)

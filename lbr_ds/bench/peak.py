@@ -23,11 +23,15 @@ from typing import Any
 
 import torch
 
-from lbr_ds import children
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.system import children
 
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
-              "MALLOC_MMAP_MAX_": "1000000", "MALLOC_ARENA_MAX": "1"}  # fmt: skip
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_MMAP_MAX_": "1000000",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 def extra_bytes(work: str, **settings: Any) -> float:

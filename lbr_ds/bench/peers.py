@@ -54,11 +54,17 @@ def suite(data: Path | None = None, rounds: int = ROUNDS, layers: int = 8) -> li
 def stage1_over_hf_dense(data: Path | None, rounds: int, layers: int) -> Row:
     """Tokens/s of stage 1 over Hugging Face's Trainer with a dense 4D mask on padded batches."""
     with tempfile.TemporaryDirectory() as folder:
-        run = demo_run(Path(folder) / "run", [
-            f"model.num_layers={layers}", "stage1.micro_batch_tokens=8192", "stage1.num_steps=1000",
-            f"stage1.samples_per_step={SAMPLES}", f"stage1.max_target_length={TARGET}",
-            "stage1.optim={lr: 1.0e-5, weight_decay: 0, clip: 1.0}",
-        ])  # fmt: skip
+        run = demo_run(
+            Path(folder) / "run",
+            [
+                f"model.num_layers={layers}",
+                "stage1.micro_batch_tokens=8192",
+                "stage1.num_steps=1000",
+                f"stage1.samples_per_step={SAMPLES}",
+                f"stage1.max_target_length={TARGET}",
+                "stage1.optim={lr: 1.0e-5, weight_decay: 0, clip: 1.0}",
+            ],
+        )
         engine, encoder = build(run, STAGES[1], load_layout("auto"), join(30))
         records = pairs(data, SAMPLES * (rounds + 1))
         sequences = [
@@ -72,12 +78,16 @@ def stage1_over_hf_dense(data: Path | None, rounds: int, layers: int) -> Row:
         found = interleaved(ours, theirs, rounds)
         config = engine.engine.module.backbone.config.to_dict()
         return ratio(
-            "stage1_over_hf_dense", [(b, a) for a, b in found], goal=2.5, better="higher",
-            floor=1.5, theory=dense_over_ib(Shape.of(config), batches[1:]),
+            "stage1_over_hf_dense",
+            [(b, a) for a, b in found],
+            goal=2.5,
+            better="higher",
+            floor=1.5,
+            theory=dense_over_ib(Shape.of(config), batches[1:]),
             about=f"tokens/s of whole steps, {SAMPLES} answers of at most {TARGET} tokens a step, "
             "ZeRO-3 on one rank over transformers.Trainer with a dense 4D mask, SDPA, padding to "
             "the longest; losses equal at every step; theory: FLOPs of a padded dense step / ours",
-        )  # fmt: skip
+        )
 
 
 def demo_run(folder: Path, overrides: list[str]) -> RunConfig:
@@ -88,9 +98,11 @@ def demo_run(folder: Path, overrides: list[str]) -> RunConfig:
 
 
 def our_step(
-    engine: Engine, run: RunConfig, batches: list[list[Sequence]],
+    engine: Engine,
+    run: RunConfig,
+    batches: list[list[Sequence]],
     losses: tuple[list[float], list[float]],
-) -> Callable[[], float]:  # fmt: skip
+) -> Callable[[], float]:
     """Seconds of our next step, packing included."""
     world = join(30)
     care = Guard(run.guard, {}, run.run, 0, world), Watch(world, run.engine.timeout_minutes)
@@ -119,7 +131,7 @@ def hugging_face_step(
         Trainer,
         TrainerCallback,
         TrainingArguments,
-    )  # fmt: skip
+    )
 
     class Clock(TrainerCallback):
         begin = end = 0.0
@@ -133,17 +145,31 @@ def hugging_face_step(
     optim = run.stage1.optim
     with no_local_rank():
         args = TrainingArguments(
-            output_dir=str(run.run / "peer"), use_cpu=not torch.cuda.is_available(), max_steps=1,
-            per_device_train_batch_size=SAMPLES, learning_rate=optim.lr, adam_beta1=optim.betas[0],
-            adam_beta2=optim.betas[1], adam_epsilon=optim.eps, weight_decay=0.0,
-            max_grad_norm=optim.clip, optim="adamw_torch_fused", lr_scheduler_type="constant",
-            save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-            remove_unused_columns=False, dataloader_pin_memory=False,
-        )  # fmt: skip
+            output_dir=str(run.run / "peer"),
+            use_cpu=not torch.cuda.is_available(),
+            max_steps=1,
+            per_device_train_batch_size=SAMPLES,
+            learning_rate=optim.lr,
+            adam_beta1=optim.betas[0],
+            adam_beta2=optim.betas[1],
+            adam_epsilon=optim.eps,
+            weight_decay=0.0,
+            max_grad_norm=optim.clip,
+            optim="adamw_torch_fused",
+            lr_scheduler_type="constant",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
         model = AutoModelForCausalLM.from_pretrained(
-            run.run / "backbone", attn_implementation="sdpa", dtype=torch.float32,
+            run.run / "backbone",
+            attn_implementation="sdpa",
+            dtype=torch.float32,
             trust_remote_code=False,
-        )  # fmt: skip
+        )
         stamps = Clock()
         trainer = Trainer(
             model, args, data_collator=dense_batch, train_dataset=batches[0], callbacks=[stamps]
@@ -198,9 +224,11 @@ def dense_over_ib(shape: Shape, batches: list[list[Sequence]]) -> float:
         for s in batch:
             source = len(s.context) - s.num_bottleneck
             ours += flops(
-                shape, tokens=len(s), scored=len(s.target),
+                shape,
+                tokens=len(s),
+                scored=len(s.target),
                 pairs=bottleneck_pairs(source, s.num_bottleneck, len(s.target)),
-            )  # fmt: skip
+            )
     return dense / ours
 
 
@@ -211,10 +239,15 @@ def trainer_over_bare_loop(data: Path | None, rounds: int) -> Row:
         total = rounds + 1
         corpus = folder / "corpus.jsonl"
         corpus.write_text("".join(r.to_json() + "\n" for r in pairs(data, RECORDS)))
-        run = demo_run(folder / "run", [
-            f"data.folder={folder / 'data'}", f"data.sources=[{{path: '{corpus}'}}]",
-            f"stage1.num_steps={total}", "model.max_length=64",
-        ])  # fmt: skip
+        run = demo_run(
+            folder / "run",
+            [
+                f"data.folder={folder / 'data'}",
+                f"data.sources=[{{path: '{corpus}'}}]",
+                f"stage1.num_steps={total}",
+                "model.max_length=64",
+            ],
+        )
         prepare(run.data, run.seed)
         stage, world = STAGES[1], join(30)
         engine, encoder = build(run, stage, load_layout("auto"), world)
@@ -235,10 +268,15 @@ def trainer_over_bare_loop(data: Path | None, rounds: int) -> Row:
 
             found = interleaved(ours, bare_loop(engine, ready), rounds)
         return ratio(
-            "trainer_over_bare_loop", found, goal=1.01, better="lower", floor=1.03, theory=1.0,
+            "trainer_over_bare_loop",
+            found,
+            goal=1.01,
+            better="lower",
+            floor=1.03,
+            theory=1.0,
             about="a step of stage 1 (the demo's model and batch) with loader, metrics, guards and "
             "signals, over DeepSpeed's forward, backward and step on ready batches",
-        )  # fmt: skip
+        )
 
 
 def feed(run: RunConfig, encoder: TextEncoder, stop: int) -> Iterator[Work]:

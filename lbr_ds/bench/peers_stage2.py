@@ -47,9 +47,13 @@ MINI = 16  # texts a forward of their cached loss; ours: as many of full length
 
 
 def rows(
-    data: Path | None = None, rounds: int = ROUNDS, plain: int = PLAIN, cached: int = CACHED,
-    num_layers: int = 6, max_length: int = MAX_LENGTH,
-) -> list[Row]:  # fmt: skip
+    data: Path | None = None,
+    rounds: int = ROUNDS,
+    plain: int = PLAIN,
+    cached: int = CACHED,
+    num_layers: int = 6,
+    max_length: int = MAX_LENGTH,
+) -> list[Row]:
     """stage2_over_st and stage2_cached_over_st_cached. data: see `material.pairs`.
 
     Raises LbrError when the two sides' losses differ.
@@ -63,11 +67,17 @@ def rows(
         records = pairs(data, count)
         found, tokens = _side_by_side(measure, run, records, mini, rounds)
         name = "Cached" * bool(mini) + "MultipleNegativesRankingLoss"
-        made.append(ratio(
-            measure, found, goal=1.8, better="higher", floor=1.3,
-            about=f"samples/s over SentenceTransformerTrainer with {name}"
-            f"{f' (mini_batch_size {mini})' if mini else ''}; {count} pairs, {tokens} tokens",
-        ))  # fmt: skip
+        made.append(
+            ratio(
+                measure,
+                found,
+                goal=1.8,
+                better="higher",
+                floor=1.3,
+                about=f"samples/s over SentenceTransformerTrainer with {name}"
+                f"{f' (mini_batch_size {mini})' if mini else ''}; {count} pairs, {tokens} tokens",
+            )
+        )
     return made
 
 
@@ -151,9 +161,14 @@ class _Turns(TrainerCallback):
 
 
 def _trainer(
-    model: SentenceTransformer, run: RunConfig, records: list[Record], mini: int | None,
-    steps: int, turns: _Turns, folder: Path,
-) -> SentenceTransformerTrainer:  # fmt: skip
+    model: SentenceTransformer,
+    run: RunConfig,
+    records: list[Record],
+    mini: int | None,
+    steps: int,
+    turns: _Turns,
+    folder: Path,
+) -> SentenceTransformerTrainer:
     """Theirs: a data set of exactly one batch, so that each epoch is one step on all of it."""
     optim = run.stage2.optim
     scale = 1 / run.stage2.temperature
@@ -161,12 +176,23 @@ def _trainer(
     if mini is not None:
         loss = losses.CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=mini)
     arguments = Arguments(
-        output_dir=str(folder / "theirs"), per_device_train_batch_size=len(records),
-        num_train_epochs=steps, learning_rate=LR, lr_scheduler_type="constant",
-        weight_decay=0.0, adam_beta1=optim.betas[0], adam_beta2=optim.betas[1],
-        adam_epsilon=optim.eps, max_grad_norm=optim.clip, logging_steps=1, save_strategy="no",
-        report_to="none", disable_tqdm=True, use_cpu=not torch.cuda.is_available(), seed=run.seed,
-    )  # fmt: skip
+        output_dir=str(folder / "theirs"),
+        per_device_train_batch_size=len(records),
+        num_train_epochs=steps,
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        adam_epsilon=optim.eps,
+        max_grad_norm=optim.clip,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        seed=run.seed,
+    )
     columns = {"anchor": [r.query for r in records], "positive": [r.positives[0] for r in records]}
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, train_dataset=datasets.Dataset.from_dict(columns), loss=loss

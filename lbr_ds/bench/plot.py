@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbr_ds.atomic import write_text, written_file
 from lbr_ds.batching import Sequence, pack
 from lbr_ds.bench.attention import dense_ib_mask
 from lbr_ds.bench.memory import peak_bytes
@@ -24,6 +23,7 @@ from lbr_ds.bench.shapes import SMALL, clock, embedder, ib, plain, random_model
 from lbr_ds.bench.stage1 import with_ours
 from lbr_ds.errors import ConfigError
 from lbr_ds.model.embedder import Embedder
+from lbr_ds.system.atomic import write_text, written_file
 
 LAYERS = 2
 LENGTHS = (128, 256, 512, 1024, 2048)  # tokens of X, and of Y, one sequence a step
@@ -39,9 +39,11 @@ def check(path: Path) -> None:
 
 
 def sweep(
-    rounds: int = 3, lengths: tuple[int, ...] = LENGTHS, batches: tuple[int, ...] = BATCHES,
+    rounds: int = 3,
+    lengths: tuple[int, ...] = LENGTHS,
+    batches: tuple[int, ...] = BATCHES,
     config: dict[str, Any] = SMALL,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """A point for each way, length and batch: seconds (median) and MiB beyond the weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -58,10 +60,15 @@ def sweep(
                 run()
                 seconds[name].append(clock() - begin)
         points += [
-            {"way": name, "length": length, "batch": batch,
-             "seconds": statistics.median(seconds[name]), "mib": peaks[name]}
+            {
+                "way": name,
+                "length": length,
+                "batch": batch,
+                "seconds": statistics.median(seconds[name]),
+                "mib": peaks[name],
+            }
             for name in NAMES
-        ]  # fmt: skip
+        ]
     return points
 
 
@@ -111,8 +118,10 @@ def draw(points: list[dict[str, Any]], path: Path, machine: str) -> None:
         "length": [p for p in points if p["batch"] == 1],
         "batch": [p for p in points if p["length"] == first],
     }
-    labels = {"length": "tokens of X and of Y, one sequence",
-              "batch": f"sequences of X = Y = {first} tokens"}  # fmt: skip
+    labels = {
+        "length": "tokens of X and of Y, one sequence",
+        "batch": f"sequences of X = Y = {first} tokens",
+    }
     units = {"seconds": "seconds a step", "mib": "MiB beyond the weights"}
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
     for row, unit in enumerate(units):

@@ -30,15 +30,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lbr_ds import children
+from lbr_ds.system import children
 
 STARTING, LEARNING, ACCUMULATING, UPDATING, SAVING = range(5)
 PHASES = ("starting", "mid-step", "mid-accumulation", "mid-update", "mid-save")
-_PRELOAD = ["lbr_ds.bench.ranks", "lbr_ds.train.loop", "lbr_ds.cli", "webdataset",
-            "torch.utils.tensorboard", "transformers.models.llama.modeling_llama"]  # fmt: skip
+_PRELOAD = [
+    "lbr_ds.bench.ranks",
+    "lbr_ds.train.loop",
+    "lbr_ds.cli",
+    "webdataset",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+]
 # CPU ranks wherever this runs: a GPU's sums may differ from one run to the next.
-_SERVER = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-           "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+_SERVER = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 _POLL = 0.0005
 Hook = Callable[[int], None]  # called in each rank with its number, before the training
 
@@ -47,9 +57,15 @@ class Ranks:
     """One start of a training: `world` processes, their output and what they are at."""
 
     def __init__(
-        self, recipe: Path, world: int, folder: Path, overrides: Sequence[str] = (), *,
-        stage: int = 1, hook: Hook | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        recipe: Path,
+        world: int,
+        folder: Path,
+        overrides: Sequence[str] = (),
+        *,
+        stage: int = 1,
+        hook: Hook | None = None,
+    ) -> None:
         """folder: for output and notes; hook: done in every rank first (must be picklable)."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "notes").write_bytes(bytes(2 * world))
@@ -60,8 +76,13 @@ class Ranks:
         port = str(_free_port())
         self.processes: list[ForkServerProcess] = []
         for rank in range(world):
-            env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+            env = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
             process = _server().Process(target=_rank, args=(arguments, env, folder, hook))
             with _environment():
                 process.start()
@@ -71,9 +92,11 @@ class Ranks:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.kill()
 
     def phases(self) -> list[int]:

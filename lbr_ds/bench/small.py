@@ -15,8 +15,11 @@ from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.prepare import prepare
 
 _RECORDS = 320
-_WORDS = [a + b for a in ("ba", "de", "ki", "lo", "mu", "ra", "so", "ti") for b in
-          ("n", "lt", "rk", "sh", "m", "pp", "st", "v")]  # fmt: skip
+_WORDS = [
+    a + b
+    for a in ("ba", "de", "ki", "lo", "mu", "ra", "so", "ti")
+    for b in ("n", "lt", "rk", "sh", "m", "pp", "st", "v")
+]
 _LAYERS = 2
 
 
@@ -33,18 +36,23 @@ def small_run(folder: Path, *, width: int = 32, **stage: Any) -> RunConfig:
     recipe = {
         "name": "small",
         "run": str(folder / "run"),
-        "model": {"backbone": str(folder / "backbone"), "max_length": 48,
-                  "activation_checkpointing": False},
+        "model": {
+            "backbone": str(folder / "backbone"),
+            "max_length": 48,
+            "activation_checkpointing": False,
+        },
         "bottleneck": {"count": 2},
         "data": {
-            "folder": str(folder / "data"), "records_per_shard": 32, "workers": 0,
+            "folder": str(folder / "data"),
+            "records_per_shard": 32,
+            "workers": 0,
             "sources": [{"path": str(folder / "corpus.jsonl"), "name": "made-up"}],
             "splits": {"gl": 0.5, "cl": 0.4, "eval": 0.1},
         },
         "stage1": {**both, "max_target_length": 48},
         "stage2": {**both, "from": "backbone", "temperature": 0.05},
         "every": {"evaluate": None},  # these suites look at saves and steps
-    }  # fmt: skip
+    }
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe, indent=1))  # JSON is YAML
     run = load(path)
@@ -57,8 +65,11 @@ def _write_corpus(path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for number in range(_RECORDS):
             query, answer = (draw.choices(_WORDS, k=draw.randint(2, 6)) for _ in range(2))
-            raw = {"id": f"r{number}", "query": f"{number} {' '.join(query)}",
-                   "positives": [f"{' '.join(answer)} {number}"]}  # fmt: skip
+            raw = {
+                "id": f"r{number}",
+                "query": f"{number} {' '.join(query)}",
+                "positives": [f"{' '.join(answer)} {number}"],
+            }
             file.write(json.dumps(raw) + "\n")
 
 
@@ -73,10 +84,15 @@ def _write_backbone(folder: Path, width: int) -> None:
         tokenizer_object=bytes_only, bos_token="<s>", eos_token="</s>"
     )
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=width, intermediate_size=2 * width,
-        num_hidden_layers=_LAYERS, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=128, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -82,26 +82,43 @@ def with_ours(model: Embedder) -> Embedder:
 
 
 def sft(
-    model: Embedder, step: Step, config: dict[str, Any], n: int, count: int, rounds: int, *,
-    goal: float, floor: float,
-) -> Row:  # fmt: skip
+    model: Embedder,
+    step: Step,
+    config: dict[str, Any],
+    n: int,
+    count: int,
+    rounds: int,
+    *,
+    goal: float,
+    floor: float,
+) -> Row:
     """IB-SFT over plain SFT at X = Y = n."""
     vocab = config["vocab_size"]
     ours = step(packed_loss(model, [ib(n, n, vocab) for _ in range(count)]))
     theirs = step(packed_loss(model, [plain(n, n, vocab) for _ in range(count)]))
     return ratio(
-        f"ib_sft_over_sft_{n}", interleaved(ours, theirs, rounds),
-        goal=goal, better="lower", floor=floor,
+        f"ib_sft_over_sft_{n}",
+        interleaved(ours, theirs, rounds),
+        goal=goal,
+        better="lower",
+        floor=floor,
         theory=ib_flops(config, n, n) / plain_flops(config, n, n),
         about=f"training step, {count} x [X={n}; B=4; Y={n}] over {count} x [X={n}; Y={n}], both "
         "packed, head on Y's rows only",
-    )  # fmt: skip
+    )
 
 
 def reconstruct(
-    model: Embedder, step: Step, config: dict[str, Any], n: int, count: int, rounds: int, *,
-    goal: float | None = None, floor: float = 2.1,
-) -> Row:  # fmt: skip
+    model: Embedder,
+    step: Step,
+    config: dict[str, Any],
+    n: int,
+    count: int,
+    rounds: int,
+    *,
+    goal: float | None = None,
+    floor: float = 2.1,
+) -> Row:
     """Reconstruction of passages of n tokens over plain pre-training on them.
 
     goal: None is 1.05 times the ratio of FLOPs.
@@ -111,11 +128,15 @@ def reconstruct(
     theirs = step(packed_loss(model, [plain(0, n, vocab) for _ in range(count)]))
     theory = ib_flops(config, n, n) / plain_flops(config, 0, n)
     return ratio(
-        f"reconstruct_over_pt_{n}", interleaved(ours, theirs, rounds),
-        goal=goal or 1.05 * theory, better="lower", floor=floor, theory=theory,
+        f"reconstruct_over_pt_{n}",
+        interleaved(ours, theirs, rounds),
+        goal=goal or 1.05 * theory,
+        better="lower",
+        floor=floor,
+        theory=theory,
         about=f"training step, {count} x [X={n}; B=4; Y={n}] over plain pre-training on "
         f"{count} x {n} tokens",
-    )  # fmt: skip
+    )
 
 
 def dense_mask(model: Embedder, step: Step, config: dict[str, Any], n: int, rounds: int) -> Row:
@@ -124,12 +145,15 @@ def dense_mask(model: Embedder, step: Step, config: dict[str, Any], n: int, roun
     ours = step(packed_loss(model, [sequence]))
     theirs = step(dense_loss(model, sequence))
     return ratio(
-        f"ib_over_dense_mask_{n}", interleaved(ours, theirs, rounds),
-        goal=0.70, better="lower", floor=0.85,
+        f"ib_over_dense_mask_{n}",
+        interleaved(ours, theirs, rounds),
+        goal=0.70,
+        better="lower",
+        floor=0.85,
         theory=ib_flops(config, n, n) / dense_flops(config, len(sequence)),
         about=f"training step on [X={n}; B=4; Y={n}] over the same weights called as a Hugging "
         "Face model with a dense 4D mask and labels (SDPA, head on all rows); losses equal",
-    )  # fmt: skip
+    )
 
 
 def dense_loss(model: Embedder, sequence: Sequence) -> Callable[[], Tensor]:
@@ -169,11 +193,16 @@ def packed(model: Embedder, step: Step, config: dict[str, Any], longest: int, ro
     ideal = full / real
     pairs = [(b / a, ideal) for a, b in interleaved(ours, theirs, rounds)]
     return ratio(
-        "packed_over_padded_of_ideal", pairs, goal=0.95, better="higher", floor=0.85, theory=1.0,
+        "packed_over_padded_of_ideal",
+        pairs,
+        goal=0.95,
+        better="higher",
+        floor=0.85,
+        theory=1.0,
         about=f"samples/s of a plain causal step, lengths {lengths}: packed over padded to "
         f"{longest} (SDPA with a padding mask, head on the real rows), over {ideal:.2f} = padded "
         "tokens / real tokens",
-    )  # fmt: skip
+    )
 
 
 def spread_lengths(longest: int, count: int) -> list[int]:
@@ -236,14 +265,25 @@ def head_loss(count: int, words: int, width: int, rounds: int) -> list[Row]:
     gradients = (count + words) * width * 4  # bytes that either way has to leave behind
     return [
         ratio(
-            f"head_loss_memory{suffix}", memory, goal=0.15, better="lower", floor=0.30,
+            f"head_loss_memory{suffix}",
+            memory,
+            goal=0.15,
+            better="lower",
+            floor=0.30,
             theory=gradients / memory[0][1],
             about=f"peak of chunked over plain head and cross-entropy, {about}; theory: the "
             "gradients alone",
         ),
-        ratio(f"head_loss_time{suffix}", times, goal=1.0, better="lower", floor=1.05,
-              theory=1.0, about=f"seconds of the same, {about}"),
-    ]  # fmt: skip
+        ratio(
+            f"head_loss_time{suffix}",
+            times,
+            goal=1.0,
+            better="lower",
+            floor=1.05,
+            theory=1.0,
+            about=f"seconds of the same, {about}",
+        ),
+    ]
 
 
 def timed_call(way: Callable[[], object]) -> float:

@@ -45,9 +45,14 @@ LR = 1e-5
 
 
 def suite(
-    data: Path | None = None, rounds: int = ROUNDS, candidates: int = 1 << 14,
-    memory_pairs: int = 16, step_pairs: int = 48, rank_pairs: int = 16, num_layers: int = 6,
-) -> list[Row]:  # fmt: skip
+    data: Path | None = None,
+    rounds: int = ROUNDS,
+    candidates: int = 1 << 14,
+    memory_pairs: int = 16,
+    step_pairs: int = 48,
+    rank_pairs: int = 16,
+    num_layers: int = 6,
+) -> list[Row]:
     """The four rows. data: see `material.pairs`."""
     return [
         infonce_memory(candidates),
@@ -64,11 +69,14 @@ def infonce_memory(candidates: int, size: int = 576) -> Row:
         extra_bytes("lbr_ds.bench.stage2:score", way=way, **settings) for way in ("tiled", "whole")
     )
     return _single(
-        f"infonce_memory_{candidates >> 10}k", tiled / whole, goal=0.10, floor=0.25,
+        f"infonce_memory_{candidates >> 10}k",
+        tiled / whole,
+        goal=0.10,
+        floor=0.25,
         about=f"MiB beyond the vectors for loss and gradients, {candidates // 4} queries x "
         f"{candidates} candidates of {size} dimensions: {tiled / 2**20:.0f} in tiles, "
         f"{whole / 2**20:.0f} with the matrix",
-    )  # fmt: skip
+    )
 
 
 def score(way: str, queries: int, candidates: int, size: int) -> Callable[[], object]:
@@ -103,10 +111,13 @@ def gradcache_memory(data: Path | None, count: int, times: int = 16) -> Row:
         for n in (count, count * times)
     )
     return _single(
-        f"gradcache_memory_{times}x", large / small, goal=1.05, floor=1.10,
+        f"gradcache_memory_{times}x",
+        large / small,
+        goal=1.05,
+        floor=1.10,
         about=f"MiB beyond the engine to learn from {count * times} pairs: {large / 2**20:.0f}, "
         f"from {count}: {small / 2**20:.0f}; chunks of {8 * SHORT} tokens, {LAYERS} layers",
-    )  # fmt: skip
+    )
 
 
 def learn(data: str | None, count: int, chunk: int) -> Callable[[], object]:
@@ -143,11 +154,15 @@ def gradcache_time(data: Path | None, rounds: int, count: int, num_layers: int =
 
     measured = interleaved(step(cut), step(whole), rounds)
     return ratio(
-        "gradcache_over_oneshot", measured, goal=1.30, better="lower", floor=1.40,
+        "gradcache_over_oneshot",
+        measured,
+        goal=1.30,
+        better="lower",
+        floor=1.40,
         about=f"time of a step on {count} pairs, {whole.num_tokens} tokens, in "
         f"{len(cut.micro_batches)} chunks over one forward; backward counted as two forwards",
         theory=4 / 3,
-    )  # fmt: skip
+    )
 
 
 def zero3_error(data: Path | None, count: int) -> Row:
@@ -167,12 +182,15 @@ def zero3_error(data: Path | None, count: int) -> Row:
     apart = sum((found[n] - w).double().square().sum() for n, w in wanted.items())
     norm = sum(w.double().square().sum() for w in wanted.values())
     return _single(
-        "gradcache_zero3_grad_error", float((apart / norm) ** 0.5), goal=1e-6, floor=1e-5,
+        "gradcache_zero3_grad_error",
+        float((apart / norm) ** 0.5),
+        goal=1e-6,
+        floor=1e-5,
         about=f"|g - g'| / |g'| over all parameters, fp32, {count} pairs, {LAYERS} layers: g of "
         "two ZeRO-3 ranks in chunks, g' of one graph in plain torch; drawn weights (with "
         "pretrained ones, whose vectors all but coincide, fp32 itself is 7e-6 from fp64)",
         unit="relative",
-    )  # fmt: skip
+    )
 
 
 def _one_graph(run: RunConfig, records: list[Record]) -> dict[str, torch.Tensor]:
@@ -204,9 +222,10 @@ def _draw_weights(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         drawn = {
             name: 0.02 * torch.randn(old.shape, generator=generator)
-            if old.ndim == 2 else torch.ones_like(old)
+            if old.ndim == 2
+            else torch.ones_like(old)
             for name, old in load_file(path).items()
-        }  # fmt: skip
+        }
         save_file(drawn, path, metadata={"format": "pt"})
 
 
@@ -229,9 +248,10 @@ def _cut_run(chunk: int) -> RunConfig:
 
 def _encoder(run: RunConfig) -> TextEncoder:
     return TextEncoder(
-        load_tokenizer(run.run / "backbone"), max_length=run.model.max_length,
+        load_tokenizer(run.run / "backbone"),
+        max_length=run.model.max_length,
         num_bottleneck=run.bottleneck.count,
-    )  # fmt: skip
+    )
 
 
 def _work(run: RunConfig, encoder: TextEncoder, records: list[Record]) -> Work:

@@ -12,12 +12,12 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from lbr_ds import children
-from lbr_ds.address import expanded, mask_record, masked
 from lbr_ds.cli import build, judge, measure
 from lbr_ds.cli.app import app
 from lbr_ds.errors import ConfigError, LostRank, short
-from lbr_ds.failures import named
+from lbr_ds.system import children
+from lbr_ds.system.failures import named
+from lbr_ds.system.urls import expanded, mask_record, masked
 
 __all__ = ["app", "build", "judge", "main", "measure", "run"]
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lbr_ds.address import shown
 from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
 from lbr_ds.errors import SAVED_AND_STOPPED, ConfigError
-from lbr_ds.failures import writing
+from lbr_ds.system.failures import writing
+from lbr_ds.system.urls import shown
 
 
 @app.command()
@@ -19,7 +19,7 @@ def init(folder: Annotated[Path, typer.Argument(file_okay=False, help="A new fol
 
     Example: `lbr-ds init my-project`
     """
-    from lbr_ds import resources
+    from lbr_ds.system import resources
 
     with writing(folder):
         files = resources.copy_all(folder)
@@ -34,8 +34,8 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Example: `lbr-ds prepare demo`
     """
+    from lbr_ds.cli.console import Bars, show_curation
     from lbr_ds.config import load
-    from lbr_ds.console import Bars, show_curation
     from lbr_ds.corpora.prepare import prepare as prepare_data
 
     run = load(recipe, overrides or [])
@@ -50,8 +50,8 @@ def mine(recipe: Recipe, overrides: Overrides = None, nproc: Sharing = None) -> 
 
     Example: `lbr-ds mine demo mining.keep=2`
     """
+    from lbr_ds.cli.console import Bars, show_mining
     from lbr_ds.config import load
-    from lbr_ds.console import Bars, show_mining
     from lbr_ds.mining.mine import mine as mine_negatives
 
     run = load(recipe, overrides or [])

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
-from lbr_ds.failures import check_writable, writing
+from lbr_ds.system.failures import check_writable, writing
 
 _TIMEOUT_MINUTES = 30  # that ranks of `eval` wait for each other
 Instructed = Annotated[
@@ -134,7 +134,7 @@ def evaluate(
     Example: `lbr-ds eval runs/demo --data data/icd10cm`
     """
     import lbr_ds.evaluate as judged
-    from lbr_ds.console import show_scores
+    from lbr_ds.cli.console import show_scores
     from lbr_ds.evaluate.baselines import check_ranks
 
     check_ranks(model, nproc or 1)
@@ -142,11 +142,20 @@ def evaluate(
     output = check_writable(out or _default_output(model))
     with writing(output):
         result = judged.evaluate(
-            model, data=data, tasks=judged.split_names(tasks), output=output,
-            max_queries=max_queries, examples=examples, trust_remote_code=trust_remote_code,
-            allow_overlap=allow_overlap, generation=generation, states=states, world=world,
-            instructed=instructed, instructions_of=instructions_of,
-        )  # fmt: skip
+            model,
+            data=data,
+            tasks=judged.split_names(tasks),
+            output=output,
+            max_queries=max_queries,
+            examples=examples,
+            trust_remote_code=trust_remote_code,
+            allow_overlap=allow_overlap,
+            generation=generation,
+            states=states,
+            world=world,
+            instructed=instructed,
+            instructions_of=instructions_of,
+        )
     if world.first:
         show_scores(result)
         _report_files(Path(model).expanduser(), output, result)
@@ -219,7 +228,14 @@ def reproduce(
         check_writable(out)
     with writing(out or "the run folders"):
         told = command(
-            table, recipe, overrides or [], seeds=seeds, nproc=nproc, max_queries=max_queries,
-            dry_run=dry_run, only=only, out=out,
-        )  # fmt: skip
+            table,
+            recipe,
+            overrides or [],
+            seeds=seeds,
+            nproc=nproc,
+            max_queries=max_queries,
+            dry_run=dry_run,
+            only=only,
+            out=out,
+        )
     typer.echo(told)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lbr_ds.atomic import write_json
 from lbr_ds.cli.app import Overrides, Recipe, app
 from lbr_ds.errors import ConfigError
-from lbr_ds.failures import check_writable, writing
+from lbr_ds.system.atomic import write_json
+from lbr_ds.system.failures import check_writable, writing
 
 if TYPE_CHECKING:
     from lbr_ds.config import RunConfig
@@ -30,10 +30,12 @@ class _Suites(TyperGroup):
 
 
 bench = typer.Typer(
-    cls=_Suites, no_args_is_help=True, rich_markup_mode="markdown",
+    cls=_Suites,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
     subcommand_metavar="SUITE [ARGS]...",
     help="Measured figures: of the program (the word `suite` may be left out), or of a cluster.",
-)  # fmt: skip
+)
 app.add_typer(bench, name="bench")
 SweepFolder = Annotated[
     Path | None,
@@ -70,7 +72,7 @@ def suite(
     Example: `lbr-ds bench stage1 --json stage1.json --plot stage1.png`
     """
     from lbr_ds.bench import run_suite
-    from lbr_ds.console import show_bench
+    from lbr_ds.cli.console import show_bench
 
     if plot is not None:
         from lbr_ds.bench.plot import check, draw, sweep
@@ -144,11 +146,19 @@ def cluster(
         return _as_rank(run, stage, row, steps, network, nproc)
     folder = out or Path(f"bench-{run.name}-stage{stage}")
     sweep = Sweep(
-        recipe, stage, _counts("--ranks", ranks) or default_ranks(), folder,
-        overrides=tuple(overrides or ()), tokens=_counts("--tokens", tokens),
-        layouts=_words(ds_configs), scaling=_words(scaling), steps=steps, launcher=launcher,
-        per_node=per_node, gpu=gpu,
-    )  # fmt: skip
+        recipe,
+        stage,
+        _counts("--ranks", ranks) or default_ranks(),
+        folder,
+        overrides=tuple(overrides or ()),
+        tokens=_counts("--tokens", tokens),
+        layouts=_words(ds_configs),
+        scaling=_words(scaling),
+        steps=steps,
+        launcher=launcher,
+        per_node=per_node,
+        gpu=gpu,
+    )
     with writing(folder):
         typer.echo(markdown(run_sweep(sweep, retry=retry)))
     typer.echo(f"written to {folder}: RESULT.md, result.png, result.json")

@@ -46,10 +46,15 @@ class Rules:
     def of(cls, data: DataConfig, corpus: Corpus, tokenizer: str) -> Rules:
         """The rules of the recipe for a source; code is in no language that could be told."""
         return cls(
-            data.min_chars, data.max_chars, data.min_tokens or 0, data.max_tokens, tokenizer,
-            () if corpus.keep_lines else data.languages, corpus.keep_lines,
+            data.min_chars,
+            data.max_chars,
+            data.min_tokens or 0,
+            data.max_tokens,
+            tokenizer,
+            () if corpus.keep_lines else data.languages,
+            corpus.keep_lines,
             corpus.source.max_shared_letters,
-        )  # fmt: skip
+        )
 
     def fault(self, text: str) -> tuple[str, str] | None:
         """The rule that the text itself breaks, and by what; the costly rules come last."""

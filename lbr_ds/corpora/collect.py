@@ -20,8 +20,8 @@ from lbr_ds.corpora.reading import Found, Progress, Tally
 from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.store import Store, roles
 from lbr_ds.errors import DataError
-from lbr_ds.locate import how_to_fetch_again
 from lbr_ds.records import Record
+from lbr_ds.system.downloads import how_to_fetch_again
 
 _CHUNK_RECORDS, _CHUNK_CHARS = 256, 1 << 20  # of one job
 _CHUNKS_A_STEP = 16
@@ -56,8 +56,13 @@ class Collected:
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {"read": self.read, "kept": self.kept, "bad": self.bad,
-                "records": self.records.plain(), "texts": self.texts.plain()}  # fmt: skip
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "bad": self.bad,
+            "records": self.records.plain(),
+            "texts": self.texts.plain(),
+        }
 
     @classmethod
     def restored(cls, plain: dict[str, Any]) -> Collected:
@@ -69,11 +74,7 @@ class Collected:
 
 
 def collect(
-    data: DataConfig,
-    corpora: list[Corpus],
-    tokenizer: str,
-    store: Store,
-    progress: Progress | None,
+    data: DataConfig, corpora: list[Corpus], tokenizer: str, store: Store, progress: Progress | None
 ) -> Collected:
     """Read and clean every source into the store; goes on where an earlier run was stopped.
 

@@ -11,8 +11,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from lbr_ds import children
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.system import children
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -43,8 +43,9 @@ def instructions(store: Store, splits: Sequence[str]) -> Instructions:
     rows = store.db.execute(
         f"SELECT {source}, CASE WHEN {text} IS NULL THEN coalesce({query}, '') END,"
         f" coalesce({document}, ''){counts} FROM records JOIN placed USING (seq)"
-        " GROUP BY 1, 2, 3 ORDER BY count(*) DESC, min(seq) LIMIT ?", (*splits, MAX_ROWS),
-    )  # fmt: skip
+        " GROUP BY 1, 2, 3 ORDER BY count(*) DESC, min(seq) LIMIT ?",
+        (*splits, MAX_ROWS),
+    )
     found = tuple(
         Used(row[0], row[1], row[2], {s: n for s, n in zip(splits, row[3:], strict=True) if n})
         for row in rows
@@ -62,8 +63,12 @@ def components_table(store: Store) -> dict[str, Any]:
     if size > max(_GIANT * total, 100):
         log.warning(
             "%d of %d records are one component (%s) and stay together: %d share %r",
-            size, total, label, shared, text[:60],
-        )  # fmt: skip
+            size,
+            total,
+            label,
+            shared,
+            text[:60],
+        )
     return {
         "count": store.number("SELECT count(*) FROM components"),
         "largest": size,
@@ -84,10 +89,11 @@ def groups_table(store: Store, threshold: float) -> dict[str, Any]:
         "kin": store.number("SELECT count(DISTINCT label) FROM kin"),
         "largest_kin": store.number(
             "SELECT max(size) FROM (SELECT count(DISTINCT seq) AS size FROM kin"
-            " JOIN uses USING (num) WHERE role = ? GROUP BY label)", POSITIVE,
+            " JOIN uses USING (num) WHERE role = ? GROUP BY label)",
+            POSITIVE,
         ),
         "near_pairs": _near_pairs(store, threshold),
-    }  # fmt: skip
+    }
 
 
 def _near_pairs(store: Store, threshold: float) -> dict[str, Any]:
@@ -121,8 +127,9 @@ def _kindred(store: Store, family: int) -> dict[int, tuple[set[int], str | None]
     found: dict[int, tuple[set[int], str | None]] = {}
     rows = store.db.execute(
         "SELECT num, grp, label FROM families JOIN uses USING (num) JOIN members USING (seq)"
-        " LEFT JOIN kin USING (num) WHERE family = ? AND role != ?", (family, NEGATIVE),
-    )  # fmt: skip
+        " LEFT JOIN kin USING (num) WHERE family = ? AND role != ?",
+        (family, NEGATIVE),
+    )
     for number, group, label in rows:
         found.setdefault(number, (set(), label))[0].add(group)
     return found

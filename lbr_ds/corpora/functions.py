@@ -79,13 +79,17 @@ def _functions(tree: ast.Module, lines: list[str], where: str, inside: str) -> I
         sentence = " ".join((match[1] if match else about.split("\n\n")[0]).split())
         if len(sentence.split()) < _MIN_WORDS:
             continue
-        yield Row(f"{where}:{node.lineno}", f"{inside}-{node.lineno}", {
-            "docstring": sentence,
-            "code": re.sub(rf"\b{node.name}\b", "function", code),
-            "name": node.name,
-            "module": inside.removesuffix(".py").removesuffix("/__init__").replace("/", "."),
-            "file": inside,
-        })  # fmt: skip
+        yield Row(
+            f"{where}:{node.lineno}",
+            f"{inside}-{node.lineno}",
+            {
+                "docstring": sentence,
+                "code": re.sub(rf"\b{node.name}\b", "function", code),
+                "name": node.name,
+                "module": inside.removesuffix(".py").removesuffix("/__init__").replace("/", "."),
+                "file": inside,
+            },
+        )
 
 
 def _without_docstring(node: _Function, lines: list[str]) -> str:

@@ -44,8 +44,12 @@ def _terms(
     for number, note in enumerate(code.findall("inclusionTerm/note"), 1):
         where = f"{path}: code {label}, inclusion term {number}"
         name = f"{label}-{number}"
-        raw = {"id": name, "query": "".join(note.itertext()),
-               "positives": [passage], "group": label}  # fmt: skip
+        raw = {
+            "id": name,
+            "query": "".join(note.itertext()),
+            "positives": [passage],
+            "group": label,
+        }
         yield Row(where, name, raw)
 
 

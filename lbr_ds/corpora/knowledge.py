@@ -106,10 +106,11 @@ def entities_table(store: Store) -> dict[str, int]:
     asked = {
         name: store.number(
             "SELECT count(DISTINCT own_group) FROM placed JOIN records USING (seq)"
-            " WHERE split = ? AND pair", name,
+            " WHERE split = ? AND pair",
+            name,
         )
         for name in ("cl", "eval", CONTROL)
-    }  # fmt: skip
+    }
     told = "FROM placed JOIN records USING (seq) WHERE NOT pair AND own_group != ''"
     paired = "(SELECT own_group FROM placed JOIN records USING (seq) WHERE pair)"
     return {

@@ -43,20 +43,25 @@ def part_negatives(store: Store, removed: Tally) -> None:
         return
     with_negatives = "(SELECT grp FROM members JOIN uses USING (seq) WHERE role = 3)"
     _ban(
-        store, removed, "negative_is_a_positive", "1",
-        f"SELECT DISTINCT grp, num {_FAMILIES} WHERE role = {POSITIVE}"
-        f" AND grp IN {with_negatives}",
+        store,
+        removed,
+        "negative_is_a_positive",
+        "1",
+        f"SELECT DISTINCT grp, num {_FAMILIES} WHERE role = {POSITIVE} AND grp IN {with_negatives}",
         "banned.grp = members.grp AND banned.text = uses.num",
-    )  # fmt: skip
+    )
     for split, others in (
         (_IS_JUDGED, f"NOT {_IS_JUDGED} AND role != {NEGATIVE}"),
         (f"NOT {_IS_JUDGED}", _IS_JUDGED),
     ):
         _ban(
-            store, removed, "negative_is_in_other_split", split,
+            store,
+            removed,
+            "negative_is_in_other_split",
+            split,
             f"SELECT DISTINCT 0 AS grp, family {_FAMILIES} WHERE {others}",
             "banned.text = families.family",
-        )  # fmt: skip
+        )
 
 
 def _ban(store: Store, removed: Tally, rule: str, placed: str, texts: str, condition: str) -> None:
@@ -176,10 +181,12 @@ def _of_other_entities(store: Store, kinds: dict[str, tuple[str, str]]) -> dict[
     return {
         f"{prefix}eval_gl": store.number(
             f"SELECT count(*) FROM ({_in_both(what, table)} INTERSECT {owners.format(what=what)})",
-            "eval", "gl",
+            "eval",
+            "gl",
         )
-        for prefix, (what, table) in kinds.items() if prefix != "group_"
-    }  # fmt: skip
+        for prefix, (what, table) in kinds.items()
+        if prefix != "group_"
+    }
 
 
 def _refuse(folder: Path, shared: dict[str, int]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lbr_ds.errors import DataError, short
-from lbr_ds.locate import how_to_fetch_again
+from lbr_ds.system.downloads import how_to_fetch_again
 
 MAX_LINE = 1 << 26  # bytes; a longer line is named as bad and not held
 _HEAD = 1 << 16  # bytes that tell what kind of file it is
@@ -25,9 +25,23 @@ _PIECE = 1 << 20
 _SAMPLE_LINES, _SAMPLE_BYTES = 200, 1000  # of what is not decoded, whose encoding is guessed
 # What is tried where a text is not what it should be; of equally likely ones the first.
 _ENCODINGS = (
-    "utf-8", "gb18030", "shift_jis", "euc_jp", "big5", "cp949", "cp1252", "cp1250", "cp1251",
-    "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "iso2022_jp",
-)  # fmt: skip
+    "utf-8",
+    "gb18030",
+    "shift_jis",
+    "euc_jp",
+    "big5",
+    "cp949",
+    "cp1252",
+    "cp1250",
+    "cp1251",
+    "koi8_r",
+    "cp1253",
+    "cp1254",
+    "cp1255",
+    "cp1256",
+    "cp874",
+    "iso2022_jp",
+)
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "a Parquet file", "add `format: parquet` to this entry of data.sources"),
     (b"ARROW1", "an Arrow file", "add `format: arrow` to this entry of data.sources"),
@@ -47,10 +61,14 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"<!doctype html", "an HTML page, perhaps of an error or a login", "fetch the file itself"),
     (b"<html", "an HTML page, perhaps of an error or a login", "fetch the file itself"),
     (b"<?xml", "an XML file", "convert it to JSON lines"),
-)  # fmt: skip
+)
 _PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
-_MARKS = (("utf-32", codecs.BOM_UTF32_LE), ("utf-32", codecs.BOM_UTF32_BE),
-          ("utf-16", codecs.BOM_UTF16_LE), ("utf-16", codecs.BOM_UTF16_BE))  # fmt: skip
+_MARKS = (
+    ("utf-32", codecs.BOM_UTF32_LE),
+    ("utf-32", codecs.BOM_UTF32_BE),
+    ("utf-16", codecs.BOM_UTF16_LE),
+    ("utf-16", codecs.BOM_UTF16_BE),
+)
 
 
 class BadLine(DataError):
@@ -131,8 +149,12 @@ def check_file(path: Path) -> None:
     """Raise DataError for what is neither a file nor a folder, before anything waits for it."""
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
-                 stat.S_IFBLK: "a device"}  # fmt: skip
+        kinds = {
+            stat.S_IFIFO: "a pipe",
+            stat.S_IFSOCK: "a socket",
+            stat.S_IFCHR: "a device",
+            stat.S_IFBLK: "a device",
+        }
         raise DataError(
             f"{path}: is {kinds.get(stat.S_IFMT(mode), 'no file')}; data.sources.path must be a "
             "file or folder, since it is read more than once"

@@ -79,8 +79,9 @@ class Shared(NamedTuple):
 
     def rows(self, file: BinaryIO, numbers: NDArray[np.int64]) -> NDArray[Any]:
         """The signatures of texts. By pread: pages of a memory map would count as our memory."""
-        raw = (os.pread(file.fileno(), SIGNATURE_BYTES, n * SIGNATURE_BYTES)
-               for n in numbers.tolist())  # fmt: skip
+        raw = (
+            os.pread(file.fileno(), SIGNATURE_BYTES, n * SIGNATURE_BYTES) for n in numbers.tolist()
+        )
         return np.frombuffer(b"".join(raw), dtype="<u4").reshape(-1, PERMUTATIONS)
 
 

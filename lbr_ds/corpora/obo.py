@@ -63,16 +63,20 @@ def _names(path: Path, number: int, tags: dict[str, list[str]]) -> Iterator[Row]
     named = [(name, "NAME"), *map(_quoted, tags.get("synonym", []))]
     for count, (text, rest) in enumerate(named):
         scope, kind = (*rest.split(), "", "")[:2]
-        yield Row(where, f"{term}-{count}", {
-            "id": term,
-            "name": name,
-            "definition": definition,
-            "namespace": tags.get("namespace", [""])[0],
-            "synonym": text,
-            "scope": scope,
-            "type": kind,
-            "number": str(count),
-        })  # fmt: skip
+        yield Row(
+            where,
+            f"{term}-{count}",
+            {
+                "id": term,
+                "name": name,
+                "definition": definition,
+                "namespace": tags.get("namespace", [""])[0],
+                "synonym": text,
+                "scope": scope,
+                "type": kind,
+                "number": str(count),
+            },
+        )
 
 
 def _quoted(value: str) -> tuple[str, str]:

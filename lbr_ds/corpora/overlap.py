@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.atomic import written_file
 from lbr_ds.corpora.leaks import TRAINED
 from lbr_ds.corpora.segment import key
 from lbr_ds.errors import CheckpointError, DataError, LbrError
 from lbr_ds.shards import Manifest, read_split
+from lbr_ds.system.atomic import written_file
 
 NAME = "trained.u64"
 CURE = (  # for that of prepared data
@@ -104,8 +104,11 @@ def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
         return
     with written_file(folder / NAME) as file:
         for texts in united.values():
-            head = {"version": VERSION, "fingerprint": texts.fingerprint,
-                    "count": len(texts.hashes)}  # fmt: skip
+            head = {
+                "version": VERSION,
+                "fingerprint": texts.fingerprint,
+                "count": len(texts.hashes),
+            }
             file.write(json.dumps(head).encode() + b"\n")
             file.write(texts.hashes.astype("<u8").tobytes())
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import lbr_ds
-from lbr_ds.atomic import check_place, is_unfinished, new_folder, recover, tidy
 from lbr_ds.config import CONTROL, SPLITS, DataConfig, ModelConfig
 from lbr_ds.corpora import curation, knowledge, language, leaks, overlap, sources
 from lbr_ds.corpora.collect import Collected, collect
@@ -37,11 +36,12 @@ from lbr_ds.corpora.store import Store
 from lbr_ds.corpora.tokens import Room, room, tokenizer_json
 from lbr_ds.corpora.unite import drop_twins, find_families, unite
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.failures import writing
 from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, ShardFile, write_split
 from lbr_ds.shards.manifest import NAME
+from lbr_ds.system.atomic import check_place, is_unfinished, new_folder, recover, tidy
+from lbr_ds.system.failures import writing
 
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
@@ -139,8 +139,11 @@ def _make(
     made = _curation(data, stored, store, manifest, collected)
     made["leaks"] = leaks.prove_near(manifest.folder, store, progress)
     if known:
-        made |= {"protocol": data.protocol, "entities": knowledge.entities_table(store),
-                 "told_in_gl": knowledge.told_table(store)}  # fmt: skip
+        made |= {
+            "protocol": data.protocol,
+            "entities": knowledge.entities_table(store),
+            "told_in_gl": knowledge.told_table(store),
+        }
     overlap.write(manifest.folder)
     text = json.dumps(made, indent=1, ensure_ascii=False)
     (manifest.folder / CURATION).write_text(text + "\n", encoding="utf-8")
@@ -154,8 +157,9 @@ class Stored(Sequence[Record]):
         self._store = store
         ordered = store.db.execute(
             "SELECT seq FROM placed JOIN components USING (component) JOIN records USING (seq)"
-            " WHERE split = ? ORDER BY draw, id", (split,),
-        )  # fmt: skip
+            " WHERE split = ? ORDER BY draw, id",
+            (split,),
+        )
         self.seqs = array("q", (seq for (seq,) in ordered))
 
     def __len__(self) -> int:

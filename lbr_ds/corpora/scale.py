@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import children
 from lbr_ds.config import DataConfig
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.system import children
 
 RECORDS = 3000  # more than crew.py does without helpers, so that both sizes have them
 _WORDS, _VOCABULARY = 60, 50_000  # in an answer; random words, hardly a near duplicate
@@ -56,16 +56,21 @@ def write_corpus(path: Path, records: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         for number in range(records):
             words = draw.choices(vocabulary, k=8 + _WORDS)
-            raw = {"id": str(number), "query": " ".join(words[:8]),
-                   "positives": [" ".join(words[8:])]}  # fmt: skip
+            raw = {
+                "id": str(number),
+                "query": " ".join(words[:8]),
+                "positives": [" ".join(words[8:])],
+            }
             file.write(json.dumps(raw) + "\n")
 
 
 def _peak(folder: Path) -> float:
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(folder)], env=children.environment(),
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", _MEASURE, str(folder)],
+        env=children.environment(),
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise EnvironmentProblem(f"prepare failed while its memory was measured: {reason}")

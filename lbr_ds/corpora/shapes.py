@@ -77,8 +77,10 @@ def _records(
 
 def _instructions(source: SourceConfig) -> dict[str, str]:
     """The source's own, for records without any."""
-    sides = {"instruction": source.instruction.query,
-             "document_instruction": source.instruction.document}  # fmt: skip
+    sides = {
+        "instruction": source.instruction.query,
+        "document_instruction": source.instruction.document,
+    }
     return {name: text for name, text in sides.items() if text}
 
 

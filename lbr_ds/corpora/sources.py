@@ -9,18 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.address import masked
+from lbr_ds.config.data import ColumnsConfig, SourceConfig
 from lbr_ds.corpora import FORMATS
 from lbr_ds.corpora.functions import source_files
 from lbr_ds.corpora.lines import check_file
 from lbr_ds.corpora.reading import Found, source_name
 from lbr_ds.corpora.shapes import read_records
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.locate import file_sha256, locate
-from lbr_ds.source import ColumnsConfig, SourceConfig
+from lbr_ds.system.downloads import file_sha256, locate
+from lbr_ds.system.urls import masked
 
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text",
-             ".md": "text", ".py": "python", ".whl": "python", ".obo": "obo"}  # fmt: skip
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+    ".md": "text",
+    ".py": "python",
+    ".whl": "python",
+    ".obo": "obo",
+}
 _TEXT = ("jsonl", "csv", "tsv", "text", "beir", "obo")
 _ROWS_ARE_RECORDS = ("jsonl", "beir", "icd10cm")
 _COLUMNS = {

@@ -146,8 +146,9 @@ class Store:
         """A record as it will be written: with its group and kin, the negatives that are left."""
         body, label = self.db.execute(
             "SELECT body, label FROM records JOIN members USING (seq) JOIN groups"
-            " USING (grp) WHERE seq = ?", (seq,),
-        ).fetchone()  # fmt: skip
+            " USING (grp) WHERE seq = ?",
+            (seq,),
+        ).fetchone()
         record = Record(**json.loads(body))
         kin = [""] * len(record.positives)
         for place, known in self.db.execute(

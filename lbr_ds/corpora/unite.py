@@ -106,8 +106,9 @@ def _identities(store: Store) -> Iterator[tuple[bytes, str, int]]:
     """(hash of the families of its query, answers and passage, id, seq) of each record."""
     rows = store.db.execute(
         "SELECT seq, id, pair, role, family FROM uses JOIN families USING (num)"
-        " JOIN records USING (seq) WHERE role != ? ORDER BY seq, role, family", (NEGATIVE,),
-    )  # fmt: skip
+        " JOIN records USING (seq) WHERE role != ? ORDER BY seq, role, family",
+        (NEGATIVE,),
+    )
     for (seq, name, pair), parts in groupby(rows, key=lambda row: row[:3]):
         found = [(role, family) for *_, role, family in parts]
         text = ",".join(f"{role}:{family}" for role, family in found)
@@ -169,8 +170,9 @@ def _groups(store: Store, total: int) -> Forest:
             refused.append((star,))
     store.db.executemany(
         "INSERT INTO kin SELECT families.num, substr(lower(hex(key)), 1, 16) FROM families"
-        " JOIN texts ON texts.num = families.star WHERE families.star = ?", refused,
-    )  # fmt: skip
+        " JOIN texts ON texts.num = families.star WHERE families.star = ?",
+        refused,
+    )
     return forest
 
 
@@ -188,13 +190,15 @@ def _ties(store: Store) -> Iterator[tuple[int, list[int]]]:
     store.db.execute("CREATE INDEX IF NOT EXISTS families_star ON families (star)")
     store.db.execute(
         "CREATE TEMP TABLE tied AS SELECT star, count(DISTINCT seq) AS number FROM uses"
-        " JOIN families USING (num) WHERE role != ? GROUP BY star HAVING number > 1", (NEGATIVE,),
-    )  # fmt: skip
+        " JOIN families USING (num) WHERE role != ? GROUP BY star HAVING number > 1",
+        (NEGATIVE,),
+    )
     rows = store.db.execute(
         "SELECT DISTINCT number, key, tied.star, seq FROM tied JOIN texts ON texts.num = tied.star"
         " JOIN families ON families.star = tied.star JOIN uses ON uses.num = families.num"
-        " WHERE role != ? ORDER BY number, key, seq", (NEGATIVE,),
-    )  # fmt: skip
+        " WHERE role != ? ORDER BY number, key, seq",
+        (NEGATIVE,),
+    )
     for (_, _, star), cluster in groupby(rows, key=lambda row: row[:3]):
         yield star, [seq for *_, seq in cluster]
     store.db.execute("DROP TABLE tied")
@@ -226,6 +230,7 @@ def most_shared(store: Store, component: int) -> tuple[str, int]:
         " (SELECT family, count(DISTINCT seq) AS number FROM members JOIN uses USING (seq)"
         "  JOIN families USING (num) WHERE component = ? AND role IN (?, ?, ?)"
         "  GROUP BY family ORDER BY number DESC, family LIMIT 1) AS most"
-        " ON most.family = families.family", (component, QUERY, POSITIVE, PASSAGE),
-    ).fetchone()  # fmt: skip
+        " ON most.family = families.family",
+        (component, QUERY, POSITIVE, PASSAGE),
+    ).fetchone()
     return text, number

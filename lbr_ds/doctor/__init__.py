@@ -22,18 +22,18 @@ from pathlib import Path
 
 import torch
 
-from lbr_ds import layout as layouts
 from lbr_ds import runs
 from lbr_ds.config import RunConfig
+from lbr_ds.config import ds_config as layouts
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.doctor import gpus
-from lbr_ds.environment import host_memory
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError
-from lbr_ds.layout import Layout
 from lbr_ds.model.files import FILE_BYTES
 from lbr_ds.plan import Cluster, find_gpu, predict
 from lbr_ds.plan.shape import Shape, adapted, find
 from lbr_ds.plan.work import num_steps
 from lbr_ds.shards import Manifest, ShardFile
+from lbr_ds.system.environment import host_memory
 
 __all__ = ["Duty", "examine"]
 SECONDS = 600  # that one question may take: after that a file system or a GPU hangs
@@ -79,8 +79,11 @@ def examine(duty: Duty) -> str:
     found: list[str] = []
     faults: list[LbrError] = []
     questions: dict[str, Callable[[Duty], str]] = {
-        "data.folder": data, "run": folder, "host memory": memory, "GPUs": processors,
-    }  # fmt: skip
+        "data.folder": data,
+        "run": folder,
+        "host memory": memory,
+        "GPUs": processors,
+    }
     for what, ask in questions.items():
         with _watched(host, what):
             try:
@@ -109,8 +112,9 @@ def _watched(host: str, what: str) -> Iterator[None]:
         line = f"{host}: {what}: no answer within {SECONDS} s, something hangs there"
         print(
             f"lbr-ds: error: {line}; leave the node out with sbatch --exclude={host}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(EnvironmentProblem.exit_code)
 
     timer = threading.Timer(SECONDS, give_up)

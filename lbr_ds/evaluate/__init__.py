@@ -16,7 +16,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from lbr_ds.locate import cache_folder
+from lbr_ds.system.downloads import cache_folder
 
 if TYPE_CHECKING:
     from lbr_ds.evaluate.models import PackedModel, load_model
@@ -44,8 +44,13 @@ __all__ = [
     "split_names",
     "top_passages",
 ]
-_HOMES = {"PackedModel": "models", "load_model": "models", "evaluate": "run", "judge": "run",
-          "top_passages": "run"}  # fmt: skip
+_HOMES = {
+    "PackedModel": "models",
+    "load_model": "models",
+    "evaluate": "run",
+    "judge": "run",
+    "top_passages": "run",
+}
 
 
 def __getattr__(name: str) -> Any:

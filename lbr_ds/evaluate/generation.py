@@ -58,8 +58,9 @@ def score_generation(folder: Path, judged: Judgements) -> dict[str, Any]:
     if unscored:
         log.warning(
             "%d of %d queries are not scored: no reference of theirs has a letter or a digit",
-            unscored, len(ids),
-        )  # fmt: skip
+            unscored,
+            len(ids),
+        )
     found: dict[str, Any] = {"queries": len(ids), "unscored": unscored, "max_new_tokens": limit}
     found |= {"prompts": {}, "per_query": {}}
     for prompt in ("visible", "bottleneck"):
@@ -75,9 +76,11 @@ def score_generation(folder: Path, judged: Judgements) -> dict[str, Any]:
             "rouge_l": mean(rouge),
             "chrf": _rounded(chrf(texts, references)),
             "words": round(sum(len(tokens(t)) for t in texts) / len(texts), 1),
-            "examples": [{"query": bare(q), "written": t, "reference": r[0]}
-                         for q, t, r in list(shown)[:_EXAMPLES]],
-        }  # fmt: skip
+            "examples": [
+                {"query": bare(q), "written": t, "reference": r[0]}
+                for q, t, r in list(shown)[:_EXAMPLES]
+            ],
+        }
     return found
 
 

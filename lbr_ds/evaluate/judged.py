@@ -22,11 +22,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.address import CACHE_GIB, is_url, shown
 from lbr_ds.config import CONTROL
 from lbr_ds.errors import DataError
 from lbr_ds.instructions import bare
 from lbr_ds.records import Record
+from lbr_ds.system.urls import CACHE_GIB, is_url, shown
 
 
 @dataclass
@@ -156,11 +156,14 @@ def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOu
     ids = iter(judged.queries)
     return [
         HeldOut(
-            name, judged.choose(islice(ids, len(records))), records,
-            manifest.prepared if knowledge and name == "eval" else "", languages,
+            name,
+            judged.choose(islice(ids, len(records))),
+            records,
+            manifest.prepared if knowledge and name == "eval" else "",
+            languages,
         )
         for name, records in asked.items()
-    ]  # fmt: skip
+    ]
 
 
 def _languages(curation: bytes | None) -> tuple[str, ...]:

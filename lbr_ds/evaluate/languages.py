@@ -12,13 +12,34 @@ _SHARE = 0.1  # of the texts (of a script's pieces) that a language must have to
 _ENOUGH = 0.25  # texts with kana for one in Han characters alone, where all are Japanese
 _PIECE = 300  # letters of one script that are identified at once
 _CODES = {
-    "LATIN": "Latn", "CYRILLIC": "Cyrl", "GREEK": "Grek", "ARABIC": "Arab", "HEBREW": "Hebr",
-    "DEVANAGARI": "Deva", "BENGALI": "Beng", "GUJARATI": "Gujr", "GURMUKHI": "Guru",
-    "ORIYA": "Orya", "TAMIL": "Taml", "TELUGU": "Telu", "KANNADA": "Knda", "MALAYALAM": "Mlym",
-    "SINHALA": "Sinh", "THAI": "Thai", "LAO": "Laoo", "TIBETAN": "Tibt", "MYANMAR": "Mymr",
-    "KHMER": "Khmr", "GEORGIAN": "Geor", "ARMENIAN": "Armn", "ETHIOPIC": "Ethi", "HANGUL": "Hang",
-    "HIRAGANA": "Jpan", "CJK": "Hans", "MONGOLIAN": "Mong",
-}  # fmt: skip
+    "LATIN": "Latn",
+    "CYRILLIC": "Cyrl",
+    "GREEK": "Grek",
+    "ARABIC": "Arab",
+    "HEBREW": "Hebr",
+    "DEVANAGARI": "Deva",
+    "BENGALI": "Beng",
+    "GUJARATI": "Gujr",
+    "GURMUKHI": "Guru",
+    "ORIYA": "Orya",
+    "TAMIL": "Taml",
+    "TELUGU": "Telu",
+    "KANNADA": "Knda",
+    "MALAYALAM": "Mlym",
+    "SINHALA": "Sinh",
+    "THAI": "Thai",
+    "LAO": "Laoo",
+    "TIBETAN": "Tibt",
+    "MYANMAR": "Mymr",
+    "KHMER": "Khmr",
+    "GEORGIAN": "Geor",
+    "ARMENIAN": "Armn",
+    "ETHIOPIC": "Ethi",
+    "HANGUL": "Hang",
+    "HIRAGANA": "Jpan",
+    "CJK": "Hans",
+    "MONGOLIAN": "Mong",
+}
 # Where a script has a main language: that language, unless the recipe names another.
 _MAIN = {"GREEK": "el", "HEBREW": "he", "HIRAGANA": "ja", "HANGUL": "ko", "CJK": "zh"}
 

@@ -56,8 +56,10 @@ class Trained:
             log.warning(
                 "%s was trained with %d instructions for the %s side, so official tasks are scored "
                 "without one; choose those of a source with --instructions-of",
-                self.name, len(self.instructions.distinct(side)), side,
-            )  # fmt: skip
+                self.name,
+                len(self.instructions.distinct(side)),
+                side,
+            )
 
 
 class PackedModel(AbsEncoder, Trained):
@@ -67,9 +69,13 @@ class PackedModel(AbsEncoder, Trained):
     """
 
     def __init__(
-        self, folder: Path, batch_tokens: int | None = None, world: World = ALONE,
-        trust_remote_code: bool = False, instructions_of: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        batch_tokens: int | None = None,
+        world: World = ALONE,
+        trust_remote_code: bool = False,
+        instructions_of: str = "",
+    ) -> None:
         from lbr_ds.model.encoder import PackedEncoder
 
         self.model = PackedEncoder(folder, trust_remote_code=trust_remote_code)

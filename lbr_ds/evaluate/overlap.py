@@ -76,8 +76,12 @@ def trained_texts(model: str) -> list[overlap.TrainedTexts]:
         if data.prepared not in known:
             log.warning(
                 "%s was trained on data %s (%s), whose hashes are not in its %s, so overlap with "
-                "that data is not checked", model, data.fingerprint, data.name, overlap.NAME,
-            )  # fmt: skip
+                "that data is not checked",
+                model,
+                data.fingerprint,
+                data.name,
+                overlap.NAME,
+            )
     return found
 
 

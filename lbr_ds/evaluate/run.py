@@ -24,9 +24,7 @@ import torch
 from mteb.abstasks.abstask import AbsTask
 from mteb.models import MTEBModels
 
-from lbr_ds import environment, runs
-from lbr_ds.address import shown
-from lbr_ds.atomic import write_json
+from lbr_ds import runs
 from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.evaluate import geometry
@@ -38,6 +36,9 @@ from lbr_ds.evaluate.quiet import quiet
 from lbr_ds.evaluate.states import score_states
 from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, held_out_tasks, official_tasks
 from lbr_ds.instructions import bare
+from lbr_ds.system import environment
+from lbr_ds.system.atomic import write_json
+from lbr_ds.system.urls import shown
 
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
 
@@ -88,14 +89,16 @@ def evaluate(
         scores = _judge_all(encoder, chosen, batch_size, world)
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     result: dict[str, Any] = {
-        "model": model, "data": None if data is None else shown(data),
-        "max_queries": max_queries, "seed": seed,
+        "model": model,
+        "data": None if data is None else shown(data),
+        "max_queries": max_queries,
+        "seed": seed,
         "seconds": round(time.perf_counter() - started, 2),
         "tasks": scores,
         "per_query": {task.metadata.name: task.per_query for task in held_out},
         "environment": _environment(),
         **_stated(held_out, overlap),
-    }  # fmt: skip
+    }
     result |= {"examples": _examples(held_out[0], examples, seed)} if examples and held_out else {}
     if card is not None and world.first:
         result |= _looked_into(card, held_out[0], generation, states)

@@ -13,11 +13,11 @@ from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
-from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError
 from lbr_ds.evaluate.judged import Judgements, read_held_out
 from lbr_ds.evaluate.languages import languages_of
 from lbr_ds.instructions import Side, bare
+from lbr_ds.system.urls import shown
 
 SPLIT = "test"
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lbr_ds import check_export, runs
-from lbr_ds.atomic import new_folder
+from lbr_ds import runs
 from lbr_ds.errors import CheckpointError, ConfigError, Fault
+from lbr_ds.export import check_export
 from lbr_ds.export.card import model_card
 from lbr_ds.export.folder import write_sentence_transformers
 from lbr_ds.export.layout import write_weights
@@ -27,6 +27,7 @@ from lbr_ds.export.onnx_graph import check_installed, prove_onnx, write_onnx
 from lbr_ds.export.prove import TOLERANCE, proof_texts, prove
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.rope import write_legacy_rope
+from lbr_ds.system.atomic import new_folder
 
 __all__ = ["TOLERANCE", "export", "proof_texts", "prove"]
 

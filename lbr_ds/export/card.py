@@ -17,22 +17,32 @@ from transformers import AutoConfig
 
 import lbr_ds
 from lbr_ds import config, lineage, runs
-from lbr_ds.atomic import write_text
 from lbr_ds.config import RunConfig
+from lbr_ds.config.data import CardConfig
 from lbr_ds.errors import ConfigError
+from lbr_ds.evaluate.scores import read_scores
 from lbr_ds.lineage import Lineage
-from lbr_ds.markdown import environment, escape
 from lbr_ds.model.bottleneck import Card
-from lbr_ds.scores import read_scores
-from lbr_ds.source import CardConfig
+from lbr_ds.system.atomic import write_text
+from lbr_ds.system.markdown import environment, escape
 
 NAME = "README.md"
-_TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity", "retrieval",
-         "text-embeddings-inference", "learn-before-represent"]  # fmt: skip
+_TAGS = [
+    "sentence-transformers",
+    "feature-extraction",
+    "sentence-similarity",
+    "retrieval",
+    "text-embeddings-inference",
+    "learn-before-represent",
+]
 _SCORES = re.compile(r"(<!-- scores: .*? -->\n).*?(<!-- end of scores -->)", re.DOTALL)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_METRICS = {"ndcg_at_10": "nDCG@10", "recall_at_10": "Recall@10", "mrr_at_10": "MRR@10",
-            "main_score": "main score"}  # fmt: skip
+_METRICS = {
+    "ndcg_at_10": "nDCG@10",
+    "recall_at_10": "Recall@10",
+    "mrr_at_10": "MRR@10",
+    "main_score": "main score",
+}
 
 
 def model_card(place: Path, folder: Path, card: Card, parity: dict[str, Any]) -> str:
@@ -78,10 +88,14 @@ def _front_matter(wanted: CardConfig, made: Lineage | None) -> str:
     named = [place.removeprefix("hf:") for place in places if place.startswith("hf:")]
     datasets = list(dict.fromkeys(named))
     data = ModelCardData(
-        base_model=wanted.base_model, license=wanted.license,
-        language=list(wanted.language) or None, datasets=datasets or None,
-        library_name="sentence-transformers", pipeline_tag="sentence-similarity", tags=_TAGS,
-    )  # fmt: skip
+        base_model=wanted.base_model,
+        license=wanted.license,
+        language=list(wanted.language) or None,
+        datasets=datasets or None,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=_TAGS,
+    )
     return str(data.to_yaml())
 
 
@@ -128,13 +142,18 @@ def _eval_results(name: str, task: dict[str, Any], place: str) -> list[EvalResul
     size = {k: task[k] for k in ("queries", "documents") if task.get(k) is not None}
     return [
         EvalResult(
-            task_type=kind, dataset_type=place, dataset_name=name,
-            dataset_config="default", dataset_split=task.get("split", "test"),
-            dataset_args=size or None, metric_type=metric, metric_name=_METRICS[metric],
+            task_type=kind,
+            dataset_type=place,
+            dataset_name=name,
+            dataset_config="default",
+            dataset_split=task.get("split", "test"),
+            dataset_args=size or None,
+            metric_type=metric,
+            metric_name=_METRICS[metric],
             metric_value=round(100 * task[metric], 3),
         )
         for metric in metrics
-    ]  # fmt: skip
+    ]
 
 
 def _table(scores: list[EvalResult]) -> str:
@@ -144,8 +163,10 @@ def _table(scores: list[EvalResult]) -> str:
         row = rows.setdefault(score.dataset_name, dict(score.dataset_args or {}))
         row[score.metric_type] = score.metric_value
     shown = [metric for metric in _METRICS if any(metric in row for row in rows.values())]
-    lines = ["| task | " + " | ".join(_METRICS[metric] for metric in shown)
-             + " | queries | passages |", "|---" * (len(shown) + 3) + "|"]  # fmt: skip
+    lines = [
+        "| task | " + " | ".join(_METRICS[metric] for metric in shown) + " | queries | passages |",
+        "|---" * (len(shown) + 3) + "|",
+    ]
     for name, row in rows.items():
         cells = [f"{row[metric]:.2f}" if metric in row else "" for metric in shown]
         counts = [str(row.get(count, "")) for count in ("queries", "documents")]

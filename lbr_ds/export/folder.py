@@ -38,8 +38,12 @@ def write_sentence_transformers(folder: Path, card: Card) -> None:
         "pooling_mode_lasttoken": card.pooling == "last",
         "include_prompt": card.pool_instruction or card.pooling != "mean",
     }
-    general = {"__version__": {}, "prompts": prompts(folder), "default_prompt_name": None,
-               "similarity_fn_name": "cosine"}  # fmt: skip
+    general = {
+        "__version__": {},
+        "prompts": prompts(folder),
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     tokenizer["model_max_length"] = card.max_length
     for name, content in {
@@ -67,6 +71,10 @@ def prompts(folder: Path) -> dict[str, str]:
         beyond = f", and {used.more} records have others" if used.more else ""
         log.warning(
             "the sources have different instructions for the %s side, so encode_%s uses none by "
-            "itself; give one with prompt_name (%s%s)", side, side, ", ".join(names), beyond,
-        )  # fmt: skip
+            "itself; give one with prompt_name (%s%s)",
+            side,
+            side,
+            ", ".join(names),
+            beyond,
+        )
     return found

@@ -78,9 +78,11 @@ class _Body(nn.Module):
         """Final states (N, L, D)."""
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         states: Tensor = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions,
             use_cache=False,
-        ).last_hidden_state  # fmt: skip
+        ).last_hidden_state
         return states
 
 
@@ -99,10 +101,14 @@ def _trace(folder: Path, file: Path) -> None:
     try:
         with _quiet():
             program = torch.onnx.export(
-                _Body(model).eval(), (ids, mask), input_names=_INPUTS,
-                output_names=["last_hidden_state"], dynamo=True, dynamic_shapes=(sizes, sizes),
+                _Body(model).eval(),
+                (ids, mask),
+                input_names=_INPUTS,
+                output_names=["last_hidden_state"],
+                dynamo=True,
+                dynamic_shapes=(sizes, sizes),
                 verbose=False,
-            )  # fmt: skip
+            )
     except Exception as error:  # the exporter raises many kinds
         why = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -147,18 +153,22 @@ def add_pooling(file: Path, pooled: Path, pooling: str) -> None:
         graph.initializer.extend(
             make_tensor(f"pool_axis_{axis}", TensorProto.INT64, [1], [axis]) for axis in (1, 2)
         )
-        graph.node.extend([
-            make_node("Cast", ["attention_mask"], ["pool_mask"], to=TensorProto.FLOAT),
-            make_node("Unsqueeze", ["pool_mask", "pool_axis_2"], ["pool_weights"]),
-            make_node("Mul", ["last_hidden_state", "pool_weights"], ["pool_states"]),
-            make_node("ReduceSum", ["pool_states", "pool_axis_1"], ["pooled"], keepdims=0),
-        ])  # fmt: skip
+        graph.node.extend(
+            [
+                make_node("Cast", ["attention_mask"], ["pool_mask"], to=TensorProto.FLOAT),
+                make_node("Unsqueeze", ["pool_mask", "pool_axis_2"], ["pool_weights"]),
+                make_node("Mul", ["last_hidden_state", "pool_weights"], ["pool_states"]),
+                make_node("ReduceSum", ["pool_states", "pool_axis_1"], ["pooled"], keepdims=0),
+            ]
+        )
     else:
-        graph.node.extend([
-            make_node("Cast", ["attention_mask"], ["pool_mask"], to=TensorProto.INT32),
-            make_node("ArgMax", ["pool_mask"], ["pool_last"], axis=1, select_last_index=1),
-            make_node("GatherND", ["last_hidden_state", "pool_last"], ["pooled"], batch_dims=1),
-        ])  # fmt: skip
+        graph.node.extend(
+            [
+                make_node("Cast", ["attention_mask"], ["pool_mask"], to=TensorProto.INT32),
+                make_node("ArgMax", ["pool_mask"], ["pool_last"], axis=1, select_last_index=1),
+                make_node("GatherND", ["last_hidden_state", "pool_last"], ["pooled"], batch_dims=1),
+            ]
+        )
     graph.node.append(make_node("LpNormalization", ["pooled"], ["sentence_embedding"], axis=1))
     del graph.output[:]
     graph.output.append(
@@ -197,8 +207,10 @@ def prove_onnx(folder: Path, texts: list[str], vectors: np.ndarray) -> dict[str,
     if (folder / "onnx" / "model_int8.onnx").exists():
         ours = _Session(folder, "model_int8.onnx").encode(texts, 3, pooling)
         cosines = (ours * vectors).sum(1)
-        proof |= {"int8_least_cosine": float(cosines.min()),
-                  "int8_mean_cosine": float(cosines.mean())}  # fmt: skip
+        proof |= {
+            "int8_least_cosine": float(cosines.min()),
+            "int8_mean_cosine": float(cosines.mean()),
+        }
     return proof
 
 
@@ -215,10 +227,12 @@ class _Session:
 
     def encode(self, texts: list[str], batch_size: int, pooling: str | None = None) -> np.ndarray:
         """(N, D) of unit length; pooling: "last" or "mean", for a graph that gives states."""
-        return np.concatenate([
-            self._batch(texts[start : start + batch_size], pooling)
-            for start in range(0, len(texts), batch_size)
-        ])  # fmt: skip
+        return np.concatenate(
+            [
+                self._batch(texts[start : start + batch_size], pooling)
+                for start in range(0, len(texts), batch_size)
+            ]
+        )
 
     def _batch(self, texts: list[str], pooling: str | None) -> np.ndarray:
         batch: Any = self.tokenizer(texts, padding=True, truncation=True, return_tensors="np")

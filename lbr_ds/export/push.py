@@ -16,9 +16,14 @@ _NEVER = (".*", "*.part", "*.tmp", "__pycache__")  # editors' and interrupted pr
 
 
 def push(
-    folder: Path, name: str, *, private: bool = True, revision: str | None = None,
-    message: str = "Upload a model exported by lbr-ds", endpoint: str | None = None,
-) -> str:  # fmt: skip
+    folder: Path,
+    name: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    message: str = "Upload a model exported by lbr-ds",
+    endpoint: str | None = None,
+) -> str:
     """Create the repository `name` if there is none, and upload `folder` to it in one commit.
 
     The token is the one that `hf auth login` stored, or HF_TOKEN; HF_ENDPOINT names another hub.
@@ -56,9 +61,12 @@ def push(
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
         commit: Any = api.upload_folder(
-            repo_id=repository, folder_path=folder, revision=revision, commit_message=message,
+            repo_id=repository,
+            folder_path=folder,
+            revision=revision,
+            commit_message=message,
             ignore_patterns=list(_NEVER),
-        )  # fmt: skip
+        )
     except HFValidationError as error:
         raise ConfigError(f"{name!r} is not a repository's name: {_reason(error)}") from None
     except Exception as error:  # httpx, requests and huggingface_hub each raise their own

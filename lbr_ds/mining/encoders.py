@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lbr_ds import runs
 from lbr_ds.instructions import bare
-from lbr_ds.locate import known_sha256
+from lbr_ds.system.downloads import known_sha256
 
 Role = Literal["query", "passage"]
 

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lbr_ds
-from lbr_ds.atomic import check_place, recover
 from lbr_ds.config import RunConfig
+from lbr_ds.config.data import MiningConfig
 from lbr_ds.corpora import leaks
 from lbr_ds.corpora.prepare import MINING
 from lbr_ds.corpora.reading import Progress
@@ -37,10 +37,10 @@ from lbr_ds.mining.ranking import Ranking
 from lbr_ds.mining.rewrite import rewrite, source_split
 from lbr_ds.mining.rules import Chooser, Guide, Negative
 from lbr_ds.mining.vectors import Vectors, cache_key, embed, embed_share, is_key
-from lbr_ds.ownership import own
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
-from lbr_ds.source import MiningConfig
+from lbr_ds.system.atomic import check_place, recover
+from lbr_ds.system.ownership import own
 
 log = logging.getLogger(__name__)
 EXAMPLES = 10
@@ -138,14 +138,24 @@ def _encoders(mining: MiningConfig) -> dict[str, TextVectors]:
 
 def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, TextVectors]) -> str:
     """Hash of all that decides the negatives; a model counts by its content, not by its name."""
-    shards = [s.sha256 for name in (source_split(manifest), "gl", *leaks.JUDGED)
-              for s in manifest.splits.get(name, [])]  # fmt: skip
+    shards = [
+        s.sha256
+        for name in (source_split(manifest), "gl", *leaks.JUDGED)
+        for s in manifest.splits.get(name, [])
+    ]
     settings = json.loads(
         run.mining.model_dump_json(exclude={"model", "guide", "trust_remote_code"})
     )
     models = {part: encoder.fingerprint for part, encoder in encoders.items()}
-    plain = [_RULES, lbr_ds.__version__, run.seed, run.data.records_per_shard, settings, models,
-             shards]  # fmt: skip
+    plain = [
+        _RULES,
+        lbr_ds.__version__,
+        run.seed,
+        run.data.records_per_shard,
+        settings,
+        models,
+        shards,
+    ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -237,8 +247,9 @@ def _audit(
         "program": lbr_ds.__version__,
         "seed": run.seed,
         "settings": json.loads(run.mining.model_dump_json()),
-        "models": {part: {"name": e.name, "fingerprint": e.fingerprint}
-                   for part, e in encoders.items()},
+        "models": {
+            part: {"name": e.name, "fingerprint": e.fingerprint} for part, e in encoders.items()
+        },
         "passages": len(pool.passages),
         "passages_left_out_as_held_out": pool.held_out,
         "queries": len(pool.queries),
@@ -248,7 +259,7 @@ def _audit(
         "queries_left_short": tally.short,
         "queries_with_none": tally.none,
         "examples": [_example(pool, query, chosen[query][0]) for query in drawn],
-    }  # fmt: skip
+    }
 
 
 def _example(pool: Pool, query: int, negative: Negative) -> dict[str, Any]:

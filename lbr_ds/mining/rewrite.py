@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import lbr_ds
-from lbr_ds.atomic import new_folder
 from lbr_ds.corpora import leaks, overlap
 from lbr_ds.corpora.prepare import GIVEN, MINING
-from lbr_ds.failures import writing
-from lbr_ds.locate import file_sha256
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, verify, write_split
 from lbr_ds.shards.manifest import NAME, ShardFile
 from lbr_ds.shards.order import WRITE, permutation
+from lbr_ds.system.atomic import new_folder
+from lbr_ds.system.downloads import file_sha256
+from lbr_ds.system.failures import writing
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -51,16 +51,23 @@ def rewrite(
     with writing(folder), new_folder(folder, check=Manifest.load) as new:
         given = _link_all(manifest, new)
         shards = write_split(
-            new, "cl", _before_shuffle(records, manifest.seed), seed=manifest.seed,
-            records_per_shard=records_per_shard, progress=progress,
-        )  # fmt: skip
+            new,
+            "cl",
+            _before_shuffle(records, manifest.seed),
+            seed=manifest.seed,
+            records_per_shard=records_per_shard,
+            progress=progress,
+        )
         _write_audit(new, audit)
         splits = {**manifest.splits, "cl": shards, GIVEN: given}
         made = replace(
-            manifest, folder=new, splits=splits, program=lbr_ds.__version__,
+            manifest,
+            folder=new,
+            splits=splits,
+            program=lbr_ds.__version__,
             sources=_with_mining(manifest.sources, new / MINING),
             fingerprint=f"{audit['fingerprint']}-{manifest.prepared}",
-        )  # fmt: skip
+        )
         made.save()
         overlap.write(new)
         verify(new, progress)
@@ -108,7 +115,11 @@ def _with_mining(sources: list[dict[str, Any]], audit: Path) -> list[dict[str, A
     """The manifest's sources, the audit last: where the negatives come from."""
     kept = [source for source in sources if source.get("format") != "mine"]
     entry = {
-        "name": "mined negatives", "path": MINING, "format": "mine", "license": "",
-        "bytes": audit.stat().st_size, "sha256": file_sha256(audit),
-    }  # fmt: skip
+        "name": "mined negatives",
+        "path": MINING,
+        "format": "mine",
+        "license": "",
+        "bytes": audit.stat().st_size,
+        "sha256": file_sha256(audit),
+    }
     return [*kept, entry]

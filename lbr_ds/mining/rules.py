@@ -26,13 +26,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lbr_ds.config.data import MiningConfig
 from lbr_ds.mining.pool import Pool, same
 from lbr_ds.mining.ranking import Ranking
-from lbr_ds.source import MiningConfig
 
 REASONS = (
-    "positive_not_found", "too_near_the_positive", "same_as_positive", "same_as_kept", "guide",
-)  # fmt: skip
+    "positive_not_found",
+    "too_near_the_positive",
+    "same_as_positive",
+    "same_as_kept",
+    "guide",
+)
 
 
 class Guide(Protocol):
@@ -96,10 +100,12 @@ class Chooser:
         columns = []
         for method, (passages, scores, positive) in rankings.items():
             span = range(first, min(last, len(passages)) + 1)
-            columns.append([
-                Negative(int(passages[r - 1]), method, r, float(scores[r - 1]), positive)
-                for r in span
-            ])  # fmt: skip
+            columns.append(
+                [
+                    Negative(int(passages[r - 1]), method, r, float(scores[r - 1]), positive)
+                    for r in span
+                ]
+            )
         turns = (found for row in zip_longest(*columns) for found in row if found is not None)
         once: dict[int, Negative] = {}
         for found in turns:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.atomic import written_file
 from lbr_ds.distributed import World
 from lbr_ds.instructions import instruction_of
 from lbr_ds.mining.encoders import Role, TextVectors
+from lbr_ds.system.atomic import written_file
 
 ROWS = 1024  # texts a block; also what a killed run may lose
 Progress = Callable[[str, int, int | None], None]

@@ -140,9 +140,14 @@ def rectangles(
             inside = torch.arange(shape[1], device=tokens.device) < tokens[:, None]
             mask = inside[:, None, None, :]
         out = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=scale,
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=causal,
+            scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
+        )
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outs).to(dtype)
 
@@ -154,10 +159,17 @@ def varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(
-        q, k, v, segments.starts, segments.starts, segments.longest, segments.longest,
-        scale=scale, window_size=(-1, 0) if causal else (-1, -1),
+        q,
+        k,
+        v,
+        segments.starts,
+        segments.starts,
+        segments.longest,
+        segments.longest,
+        scale=scale,
+        window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
+    )
     assert isinstance(out, Tensor)  # a pair only when auxiliary outputs are asked for
     return out
 
@@ -168,9 +180,13 @@ def flex(
     """As `varlen`, by FlexAttention: a compiled kernel and a sparse map of 128 x 128 blocks."""
     query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # (1, H, S, d)
     out = _compiled_flex()(
-        query, key, value, block_mask=_blocks(segments, causal), scale=scale,
+        query,
+        key,
+        value,
+        block_mask=_blocks(segments, causal),
+        scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
+    )
     return out[0].transpose(0, 1)
 
 

@@ -25,11 +25,11 @@ from transformers.initialization import no_init_weights
 
 from lbr_ds.config import ModelConfig
 from lbr_ds.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
-from lbr_ds.locate import locate
 from lbr_ds.model.complete import check_positions, complete, fit, report_prefixes, report_unused
 from lbr_ds.model.files import Stored
 from lbr_ds.model.tokens import ensure_end, open_tokenizer
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
+from lbr_ds.system.downloads import locate
 
 log = logging.getLogger(__name__)
 
@@ -136,14 +136,16 @@ def _without_weights(
     if tied and _differ(module, found.stored, stored):
         log.warning(
             "%s: config.json ties the head to the embeddings, but the files hold a head of its "
-            "own, which is used", what,
-        )  # fmt: skip
+            "own, which is used",
+            what,
+        )
         config.tie_word_embeddings = False
     elif not tied and missing == _head(module):
         log.warning(
             "%s: holds no %s (an embedding model?): stage 2 can train it, stage 1 cannot",
-            what, " and ".join(sorted(missing)),
-        )  # fmt: skip
+            what,
+            " and ".join(sorted(missing)),
+        )
         config.tie_word_embeddings, head = True, False
     if config.tie_word_embeddings != tied:
         module = _on_meta(config)

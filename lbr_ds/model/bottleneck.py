@@ -26,16 +26,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lbr_ds import runs
-from lbr_ds.atomic import new_folder, tidy
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import CheckpointError, ConfigError, DataError
-from lbr_ds.failures import reading
 from lbr_ds.model import made_from
 from lbr_ds.model.backbone import open_backbone
 from lbr_ds.model.complete import not_finite
 from lbr_ds.model.files import Stored, in_files, save_files, save_index
 from lbr_ds.model.rope import write_legacy_rope
 from lbr_ds.model.tokens import open_tokenizer
+from lbr_ds.system.atomic import new_folder, tidy
+from lbr_ds.system.failures import reading
 
 log = logging.getLogger(__name__)
 CARD = "lbr.json"
@@ -120,9 +120,13 @@ def prepare_backbone(
         save_tokenizer(tokenizer, part)
         head = opened.head and _had_head(Path(model.backbone))
         Card(
-            bottleneck.count, model.max_length, model.pooling, model.attention,
-            model.pool_instruction, head,
-        ).save(part)  # fmt: skip
+            bottleneck.count,
+            model.max_length,
+            model.pooling,
+            model.attention,
+            model.pool_instruction,
+            head,
+        ).save(part)
         made_from.save_lineage(model, bottleneck, part)
         (part / made_from.NAME).write_text(json.dumps(wanted, indent=2) + "\n")
         runs.seal_folder(part)
@@ -217,8 +221,10 @@ def _add_tokens(
     if num_real > num_rows:
         log.warning(
             "%d tokens of the backbone's tokenizer have no row in its embeddings of %d rows; they "
-            "start at the mean of the others", num_real - num_rows, num_rows,
-        )  # fmt: skip
+            "start at the mean of the others",
+            num_real - num_rows,
+            num_rows,
+        )
     if len(tokenizer) > num_rows:
         backbone.resize_token_embeddings(
             len(tokenizer), pad_to_multiple_of=_ROUND_TO, mean_resizing=False
@@ -264,8 +270,15 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     config["model_input_names"] = ["input_ids", "attention_mask"]
     # The first three would rebuild the post-processor; the rest are transformers 5 spellings that
     # transformers 4 (older servers) cannot read and that tokenizer.json says already.
-    for key in ("add_bos_token", "add_eos_token", "auto_map", "extra_special_tokens",
-                "backend", "is_local", "local_files_only"):  # fmt: skip
+    for key in (
+        "add_bos_token",
+        "add_eos_token",
+        "auto_map",
+        "extra_special_tokens",
+        "backend",
+        "is_local",
+        "local_files_only",
+    ):
         config.pop(key, None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     (folder / "chat_template.jinja").unlink(missing_ok=True)

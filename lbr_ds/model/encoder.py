@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from lbr_ds.batching import TextEncoder, pack, split_by_tokens
-from lbr_ds.environment import cpu_lacks_bf16
 from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.complete import check_positions, load_causal
 from lbr_ds.model.embedder import Embedder
+from lbr_ds.system.environment import cpu_lacks_bf16
 
 _BATCH_TOKENS = {False: 2048, True: 16384}  # on a CPU more leave its cache and gain nothing
 
@@ -20,9 +20,13 @@ class PackedEncoder:
     """A checkpoint's `model/` folder (or a prepared backbone) as an encoder of texts."""
 
     def __init__(
-        self, folder: Path, device: str | None = None, dtype: torch.dtype | str | None = None,
-        *, trust_remote_code: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        device: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
         """dtype "auto": as the weights are stored; None: so too, but fp32 on a CPU without bf16.
 
         Raises CheckpointError when the folder is not complete (see `complete.py`), ConfigError when

@@ -36,8 +36,9 @@ def write(
     written: list[list[int]] = [[] for _ in contexts]
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
-        for i, ids in zip(chosen, _write_batch(model, [contexts[i] for i in chosen], limit),
-                          strict=True):  # fmt: skip
+        for i, ids in zip(
+            chosen, _write_batch(model, [contexts[i] for i in chosen], limit), strict=True
+        ):
             written[i] = ids
     return written
 
@@ -56,9 +57,12 @@ def _write_batch(model: PackedEncoder, contexts: list[Sequence], limit: int) -> 
                 break
             visible = torch.cat([visible, torch.ones_like(chosen)], 1)
             last = backbone.base_model(
-                input_ids=chosen, position_ids=positions, attention_mask=visible,
-                past_key_values=cache, use_cache=True,
-            ).last_hidden_state[:, 0]  # fmt: skip
+                input_ids=chosen,
+                position_ids=positions,
+                attention_mask=visible,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, 0]
             positions = positions + 1
     finally:
         backbone.set_attn_implementation(NAME)
@@ -71,9 +75,13 @@ def _read(model: PackedEncoder, contexts: list[Sequence]) -> tuple[Tensor, Dynam
     batch = pack(contexts).to(model.device)
     packed = DynamicCache()
     hidden = backbone.base_model(
-        input_ids=batch.ids, position_ids=batch.positions, use_cache=True, past_key_values=packed,
-        segments=batch.segments, bidirectional=False,
-    ).last_hidden_state[0]  # fmt: skip
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        use_cache=True,
+        past_key_values=packed,
+        segments=batch.segments,
+        bidirectional=False,
+    ).last_hidden_state[0]
     seen = torch.tensor([c.num_bottleneck if c.cut else len(c) for c in contexts]).to(model.device)
     width = int(seen.max())
     ends = batch.starts[1:, None]

@@ -92,9 +92,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, more: Tensor | None, at: Tensor | None,
-        rows: Tensor, words: Tensor, shares: Tensor, chunk: int | None,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        more: Tensor | None,
+        at: Tensor | None,
+        rows: Tensor,
+        words: Tensor,
+        shares: Tensor,
+        chunk: int | None,
+    ) -> Tensor:
         want_hidden, want_weight, want_more = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         # fp32: many small chunks added up in bf16 would lose the small ones.

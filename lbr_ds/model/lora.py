@@ -72,9 +72,11 @@ def adapt(model: Embedder, *, lora: LoraConfig, new: list[int]) -> None:
     _check(lora, backbone)
     backbone.requires_grad_(False)
     options: dict[str, Any] = {
-        "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
         "target_modules": list(lora.targets) or "all-linear",
-    }  # fmt: skip
+    }
     peft.inject_adapter_in_model(peft.LoraConfig(**options), backbone, _ADAPTER)
     if not new:
         return

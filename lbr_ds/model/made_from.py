@@ -10,7 +10,7 @@ from lbr_ds import lineage, runs
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.corpora import overlap
 from lbr_ds.errors import CheckpointError
-from lbr_ds.strict import read_json
+from lbr_ds.system.strict import read_json
 
 log = logging.getLogger(__name__)
 NAME = "made_from.json"
@@ -36,8 +36,12 @@ def is_up_to_date(folder: Path, model: ModelConfig, wanted: dict[str, Any]) -> b
         return False
     place = {"backbone": model.backbone, "revision": model.revision}
     if changed := recorded.differences(now):
-        log.info("%s: model.backbone=%s has changed since (%s); it is prepared anew",
-                 folder, model.backbone, ", ".join(changed))  # fmt: skip
+        log.info(
+            "%s: model.backbone=%s has changed since (%s); it is prepared anew",
+            folder,
+            model.backbone,
+            ", ".join(changed),
+        )
     return not changed and {**found, **place} == wanted  # equal content may be at another place
 
 

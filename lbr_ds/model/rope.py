@@ -21,8 +21,11 @@ _NAMES = ("rope_theta", "partial_rotary_factor", "rope_type", "type")  # not par
 _NEOX = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 _OTHER_NAMES = {"gpt_neox": _NEOX, "gpt_neox_japanese": _NEOX}
 # The key for the base of layers with sliding windows; None: all layers have the one base.
-_LOCAL_BASE = {"gemma3_text": "rope_local_base_freq", "gemma3n_text": "rope_local_base_freq",
-               "olmo3": None}  # fmt: skip
+_LOCAL_BASE = {
+    "gemma3_text": "rope_local_base_freq",
+    "gemma3n_text": "rope_local_base_freq",
+    "olmo3": None,
+}
 # Models whose configuration takes these keys of a scaling and refuses any more.
 _ONLY = {"phi3": ("short_factor", "long_factor"), "olmo": ("factor",), "olmo2": ("factor",)}
 _OTHERWISE = ("nemotron", "phimoe")  # their scaling is ignored, or another function of the length

@@ -77,8 +77,9 @@ def ensure_end(what: str, tokenizer: PreTrainedTokenizerBase, module: PreTrained
             "eos_token in its tokenizer_config.json"
         )
     tokenizer.eos_token = str(tokenizer.convert_ids_to_tokens(number))
-    log.warning("%s: its tokenizer names no end token; %r of its config is taken", what,
-                tokenizer.eos_token)  # fmt: skip
+    log.warning(
+        "%s: its tokenizer names no end token; %r of its config is taken", what, tokenizer.eos_token
+    )
 
 
 def ensure_padding(what: str, tokenizer: Any) -> None:
@@ -91,5 +92,8 @@ def ensure_padding(what: str, tokenizer: Any) -> None:
     known = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token]
     filling = next((token for token in known if token is not None), None)
     tokenizer.pad_token = filling or tokenizer.convert_ids_to_tokens(0)
-    log.warning("%s: its tokenizer has no pad token; batches are filled up with %r", what,
-                tokenizer.pad_token)  # fmt: skip
+    log.warning(
+        "%s: its tokenizer has no pad token; batches are filled up with %r",
+        what,
+        tokenizer.pad_token,
+    )

@@ -98,9 +98,14 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, candidates: Tensor, rules: Rules, temperature: float,
-        margin: float | None, tile: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        queries: Tensor,
+        candidates: Tensor,
+        rules: Rules,
+        temperature: float,
+        margin: float | None,
+        tile: int,
+    ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(queries.dtype, torch.float32)
         q, c = queries.to(dtype), candidates.to(dtype)
         want = ctx.needs_input_grad[:2]

@@ -14,17 +14,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import layout as layouts
-from lbr_ds import resources
-from lbr_ds.address import is_url
 from lbr_ds.config import RunConfig
-from lbr_ds.layout import Layout
+from lbr_ds.config import ds_config as layouts
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.plan.cluster import Cluster, Gpu, find_gpu
 from lbr_ds.plan.memory import RESERVE, Memory, memory_of
 from lbr_ds.plan.pace import ASSUMED, pace_of, traffic_of
 from lbr_ds.plan.shape import Shape, shape_of
 from lbr_ds.plan.work import num_steps, work_of
 from lbr_ds.shards import Manifest
+from lbr_ds.system import resources
+from lbr_ds.system.urls import is_url
 
 __all__ = ["Cluster", "Gpu", "find_gpu", "plan", "predict"]
 FILL = 0.92  # of the GPU's memory: above, fragments and longer texts end the run
@@ -46,16 +46,26 @@ def plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[s
     chosen = layouts.chosen(run.engine.ds_config, gpu=True)
     return {
         "recipe": run.name,
-        "cluster": {"nodes": cluster.nodes, "gpus_per_node": cluster.per_node,
-                    "gpus": cluster.world, "gpu": cluster.gpu.model_dump()},
-        "model": {"backbone": run.model.backbone, "layers": shape.layers, "hidden": shape.hidden,
-                  "vocabulary": shape.vocab, "parameters": shape.total, "learning": shape.learnt,
-                  "activation_checkpointing": run.model.activation_checkpointing},
+        "cluster": {
+            "nodes": cluster.nodes,
+            "gpus_per_node": cluster.per_node,
+            "gpus": cluster.world,
+            "gpu": cluster.gpu.model_dump(),
+        },
+        "model": {
+            "backbone": run.model.backbone,
+            "layers": shape.layers,
+            "hidden": shape.hidden,
+            "vocabulary": shape.vocab,
+            "parameters": shape.total,
+            "learning": shape.learnt,
+            "activation_checkpointing": run.model.activation_checkpointing,
+        },
         "assumed": {**ASSUMED, "fill": FILL, "reserve_gib": RESERVE / GIB},
         "layouts": rows,
         "recipe_layout": chosen,
         "best": best["ds_config"] if best else None,
-    }  # fmt: skip
+    }
 
 
 def _names(run: RunConfig) -> list[str]:

@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import RunConfig
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.errors import ConfigError, EnvironmentProblem
-from lbr_ds.layout import Layout
 from lbr_ds.plan.memory import Memory, memory_of
 from lbr_ds.plan.shape import Shape, shape_of
 from lbr_ds.plan.work import Work, work_of
 
-_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_MMAP_MAX_": "1000000",
-              "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "2"}  # fmt: skip
+_GIVE_BACK = {
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "MALLOC_MMAP_MAX_": "1000000",
+    "MALLOC_TRIM_THRESHOLD_": "1048576",
+    "MALLOC_ARENA_MAX": "2",
+}
 
 
 def check_here(
@@ -70,12 +74,14 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
         adapt = adapting(run, folder)
         before = _resident()
         make = functools.partial(
-            build_embedder, folder, trust_remote_code=False,
+            build_embedder,
+            folder,
+            trust_remote_code=False,
             activation_checkpointing=run.model.activation_checkpointing,
-        )  # fmt: skip
+        )
         engine = Engine(
             make, folder, layout=layout, optim=run.stage1.optim, world=world, adapt=adapt
-        )  # fmt: skip
+        )
         on_gpu = torch.cuda.is_available()
         stages = []
         for number in (1, 2):
@@ -85,9 +91,13 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
             )
             measured, peak = _take_step(engine, layout, work, run, before)
             planned = memory_of(
-                shape, layout, work, world=world.size,
-                checkpointing=run.model.activation_checkpointing, gpu=on_gpu,
-            )  # fmt: skip
+                shape,
+                layout,
+                work,
+                world=world.size,
+                checkpointing=run.model.activation_checkpointing,
+                gpu=on_gpu,
+            )
             sizes = {**planned.stays, "host": planned.host}
             parts = {part: (sizes[part], size) for part, size in measured.items()}
             parts["peak"] = (_touched(planned, shape, layout, on_gpu), peak)
@@ -98,8 +108,14 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
             shutil.rmtree(folder, ignore_errors=True)
     leave()
     where = torch.cuda.get_device_name() if on_gpu else "CPU"
-    facts = {"backbone": run.model.backbone, "parameters": shape.total, "ranks": world.size,
-             "ds_config": run.engine.ds_config, "where": where, "stages": stages}  # fmt: skip
+    facts = {
+        "backbone": run.model.backbone,
+        "parameters": shape.total,
+        "ranks": world.size,
+        "ds_config": run.engine.ds_config,
+        "where": where,
+        "stages": stages,
+    }
     return facts if world.first else None
 
 

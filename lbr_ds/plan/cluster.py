@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from lbr_ds.config.data import Part
+from lbr_ds.config.validation import explain
 from lbr_ds.errors import ConfigError
-from lbr_ds.explain import explain
-from lbr_ds.source import Part
-from lbr_ds.strict import read_yaml
+from lbr_ds.system.strict import read_yaml
 
 
 class Gpu(Part):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lbr_ds.layout import Layout
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.plan.shape import Shape
 from lbr_ds.plan.work import Work
 

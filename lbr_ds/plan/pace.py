@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbr_ds.layout import Layout
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.plan.cluster import Cluster
 from lbr_ds.plan.memory import layer_activations
 from lbr_ds.plan.shape import Shape

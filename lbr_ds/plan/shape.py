@@ -19,12 +19,17 @@ from typing import Any
 from lbr_ds import flops
 from lbr_ds.config import LoraConfig, ModelConfig, RunConfig
 from lbr_ds.errors import ConfigError
-from lbr_ds.strict import read_json, read_yaml
+from lbr_ds.system.strict import read_json, read_yaml
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROUND_TO = 64  # a table that gets longer is rounded up so (model/bottleneck.py)
-_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-           "vocab_size")  # fmt: skip
+_NEEDED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,15 @@ class Shape:
         """One layer's linear layers by name: (numbers out, numbers in)."""
         d, i = self.hidden, self.inner
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        return {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q),
-                "gate_proj": (i, d), "up_proj": (i, d), "down_proj": (d, i)}  # fmt: skip
+        return {
+            "q_proj": (q, d),
+            "k_proj": (kv, d),
+            "v_proj": (kv, d),
+            "o_proj": (d, q),
+            "gate_proj": (i, d),
+            "up_proj": (i, d),
+            "down_proj": (d, i),
+        }
 
     @property
     def layer(self) -> list[tuple[int, ...]]:

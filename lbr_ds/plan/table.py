@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
-from lbr_ds.atomic import write_json
+from lbr_ds.system.atomic import write_json
 
 _WIDTH = 100
 _NEAR = 0.10  # what the check wants: planned within a tenth of measured
@@ -51,10 +51,27 @@ def _stage(console: Console, result: dict[str, Any], number: int) -> None:
         highlight=False,
     )
     other = "no ckpt" if result["model"]["activation_checkpointing"] else "ckpt"
-    columns = ["params", "grads", "optim", "step", "peak", other, "links", "net", "s/step", "tok/s",
-               "MFU", "hours"]  # fmt: skip
-    table = Table(Column("ds_config", overflow="fold", min_width=9), *map(_right, columns),
-                  box=None, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
+    columns = [
+        "params",
+        "grads",
+        "optim",
+        "step",
+        "peak",
+        other,
+        "links",
+        "net",
+        "s/step",
+        "tok/s",
+        "MFU",
+        "hours",
+    ]
+    table = Table(
+        Column("ds_config", overflow="fold", min_width=9),
+        *map(_right, columns),
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for row in result["layouts"]:
         stage = row["stages"][number - 1]
         style = "dim" if stage["reason"] else "bold" if row["ds_config"] == result["best"] else None
@@ -163,8 +180,15 @@ def show_check(found: dict[str, Any]) -> None:
         "bytes of rank 0",
         highlight=False,
     )
-    table = Table("stage", "part", _right("planned MB"), _right("measured MB"),
-                  _right("planned / measured"), "", box=SIMPLE)  # fmt: skip
+    table = Table(
+        "stage",
+        "part",
+        _right("planned MB"),
+        _right("measured MB"),
+        _right("planned / measured"),
+        "",
+        box=SIMPLE,
+    )
     for stage in found["stages"]:
         for part, (planned, measured) in stage["bytes"].items():
             ratio = planned / measured if measured else float("nan")

@@ -55,16 +55,22 @@ class Work:
     def useful(self, shape: Shape) -> int:
         """Operations of the share, strictly counted (lbr_ds/flops.py)."""
         return flops.flops(
-            shape.sizes, tokens=self.tokens, pairs=round(self.sequences * self.pairs),
-            scored=self.sequences * self.supervised, adapters=shape.in_adapters,
-        )  # fmt: skip
+            shape.sizes,
+            tokens=self.tokens,
+            pairs=round(self.sequences * self.pairs),
+            scored=self.sequences * self.supervised,
+            adapters=shape.in_adapters,
+        )
 
     def again(self, shape: Shape) -> int:
         """Operations of one more forward through the layers, without the head."""
         return flops.flops(
-            shape.sizes, tokens=self.tokens, pairs=round(self.sequences * self.pairs), passes=1,
+            shape.sizes,
+            tokens=self.tokens,
+            pairs=round(self.sequences * self.pairs),
+            passes=1,
             adapters=shape.in_adapters,
-        )  # fmt: skip
+        )
 
 
 def work_of(run: RunConfig, stage: int, world: int) -> Work:
@@ -89,10 +95,18 @@ def work_of(run: RunConfig, stage: int, world: int) -> Work:
     packed = max(1, part.micro_batch_tokens // length)
     count = -(-sequences // packed)
     return Work(
-        stage=stage, sequences=sequences, length=length, supervised=target, copies=copies,
-        pairs=pairs, packed=packed, micro_batches=count, cached=stage == 2 and count > 1,
-        queries=queries, candidates=candidates,
-    )  # fmt: skip
+        stage=stage,
+        sequences=sequences,
+        length=length,
+        supervised=target,
+        copies=copies,
+        pairs=pairs,
+        packed=packed,
+        micro_batches=count,
+        cached=stage == 2 and count > 1,
+        queries=queries,
+        candidates=candidates,
+    )
 
 
 def _generative(run: RunConfig, context: int, target: int) -> tuple[int, float]:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.atomic import write_json, write_text
 from lbr_ds.errors import ConfigError
 from lbr_ds.report.collect import Run, read_run
 from lbr_ds.report.compare import compare
 from lbr_ds.report.reading import plain
 from lbr_ds.report.render import render_html, render_markdown
+from lbr_ds.system.atomic import write_json, write_text
 
 __all__ = ["write_report"]
 

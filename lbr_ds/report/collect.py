@@ -12,9 +12,9 @@ from typing import Any
 
 from lbr_ds import config, lineage, runs
 from lbr_ds.errors import ConfigError
+from lbr_ds.evaluate.scores import read_scores
 from lbr_ds.report.data import read_data
 from lbr_ds.report.reading import number, read_json, read_metrics
-from lbr_ds.scores import read_scores
 
 EVALS = ("base", "stage1", "stage2")
 _ENDS = 10  # logged steps averaged for a stage's first and last value
@@ -186,13 +186,16 @@ def _trained_on(run: Path) -> list[dict[str, Any]]:
     found = lineage.load(saved[-1] / "model") if saved else None
     return [
         {
-            "stage": training.stage, "steps": training.steps, "split": training.split,
-            "data": training.data.name, "fingerprint": training.data.fingerprint,
+            "stage": training.stage,
+            "steps": training.steps,
+            "split": training.split,
+            "data": training.data.name,
+            "fingerprint": training.data.fingerprint,
             "records": training.data.splits.get(training.split),
             "sources": [source.model_dump() for source in training.data.sources],
         }
         for training in (found.history if found else ())
-    ]  # fmt: skip
+    ]
 
 
 def read_run(folder: Path) -> Run:

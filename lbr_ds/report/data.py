@@ -7,15 +7,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.address import CACHE_GIB, shown
 from lbr_ds.errors import DataError, EnvironmentProblem
 from lbr_ds.report.reading import read_json
 from lbr_ds.shards.remote import Remote
+from lbr_ds.system.urls import CACHE_GIB, shown
 
 log = logging.getLogger(__name__)
 
-USES = {"gl": "stage 1, learn", "cl": "stage 2, represent", "eval": "held out",
-        "control": "control: known from nowhere"}  # fmt: skip
+USES = {
+    "gl": "stage 1, learn",
+    "cl": "stage 2, represent",
+    "eval": "held out",
+    "control": "control: known from nowhere",
+}
 
 
 def read_data(folder: Path | str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import strict
 from lbr_ds.errors import DataError
+from lbr_ds.system import strict
 
 
 def read_json(path: Path) -> dict[str, Any]:

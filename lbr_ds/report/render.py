@@ -9,10 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import lbr_ds
-from lbr_ds.markdown import environment as markdown_environment
 from lbr_ds.report.collect import Run
 from lbr_ds.report.compare import LABELS, METRICS, PAPER
 from lbr_ds.report.curves import MAX_SERIES, draw_stage
+from lbr_ds.system.markdown import environment as markdown_environment
 
 STAGES = {
     "1": ("Stage 1", "IB-GL: learn the domain through the bottleneck"),
@@ -42,9 +42,11 @@ def render_html(report: dict[str, Any], runs: list[Run]) -> str:
                 meaning += f"; started from {starts[0]}"
             curves.append({"name": name, "meaning": meaning, "panels": panels})
     style = Markup(_environment().get_template("style.css").render())
-    return _environment().get_template("report.html").render(
-        report=report, curves=curves, style=style, **_shared()
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(report=report, curves=curves, style=style, **_shared())
+    )
 
 
 def render_markdown(report: dict[str, Any]) -> str:

@@ -20,17 +20,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.atomic import write_json, write_text
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
-from lbr_ds.ownership import own
 from lbr_ds.reproduce.draw import draw
 from lbr_ds.reproduce.jobs import Job, Source, in_order, jobs_of, link
 from lbr_ds.reproduce.paper import PAPER
 from lbr_ds.reproduce.result import Row, collect, render
 from lbr_ds.reproduce.tables import TABLES, Table
 from lbr_ds.shards import Manifest
-from lbr_ds.verb import run_verb
+from lbr_ds.system.atomic import write_json, write_text
+from lbr_ds.system.ownership import own
+from lbr_ds.system.subcommand import run_verb
 
 __all__ = ["PAPER", "TABLES", "command", "list_jobs", "reproduce"]
 
@@ -69,9 +69,16 @@ def reproduce(
 
 
 def _reproduce(
-    folder: Path, table: Table, recipe: str, overrides: Sequence[str], run: RunConfig,
-    seeds: Sequence[int], nproc: int | None, max_queries: int | None, only: int | None,
-) -> dict[str, Any] | None:  # fmt: skip
+    folder: Path,
+    table: Table,
+    recipe: str,
+    overrides: Sequence[str],
+    run: RunConfig,
+    seeds: Sequence[int],
+    nproc: int | None,
+    max_queries: int | None,
+    only: int | None,
+) -> dict[str, Any] | None:
     """`reproduce`, with the result in `folder`."""
     name = folder.name
     _prepare(recipe, overrides, table, run)
@@ -89,8 +96,9 @@ def _reproduce(
         return None
     result = collect(name, table, rows, run, folder.parent, notes)
     result["folder"] = str(folder)
-    result["command"] = shlex.join(["lbr-ds", *_command(name, recipe, overrides, seeds,
-                                                        max_queries)])  # fmt: skip
+    result["command"] = shlex.join(
+        ["lbr-ds", *_command(name, recipe, overrides, seeds, max_queries)]
+    )
     draw(result, table, folder / "result.png")
     write_text(folder / "RESULT.md", render(result, table))
     write_json(folder / "result.json", result)
@@ -229,9 +237,12 @@ def _score(job: Job, max_queries: int | None, generation: bool) -> str:
     log.info("== scoring %s", job.folder.name)
     try:
         evaluate(
-            job.scored_model, data=job.run.data.folder, output=job.scores, max_queries=max_queries,
+            job.scored_model,
+            data=job.run.data.folder,
+            output=job.scores,
+            max_queries=max_queries,
             generation=generation and not job.model,
-        )  # fmt: skip
+        )
     except (ConfigError, EnvironmentProblem) as error:
         if not job.model:
             raise

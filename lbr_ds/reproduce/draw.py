@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lbr_ds.atomic import written_file
 from lbr_ds.reproduce.paper import PAPER
 from lbr_ds.reproduce.tables import Table
+from lbr_ds.system.atomic import written_file
 
 _OURS, _BARE, _PAPER = "#2f6f9f", "#b9c4cc", ("#c2571a", "#7a4fa3", "#3c8a4e")
 _CONTROL = "#e3c48d"
@@ -41,10 +41,15 @@ def _bars(name: str, lines: dict[str, Any], table: Table) -> Figure:
         mean = line["ndcg_at_10"]["mean"]
         low, high = line["ndcg_interval"] or (mean, mean)
         axes.barh(
-            place, mean, 0.6, color=_OURS if variant.stages else _BARE,
-            xerr=[[max(0, mean - low)], [max(0, high - mean)]], ecolor="#222222", capsize=3,
+            place,
+            mean,
+            0.6,
+            color=_OURS if variant.stages else _BARE,
+            xerr=[[max(0, mean - low)], [max(0, high - mean)]],
+            ecolor="#222222",
+            capsize=3,
             error_kw={"linewidth": 1},
-        )  # fmt: skip
+        )
     axes.barh([0], [0], color=_OURS, label="this recipe (95 % interval over queries)")
     controls = [(n, lines[v.name].get("control_ndcg_at_10")) for n, v in enumerate(variants)]
     known = [(place + 0.4, line["mean"]) for place, line in controls if line]
@@ -58,9 +63,15 @@ def _bars(name: str, lines: dict[str, Any], table: Table) -> Figure:
         if marks:
             x, y = zip(*marks, strict=True)
             axes.scatter(
-                x, y, marker="D", s=24, facecolor="white", edgecolor=color, zorder=3,
+                x,
+                y,
+                marker="D",
+                s=24,
+                facecolor="white",
+                edgecolor=color,
+                zorder=3,
                 label=f"paper, {column} (other data)",
-            )  # fmt: skip
+            )
     axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
     axes.invert_yaxis()
     axes.set_xlim(left=0)

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import layout, lineage, runs
+from lbr_ds import lineage, runs
 from lbr_ds.config import RunConfig, load
+from lbr_ds.config import ds_config as layout
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.evaluate.baselines import BASELINES
 from lbr_ds.reproduce.tables import Variant
@@ -70,8 +71,16 @@ class Job:
 
     def eval_command(self, max_queries: int | None, generation: bool) -> list[str]:
         """The words after `lbr-ds` that score it."""
-        words = ["eval", self.scored_model, "--data", str(self.run.data.folder),
-                 "--out", str(self.scores), "--examples", "0"]  # fmt: skip
+        words = [
+            "eval",
+            self.scored_model,
+            "--data",
+            str(self.run.data.folder),
+            "--out",
+            str(self.scores),
+            "--examples",
+            "0",
+        ]
         words += ["--max-queries", str(max_queries)] if max_queries else []
         return words + ["--generation"] * (generation and not self.model)
 

@@ -29,8 +29,15 @@ class PaperTable:
         return {c: v / 100 if c in self.per_cent else v for c, v in values if v is not None}
 
 
-_DOMAINS = ("Chemistry R@10", "Chemistry N@10", "Medical R@10", "Medical N@10", "Code R@10",
-            "Code N@10", "Avg.")  # fmt: skip
+_DOMAINS = (
+    "Chemistry R@10",
+    "Chemistry N@10",
+    "Medical R@10",
+    "Medical N@10",
+    "Code R@10",
+    "Code N@10",
+    "Avg.",
+)
 
 PAPER = {
     "table1": PaperTable(

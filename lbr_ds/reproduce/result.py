@@ -17,8 +17,14 @@ from lbr_ds.reproduce.paper import PAPER, PaperTable
 from lbr_ds.reproduce.tables import Table, Variant
 from lbr_ds.runs import checkpoints
 
-MEASURES = ("recall_at_10", "ndcg_at_10", "separation_ratio", "alignment", "uniformity",
-            "effective_rank")  # fmt: skip
+MEASURES = (
+    "recall_at_10",
+    "ndcg_at_10",
+    "separation_ratio",
+    "alignment",
+    "uniformity",
+    "effective_rank",
+)
 WRITTEN = {"bleu_4": "B-4", "rouge_l": "R-L", "chrf": "chrF"}  # measures of answers, and headings
 
 
@@ -249,9 +255,20 @@ def _and_control(data: dict[str, Any]) -> str:
 
 
 def _compared_control(comparisons: list[dict[str, Any]]) -> str:
-    lines = [_line(["N@10 on the control set", "difference", "95 % interval", "p",
-                    "held-out beyond control", "95 % interval", "p"]),
-             "|---|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+    lines = [
+        _line(
+            [
+                "N@10 on the control set",
+                "difference",
+                "95 % interval",
+                "p",
+                "held-out beyond control",
+                "95 % interval",
+                "p",
+            ]
+        ),
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for c in comparisons:
         figures = [_difference(part) for part in (c, c["beyond"]) if part]
         lines.append(_line([f"{c['a']} over {c['b']}", *(cell for own in figures for cell in own)]))
@@ -263,8 +280,10 @@ def _difference(c: dict[str, Any]) -> list[str]:
 
 
 def _compared(comparisons: list[dict[str, Any]]) -> str:
-    lines = [_line(["N@10, paired over queries", "difference", "95 % interval", "p"]),
-             "|---|--:|--:|--:|"]  # fmt: skip
+    lines = [
+        _line(["N@10, paired over queries", "difference", "95 % interval", "p"]),
+        "|---|--:|--:|--:|",
+    ]
     for c in comparisons:
         lines.append(_line([f"{c['a']} over {c['b']}", *_difference(c)]))
     return "\n".join(lines)

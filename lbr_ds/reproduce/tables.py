@@ -50,8 +50,14 @@ class Table:
 
 
 def _table1(run: RunConfig) -> Table:
-    named = {"BM25": "bm25", "ChemLLM": "chemllm", "HuaTuo": "huatuo", "BGE": "bge", "GTE": "gte",
-             "LLM2Vec": "llm2vec"}  # fmt: skip
+    named = {
+        "BM25": "bm25",
+        "ChemLLM": "chemllm",
+        "HuaTuo": "huatuo",
+        "BGE": "bge",
+        "GTE": "gte",
+        "LLM2Vec": "llm2vec",
+    }
     others = [Variant(k, model=v, paper="" if k == "BM25" else k) for k, v in named.items()]
     return Table(
         (
@@ -148,8 +154,9 @@ def _bottleneck(run: RunConfig) -> Table:
         for words, weight in (("", 0), (" and words", 1))
     }
     ways["IB-GL and words, mixed"] = (
-        "stage1.objective={sft: 1, reconstruct: 1}", "stage1.bag_of_words=1"
-    )  # fmt: skip
+        "stage1.objective={sft: 1, reconstruct: 1}",
+        "stage1.bag_of_words=1",
+    )
     rows = [Variant("CL", (2,))]
     rows += [Variant(name, (1,), learn) for name, learn in ways.items()]
     rows += [Variant(f"{name}, CL", (1, 2), learn) for name, learn in ways.items()]
@@ -192,6 +199,12 @@ def _beside(variant: Variant) -> Variant:
 
 
 TABLES: dict[str, Callable[[RunConfig], Table]] = {
-    "table1": _table1, "table2": _table2, "table3": _table3, "table4": _table4,
-    "table5": _table5, "table6": _table6, "figure3": _figure3, "bottleneck": _bottleneck,
-}  # fmt: skip
+    "table1": _table1,
+    "table2": _table2,
+    "table3": _table3,
+    "table4": _table4,
+    "table5": _table5,
+    "table6": _table6,
+    "figure3": _figure3,
+    "bottleneck": _bottleneck,
+}

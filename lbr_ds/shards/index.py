@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.atomic import written_file
 from lbr_ds.errors import DataError
+from lbr_ds.system.atomic import written_file
 
 _MAGIC = b"LBRIDX2\n"
 _HEAD = struct.Struct("<8s32sQQ")

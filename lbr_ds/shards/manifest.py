@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from lbr_ds.address import CACHE_GIB, is_url
 from lbr_ds.errors import DataError, short
 from lbr_ds.instructions import Instructions
-from lbr_ds.locate import file_sha256
 from lbr_ds.shards.remote import Remote
+from lbr_ds.system.downloads import file_sha256
+from lbr_ds.system.urls import CACHE_GIB, is_url
 
 NAME = "manifest.json"
 VERSION = 2  # of the layout; a folder of another version is prepared again
@@ -105,9 +105,16 @@ class Manifest:
                 f"there again, or {_AGAIN}"
             )
         return cls(
-            folder, splits, found.sources, found.seed, found.fingerprint, found.program, remote,
-            instructions, {name: file.model_dump() for name, file in found.files.items()},
-        )  # fmt: skip
+            folder,
+            splits,
+            found.sources,
+            found.seed,
+            found.fingerprint,
+            found.program,
+            remote,
+            instructions,
+            {name: file.model_dump() for name, file in found.files.items()},
+        )
 
     @property
     def protocol(self) -> str:
@@ -129,9 +136,13 @@ class Manifest:
             for name, shards in self.splits.items()
         }
         plain: dict[str, Any] = {
-            "version": VERSION, "program": self.program, "fingerprint": self.fingerprint,
-            "seed": self.seed, "sources": self.sources, "splits": splits,
-        }  # fmt: skip
+            "version": VERSION,
+            "program": self.program,
+            "fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "sources": self.sources,
+            "splits": splits,
+        }
         if self.files:
             plain["files"] = self.files
         if self.instructions.any:

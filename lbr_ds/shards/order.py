@@ -98,9 +98,13 @@ class Order:
         begin = epoch * length + number * WINDOW
         order = self._block(lane, epoch, number, min(WINDOW, length - number * WINDOW))
         return _Block(
-            begin, begin + len(order), array("H", order.tobytes()), first + number * WINDOW,
-            epoch, *self._epoch(epoch),
-        )  # fmt: skip
+            begin,
+            begin + len(order),
+            array("H", order.tobytes()),
+            first + number * WINDOW,
+            epoch,
+            *self._epoch(epoch),
+        )
 
     def _block(self, lane: int, epoch: int, block: int, length: int) -> NDArray[np.uint16]:
         return permutation(length, self.seed, BLOCK, epoch, lane, block).astype(np.uint16)

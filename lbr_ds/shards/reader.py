@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from lbr_ds.address import CACHE_GIB
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 from lbr_ds.shards.index import index_of, scan
 from lbr_ds.shards.manifest import Manifest, ShardFile, check_size
+from lbr_ds.system.urls import CACHE_GIB
 
 _OPEN_FILES = 256  # below the usual limit of 1024 a process; a closed shard costs one open
 _OPEN_TRIES = 5  # of a shard that other processes drop from the cache again and again

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit, urlunsplit
 
-from lbr_ds.address import shown
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
-from lbr_ds.fetch import PIECE, Damaged, insist, open_http
-from lbr_ds.locate import cache_folder
 from lbr_ds.shards import cache
+from lbr_ds.system.downloads import cache_folder
+from lbr_ds.system.fetch import PIECE, Damaged, insist, open_http
+from lbr_ds.system.urls import shown
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from lbr_ds.address import CACHE_GIB
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record
 from lbr_ds.shards.manifest import Manifest
 from lbr_ds.shards.order import Order, Place
 from lbr_ds.shards.reader import Tars, decode, decode_sound
+from lbr_ds.system.urls import CACHE_GIB
 
 if TYPE_CHECKING:
     from webdataset import DataPipeline

@@ -27,8 +27,15 @@ from lbr_ds.train.writer import link_files
 log = logging.getLogger(__name__)
 FILES = (lineage.NAME, overlap.NAME)
 # Keys of a config that name its writer or how it is loaded.
-_BESIDES = ("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype",
-            "torch_dtype", "use_cache")  # fmt: skip
+_BESIDES = (
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+)
 
 
 def weights_of(origin: Path) -> Path:
@@ -90,8 +97,9 @@ def _differences(run: RunConfig, origin: Path, prepared: bool) -> list[str]:
         )
     if now and was.backbone and not reasons and not _descends(was, now, run, model):
         changed = was.backbone.differences(now)
-        reasons.append(f"{origin} was trained from another backbone than {place} "
-                       f"({', '.join(changed)})")  # fmt: skip
+        reasons.append(
+            f"{origin} was trained from another backbone than {place} ({', '.join(changed)})"
+        )
     return reasons
 
 
@@ -146,8 +154,10 @@ def begin(run: RunConfig, number: int, split: str, origin: Path, *, resumed: boo
     if not texts:
         log.warning(
             "data.folder=%s has no %s, so eval cannot tell which texts this model has seen; run "
-            "`lbr-ds prepare` again", data.place, overlap.NAME,
-        )  # fmt: skip
+            "`lbr-ds prepare` again",
+            data.place,
+            overlap.NAME,
+        )
     elif texts[0].fingerprint != data.fingerprint:
         raise DataError(
             f"{data.place}/{overlap.NAME} is of data {texts[0].fingerprint} and the manifest of "

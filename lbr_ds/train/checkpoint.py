@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from lbr_ds import environment
 from lbr_ds.config import RunConfig
 from lbr_ds.corpora.leaks import TRAINED
 from lbr_ds.distributed import World
@@ -36,6 +35,7 @@ from lbr_ds.model.files import in_files, save_files, save_index, share_of
 from lbr_ds.model.rope import write_legacy_rope
 from lbr_ds.runs import MANIFEST, fault, saved
 from lbr_ds.shards import Manifest
+from lbr_ds.system import environment
 from lbr_ds.train import ancestry
 from lbr_ds.train.engine import Engine
 from lbr_ds.train.random_states import random_states, restore_random_states
@@ -118,9 +118,11 @@ class Saver:
         return not still_busy
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if error is None:
             self.finish()
         elif self._writing is not None:
@@ -168,27 +170,40 @@ class Saver:
         facts = self._facts(step, counters, evaluation)
         return Plan(
             self._folder / "checkpoints" / f"step-{step:06d}",
-            world.rank, world.size, write, facts,
-            run.every.keep, run.every.keep_every,
+            world.rank,
+            world.size,
+            write,
+            facts,
+            run.every.keep,
+            run.every.keep_every,
             keep_best=self.stage == 1 and run.stage2.start_from == "best",
-        )  # fmt: skip
+        )
 
     def _facts(self, step: int, counters: Counters, evaluation: Counters) -> dict[str, Any]:
         recipe = self.run.decisive(self.stage)
         return {
-            "step": step, "stage": self.stage, "world_size": self.world.size,
-            "zero_stage": self.engine.stage, "dtype": str(self.engine.dtype),
+            "step": step,
+            "stage": self.stage,
+            "world_size": self.world.size,
+            "zero_stage": self.engine.stage,
+            "dtype": str(self.engine.dtype),
             "samples": step * self.run.stage(self.stage).samples_per_step,
-            "counters": counters, "evaluation": evaluation, "data": _data(self._data, self.stage),
+            "counters": counters,
+            "evaluation": evaluation,
+            "data": _data(self._data, self.stage),
             "config": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
-            "recipe": recipe, "versions": environment.versions(),
-        }  # fmt: skip
+            "recipe": recipe,
+            "versions": environment.versions(),
+        }
 
 
 def describe_model(
-    run: RunConfig, dtype: torch.dtype, weights: Mapping[str, list[str]], folder: Path,
+    run: RunConfig,
+    dtype: torch.dtype,
+    weights: Mapping[str, list[str]],
+    folder: Path,
     used: Instructions,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Config, tokenizer and instructions beside the weights. Returns the files made."""
     save_index(weights, folder)
     for path in (run.run / "backbone").iterdir():

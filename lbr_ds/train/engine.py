@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lbr_ds import layout as layouts
 from lbr_ds.config import OptimConfig
+from lbr_ds.config import ds_config as layouts
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
 from lbr_ds.model.embedder import Embedder
@@ -64,10 +64,15 @@ class Engine:
     """A sharded model with its optimizer."""
 
     def __init__(
-        self, make: Callable[[torch.dtype], Embedder], weights: Path | Origin, *,
-        layout: layouts.Layout, optim: OptimConfig, world: World,
+        self,
+        make: Callable[[torch.dtype], Embedder],
+        weights: Path | Origin,
+        *,
+        layout: layouts.Layout,
+        optim: OptimConfig,
+        world: World,
         adapt: Callable[[Embedder], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """make(dtype) builds the module; its parameters are then read from the folder `weights`.
 
         adapt: freezes them and lays what learns over them (model/lora.py); None: all learn.
@@ -166,8 +171,9 @@ class Engine:
         log.info(
             "gradient caching: %s (a whole gradient is %.2f GiB, %.1f GiB are free)",
             "a reduction each chunk" if lacking else "one reduction a step",
-            need / 2**30, free / 2**30,
-        )  # fmt: skip
+            need / 2**30,
+            free / 2**30,
+        )
         return not lacking
 
     def step(

@@ -13,11 +13,11 @@ from types import FrameType
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lbr_ds import children
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import DataError, LbrError
 from lbr_ds.shards import Manifest, steps
+from lbr_ds.system import children
 from lbr_ds.train.stages import Stage, Work
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,20 @@ class _Feed(IterableDataset):
     def _work(self) -> Iterator[Work]:
         info = get_worker_info()
         pipeline = steps(
-            self.run.data.folder, self.stage.split, seed=self.run.seed,
+            self.run.data.folder,
+            self.stage.split,
+            seed=self.run.seed,
             samples_per_step=self.run.stage(self.stage.number).samples_per_step,
-            rank=self.rank, world=self.world, start=self.start, stop=self.stop,
-            worker=info.id if info else 0, workers=info.num_workers if info else 1,
-            on_error=self.run.data.on_error, cache_gib=self.run.data.cache_gib,
+            rank=self.rank,
+            world=self.world,
+            start=self.start,
+            stop=self.stop,
+            worker=info.id if info else 0,
+            workers=info.num_workers if info else 1,
+            on_error=self.run.data.on_error,
+            cache_gib=self.run.data.cache_gib,
             fingerprint=self.fingerprint,
-        )  # fmt: skip
+        )
         for step in pipeline:
             if step.skipped and (error := self._changed()):
                 raise error
@@ -75,9 +82,16 @@ class _Feed(IterableDataset):
 
 
 def open_feed(
-    run: RunConfig, stage: Stage, encoder: TextEncoder, *,
-    rank: int, world: int, start: int, stop: int, fingerprint: str = "",
-) -> Iterator[Work]:  # fmt: skip
+    run: RunConfig,
+    stage: Stage,
+    encoder: TextEncoder,
+    *,
+    rank: int,
+    world: int,
+    start: int,
+    stop: int,
+    fingerprint: str = "",
+) -> Iterator[Work]:
     """The rank's work for steps start..stop, in order, whatever the number of loader processes.
 
     Those start at once, as forks: what this process holds now, each of them holds for good.

@@ -114,8 +114,11 @@ class Guard:
         more = f" and {len(every) - _NAMED} more in {NAME}" if len(every) > _NAMED else ""
         log.warning(
             "step %d: %s; update left out. Its samples: %s%s",
-            step, self.reason, ", ".join(every[:_NAMED]), more,
-        )  # fmt: skip
+            step,
+            self.reason,
+            ", ".join(every[:_NAMED]),
+            more,
+        )
         line = {"step": step, "reason": self.reason, "samples": dict(enumerate(names))}
         with (self.folder / NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -153,10 +153,13 @@ class Examiner:
         for place, record in enumerate(self.sample.records):
             whole.append(
                 generative_sequence(
-                    record, draw(weights, self.run.seed, place), self.encoder, turn=0,
+                    record,
+                    draw(weights, self.run.seed, place),
+                    self.encoder,
+                    turn=0,
                     max_target_length=self.run.stage1.max_target_length,
                 )
-            )  # fmt: skip
+            )
         kinds = {"loss": whole}
         if any(sequence.cut for sequence in whole):
             # Without bottleneck rows to copy, the segment of a cut Y is Y alone (`batching.pack`).
@@ -194,8 +197,14 @@ def _judge(vectors: np.ndarray, judged: Judgements) -> Figures:
     """vectors (Q + N, D): of the queries, then of the documents."""
     queries, passages = np.split(vectors, [len(judged.queries)])
     if not np.isfinite(vectors).all():
-        names = ("recall_at_10", "ndcg_at_10", "separation_ratio", "alignment", "uniformity",
-                 "effective_rank")  # fmt: skip
+        names = (
+            "recall_at_10",
+            "ndcg_at_10",
+            "separation_ratio",
+            "alignment",
+            "uniformity",
+            "effective_rank",
+        )
         return dict.fromkeys(names)
     return {
         **rank_scores(queries, passages, judged),

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from lbr_ds import children
 from lbr_ds.corpora.crew import cores
 from lbr_ds.distributed import HOSTED, host_store, words_of
-from lbr_ds.environment import host_memory
 from lbr_ds.errors import EnvironmentProblem, LbrError, LostRank
 from lbr_ds.shards.stream import check_world
+from lbr_ds.system import children
+from lbr_ds.system.environment import host_memory
 from lbr_ds.train.watch import last_seen, tell_all
 
 _GRACE_SECONDS = 10  # between asking the other ranks to stop and killing them
@@ -82,10 +82,14 @@ def launch(arguments: list[str], nproc: int, module: str = "lbr_ds") -> int:
                     **allocator,
                     **os.environ,
                     **HOSTED,
-                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(nproc),
-                    "LOCAL_WORLD_SIZE": str(nproc), "OMP_NUM_THREADS": threads,
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
-                }  # fmt: skip
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(nproc),
+                    "LOCAL_WORLD_SIZE": str(nproc),
+                    "OMP_NUM_THREADS": threads,
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(store.port),
+                }
                 command = [sys.executable, "-m", module, *arguments]
                 ranks.append(subprocess.Popen(command, env=children.environment(env)))
             children.send(ranks, signals)  # those that came while some ranks were not there

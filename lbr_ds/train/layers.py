@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lbr_ds.layout import Layout
+from lbr_ds.config.ds_config import Layout
 
 
 def by_layer(backbone: PreTrainedModel, layout: Layout) -> dict[str, Any]:

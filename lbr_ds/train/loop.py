@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from lbr_ds import environment
-from lbr_ds.address import mask_record, masked
-from lbr_ds.atomic import write_json, write_text
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.distributed import World, join, leave
 from lbr_ds.errors import ConfigError
-from lbr_ds.failures import writing
-from lbr_ds.layout import Layout
 from lbr_ds.model.bottleneck import Card, load_tokenizer, prepare_backbone
 from lbr_ds.model.complete import check_positions
 from lbr_ds.model.embedder import build_embedder
 from lbr_ds.model.lora import adapting
-from lbr_ds.ownership import own
 from lbr_ds.runs import step_of
 from lbr_ds.shards import Manifest
+from lbr_ds.system import environment
+from lbr_ds.system.atomic import write_json, write_text
+from lbr_ds.system.failures import writing
+from lbr_ds.system.ownership import own
+from lbr_ds.system.urls import mask_record, masked
 from lbr_ds.train import ancestry, checkpoint
 from lbr_ds.train.engine import Engine, load_layout
 from lbr_ds.train.feed import open_feed
@@ -72,16 +72,29 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         encoder = text_encoder(run)
         # Before the engine: a loader process is a fork, and would keep the pages that training
         # writes over, which is as much memory again.
-        feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size,
-                         start=start, stop=num_steps, fingerprint=data)  # fmt: skip
+        feed = open_feed(
+            run,
+            stage,
+            encoder,
+            rank=world.rank,
+            world=world.size,
+            start=start,
+            stop=num_steps,
+            fingerprint=data,
+        )
         engine = build_engine(run, stage, layout, world, origin)
         counters = checkpoint.resume(found, engine, world)
         note_start(folder, start, origin, world)
         watch.mark(start, "starts")
         log.info(
             "stage %d: world size %d, %s, %d samples, steps %d to %d",
-            number, world.size, engine, num_samples, start, num_steps,
-        )  # fmt: skip
+            number,
+            world.size,
+            engine,
+            num_samples,
+            start,
+            num_steps,
+        )
         if start < num_steps:
             rehearse(engine, stage, run, encoder, world)
         step, stopped, sample = start, False, draw_sample(run, world)
@@ -127,9 +140,15 @@ def resumable_layout(name: str) -> Layout:
 
 
 def take_step(
-    engine: Engine, stage: Stage, run: RunConfig, feed: Iterator[Work], lr: float, world: World,
-    guard: Guard, watch: Watch,
-) -> dict[str, float | list[float]]:  # fmt: skip
+    engine: Engine,
+    stage: Stage,
+    run: RunConfig,
+    feed: Iterator[Work],
+    lr: float,
+    world: World,
+    guard: Guard,
+    watch: Watch,
+) -> dict[str, float | list[float]]:
     """One optimizer step: wait for work, learn, update. Returns the step's metrics."""
     began = time.perf_counter()
     watch.mark(watch.step + 1, "waits for data")
@@ -184,9 +203,8 @@ def check_backbone(run: RunConfig, number: int, world: World) -> None:
 
 
 def build(
-    run: RunConfig, stage: Stage, layout: Layout, world: World,
-    origin: Path | None = None,
-) -> tuple[Engine, TextEncoder]:  # fmt: skip
+    run: RunConfig, stage: Stage, layout: Layout, world: World, origin: Path | None = None
+) -> tuple[Engine, TextEncoder]:
     """The engine around the embedder, and the encoder of its prepared tokenizer."""
     return build_engine(run, stage, layout, world, origin), text_encoder(run)
 
@@ -202,9 +220,8 @@ def text_encoder(run: RunConfig) -> TextEncoder:
 
 
 def build_engine(
-    run: RunConfig, stage: Stage, layout: Layout, world: World,
-    origin: Path | None = None,
-) -> Engine:  # fmt: skip
+    run: RunConfig, stage: Stage, layout: Layout, world: World, origin: Path | None = None
+) -> Engine:
     """The engine around the embedder, with the weights of `origin`, a checkpoint or a folder.
 
     origin None: what the stage starts from at step 0.
@@ -213,10 +230,11 @@ def build_engine(
     weights = origin / "model" if (origin / "model").is_dir() else origin
     backbone = run.run / "backbone"
     make = functools.partial(
-        build_embedder, backbone,
+        build_embedder,
+        backbone,
         activation_checkpointing=run.model.activation_checkpointing,
         trust_remote_code=run.model.trust_remote_code,
-    )  # fmt: skip
+    )
     if layout.width == 2 and world.device.type == "cpu" and environment.cpu_lacks_bf16():
         log.warning(
             "engine.ds_config=%s: this CPU has no instructions for bf16 and takes several times as "
@@ -225,9 +243,13 @@ def build_engine(
         )
     seed_all(run.seed)
     return Engine(
-        make, Origin(weights, spare=backbone if stage.number == 2 else None), layout=layout,
-        optim=run.stage(stage.number).optim, world=world, adapt=adapting(run, backbone),
-    )  # fmt: skip
+        make,
+        Origin(weights, spare=backbone if stage.number == 2 else None),
+        layout=layout,
+        optim=run.stage(stage.number).optim,
+        world=world,
+        adapt=adapting(run, backbone),
+    )
 
 
 def seed_all(seed: int) -> None:

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from lbr_ds.atomic import write_text
 from lbr_ds.distributed import World
-from lbr_ds.failures import writing
+from lbr_ds.system.atomic import write_text
+from lbr_ds.system.failures import writing
 
 log = logging.getLogger(__name__)
 EVALUATIONS = "evaluations.jsonl"
@@ -138,9 +138,11 @@ class Meter:
         log.info("step %d, held out: %s (%.1f s)", step, told, figures["seconds"])
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self._file is not None and self._board is not None:

@@ -53,5 +53,7 @@ def warn_without(step: int, stats: Mapping[str, object], *, first: bool) -> None
     if first and stats.get("no_negatives") == 1:
         log.warning(
             "step %d: no query has a negative (one sample, or one group), so nothing is learnt "
-            "from it; %s", step, _CURE,
-        )  # fmt: skip
+            "from it; %s",
+            step,
+            _CURE,
+        )

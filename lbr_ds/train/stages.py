@@ -91,9 +91,12 @@ def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work
         key = (run.seed, sample.epoch, step.index, sample.lane)
         objective = draw(run.stage1.objective, *key)
         sequence = generative_sequence(
-            sample.record, objective, encoder,
-            turn=sample.epoch, max_target_length=run.stage1.max_target_length,
-        )  # fmt: skip
+            sample.record,
+            objective,
+            encoder,
+            turn=sample.epoch,
+            max_target_length=run.stage1.max_target_length,
+        )
         sequences.append(with_bag(sequence, encoder) if run.stage1.bag_of_words else sequence)
     batches, members = cut(sequences, run.stage1.micro_batch_tokens)
     return Work(step.index, len(sequences), step.skipped, batches, members, names(step))

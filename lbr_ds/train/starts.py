@@ -89,9 +89,16 @@ def note_start(folder: Path, step: int, origin: Path, world: World) -> None:
                     break
                 looped += 1
         if looped < _SAME:
-            line = json.dumps({"step": step, "from": str(origin), "job": job, "restart": restart,
-                               "world": world.size,
-                               "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})  # fmt: skip
+            line = json.dumps(
+                {
+                    "step": step,
+                    "from": str(origin),
+                    "job": job,
+                    "restart": restart,
+                    "world": world.size,
+                    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                }
+            )
             with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
     looped = world.share(looped)

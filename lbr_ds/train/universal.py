@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbr_ds import children
+from lbr_ds.system import children
 
 
 def to_universal(folder: Path, out: Path) -> str:
@@ -19,11 +19,21 @@ def to_universal(folder: Path, out: Path) -> str:
     The converter forks workers, which a rank with its communication threads must not.
     """
     workers = str(min(8, os.cpu_count() or 1))
-    command = children.command([
-        "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
-        "--input_folder", str(folder), "--output_folder", str(out),
-        "--num_extract_workers", workers, "--num_merge_workers", workers,
-    ])  # fmt: skip
+    command = children.command(
+        [
+            "-m",
+            "deepspeed.checkpoint.ds_to_universal",
+            "--inject_missing_state",
+            "--input_folder",
+            str(folder),
+            "--output_folder",
+            str(out),
+            "--num_extract_workers",
+            workers,
+            "--num_merge_workers",
+            workers,
+        ]
+    )
     done = subprocess.run(command, env=children.environment(), capture_output=True, text=True)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
-from lbr_ds.address import masked
 from lbr_ds.distributed import World, end, is_collective_error
 from lbr_ds.errors import LbrError, LostRank, PeerFailed, short
-from lbr_ds.failures import named
+from lbr_ds.system.failures import named
+from lbr_ds.system.urls import masked
 
 _LOOK = 0.05  # seconds between two looks at what the training thread does
 _STOPPED = 1.0  # seconds from which a gap between two looks does not count
@@ -93,9 +93,11 @@ class Watch:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if error is not None and is_collective_error(error):
             found = self._blame(error)
             self._leave()
@@ -161,8 +163,9 @@ class Watch:
     def _publish(self) -> None:
         self._count += 1
         frame = sys._current_frames().get(self._watched)
-        beat = Beat(self._count, self._marks, self.step, self._doing, _waits(frame),
-                    socket.gethostname())  # fmt: skip
+        beat = Beat(
+            self._count, self._marks, self.step, self._doing, _waits(frame), socket.gethostname()
+        )
         self.world.store.set(str(self.world.rank), json.dumps(beat))
 
     def _read(self) -> None:
@@ -258,9 +261,10 @@ class Watch:
     def _listeners(self) -> list[str]:
         """The keys by which the ranks that still beat say that they have read the last words."""
         return [
-            f"read-{rank}" for rank, seen in self._seen.items()
+            f"read-{rank}"
+            for rank, seen in self._seen.items()
             if rank != self.world.rank and self._ran - seen.at <= _MISSED * _BEAT
-        ]  # fmt: skip
+        ]
 
     def _wait_for_the_rank(self) -> None:
         """The training thread may be about to end with an error of its own."""

@@ -13,14 +13,7 @@ from torch import nn
 
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
-from lbr_ds.model.complete import (
-    fit,
-    is_head,
-    misfit,
-    not_finite,
-    report_prefixes,
-    report_unused,
-)
+from lbr_ds.model.complete import fit, is_head, misfit, not_finite, report_prefixes, report_unused
 from lbr_ds.model.files import Stored
 
 log = logging.getLogger(__name__)
@@ -44,9 +37,11 @@ def shape_of(parameter: nn.Parameter) -> torch.Size:
 
 
 def load_weights(
-    parameters: Iterable[tuple[str, nn.Parameter]], origin: Path | Origin, world: World,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    origin: Path | Origin,
+    world: World,
     gathered: Callable[..., Any],
-) -> None:  # fmt: skip
+) -> None:
     """Fill parameters by name from a folder's safetensors, one tensor at a time. All ranks call it.
 
     gathered(parameter, writer=0): where a sharded one is whole, and what rank 0 writes stays; rank

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from lbr_ds import runs
-from lbr_ds.atomic import flush, write_json
-from lbr_ds.locate import file_sha256
+from lbr_ds.system.atomic import flush, write_json
+from lbr_ds.system.downloads import file_sha256
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02

@@ -9,8 +9,8 @@ import pytest
 
 from lbr_ds.bench import Row, interleaved, ratio, run_suite, tabled
 from lbr_ds.bench.loader import suite
+from lbr_ds.cli.console import show_bench
 from lbr_ds.config import DataConfig
-from lbr_ds.console import show_bench
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import ConfigError
 from tests.ranks import run_cli
@@ -25,9 +25,9 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     folder = tmp_path_factory.mktemp("bench")
     raw = folder / "raw.jsonl"
     raw.write_text("".join(json.dumps(record) + "\n" for record in records(300)))
-    data = DataConfig.model_validate({
-        "folder": folder / "data", "records_per_shard": 50, "sources": [{"path": str(raw)}],
-    })  # fmt: skip
+    data = DataConfig.model_validate(
+        {"folder": folder / "data", "records_per_shard": 50, "sources": [{"path": str(raw)}]}
+    )
     prepare(data, 0)
     return suite(data.local_folder, rounds=3, times=2)
 

@@ -37,8 +37,13 @@ from tests.tiny import tiny_recipe
 GPU = "{name: made-up, memory_gib: 8, tflops: 0.5, hbm: 20, link: 5}"
 NETWORK = "network-2-ranks"
 ONE, TWO = "1-ranks-256-tokens-{}-4-samples", "2-ranks-256-tokens-{}-8-samples"
-NAMES = [ONE.format("zero3_cpu"), ONE.format("zero9"), NETWORK, TWO.format("zero3_cpu"),
-         TWO.format("zero9")]  # fmt: skip
+NAMES = [
+    ONE.format("zero3_cpu"),
+    ONE.format("zero9"),
+    NETWORK,
+    TWO.format("zero3_cpu"),
+    TWO.format("zero9"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +56,23 @@ def words(recipe: Path) -> list[str]:
     """A sweep of five rows, two of which cannot be."""
     gpu = recipe.with_name("gpu.yaml")
     gpu.write_text(GPU)
-    return ["bench", "cluster", str(recipe), "--ranks", "1,2", "--ds-configs", "zero3_cpu,zero9",
-            "--scaling", "weak", "--steps", "2", "--gpu", str(gpu),
-            "--out", str(recipe.with_name("out"))]  # fmt: skip
+    return [
+        "bench",
+        "cluster",
+        str(recipe),
+        "--ranks",
+        "1,2",
+        "--ds-configs",
+        "zero3_cpu,zero9",
+        "--scaling",
+        "weak",
+        "--steps",
+        "2",
+        "--gpu",
+        str(gpu),
+        "--out",
+        str(recipe.with_name("out")),
+    ]
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -66,9 +85,11 @@ def swept(words: list[str]) -> tuple[list[dict[str, Any]], Path, str]:
     """(rows that stood when all processes were killed, folder, what the same command printed)."""
     folder = Path(words[-1])
     first = subprocess.Popen(
-        [sys.executable, "-m", "lbr_ds", *words], cwd=ROOT, start_new_session=True,
+        [sys.executable, "-m", "lbr_ds", *words],
+        cwd=ROOT,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 200
     try:
         while len(rows_of(folder)) < 3 and time.monotonic() < deadline:
@@ -139,12 +160,17 @@ def test_table_and_plot(swept: Any) -> None:
     _, folder, printed = swept
     text = (folder / "RESULT.md").read_text()
     assert text in printed
-    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()
-             if line.startswith("|")]  # fmt: skip
+    lines = [
+        [c.strip() for c in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     assert [line[:4] for line in lines[2:6]] == [
-        ["1", "256", "zero3_cpu", "4"], ["1", "256", "zero9", "4"],
-        ["2", "256", "zero3_cpu", "8"], ["2", "256", "zero9", "8"],
-    ]  # fmt: skip
+        ["1", "256", "zero3_cpu", "4"],
+        ["1", "256", "zero9", "4"],
+        ["2", "256", "zero3_cpu", "8"],
+        ["2", "256", "zero9", "8"],
+    ]
     assert lines[3][4] == "failed"
     assert lines[2][11] == "1.00"
     assert "strict count" in text
@@ -161,9 +187,23 @@ def test_random_texts_where_no_data_is_prepared(tmp_path: Path) -> None:
     """Stage 2 on two ranks; a step is two chunks of gradient caching on each."""
     recipe = tiny_recipe(tmp_path / "tiny", prepared=False)
     done = run_cli(
-        "bench", "cluster", str(recipe), "stage2.num_negatives=0", "--stage", "2", "--ranks", "2",
-        "--tokens", "128", "--scaling", "strong", "--steps", "2", "--out", str(tmp_path / "out"),
-    )  # fmt: skip
+        "bench",
+        "cluster",
+        str(recipe),
+        "stage2.num_negatives=0",
+        "--stage",
+        "2",
+        "--ranks",
+        "2",
+        "--tokens",
+        "128",
+        "--scaling",
+        "strong",
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    )
     assert done.returncode == 0, done.stderr
     (row,) = [r for r in rows_of(tmp_path / "out") if r["kind"] == "training"]
     assert row["reason"] is None, row["reason"]
@@ -196,10 +236,16 @@ row.write_text(json.dumps(found))
 def test_launcher_gets_nodes_and_the_configurations_keys(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "fake.py").write_text(FAKE)
     sweep = Sweep(
-        str(recipe), 1, (2, 16), tmp_path / "out", overrides=("seed=1",), layouts=("zero2",),
-        scaling=("strong",), per_node=8,
+        str(recipe),
+        1,
+        (2, 16),
+        tmp_path / "out",
+        overrides=("seed=1",),
+        layouts=("zero2",),
+        scaling=("strong",),
+        per_node=8,
         launcher=f"{sys.executable} {tmp_path}/fake.py {{nodes}} {{ranks}} {{log}}",
-    )  # fmt: skip
+    )
     result = run_sweep(sweep)
     rows = {row["measure"]: row for row in result["rows"]}
     assert [row["reason"] is None for row in rows.values()] == [True, True, False, False]
@@ -209,8 +255,13 @@ def test_launcher_gets_nodes_and_the_configurations_keys(recipe: Path, tmp_path:
     told = json.loads((tmp_path / "out/rows/2-ranks-256-tokens-zero2-8-samples.words").read_text())
     assert told[:2] == ["1", "2"]
     assert told[3:6] == ["bench", "cluster", str(recipe)]
-    keys = ["seed=1", "stage2.from=backbone", "stage1.samples_per_step=8",
-            "stage1.micro_batch_tokens=256", "engine.ds_config=zero2"]  # fmt: skip
+    keys = [
+        "seed=1",
+        "stage2.from=backbone",
+        "stage1.samples_per_step=8",
+        "stage1.micro_batch_tokens=256",
+        "engine.ds_config=zero2",
+    ]
     assert told[6:11] == keys
     stood = len(result["rows"])
     assert [r["measure"] for r in run_sweep(sweep)["rows"]] == list(rows)
@@ -233,23 +284,45 @@ def test_an_unknown_gpu_is_refused_before_anything_runs(recipe: Path, tmp_path: 
 def test_weak_and_strong_scaling_end_in_the_recipes_step(recipe: Path) -> None:
     run = load(recipe)
     sweep = Sweep(str(recipe), 1, (4, 1, 2), Path("x"), tokens=(64, 128))
-    found = [(c.ranks, c.tokens, c.samples) for c in configurations(sweep, run)
-             if c.kind == "training"]  # fmt: skip
+    found = [
+        (c.ranks, c.tokens, c.samples) for c in configurations(sweep, run) if c.kind == "training"
+    ]
     assert found == [
-        (1, 64, 2), (1, 64, 8), (1, 128, 2), (1, 128, 8), (2, 64, 4), (2, 64, 8), (2, 128, 4),
-        (2, 128, 8), (4, 64, 8), (4, 128, 8),
-    ]  # fmt: skip
+        (1, 64, 2),
+        (1, 64, 8),
+        (1, 128, 2),
+        (1, 128, 8),
+        (2, 64, 4),
+        (2, 64, 8),
+        (2, 128, 4),
+        (2, 128, 8),
+        (4, 64, 8),
+        (4, 128, 8),
+    ]
 
 
 def made_up(ranks: int, samples: int, value: float | None) -> dict[str, Any]:
-    return {"kind": "training", "ranks": ranks, "samples": samples, "micro_batch_tokens": 64,
-            "ds_config": "zero3", "value": value, "figures": None, "nodes": 1,
-            "per_node": ranks}  # fmt: skip
+    return {
+        "kind": "training",
+        "ranks": ranks,
+        "samples": samples,
+        "micro_batch_tokens": 64,
+        "ds_config": "zero3",
+        "value": value,
+        "figures": None,
+        "nodes": 1,
+        "per_node": ranks,
+    }
 
 
 def test_efficiency_is_over_the_fewest_ranks_with_the_same_share(recipe: Path) -> None:
-    rows = [made_up(1, 2, 100.0), made_up(1, 8, 120.0), made_up(2, 4, 90.0), made_up(2, 8, None),
-            made_up(4, 8, 60.0)]  # fmt: skip
+    rows = [
+        made_up(1, 2, 100.0),
+        made_up(1, 8, 120.0),
+        made_up(2, 4, 90.0),
+        made_up(2, 8, None),
+        made_up(4, 8, 60.0),
+    ]
     result = derive({"rows": rows}, Sweep(str(recipe), 1, (1, 2, 4), Path("x")), load(recipe))
     assert [row["weak"] for row in result["rows"]] == [1.0, None, 0.9, None, 0.6]
     assert [row["strong"] for row in result["rows"]] == [None, 1.0, None, None, 0.5]
@@ -306,15 +379,24 @@ def test_gpu_by_its_drivers_name(device: str, name: str | None) -> None:
 @pytest.mark.parametrize(
     ("printed", "code", "reason"),
     [
-        ("x\nlbr-ds: error: rank 1 was killed by SIGKILL\n", 86,
-         "rank 1 was killed by SIGKILL (exit code 86)"),
-        ("lbr-ds: error: another rank ended unexpectedly; see the error of that rank "
-         "(for training, RUN/stageN/log/rank-N.log)\nValueError: odd\n", 1,
-         "ValueError: odd (exit code 1)"),
-        ("slurmstepd: error: Detected 1 oom_kill event in StepId=1.0\nsrun: error", 137,
-         "out of memory: slurmstepd: error: Detected 1 oom_kill event in StepId=1.0"),
+        (
+            "x\nlbr-ds: error: rank 1 was killed by SIGKILL\n",
+            86,
+            "rank 1 was killed by SIGKILL (exit code 86)",
+        ),
+        (
+            "lbr-ds: error: another rank ended unexpectedly; see the error of that rank "
+            "(for training, RUN/stageN/log/rank-N.log)\nValueError: odd\n",
+            1,
+            "ValueError: odd (exit code 1)",
+        ),
+        (
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0\nsrun: error",
+            137,
+            "out of memory: slurmstepd: error: Detected 1 oom_kill event in StepId=1.0",
+        ),
         ("", -9, "nothing was printed (exit code -9)"),
     ],
-)  # fmt: skip
+)
 def test_why_a_configuration_failed(printed: str, code: int, reason: str) -> None:
     assert why(printed, code) == reason

@@ -22,9 +22,12 @@ def rows() -> dict[str, Row]:
 @slow
 def test_nothing_is_lost(rows: dict[str, Row]) -> None:
     wanted = {
-        "kills": sum(SHORT.kills), "lost_steps": 0, "differing_bits": 0,
-        "save_kills": SHORT.save_kills, "unloadable": 0,
-    }  # fmt: skip
+        "kills": sum(SHORT.kills),
+        "lost_steps": 0,
+        "differing_bits": 0,
+        "save_kills": SHORT.save_kills,
+        "unloadable": 0,
+    }
     assert {name: rows[name].value for name in wanted} == wanted, rows
 
 

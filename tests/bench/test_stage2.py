@@ -31,15 +31,23 @@ def check(rows: list[Row], wanted: dict[str, tuple[float, float, str]]) -> None:
 @pytest.mark.slow
 def test_stage2_rows(data: Path) -> None:
     rows = stage2.suite(
-        data, rounds=2, candidates=1 << 12, memory_pairs=4, step_pairs=4, rank_pairs=4,
+        data,
+        rounds=2,
+        candidates=1 << 12,
+        memory_pairs=4,
+        step_pairs=4,
+        rank_pairs=4,
         num_layers=stage2.LAYERS,
-    )  # fmt: skip
-    check(rows, {
-        "infonce_memory_4k": (0.25, 0.10, "lower"),
-        "gradcache_memory_16x": (1.10, 1.05, "lower"),
-        "gradcache_over_oneshot": (1.40, 1.30, "lower"),
-        "gradcache_zero3_grad_error": (1e-5, 1e-6, "lower"),
-    })  # fmt: skip
+    )
+    check(
+        rows,
+        {
+            "infonce_memory_4k": (0.25, 0.10, "lower"),
+            "gradcache_memory_16x": (1.10, 1.05, "lower"),
+            "gradcache_over_oneshot": (1.40, 1.30, "lower"),
+            "gradcache_zero3_grad_error": (1e-5, 1e-6, "lower"),
+        },
+    )
     by_name = {row.measure: row for row in rows}
     assert by_name["gradcache_zero3_grad_error"].value <= 1e-5  # an equality, not a time
     assert by_name["gradcache_over_oneshot"].theory == 4 / 3
@@ -59,10 +67,13 @@ def test_encode_row(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_peers_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"plain": 4, "cached": 6, "num_layers": stage2.LAYERS, "max_length": stage2.SHORT}
     rows = peers_stage2.rows(data, rounds=2, **small)
-    check(rows, {
-        "stage2_over_st": (1.3, 1.8, "higher"),
-        "stage2_cached_over_st_cached": (1.3, 1.8, "higher"),
-    })  # fmt: skip
+    check(
+        rows,
+        {
+            "stage2_over_st": (1.3, 1.8, "higher"),
+            "stage2_cached_over_st_cached": (1.3, 1.8, "higher"),
+        },
+    )
     monkeypatch.setattr(peers_stage2, "CLOSE", -1.0)
     with pytest.raises(LbrError, match="losses differ: ours"):
         peers_stage2.rows(data, rounds=2, **small)

@@ -15,7 +15,7 @@ from lbr_ds.bench import Row, attention, gpu, peers, stage1, tabled
 from lbr_ds.bench.memory import peak_bytes
 from lbr_ds.bench.plot import draw, sweep
 from lbr_ds.bench.shapes import embedder, random_model
-from lbr_ds.console import show_bench
+from lbr_ds.cli.console import show_bench
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from tests.dense import dense_mask
 from tests.ranks import run_cli
@@ -39,23 +39,34 @@ def test_stage1_rows() -> None:
     by_name = {row.measure: row for row in rows}
     flop_ratio = {n: by_name[f"reconstruct_over_pt_{n}"].theory or 0 for n in (12, 16)}
     assert all(1.5 < value < 2.5 for value in flop_ratio.values())
-    check(rows, {
-        "ib_sft_over_sft_8": (1.03, 1.01), "ib_sft_over_sft_16": (1.00, 0.97),
-        "reconstruct_over_pt_12": (2.1, 1.05 * flop_ratio[12]),
-        "reconstruct_over_pt_16": (2.1, 1.05 * flop_ratio[16]),
-        "ib_over_dense_mask_16": (0.85, 0.70), "packed_over_padded_of_ideal": (0.85, 0.95),
-        "head_loss_memory": (0.30, 0.15), "head_loss_time": (1.05, 1.0),
-        "head_loss_memory_width_32": (0.30, 0.15), "head_loss_time_width_32": (1.05, 1.0),
-    })  # fmt: skip
+    check(
+        rows,
+        {
+            "ib_sft_over_sft_8": (1.03, 1.01),
+            "ib_sft_over_sft_16": (1.00, 0.97),
+            "reconstruct_over_pt_12": (2.1, 1.05 * flop_ratio[12]),
+            "reconstruct_over_pt_16": (2.1, 1.05 * flop_ratio[16]),
+            "ib_over_dense_mask_16": (0.85, 0.70),
+            "packed_over_padded_of_ideal": (0.85, 0.95),
+            "head_loss_memory": (0.30, 0.15),
+            "head_loss_time": (1.05, 1.0),
+            "head_loss_memory_width_32": (0.30, 0.15),
+            "head_loss_time_width_32": (1.05, 1.0),
+        },
+    )
     show_bench(tabled("stage1", rows))
 
 
 def test_attention_rows() -> None:
     rows = attention.suite(1, TINY, (16,))
-    check(rows, {
-        "ib_attention_over_dense_16": (0.6, 0.4), "ib_attention_over_causal_16": (0.9, 0.7),
-        "packed_attention_over_loop": (1.0, 0.7),
-    })  # fmt: skip
+    check(
+        rows,
+        {
+            "ib_attention_over_dense_16": (0.6, 0.4),
+            "ib_attention_over_causal_16": (0.9, 0.7),
+            "packed_attention_over_loop": (1.0, 0.7),
+        },
+    )
 
 
 def test_the_dense_way_has_the_oracles_mask_and_refuses_another_loss() -> None:

@@ -48,8 +48,10 @@ def parts(found: list[Any]) -> tuple[list[tuple[str, list[str], list[str]]], lis
 
 PLAIN = "q0\td0\t1\nq0\td1\t0\nq1\td2\t2\nq2\td3\t1\n"
 WANTED = [
-    ("q0", ["T. text 0"], ["T. text 1"]), ("q1", ["T. text 2"], []), ("q2", ["T. text 3"], [])
-]  # fmt: skip
+    ("q0", ["T. text 0"], ["T. text 1"]),
+    ("q1", ["T. text 2"], []),
+    ("q2", ["T. text 3"], []),
+]
 SPELLINGS: dict[str, tuple[str, str]] = {
     "as BEIR has it": (HEAD + PLAIN, "train.tsv"),
     "another header": ("qid\tpid\trel\n" + PLAIN, "train.tsv"),
@@ -57,14 +59,18 @@ SPELLINGS: dict[str, tuple[str, str]] = {
     "byte order mark, no header": ("\ufeff" + PLAIN, "train.tsv"),
     "Windows line ends": ((HEAD + PLAIN).replace("\n", "\r\n"), "train.tsv"),
     "gzip": (HEAD + PLAIN, "train.tsv.gz"),
-    "TREC with tabs": ("".join(f"{q}\t0\t{d}\t{s}\n" for q, d, s in
-                               (line.split() for line in PLAIN.splitlines())), "train.tsv"),
-    "TREC in a .qrels": ("".join(f"{q} Q0  {d} {s}\n" for q, d, s in
-                                 (line.split() for line in PLAIN.splitlines())), "a.qrels"),
+    "TREC with tabs": (
+        "".join(f"{q}\t0\t{d}\t{s}\n" for q, d, s in (line.split() for line in PLAIN.splitlines())),
+        "train.tsv",
+    ),
+    "TREC in a .qrels": (
+        "".join(f"{q} Q0  {d} {s}\n" for q, d, s in (line.split() for line in PLAIN.splitlines())),
+        "a.qrels",
+    ),
     "blanks, no header": (PLAIN.replace("\t", "  "), "train.tsv"),
     "empty lines and no last end": ("\n" + PLAIN.replace("\n", "\n\n").rstrip(), "train.tsv"),
     "scores with a point": (PLAIN.replace("\t1\n", "\t1.0\n"), "train.tsv"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("qrels", "name"), SPELLINGS.values(), ids=SPELLINGS)
@@ -80,30 +86,70 @@ def test_all_files_gzipped(tmp_path: Path) -> None:
     assert parts(read(made)) == (WANTED, [], [])
 
 
-EMPTY = [{"_id": "d0", "title": "", "text": ""}, {"_id": "d1", "title": "Only", "text": ""},
-         {"_id": "d2", "text": " \u200b\n"},
-         {"_id": "d3", "title": None, "text": "Alone"}]  # fmt: skip
+EMPTY = [
+    {"_id": "d0", "title": "", "text": ""},
+    {"_id": "d1", "title": "Only", "text": ""},
+    {"_id": "d2", "text": " \u200b\n"},
+    {"_id": "d3", "title": None, "text": "Alone"},
+]
 GAPS: dict[str, tuple[str, list[Any], list[Any], list[Any], list[str]]] = {
     "one good and one empty answer": (
-        "q0\td0\t1\nq0\td1\t1\n", EMPTY, [], [("q0", ["Only"], [])], ["empty_document"]),
+        "q0\td0\t1\nq0\td1\t1\n",
+        EMPTY,
+        [],
+        [("q0", ["Only"], [])],
+        ["empty_document"],
+    ),
     "an empty negative": (
-        "q0\td3\t1\nq0\td2\t0\n", EMPTY, [], [("q0", ["Alone"], [])], ["empty_document"]),
+        "q0\td3\t1\nq0\td2\t0\n",
+        EMPTY,
+        [],
+        [("q0", ["Alone"], [])],
+        ["empty_document"],
+    ),
     "only empty answers": (
-        "q0\td0\t1\nq0\td2\t1\nq1\td1\t1\n", EMPTY, [], [("q1", ["Only"], [])],
-        ["empty_document", "empty_document", "no_positive"]),
+        "q0\td0\t1\nq0\td2\t1\nq1\td1\t1\n",
+        EMPTY,
+        [],
+        [("q1", ["Only"], [])],
+        ["empty_document", "empty_document", "no_positive"],
+    ),
     "judged only 0": (
-        "q0\td0\t0\nq0\td1\t0\nq1\td2\t1\n", [], [], [("q1", ["T. text 2"], [])], ["no_positive"]),
+        "q0\td0\t0\nq0\td1\t0\nq1\td2\t1\n",
+        [],
+        [],
+        [("q1", ["T. text 2"], [])],
+        ["no_positive"],
+    ),
     "judged below 0": (
-        "q0\td0\t-1\nq0\td1\t1\n", [], [], [("q0", ["T. text 1"], ["T. text 0"])], []),
+        "q0\td0\t-1\nq0\td1\t1\n",
+        [],
+        [],
+        [("q0", ["T. text 1"], ["T. text 0"])],
+        [],
+    ),
     "an empty query": (
-        "q0\td0\t1\nq1\td1\t1\n", [], [{"_id": "q0", "text": ""}],
-        [("q1", ["T. text 1"], [])], ["empty_query"]),
+        "q0\td0\t1\nq1\td1\t1\n",
+        [],
+        [{"_id": "q0", "text": ""}],
+        [("q1", ["T. text 1"], [])],
+        ["empty_query"],
+    ),
     "judged twice alike": (
-        "q0\td0\t1\nq0\td0\t1\n", [], [], [("q0", ["T. text 0"], [])], ["judged_twice"]),
+        "q0\td0\t1\nq0\td0\t1\n",
+        [],
+        [],
+        [("q0", ["T. text 0"], [])],
+        ["judged_twice"],
+    ),
     "judged twice, the higher counts": (
-        "q0\td0\t0\nq0\td1\t0\nq0\td0\t1\n", [], [],
-        [("q0", ["T. text 0"], ["T. text 1"])], ["judged_twice"]),
-}  # fmt: skip
+        "q0\td0\t0\nq0\td1\t0\nq0\td0\t1\n",
+        [],
+        [],
+        [("q0", ["T. text 0"], ["T. text 1"])],
+        ["judged_twice"],
+    ),
+}
 
 
 @pytest.mark.parametrize(
@@ -163,5 +209,6 @@ def test_prepare_does_not_stop_and_counts(tmp_path: Path) -> None:
     assert counts == {"empty_document": 1, "no_positive": 1, "not_judged": 3}
     records = [record for split in read_all(tmp_path / "d").values() for record in split]
     assert {(r.id, *r.positives) for r in records} == {
-        ("q0", "T. text 1"), *((f"p{i}", f"long text {i}") for i in range(30))
-    }  # fmt: skip
+        ("q0", "T. text 1"),
+        *((f"p{i}", f"long text {i}") for i in range(30)),
+    }

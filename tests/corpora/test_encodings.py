@@ -59,8 +59,11 @@ def as_tsv(rows: list[dict[str, str]]) -> str:
 
 
 WRITERS: dict[str, Callable[[list[dict[str, str]]], str]] = {
-    "jsonl": as_jsonl, "json": as_array, "csv": as_csv, "tsv": as_tsv
-}  # fmt: skip
+    "jsonl": as_jsonl,
+    "json": as_array,
+    "csv": as_csv,
+    "tsv": as_tsv,
+}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -191,8 +194,11 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         os.chdir(tmp_path)  # a socket's path may have 107 bytes only
         listening.bind("socket")
         os.chdir(here)
-        kinds = {str(tmp_path / "pipe"): "a pipe", str(tmp_path / "socket"): "a socket",
-                 "/dev/zero": "a device"}  # fmt: skip
+        kinds = {
+            str(tmp_path / "pipe"): "a pipe",
+            str(tmp_path / "socket"): "a socket",
+            "/dev/zero": "a device",
+        }
         for path, kind in kinds.items():
             with pytest.raises(DataError, match=f"^{path}: is {kind}; data.sources.path must be"):
                 find(SourceConfig(path=path))
@@ -222,8 +228,9 @@ def test_odd_tables(tmp_path: Path) -> None:
     columns = {"query": "q", "positives": "a"}
     path.write_bytes(codecs.BOM_UTF8 + b'"q","a"\r\n"x ""y"" z","b\r\nc"\r\n\r\nn\0l,d\r\n')
     assert [(r.query, *r.positives) for r in read(path, columns=columns)] == [
-        ('x "y" z', "b\r\nc"), ("n\0l", "d")
-    ]  # fmt: skip
+        ('x "y" z', "b\r\nc"),
+        ("n\0l", "d"),
+    ]
     path.write_text("q,a,q\n1,2,3\n")
     with pytest.raises(DataError, match=r"raw\.csv:1: the header names 'q' twice; rename one"):
         read(path, columns=columns)

@@ -98,16 +98,32 @@ CHOICES: dict[str, tuple[str, str, str, str]] = {
     "from zero": ("csv", LETTERS.format("0"), "from_0", "one"),
     "from one": ("csv", LETTERS.format("3"), "from_1", "three"),
     "text": ("csv", LETTERS.format("TWO"), "text", "two"),
-    "list": ("jsonl", '{"question": "Which?", "options": ["one", "two"], "label": 1}',
-             "from_0", "two"),
-    "mapping": ("jsonl", '{"question": "Which?", "options": {"1": "one", "2": "two"}, "label": 2}',
-                "letter", "two"),
+    "list": (
+        "jsonl",
+        '{"question": "Which?", "options": ["one", "two"], "label": 1}',
+        "from_0",
+        "two",
+    ),
+    "mapping": (
+        "jsonl",
+        '{"question": "Which?", "options": {"1": "one", "2": "two"}, "label": 2}',
+        "letter",
+        "two",
+    ),
     "labels and texts": (
-        "jsonl", '{"question": "Which?", "options": {"text": ["one", "two"], "label": ["A", "B"]},'
-        ' "label": "B"}', "letter", "two"),
+        "jsonl",
+        '{"question": "Which?", "options": {"text": ["one", "two"], "label": ["A", "B"]},'
+        ' "label": "B"}',
+        "letter",
+        "two",
+    ),
     "list in a cell": (
-        "csv", 'question,options,label\nWhich?,"[""one"", ""two""]",A\n', "letter", "one"),
-}  # fmt: skip
+        "csv",
+        'question,options,label\nWhich?,"[""one"", ""two""]",A\n',
+        "letter",
+        "one",
+    ),
+}
 
 
 @pytest.mark.parametrize(("kind", "text", "told", "right"), CHOICES.values(), ids=CHOICES)
@@ -122,8 +138,10 @@ def test_choices(tmp_path: Path, kind: str, text: str, told: str, right: str) ->
     assert record.negatives == [option for option in every if option != right]
 
 
-@pytest.mark.parametrize(("told", "answer"), [("letter", "D"), ("from_0", "3"), ("from_1", "0"),
-                                              ("from_0", "B"), ("text", "four")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("told", "answer"),
+    [("letter", "D"), ("from_0", "3"), ("from_1", "0"), ("from_0", "B"), ("text", "four")],
+)
 def test_an_answer_that_is_no_option(tmp_path: Path, told: str, answer: str) -> None:
     path = tmp_path / "raw.csv"
     path.write_text(LETTERS.format(answer))
@@ -267,8 +285,10 @@ def test_functions(tmp_path: Path) -> None:
     (package / "bad.py").write_text("def (:\n")
     bad, good = read(package, format="python")
     assert (good.id, good.query, good.positives) == (
-        "toy-box.py-6", "Return the weight of the box.", [body]
-    )  # fmt: skip
+        "toy-box.py-6",
+        "Return the weight of the box.",
+        [body],
+    )
     assert str(bad).startswith(f"{package}/bad.py: not Python (")
     wheel = tmp_path / "pack-1.whl"
     with zipfile.ZipFile(wheel, "w") as file:
@@ -316,8 +336,10 @@ def test_obo(tmp_path: Path) -> None:
     name, lay, other = read(path, where={"type": "layperson"})
     assert (lay.query, name.rule, other.rule) == ("Big head", "not_where", "not_where")
     assert [getattr(r, "query", "") for r in read(path, where={"scope": "NAME"})] == [
-        "Macrocephaly", "", ""
-    ]  # fmt: skip
+        "Macrocephaly",
+        "",
+        "",
+    ]
     second, *left = read(path, where={"number": "[2-9]"})[::-1]
     assert (second.query, len(left)) == ("Megacephaly", 2)
     path.write_text("nothing")

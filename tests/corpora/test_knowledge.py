@@ -31,24 +31,35 @@ def words(seed: str, count: int) -> str:
 
 
 def fact(entity: int, **fields: Any) -> dict[str, Any]:
-    return {"id": f"f{entity}", "query": f"What is {words(f'name{entity}', 3)}?",
-            "positives": [words(f"fact{entity}", 8)], "group": f"e{entity}", **fields}  # fmt: skip
+    return {
+        "id": f"f{entity}",
+        "query": f"What is {words(f'name{entity}', 3)}?",
+        "positives": [words(f"fact{entity}", 8)],
+        "group": f"e{entity}",
+        **fields,
+    }
 
 
 def asked(entity: int, number: int = 0, **fields: Any) -> dict[str, Any]:
     return pair(
-        f"{entity}-{number}", query=words(f"asked{entity}-{number}", 3),
-        positives=[words(f"passage{entity}", 9)], **{"group": f"e{entity}", **fields},
-    )  # fmt: skip
+        f"{entity}-{number}",
+        query=words(f"asked{entity}-{number}", 3),
+        positives=[words(f"passage{entity}", 9)],
+        **{"group": f"e{entity}", **fields},
+    )
 
 
 def recipe(folder: Path, sources: dict[str, list[dict[str, Any]]], **fields: Any) -> DataConfig:
     """sources: {role or role-N: records}."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = [
-        {"path": str(write_raw(folder / f"{role}.jsonl", raws)), "role": role.split("-")[0],
-         "name": role} for role, raws in sources.items()
-    ]  # fmt: skip
+        {
+            "path": str(write_raw(folder / f"{role}.jsonl", raws)),
+            "role": role.split("-")[0],
+            "name": role,
+        }
+        for role, raws in sources.items()
+    ]
     return DataConfig.model_validate(
         {"folder": folder / "data", "sources": listed, "protocol": "knowledge", **fields}
     )
@@ -91,9 +102,10 @@ def test_every_entity_has_its_place(tmp_path: Path) -> None:
     assert [made["splits"][name]["asked"] for name in NAMES] == [None, 0.5, 0.3, 0.2]
     assert set(made["leaks"].values()) == {0}
     assert set(made["leaks"]) == {
-        f"{kind}{apart}" for kind in ("", "near_", "group_")
+        f"{kind}{apart}"
+        for kind in ("", "near_", "group_")
         for apart in ("eval_cl", "control_cl", "control_gl")
-    } | {"eval_gl", "near_eval_gl"}  # fmt: skip
+    } | {"eval_gl", "near_eval_gl"}
     assert Manifest.load(data.folder).protocol == "knowledge"
     assert prepare(data, 0)["reused"]
     assert groups(read_after(data, 1)["eval"]) != b
@@ -115,8 +127,9 @@ def test_what_shares_a_text_is_on_one_side(tmp_path: Path) -> None:
         facts[n + 1]["positives"] = [long]
         facts[n + 2]["positives"] = [long.replace("lo", "la", 1)]  # nearly the same fact
         tied.append({f"e{n}", f"e{n + 1}", f"e{n + 2}"})
-    data = recipe(tmp_path, {"fact": facts, "pair": pairs},
-                  splits={"cl": 0.4, "eval": 0.3, "control": 0.3})  # fmt: skip
+    data = recipe(
+        tmp_path, {"fact": facts, "pair": pairs}, splits={"cl": 0.4, "eval": 0.3, "control": 0.3}
+    )
     made = prepare(data, 3)
     splits = read(data)
     sides = [{r.id for r in splits[name]} for name in NAMES[1:]]
@@ -192,15 +205,21 @@ def test_same_bytes_twice_and_counts(tmp_path: Path) -> None:
     ("sql", "found"),
     [
         # A pair of cl put into eval's entity: its group and its passage are on both sides.
-        ("UPDATE placed SET split = 'cl' WHERE seq IN (SELECT seq FROM placed WHERE split = 'eval'"
-         " ORDER BY seq LIMIT 1)", ("eval_cl", "group_eval_cl")),
+        (
+            "UPDATE placed SET split = 'cl' WHERE seq IN (SELECT seq FROM placed"
+            " WHERE split = 'eval' ORDER BY seq LIMIT 1)",
+            ("eval_cl", "group_eval_cl"),
+        ),
         # A fact of the control told after all: its group is.
-        ("INSERT INTO placed SELECT seq, component, 'gl' FROM members WHERE seq NOT IN"
-         " (SELECT seq FROM placed) LIMIT 1", ("group_control_gl",)),
+        (
+            "INSERT INTO placed SELECT seq, component, 'gl' FROM members WHERE seq NOT IN"
+            " (SELECT seq FROM placed) LIMIT 1",
+            ("group_control_gl",),
+        ),
         # A fact of one entity said to be another's.
         ("UPDATE placed SET component = -1 WHERE split = 'gl'", ("eval_gl", "near_eval_gl")),
     ],
-)  # fmt: skip
+)
 def test_planted_leaks_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str, found: tuple[str, ...]
 ) -> None:
@@ -222,8 +241,17 @@ def test_planted_leaks_are_found(
 
 
 def test_negatives_of_the_other_side_go(tmp_path: Path) -> None:
-    pairs = [asked(n, negatives=[asked((n + 1) % 40)["positives"][0], fact(n - 1)["positives"][0],
-                                 words(f"own{n}", 9)]) for n in range(40)]  # fmt: skip
+    pairs = [
+        asked(
+            n,
+            negatives=[
+                asked((n + 1) % 40)["positives"][0],
+                fact(n - 1)["positives"][0],
+                words(f"own{n}", 9),
+            ],
+        )
+        for n in range(40)
+    ]
     data = recipe(tmp_path, {"fact": [fact(n) for n in range(-1, 40)], "pair": pairs})
     made = prepare(data, 0)
     splits = read(data)
@@ -251,10 +279,7 @@ def test_the_random_protocol_keeps_its_fingerprint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["data.splits={gl: 0.5, control: 0.1}"],
-            "splits.control=0.1 is of protocol knowledge",
-        ),
+        (["data.splits={gl: 0.5, control: 0.1}"], "splits.control=0.1 is of protocol knowledge"),
         (["data.splits.gl=0"], "splits.gl=0 leaves stage 1 nothing"),
         (["data.sources=[{path: x, role: fact}]"], "role fact is of protocol knowledge"),
         (["data.protocol=knowledge"], "under protocol knowledge gl gets all facts; leave it out"),

@@ -60,15 +60,24 @@ def test_a_signature_is_the_same_everywhere() -> None:
     [
         ("a b c d e f g h i j", "a b c d x f g h i j", False),  # one word of ten
         ("a b c d e f g h i j k", "a b c d x f g h i j k", True),  # of eleven
-        ("\u60a3\u8005\u4e3b\u8bc9\u80f8\u75db\u4e24\u5929\u4f34\u6709\u53d1\u70ed",
-         "\u60a3\u8005\u4e3b\u8bc9\u80f8\u75db\u4e09\u5929\u4f34\u6709\u53d1\u70ed", False),
-        ("".join(map(chr, range(0x4E00, 0x4E18))),
-         "\u75c5" + "".join(map(chr, range(0x4E01, 0x4E18))), False),  # one character of 24
-        ("".join(map(chr, range(0x4E00, 0x4E19))),
-         "\u75c5" + "".join(map(chr, range(0x4E01, 0x4E19))), True),  # of 25
+        (
+            "\u60a3\u8005\u4e3b\u8bc9\u80f8\u75db\u4e24\u5929\u4f34\u6709\u53d1\u70ed",
+            "\u60a3\u8005\u4e3b\u8bc9\u80f8\u75db\u4e09\u5929\u4f34\u6709\u53d1\u70ed",
+            False,
+        ),
+        (
+            "".join(map(chr, range(0x4E00, 0x4E18))),
+            "\u75c5" + "".join(map(chr, range(0x4E01, 0x4E18))),
+            False,
+        ),  # one character of 24
+        (
+            "".join(map(chr, range(0x4E00, 0x4E19))),
+            "\u75c5" + "".join(map(chr, range(0x4E01, 0x4E19))),
+            True,
+        ),  # of 25
         ("type 1", "type 2", False),
     ],
-)  # fmt: skip
+)
 def test_what_is_near(text: str, other: str, near: bool) -> None:
     assert (likeness(shingles(text), shingles(other)) >= 0.7) == near
 

@@ -92,8 +92,10 @@ def test_planted_leaks_never_cross(tmp_path: Path) -> None:
 
 
 def test_negatives_never_carry_eval_over(tmp_path: Path) -> None:
-    raws = [pair(i, negatives=[f"Answer {(i + 1) % 100}", f"Question, {(i + 7) % 100}", "Other"])
-            for i in range(100)]  # fmt: skip
+    raws = [
+        pair(i, negatives=[f"Answer {(i + 1) % 100}", f"Question, {(i + 7) % 100}", "Other"])
+        for i in range(100)
+    ]
     data = recipe(tmp_path, raws)
     made = prepare(data, 0)
     assert made["leaks"] == NO_LEAKS

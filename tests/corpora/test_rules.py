@@ -26,8 +26,10 @@ def test_bounds_in_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def tokens(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    parts = {"query": [raw["query"] for raw in raws],
-             "answer": [raw["positives"][0] for raw in raws]}  # fmt: skip
+    parts = {
+        "query": [raw["query"] for raw in raws],
+        "answer": [raw["positives"][0] for raw in raws],
+    }
     lengths = {part: sorted(tokens(text) for text in texts) for part, texts in parts.items()}
     low, high = lengths["query"][200], lengths["answer"][-200]
 
@@ -125,7 +127,7 @@ CHINESE = [
         ("Helicobacter pylori", ("zh",), ""),  # a name
         ("the sign \u75db for pain", ("en",), ""),
     ],
-)  # fmt: skip
+)
 def test_scripts_tell_the_language_of_short_texts(
     text: str, wanted: tuple[str, ...], script: str
 ) -> None:

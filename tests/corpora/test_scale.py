@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lbr_ds.atomic import new_folder
 from lbr_ds.config import DataConfig
 from lbr_ds.corpora import crew, leaks
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.scale import peak_memory_ratio, write_corpus
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.system.atomic import new_folder
 from tests.corpora.test_groups import templated
 from tests.corpora.test_near import leaky
 from tests.corpora.test_prepare import everything

@@ -27,7 +27,7 @@ from lbr_ds.corpora.segment import (
     tokens,
     visible,
     words,
-)  # fmt: skip
+)
 from lbr_ds.records import Record
 from tests.corpora.toy import pair, read_all, recipe
 
@@ -36,9 +36,16 @@ CASES: dict[str, Any] = json.loads(
 )
 NEAR = 0.7  # the default of data.near_duplicate
 INVISIBLE = [
-    "\u200b", "\ufeff", "\u00ad\u00ad", "\0", "\u2060 \u200e", "\u3164", "\u2800", "\ufe0f",
+    "\u200b",
+    "\ufeff",
+    "\u00ad\u00ad",
+    "\0",
+    "\u2060 \u200e",
+    "\u3164",
+    "\u2800",
+    "\ufe0f",
     "\U000e0041",
-]  # fmt: skip
+]
 
 
 def questions(language: str) -> list[str]:
@@ -51,8 +58,11 @@ def tied(language: str) -> int:
     """How many of the 300 questions have a near duplicate; by brute force, as test_near.py shows
     `families` to equal."""
     sets = list(map(shingles, questions(language)))
-    near = (pair for pair in combinations(range(300), 2)
-            if likeness(sets[pair[0]], sets[pair[1]]) >= NEAR)  # fmt: skip
+    near = (
+        pair
+        for pair in combinations(range(300), 2)
+        if likeness(sets[pair[0]], sets[pair[1]]) >= NEAR
+    )
     return len({number for pair in near for number in pair})
 
 
@@ -100,8 +110,9 @@ def test_a_shingle_is_two_words_or_as_much_of_letters() -> None:
     assert shingles("\u9ad8\u8840") == {" \u9ad8", " \u9ad8 \u8840", "\u9ad8 \u8840 ", "\u8840 "}
     six = "\u9ad8\u8840\u538b\u60a3\u8005\u5403"
     assert {run for run in shingles(six) if run == run.strip()} == {
-        " ".join(six[:5]), " ".join(six[1:])
-    }  # fmt: skip
+        " ".join(six[:5]),
+        " ".join(six[1:]),
+    }
     mixed = shingles("aspirin\u9ad8\u8840\u538b")
     assert "aspirin \u9ad8 \u8840 \u538b" in mixed
     assert shingles("\uac00\ub098 \ub2e4") == shingles("\uac00 \ub098\ub2e4")
@@ -111,8 +122,10 @@ def test_a_shingle_is_two_words_or_as_much_of_letters() -> None:
     ("one", "other"),
     [
         # Arabic vowels, tatweel, yeh
-        ("\u0645\u064f\u0633\u062a\u064e\u0634\u0641\u0649",
-         "\u0645\u0633\u062a\u0640\u0634\u0641\u064a"),
+        (
+            "\u0645\u064f\u0633\u062a\u064e\u0634\u0641\u0649",
+            "\u0645\u0633\u062a\u0640\u0634\u0641\u064a",
+        ),
         ("\u0623\u062f\u0648\u064a\u0629", "\u0627\u062f\u0648\u064a\u0629"),  # hamza
         ("\u06a9\u0628\u062f\u06cc", "\u0643\u0628\u062f\u064a"),  # Persian letters
         ("\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd", "\u05e9\u05dc\u05d5\u05dd"),  # Hebrew points
@@ -127,7 +140,7 @@ def test_a_shingle_is_two_words_or_as_much_of_letters() -> None:
         ("\u0645\u06cc\u200c\u062e\u0648\u0631", "\u0645\u06cc\u062e\u0648\u0631"),  # joiner
         ("\u2764\ufe0f pain", "\u2764 pain"),
     ],
-)  # fmt: skip
+)
 def test_normalise_sees_through_spellings(one: str, other: str) -> None:
     assert normalise(one) == normalise(other)
     assert key(one) == key(other)
@@ -148,8 +161,11 @@ def test_normalise_keeps_what_differs() -> None:
 
 def test_terms_and_tokens_by_script() -> None:
     assert words("\uace0\ud608\uc555\uc740 \uc57d") == [
-        "\uace0\ud608", "\ud608\uc555", "\uc555\uc740", "\uc57d"
-    ]  # fmt: skip
+        "\uace0\ud608",
+        "\ud608\uc555",
+        "\uc555\uc740",
+        "\uc57d",
+    ]
     thai, russian = (
         "\u0e04\u0e27\u0e32\u0e21\u0e14",
         "\u0434\u0430\u0432\u043b\u0435\u043d\u0438\u0435",
@@ -158,8 +174,11 @@ def test_terms_and_tokens_by_script() -> None:
     assert words(f"{russian}, Na+") == [russian, "na+"]
     assert tokens("Na+ isn't co-op; $5_x") == ["na", "isn", "t", "co", "op", "5", "x"]
     assert tokens("\u670d100mg \u0939\u093f\u0928\u094d\u0926\u0940 \uc57d\uc740") == [
-        "\u670d", "100mg", "\u0939\u093f\u0928\u094d\u0926\u0940", "\uc57d\uc740"
-    ]  # fmt: skip
+        "\u670d",
+        "100mg",
+        "\u0939\u093f\u0928\u094d\u0926\u0940",
+        "\uc57d\uc740",
+    ]
     marked = "\u0e17\u0e35\u0e48", "\u0e19\u0e35\u0e48"  # Thai consonants with a vowel and a tone
     assert tokens("".join(marked)) == list(marked)
     assert tokens("... +/- \u3002") == []
@@ -177,8 +196,11 @@ def test_what_is_seen_stays() -> None:
     assert not visible("\u115f\u1160 \u034f")
     for text in ("a", "...", "\u3002", "\u0640", "\u064b", "\u06dd", "+", "\U0001f600", "\u75c5"):
         assert visible(text), ascii(text)
-    kept = ["\u0646\u0645\u06cc\u200c\u062e\u0648\u0631\u062f", "\u0915\u094d\u200d\u0937",
-            "\U0001f468\u200d\u2695\ufe0f"]  # fmt: skip
+    kept = [
+        "\u0646\u0645\u06cc\u200c\u062e\u0648\u0631\u062f",
+        "\u0915\u094d\u200d\u0937",
+        "\U0001f468\u200d\u2695\ufe0f",
+    ]
     assert [clean(text) for text in kept] == kept
     assert clean("\ufeffso\u00adft\0ware\u200b \u200dis\u200c") == "soft ware is"
 
@@ -198,8 +220,10 @@ def test_empty_texts_are_counted(tmp_path: Path) -> None:
     assert made["dropped_texts"]["negative_empty"]["count"] == 1
     kept = {r.id: r for records in read_all(data.folder).values() for r in records}
     assert kept.keys() == {f"r{i}" for i in range(30)} - {
-        *(f"r{i}" for i in range(len(INVISIBLE))), "r20", "r23"
-    }  # fmt: skip
+        *(f"r{i}" for i in range(len(INVISIBLE))),
+        "r20",
+        "r23",
+    }
     assert kept["r21"].positives == raws[21]["positives"][1:]
     assert kept["r22"].negatives == ["wrong"]
 

@@ -15,17 +15,33 @@ from tests.corpora.toy import pair, read_all, recipe
 RULES = Rules(1, 1000, 0, None, "", (), False, None)
 Case = tuple[list[str], list[str], tuple[list[str], list[str]] | None, list[str]]
 CASES: dict[str, Case] = {  # positives, negatives of the query "What is fever?"
-    "an answer is the query": (["Heat.", "what is  FEVER"], [], (["Heat."], []),
-                               ["positive_is_query"]),
+    "an answer is the query": (
+        ["Heat.", "what is  FEVER"],
+        [],
+        (["Heat."], []),
+        ["positive_is_query"],
+    ),
     "the only answer is the query": (["What is fever"], ["Cold."], None, []),
-    "both answers are the query": (["What is fever", "what is fever!"], [], None,
-                                   ["repeated_in_positives"]),
-    "a negative is the query": (["Heat."], ["WHAT is fever?", "Cold."], (["Heat."], ["Cold."]),
-                                ["negative_is_query"]),
-    "a negative is the answer": (["Heat.", "Warmth."], ["warmth", "Cold."],
-                                 (["Heat.", "Warmth."], ["Cold."]), ["negative_is_a_positive"]),
+    "both answers are the query": (
+        ["What is fever", "what is fever!"],
+        [],
+        None,
+        ["repeated_in_positives"],
+    ),
+    "a negative is the query": (
+        ["Heat."],
+        ["WHAT is fever?", "Cold."],
+        (["Heat."], ["Cold."]),
+        ["negative_is_query"],
+    ),
+    "a negative is the answer": (
+        ["Heat.", "Warmth."],
+        ["warmth", "Cold."],
+        (["Heat.", "Warmth."], ["Cold."]),
+        ["negative_is_a_positive"],
+    ),
     "none is another": (["Heat."], ["Cold."], (["Heat."], ["Cold."]), []),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("positives", "negatives", "kept", "rules"), CASES.values(), ids=CASES)
@@ -54,9 +70,7 @@ def test_they_are_counted(tmp_path: Path) -> None:
     made = prepare(recipe(tmp_path, raws), 0)
     assert made["dropped_records"]["positive_is_query"]["count"] == 1
     counts = {rule: entry["count"] for rule, entry in made["dropped_texts"].items()}
-    assert counts == {
-        "positive_is_query": 1, "negative_is_query": 1, "negative_is_a_positive": 1
-    }  # fmt: skip
+    assert counts == {"positive_is_query": 1, "negative_is_query": 1, "negative_is_a_positive": 1}
     kept = {r.id: r for split in read_all(tmp_path / "data").values() for r in split}
     assert kept.keys() == {f"r{n}" for n in range(30)} - {"r3"}
     assert kept["r4"].positives == ["answer 4"]

@@ -14,8 +14,12 @@ from lbr_ds.shards import read_split
 
 def pair(number: int, **fields: Any) -> dict[str, Any]:
     """A raw record of its own group."""
-    return {"id": f"r{number}", "query": f"question {number}", "positives": [f"answer {number}"],
-            **fields}  # fmt: skip
+    return {
+        "id": f"r{number}",
+        "query": f"question {number}",
+        "positives": [f"answer {number}"],
+        **fields,
+    }
 
 
 def write_raw(path: Path, raws: Iterable[dict[str, Any] | str]) -> Path:

@@ -269,8 +269,11 @@ def test_what_hangs_is_named(recipe: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(recipe)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 6, done.stderr
     assert done.stderr.endswith(
         "lbr-ds: error: n7: data.folder: no answer within 1 s, something hangs there; "

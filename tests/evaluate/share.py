@@ -28,10 +28,14 @@ def vectors(model: str, world: World) -> np.ndarray:
     encoder: Any = load_model(model, world=world)
     return np.asarray(
         encoder.encode(
-            inputs, task_metadata=official_tasks(["NFCorpus"])[0].metadata, hf_split="test",
-            hf_subset="default", prompt_type=PromptType.query, show_progress_bar=False,
+            inputs,
+            task_metadata=official_tasks(["NFCorpus"])[0].metadata,
+            hf_split="test",
+            hf_subset="default",
+            prompt_type=PromptType.query,
+            show_progress_bar=False,
         )
-    )  # fmt: skip
+    )
 
 
 def lengths(seen: list[list[str]]) -> Any:
@@ -55,8 +59,10 @@ if __name__ == "__main__":
         assert len(seen[0]) == -(-count // world.size)
     np.savez(
         out / f"{world.rank}.npz",
-        own=vectors(own, world), stock=vectors(stock, world),
-        own_alone=vectors(own, ALONE), stock_alone=vectors(stock, ALONE),
-    )  # fmt: skip
+        own=vectors(own, world),
+        stock=vectors(stock, world),
+        own_alone=vectors(own, ALONE),
+        stock_alone=vectors(stock, ALONE),
+    )
     leave()
     end(0)

@@ -66,8 +66,10 @@ def test_gains_on_two_sets_of_queries() -> None:
     assert found.p == 1
     # The variance of a difference of means is the sum of theirs.
     rng = np.random.default_rng(1)
-    sets = [({f"{k}{i}": float(x) for i, x in enumerate(rng.normal(k, s, 300))}, s)
-            for k, s in ((1, 1.0), (0, 2.0))]  # fmt: skip
+    sets = [
+        ({f"{k}{i}": float(x) for i, x in enumerate(rng.normal(k, s, 300))}, s)
+        for k, s in ((1, 1.0), (0, 2.0))
+    ]
     (a, one), (b, two) = sets
     wide = compare_gains((a, dict.fromkeys(a, 0.0)), (b, dict.fromkeys(b, 0.0)))
     assert wide is not None

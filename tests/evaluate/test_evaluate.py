@@ -22,15 +22,30 @@ def test_a_sentence_transformers_folder(sentence_folder: Path, data: Path, tmp_p
     assert json.loads(output.read_text()) == result
     assert list(output.parent.iterdir()) == [output]
     assert set(result) == {
-        "model", "data", "protocol", "max_queries", "seed", "seconds", "tasks", "per_query",
-        "environment", "examples",
-    }  # fmt: skip
+        "model",
+        "data",
+        "protocol",
+        "max_queries",
+        "seed",
+        "seconds",
+        "tasks",
+        "per_query",
+        "environment",
+        "examples",
+    }
     assert result["protocol"] == "random split"
     scores = result["tasks"]["corpus-eval"]
     assert set(scores) == {
-        "recall_at_10", "ndcg_at_10", "mrr_at_10", "queries", "documents",
-        "separation_ratio", "alignment", "uniformity", "effective_rank",
-    }  # fmt: skip
+        "recall_at_10",
+        "ndcg_at_10",
+        "mrr_at_10",
+        "queries",
+        "documents",
+        "separation_ratio",
+        "alignment",
+        "uniformity",
+        "effective_rank",
+    }
     assert scores["queries"] == len(result["per_query"]["corpus-eval"]) == 40
     assert [len(e["passages"]) for e in result["examples"]] == [3] * 4
 
@@ -60,8 +75,10 @@ def test_the_corpus_is_encoded_once(
 def test_bm25_is_a_model_by_that_name(data: Path, records: list[Record]) -> None:
     """Of words that stand in one question and one answer it finds every one; it has no vectors."""
     words = ["amber", "basalt", "cobalt", "dolomite", "ember", "feldspar", "granite", "halite"]
-    records[:] = [Record(w, "s", f"tell me of {w}", [f"{w} is a stone of the {i}th kind"])
-                  for i, w in enumerate(words)]  # fmt: skip
+    records[:] = [
+        Record(w, "s", f"tell me of {w}", [f"{w} is a stone of the {i}th kind"])
+        for i, w in enumerate(words)
+    ]
     scores = evaluate("bm25", data=data)["tasks"]["corpus-eval"]
     assert scores["recall_at_10"] == scores["ndcg_at_10"] == 1
     assert "separation_ratio" not in scores

@@ -61,9 +61,11 @@ def plain(model: PackedEncoder, context: Sequence) -> list[int]:
         full = Sequence(context.context, context.num_bottleneck, [*written, 0], cut=context.cut)
         batch = pack([full])
         hidden = model.model.backbone.base_model(
-            input_ids=batch.ids, position_ids=batch.positions, use_cache=False,
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            use_cache=False,
             segments=batch.segments,
-        ).last_hidden_state[0]  # fmt: skip
+        ).last_hidden_state[0]
         best = int((hidden[batch.read[-1]] @ model.model.head.weight.T).argmax())
         if best == model.texts.tokenizer.eos_token_id:
             break
@@ -152,8 +154,17 @@ def test_what_cannot_be_scored_is_left_out_and_warned_of(
 
 def test_by_the_command_line(folder: Path, tmp_path: Path) -> None:
     out, run = tmp_path / "out.json", folder / "run"
-    command = ["eval", str(run), "--data", str(folder / "data"), "--out", str(out),
-               "--generation", "--max-queries", "6"]  # fmt: skip
+    command = [
+        "eval",
+        str(run),
+        "--data",
+        str(folder / "data"),
+        "--out",
+        str(out),
+        "--generation",
+        "--max-queries",
+        "6",
+    ]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     found = json.loads(out.read_text())["generation"]

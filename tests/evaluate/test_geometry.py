@@ -47,8 +47,11 @@ def test_separation_ratio_at_its_ends() -> None:
 def test_alignment_and_uniformity_are_their_definitions(space, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     queries, passages, own, _ = space
     pairs = [float(np.square(queries[i] - passages[j]).sum()) for i in range(7) for j in own[i]]
-    kernel = [math.exp(-2 * float(np.square(passages[i] - passages[j]).sum()))
-              for i in range(23) for j in range(i)]  # fmt: skip
+    kernel = [
+        math.exp(-2 * float(np.square(passages[i] - passages[j]).sum()))
+        for i in range(23)
+        for j in range(i)
+    ]
     for tile in (2, 5, 23, 100):
         monkeypatch.setattr(geometry, "_TILE", tile)
         assert geometry.alignment(queries, passages, own) == pytest.approx(np.mean(pairs), rel=1e-5)

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.evaluate import (
-    held_out_task,
-    held_out_tasks,
-    judge,
-    official_tasks,
-    split_names,
-)
+from lbr_ds.evaluate import held_out_task, held_out_tasks, judge, official_tasks, split_names
 from lbr_ds.evaluate.ranking import rank_scores
 from lbr_ds.instructions import bare
 from lbr_ds.records import Record

@@ -93,8 +93,9 @@ def test_a_model_of_the_same_data_is_scored(folder: Path, tmp_path: Path) -> Non
     control = list(read_split(folder, "control"))
     manifest = json.loads((folder / "manifest.json").read_text())
     shutil.rmtree(other / "control")
-    shards = write_split(other, "control", list(read_split(folder, "cl"))[:3], seed=0,
-                         records_per_shard=64)  # fmt: skip
+    shards = write_split(
+        other, "control", list(read_split(folder, "cl"))[:3], seed=0, records_per_shard=64
+    )
     listed = {"records": 3, "shards": [vars(shard) for shard in shards]}
     path.write_text(json.dumps(manifest))
     edit_manifest(other, lambda raw: raw["splits"].update(control=listed))

@@ -25,8 +25,15 @@ from tests.tiny import records as english_records
 
 ILLNESSES = "\u092c\u0940\u092e\u093e\u0930\u093f\u092f\u093e\u0901"  # Hindi
 KIDNEY = "\u0627\u0644\u0643\u0644\u064a\u0629"  # Arabic
-CODES = {"en": "eng-Latn", "zh": "zho-Hans", "ja": "jpn-Jpan", "ko": "kor-Hang", "th": "tha-Thai",
-         "ar": "ara-Arab", "ru": "rus-Cyrl"}  # fmt: skip
+CODES = {
+    "en": "eng-Latn",
+    "zh": "zho-Hans",
+    "ja": "jpn-Jpan",
+    "ko": "kor-Hang",
+    "th": "tha-Thai",
+    "ar": "ara-Arab",
+    "ru": "rus-Cyrl",
+}
 
 
 @pytest.mark.parametrize("language", CASES)
@@ -94,7 +101,7 @@ def test_bm25_of_english_is_mtebs(bm25: Any) -> None:
         (["ara-Arab"], KIDNEY, [KIDNEY[:-2]]),
         (["und-Arab"], KIDNEY, [KIDNEY]),
     ],
-)  # fmt: skip
+)
 def test_words_of_bm25_by_language(langs: list[str], text: str, expected: list[str]) -> None:
     assert word_options(langs)["tokenizer"](text) == expected
 
@@ -110,8 +117,10 @@ def test_metadata_of_prepared_data(tmp_path: Path) -> None:
     from lbr_ds.corpora.prepare import prepare
     from tests.corpora.toy import recipe
 
-    raws = [{"id": r.id, "source": "s", "query": r.query, "positives": r.positives}
-            for r in answers("zh")]  # fmt: skip
+    raws = [
+        {"id": r.id, "source": "s", "query": r.query, "positives": r.positives}
+        for r in answers("zh")
+    ]
     data = recipe(tmp_path, raws, languages=["zh"])
     made = prepare(data, 0)
     assert made["languages"] == ["zh"]

@@ -37,8 +37,10 @@ def planted(model: Path) -> Path:
     """A set of 20 new pairs and, in other letters, two queries of cl and a passage of gl."""
     data = model.parent / "data"
     new = [Record(f"n{i}", "s", f"something new {i}", [f"nothing of old {i}"]) for i in range(20)]
-    old = [Record(f"o{i}", "s", record.query.upper() + "?", [f"unseen answer {i}"])
-           for i, record in enumerate(list(read_split(data, "cl"))[:2])]  # fmt: skip
+    old = [
+        Record(f"o{i}", "s", record.query.upper() + "?", [f"unseen answer {i}"])
+        for i, record in enumerate(list(read_split(data, "cl"))[:2])
+    ]
     passage = next(read_split(data, "gl")).positives[0].replace(" ", "  ")
     records = [*new, *old, Record("p", "s", "who is it", [passage])]
     folder = model.parent / "planted"
@@ -56,8 +58,11 @@ def test_planted_overlap_is_refused_and_allowed_by_the_flag(
     assert isinstance(refused, DataError)
     assert refused.exit_code == 3
     line = str(refused)
-    for part in ("trained on texts of planted-eval: 2 of 23 queries and 1 of 23 passages",
-                 "such as 'WHAT IS", "--allow-overlap"):  # fmt: skip
+    for part in (
+        "trained on texts of planted-eval: 2 of 23 queries and 1 of 23 passages",
+        "such as 'WHAT IS",
+        "--allow-overlap",
+    ):
         assert part in line
     assert not out.exists()
     done = CliRunner().invoke(app, [*command, "--allow-overlap"])

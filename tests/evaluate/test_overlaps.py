@@ -29,8 +29,11 @@ def test_equal_texts_have_100_and_others_less(language: str) -> None:
     assert rouge_l([text], [[text]]) == [100]
     if language in CASES:
         near, other = text.replace(*CASES[language]["particle"]), text[: len(text) // 2]
-        for measure in (lambda t: bleu_4([t], [[text]]), lambda t: chrf([t], [[text]]),
-                        lambda t: rouge_l([t], [[text]])[0]):  # fmt: skip
+        for measure in (
+            lambda t: bleu_4([t], [[text]]),
+            lambda t: chrf([t], [[text]]),
+            lambda t: rouge_l([t], [[text]])[0],
+        ):
             assert 100 > measure(near) > measure(other) > 0
 
 
@@ -77,12 +80,15 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
         ("police kill the gunman", ["police killed the gunman"], 75),
         ("the gunman kill police", ["police killed the gunman"], 50),
         # As Google's rouge-score 0.1.2 gives: letters and digits of ASCII, in small letters.
-        ("The quick brown fox jumps over the lazy dog", ["The quick brown dog jumps on the log."],
-         58.8235),
+        (
+            "The quick brown fox jumps over the lazy dog",
+            ["The quick brown dog jumps on the log."],
+            58.8235,
+        ),
         ("a stone in the kidney", ["a stone kidney"], 75),
         ("Don't take 2.5mg+", ["do not take 2 5mg", "nothing alike"], 60),
     ],
-)  # fmt: skip
+)
 def test_known_values_of_rouge_l(text: str, references: list[str], expected: float) -> None:
     assert rouge_l([text], [references]) == [expected]
 

@@ -32,9 +32,18 @@ def test_eval_by_two_ranks_scores_as_one(trained: RunConfig, tmp_path: Path) -> 
     for ranks in ("1", "2"):
         out = tmp_path / f"{ranks}.json"
         done = run_cli(
-            "eval", str(trained.run), "--data", str(trained.data.folder), "--out", str(out),
-            "--generation", "--max-queries", "8", "--nproc", ranks,
-        )  # fmt: skip
+            "eval",
+            str(trained.run),
+            "--data",
+            str(trained.data.folder),
+            "--out",
+            str(out),
+            "--generation",
+            "--max-queries",
+            "8",
+            "--nproc",
+            ranks,
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"written to {out}") == done.stdout.count("R@10") == 1
         found.append(json.loads(out.read_text()))

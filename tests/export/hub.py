@@ -39,21 +39,30 @@ class Hub:
             self.repositories[name] = {"private": bool(private), "files": {}}
             return 200, {"url": f"{self.url}/{name}", "name": name}
         if path.endswith("/info/lfs/objects/batch"):
-            return 200, {"transfer": "basic", "objects": [
-                self._wanted(item) for item in json.loads(body)["objects"]
-            ]}  # fmt: skip
+            return 200, {
+                "transfer": "basic",
+                "objects": [self._wanted(item) for item in json.loads(body)["objects"]],
+            }
         if "/preupload/" in path:
             files = json.loads(body)["files"]
-            return 200, {"files": [
-                {"path": file["path"], "shouldIgnore": False,
-                 "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular"}
-                for file in files
-            ]}  # fmt: skip
+            return 200, {
+                "files": [
+                    {
+                        "path": file["path"],
+                        "shouldIgnore": False,
+                        "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    }
+                    for file in files
+                ]
+            }
         if "/commit/" in path:
             name = path.removeprefix("/api/models/").partition("/commit/")[0]
             self._commit(self.repositories[name]["files"], body)
-            return 200, {"commitUrl": f"{self.url}/{name}/commit/{'0' * 40}",
-                         "commitOid": "0" * 40, "success": True}  # fmt: skip
+            return 200, {
+                "commitUrl": f"{self.url}/{name}/commit/{'0' * 40}",
+                "commitOid": "0" * 40,
+                "success": True,
+            }
         return 404, {"error": f"{path}: not served here"}
 
     def _wanted(self, item: dict[str, Any]) -> dict[str, Any]:

@@ -25,10 +25,14 @@ stage2: {{num_steps: 1, samples_per_step: 8, optim: {{lr: 1.0e-3}}}}
 card: {{license: apache-2.0, intended_use: Search in made-up texts.}}
 """
 DATA = Dataset(
-    name="data", place="data", fingerprint="0" * 16, protocol="random",
-    splits={"gl": 61, "cl": 30, "eval": 12}, leaks={"eval_gl": 0, "eval_cl": 0},
+    name="data",
+    place="data",
+    fingerprint="0" * 16,
+    protocol="random",
+    splits={"gl": 61, "cl": 30, "eval": 12},
+    leaks={"eval_gl": 0, "eval_cl": 0},
     sources=(Source(name="a", path="hf:owner/pairs", license="MIT"), Source(name="b")),
-)  # fmt: skip
+)
 PARITY = {"texts": ["a"] * 12, "vectors": [], "largest_difference": 2e-7, "limit": 1e-5}
 SCORES = {"recall_at_10": 0.7, "ndcg_at_10": 0.54321, "queries": 400, "documents": 725}
 
@@ -42,10 +46,10 @@ def folder(tmp_path: Path) -> Path:
     (run / "recipe.yaml").write_text(RECIPE.format(run=run, data=data))
     (run / "eval" / "base.json").write_text(json.dumps({"tasks": {"held-out": SCORES}}))
     Lineage(
-        backbones=(), bottleneck=Bottleneck(count=4, attention="causal", pooling="last",
-                                            max_length=64),
+        backbones=(),
+        bottleneck=Bottleneck(count=4, attention="causal", pooling="last", max_length=64),
         history=(Training(stage=1, split="gl", steps=1, samples=8, data=DATA),),
-    ).save(model)  # fmt: skip
+    ).save(model)
     shape = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}
     (model / "config.json").write_text(json.dumps({**shape, "architectures": ["LlamaModel"]}))
     card = Card(num_bottleneck=4, max_length=64, pooling="last", attention="causal")
@@ -76,9 +80,11 @@ def test_scores_are_written_and_replaced(folder: Path) -> None:
     card = ModelCard.load(folder / "README.md")
     values = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert values == {
-        ("held-out", "ndcg_at_10"): 60.0, ("held-out", "recall_at_10"): 70.0,
-        ("NFCorpus", "ndcg_at_10"): 20.0, ("NFCorpus", "recall_at_10"): 70.0,
-    }  # fmt: skip
+        ("held-out", "ndcg_at_10"): 60.0,
+        ("held-out", "recall_at_10"): 70.0,
+        ("NFCorpus", "ndcg_at_10"): 20.0,
+        ("NFCorpus", "recall_at_10"): 70.0,
+    }
     assert "| held-out | 60.00 | 70.00 | 400 | 725 |" in card.text
     assert "| base | held-out | 54.32 | 70.00 | 400 | 725 |" in card.text
     assert "Not scored yet" not in card.text

@@ -82,8 +82,9 @@ def test_legacy_files_for_servers(exported: Path, trained: RunConfig) -> None:
     assert pooling["pooling_mode_lasttoken"] is True
     assert pooling["pooling_mode_mean_tokens"] is False
     types = [m["type"] for m in json.loads((exported / "modules.json").read_text())]
-    assert types == [f"sentence_transformers.models.{n}" for n in
-                     ("Transformer", "Pooling", "Normalize")]  # fmt: skip
+    assert types == [
+        f"sentence_transformers.models.{n}" for n in ("Transformer", "Pooling", "Normalize")
+    ]
     tokenizer = json.loads((exported / "tokenizer_config.json").read_text())
     assert tokenizer["model_max_length"] == trained.model.max_length
     assert "chat_template" not in tokenizer
@@ -98,8 +99,14 @@ def test_training_texts_travel_with_the_model(exported: Path, trained: RunConfig
 
 def test_card_tells_recipe_data_and_proof(exported: Path) -> None:
     card = (exported / "README.md").read_text()
-    for part in ("| gl | 120 |", "| cl | 72 |", "| eval | 48 |", "samples_per_step: 8",
-                 "training splits: 0", "Not scored yet"):  # fmt: skip
+    for part in (
+        "| gl | 120 |",
+        "| cl | 72 |",
+        "| eval | 48 |",
+        "samples_per_step: 8",
+        "training splits: 0",
+        "Not scored yet",
+    ):
         assert part in card
 
 

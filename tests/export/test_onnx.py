@@ -23,8 +23,14 @@ from tests.export.test_layout import TEXTS, made
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
-    scaled = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
-              "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+    scaled = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
     export(made(folder, rope_parameters=scaled), folder / "out", int8=True)
     return folder / "out"
 
@@ -47,7 +53,7 @@ def test_pooled_vectors_are_the_trainers(exported: Path, side: str) -> None:
 def test_states_are_the_models(exported: Path) -> None:
     batch: Any = load_tokenizer(exported)(
         TEXTS[:3], padding=True, truncation=True, return_tensors="np"
-    )  # fmt: skip
+    )
     states = run(exported, "model.onnx", batch)
     assert states.shape == (*batch["input_ids"].shape, 32)
     last = states[np.arange(3), batch["attention_mask"].sum(1) - 1]
@@ -77,9 +83,7 @@ def test_proof_and_card_tell_the_loss_of_8_bits(exported: Path) -> None:
 
 
 def test_mean_pooling_leaves_padding_out(exported: Path) -> None:
-    batch: Any = load_tokenizer(exported)(
-        TEXTS, padding=True, truncation=True, return_tensors="np"
-    )  # fmt: skip
+    batch: Any = load_tokenizer(exported)(TEXTS, padding=True, truncation=True, return_tensors="np")
     add_pooling(exported / "onnx" / "model.onnx", exported / "onnx" / "mean.onnx", "mean")
     states, mask = run(exported, "model.onnx", batch), batch["attention_mask"]
     for row, vector in enumerate(run(exported, "mean.onnx", batch)):

@@ -13,9 +13,16 @@ from typing import Any
 
 # Before each of these the interpreter tells an audit hook; what it reads is of no interest.
 _EVENTS = {
-    "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
-    "os.chmod", "ctypes.dlsym",
-}  # fmt: skip
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "ctypes.dlsym",
+}
 # Calls that change files and that no audit event tells of.
 _CALLS = {"write", "flush", "close", "fsync", "flock", "pwrite", "ftruncate"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from lbr_ds import atomic
-from lbr_ds.atomic import new_folder, recover, write_json, write_text, written_file
 from lbr_ds.errors import ConfigError
+from lbr_ds.system import atomic
+from lbr_ds.system.atomic import new_folder, recover, write_json, write_text, written_file
 from tests.kills.crash import every_point, run, tree
 
 OLD = {"manifest": b"old", "train": None, "train/0": b"old shard"}
 NEW = {"manifest": b"new", "train": None, "train/0": b"new shard", "train/1": b"more"}
-FOREIGN = {"target.part": None, "target.part/mine": b"precious",
-           ".target.lbr-note": b"not ours", ".target.lbr-0123.part": None,
-           ".target.lbr-0123.part/mine": b"precious"}  # fmt: skip
+FOREIGN = {
+    "target.part": None,
+    "target.part/mine": b"precious",
+    ".target.lbr-note": b"not ours",
+    ".target.lbr-0123.part": None,
+    ".target.lbr-0123.part/mine": b"precious",
+}
 
 
 def fill(folder: Path, content: dict[str, bytes | None]) -> None:
@@ -34,13 +38,16 @@ def build(target: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("exchange", "before"), [(True, None), (True, OLD), (False, OLD), (False, {})],
+    ("exchange", "before"),
+    [(True, None), (True, OLD), (False, OLD), (False, {})],
     ids=["missing", "finished", "finished-journal", "empty-journal"],
-)  # fmt: skip
+)
 def test_a_folder_is_old_or_new_wherever_its_writer_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, bytes | None] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: dict[str, bytes | None] | None,
     exchange: bool,
-) -> None:  # fmt: skip
+) -> None:
     if not exchange:  # as NFS and overlay file systems answer
         monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     place = tmp_path / "place"
@@ -170,9 +177,11 @@ def test_places_that_cannot_be_replaced_are_refused_before_any_work(
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
     for place, why in (
-        (Path(), "is or contains the working directory"), (tmp_path, "working directory"),
-        (Path("/proc"), "/proc is a mount point"), (tmp_path / "file", "file is a file"),
-    ):  # fmt: skip
+        (Path(), "is or contains the working directory"),
+        (tmp_path, "working directory"),
+        (Path("/proc"), "/proc is a mount point"),
+        (tmp_path / "file", "file is a file"),
+    ):
         with pytest.raises(ConfigError, match=why), new_folder(place):
             pytest.fail("entered")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lbr_ds import ownership
 from lbr_ds.config import load
 from lbr_ds.errors import EnvironmentProblem
-from lbr_ds.ownership import own
+from lbr_ds.system import ownership
+from lbr_ds.system.ownership import own
 from tests.kills.crash import run
 from tests.tiny import tiny_recipe
 
@@ -47,9 +47,17 @@ def stranger(folder: Path, **facts: object) -> None:
     """A lock that a process elsewhere has left behind, or still holds."""
     folder.mkdir()
     owner = {
-        "host": "elsewhere", "pid": 4711, "started": 1.0, "user": "ada", "command": "lbr-ds train",
-        "since": "2026-11-28 06:00:00 +0000", "job": "", "restart": 0, "step": "", **facts,
-    }  # fmt: skip
+        "host": "elsewhere",
+        "pid": 4711,
+        "started": 1.0,
+        "user": "ada",
+        "command": "lbr-ds train",
+        "since": "2026-11-28 06:00:00 +0000",
+        "job": "",
+        "restart": 0,
+        "step": "",
+        **facts,
+    }
     (folder / ".lbr-lock").write_text(json.dumps(owner))
 
 
@@ -141,13 +149,16 @@ def test_a_lock_that_may_be_held_elsewhere_is_not_taken(
 
 @pytest.mark.parametrize(
     ("says", "code", "taken"),
-    [("", 0, True), ("slurm_load_jobs error: Invalid job id specified", 1, True),
-     ("7 main train ada R 1:00 1 n1", 0, False), ("Unable to contact slurm controller", 1, False)],
-)  # fmt: skip
+    [
+        ("", 0, True),
+        ("slurm_load_jobs error: Invalid job id specified", 1, True),
+        ("7 main train ada R 1:00 1 n1", 0, False),
+        ("Unable to contact slurm controller", 1, False),
+    ],
+)
 def test_slurm_says_whether_a_job_on_another_node_runs(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, code: int,
-    taken: bool,
-) -> None:  # fmt: skip
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, code: int, taken: bool
+) -> None:
     monkeypatch.setattr(ownership, "flock_reaches_all_hosts", lambda place: False)
     squeue(tmp_path, monkeypatch, says, code)
     stranger(folder, job="7")

@@ -36,10 +36,19 @@ FOREIGN = {
 }
 # What differs between two runs of the same work: clocks, their quotients, and memory in use.
 TIMED = {
-    "seconds", "step_seconds", "save_seconds", "data_wait_seconds", "tokens_per_second",
-    "samples_per_second", "memory_gib", "rank_seconds", "straggler", "data_wait_share",
-    "peak_memory_gib", "stage1_seconds",
-}  # fmt: skip
+    "seconds",
+    "step_seconds",
+    "save_seconds",
+    "data_wait_seconds",
+    "tokens_per_second",
+    "samples_per_second",
+    "memory_gib",
+    "rank_seconds",
+    "straggler",
+    "data_wait_share",
+    "peak_memory_gib",
+    "stage1_seconds",
+}
 # Logs with times of day; lines of starts, of which a run that was killed has more.
 LOGS = re.compile(r"(^|/)(log|tensorboard)/[^/]+$|(^|/)starts\.jsonl$")
 
@@ -100,14 +109,20 @@ VERBS = {
         Verb("export", "export {}/run {}/model", ("prepare", "mine", "train-1", "train-2")),
         Verb("eval", "eval {}/run --data {}/data", ("prepare", "mine", "train-1", "train-2")),
         Verb("report", "report {}/run", ("prepare", "mine", "train-1", "train-2", "eval")),
-        Verb("reproduce", "reproduce bottleneck {}/recipe.yaml stage1.num_steps=3 "
-             "stage2.num_steps=3 --json {}/table.json"),
-        Verb("demo", "demo --out {}/demo --nproc 1 model.backbone={}/backbone model.num_layers=2 "
-             "model.max_length=32 data.sources='[{path: {}/corpus.jsonl, name: made-up}]' "
-             "stage1.num_steps=4 stage2.num_steps=4 stage1.samples_per_step=8 "
-             "stage2.samples_per_step=8 every.save=2 bottleneck.count=2"),
+        Verb(
+            "reproduce",
+            "reproduce bottleneck {}/recipe.yaml stage1.num_steps=3 "
+            "stage2.num_steps=3 --json {}/table.json",
+        ),
+        Verb(
+            "demo",
+            "demo --out {}/demo --nproc 1 model.backbone={}/backbone model.num_layers=2 "
+            "model.max_length=32 data.sources='[{path: {}/corpus.jsonl, name: made-up}]' "
+            "stage1.num_steps=4 stage2.num_steps=4 stage1.samples_per_step=8 "
+            "stage2.samples_per_step=8 every.save=2 bottleneck.count=2",
+        ),
     )
-}  # fmt: skip
+}
 
 
 @dataclass

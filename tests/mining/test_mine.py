@@ -24,8 +24,11 @@ from tests.mining.toy import Words, file_bytes, make_run, with_mining
 from tests.tiny import backbone
 
 DENSE: dict[str, Any] = {
-    "methods": ("bm25", "dense"), "model": "words", "guide": "second", "keep": 3,
-}  # fmt: skip
+    "methods": ("bm25", "dense"),
+    "model": "words",
+    "guide": "second",
+    "keep": 3,
+}
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lbr_ds.config.data import MiningConfig
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.mining.rules import Chooser
 from lbr_ds.records import Record
-from lbr_ds.source import MiningConfig
 
 POSITIVE = "the heart is a muscle that pumps blood"
 TEXTS = [
@@ -81,8 +81,12 @@ def test_the_guide_drops_what_it_takes_for_an_answer() -> None:
 
 def test_ranks_and_keep() -> None:
     found = {"bm25": ranking({5: 0.5, 3: 0.4, 1: 0.3}, 1.0)}
-    for ranks, keep, expected in (((1, 9), 2, [5, 3]), ((2, 9), 4, [3, 1]), ((2, 2), 4, [3]),
-                                  ((4, 9), 4, [])):  # fmt: skip
+    for ranks, keep, expected in (
+        ((1, 9), 2, [5, 3]),
+        ((2, 9), 4, [3, 1]),
+        ((2, 2), 4, [3]),
+        ((4, 9), 4, []),
+    ):
         chooser = Chooser(pool(), MiningConfig(ranks=ranks, keep=keep), 0)
         kept = chooser.choose(0, found)
         assert [n.passage for n in kept] == expected

@@ -45,18 +45,24 @@ def test_the_shares_are_the_whole(
 def test_mine_by_two_ranks_is_mine_by_one(tmp_path: Path) -> None:
     """On the command line, with a model and more passages than one block holds."""
     recipe = tiny_recipe(
-        tmp_path, count=900, data__splits={"gl": 0.1, "cl": 0.8, "eval": 0.1},
+        tmp_path,
+        count=900,
+        data__splits={"gl": 0.1, "cl": 0.8, "eval": 0.1},
         data__near_duplicate=1,
-    )  # fmt: skip
+    )
     model = ModelConfig(backbone=str(tmp_path / "backbone"), max_length=32)
     prepare_backbone(model, BottleneckConfig(count=2), tmp_path / "run" / "backbone", 0)
     data, found = tmp_path / "data", []
     shutil.copytree(data, tmp_path / "prepared")
     for ranks in ("1", "2"):
         done = run_cli(
-            "mine", str(recipe), "mining.methods=[dense]", f"mining.model={tmp_path / 'run'}",
-            "--nproc", ranks,
-        )  # fmt: skip
+            "mine",
+            str(recipe),
+            "mining.methods=[dense]",
+            f"mining.model={tmp_path / 'run'}",
+            "--nproc",
+            ranks,
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("written to") == 1
         work = file_bytes(tmp_path / "data.mining")

@@ -28,8 +28,9 @@ class Words:
             raise KeyboardInterrupt
         self.stop_after -= 1
         self.texts += len(texts)
-        sums = np.stack([sum((self._word(w) for w in words(t)), np.zeros(self.width))
-                         for t in texts])  # fmt: skip
+        sums = np.stack(
+            [sum((self._word(w) for w in words(t)), np.zeros(self.width)) for t in texts]
+        )
         return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
 
     def _word(self, word: str) -> NDArray[np.float64]:
@@ -45,13 +46,22 @@ def make_run(folder: Path, count: int = 150, **mining: Any) -> RunConfig:
     raw = folder / "raw.jsonl"
     raw.write_text("".join(json.dumps(r) + "\n" for r in records(count, group_every=3)))
     stage = {"num_steps": 2, "samples_per_step": 4, "optim": {"lr": 1e-3}}
-    run = RunConfig.model_validate({
-        "name": "toy", "run": folder / "run", "model": {"backbone": "none"},
-        "data": {"folder": folder / "data", "records_per_shard": 20,
-                 "sources": [{"path": str(raw), "name": "toy"}],
-                 "splits": {"gl": 0.3, "cl": 0.5, "eval": 0.2}},
-        "stage1": stage, "stage2": stage, "mining": mining,
-    })  # fmt: skip
+    run = RunConfig.model_validate(
+        {
+            "name": "toy",
+            "run": folder / "run",
+            "model": {"backbone": "none"},
+            "data": {
+                "folder": folder / "data",
+                "records_per_shard": 20,
+                "sources": [{"path": str(raw), "name": "toy"}],
+                "splits": {"gl": 0.3, "cl": 0.5, "eval": 0.2},
+            },
+            "stage1": stage,
+            "stage2": stage,
+            "mining": mining,
+        }
+    )
     prepare(run.data, run.seed)
     return run
 
@@ -64,5 +74,8 @@ def with_mining(run: RunConfig, **mining: Any) -> RunConfig:
 
 def file_bytes(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`; an index is a cache and has its own tests."""
-    return {str(p.relative_to(folder)): p.read_bytes()
-            for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".idx"}  # fmt: skip
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.suffix != ".idx"
+    }

@@ -44,9 +44,11 @@ def unigram(folder: Path) -> None:
     model = Tokenizer(models.Unigram())
     model.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=80, special_tokens=["<s>", "</s>", "<unk>"], unk_token="<unk>",
+        vocab_size=80,
+        special_tokens=["<s>", "</s>", "<unk>"],
+        unk_token="<unk>",
         show_progress=False,
-    )  # fmt: skip
+    )
     model.train_from_iterator(["a fever is heat", "the <b> a of /s tag |_0"] * 50, trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=model, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
@@ -103,9 +105,12 @@ def test_untied_head_gets_its_rows_too(tmp_path: Path) -> None:
 
 
 CHANGES: list[dict[str, object]] = [
-    {}, {"tie_word_embeddings": False}, {"vocab_size": 480}, {"family": "qwen2"},
+    {},
+    {"tie_word_embeddings": False},
+    {"vocab_size": 480},
+    {"family": "qwen2"},
     {"family": "mistral", "tie_word_embeddings": False},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("shape", CHANGES, ids=str)
@@ -145,12 +150,20 @@ def test_same_seed_same_bytes_and_an_equal_one_is_kept(tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     weights = folder / "model.safetensors"
     before, stamp = weights.read_bytes(), weights.stat().st_mtime_ns
-    prepare_backbone(ModelConfig(backbone=str(tmp_path / "raw"), max_length=16),
-                     BottleneckConfig(count=3), folder, seed=0)  # fmt: skip
+    prepare_backbone(
+        ModelConfig(backbone=str(tmp_path / "raw"), max_length=16),
+        BottleneckConfig(count=3),
+        folder,
+        seed=0,
+    )
     assert weights.stat().st_mtime_ns == stamp
     (folder / "made_from.json").unlink()
-    prepare_backbone(ModelConfig(backbone=str(tmp_path / "raw"), max_length=16),
-                     BottleneckConfig(count=3), folder, seed=0)  # fmt: skip
+    prepare_backbone(
+        ModelConfig(backbone=str(tmp_path / "raw"), max_length=16),
+        BottleneckConfig(count=3),
+        folder,
+        seed=0,
+    )
     assert weights.read_bytes() == before
 
 

@@ -207,9 +207,12 @@ PREFIXES = {
 @pytest.mark.parametrize("read", [as_backbone, as_start, as_scored, as_miner, as_own])
 @pytest.mark.parametrize("kind", PREFIXES)
 def test_prefixes_are_mapped(
-    sound: Path, tmp_path: Path, kind: str, read: Callable[[Path], Any],
+    sound: Path,
+    tmp_path: Path,
+    kind: str,
+    read: Callable[[Path], Any],
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     shutil.copytree(sound, tmp_path / "as-it-was" / "raw")
     wanted = read(tmp_path / "as-it-was" / "raw")
 
@@ -324,23 +327,38 @@ def test_rows_that_are_not_finite(dtype: torch.dtype) -> None:
         ({"rope_type": "dynamic", "factor": 2.0}, 1024),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
-        ({"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 128,
-          "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 512),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 2.0,
+                "original_max_position_embeddings": 128,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            },
+            512,
+        ),
     ],
-)  # fmt: skip
+)
 def test_positions(rope: dict[str, Any], wanted: int) -> None:
     config = LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_theta": 1e4, **rope})
     assert positions(config) == wanted
 
 
 @pytest.mark.parametrize(
-    "shape", [{"max_position_embeddings": 16}, {"family": "gpt2", "n_positions": 16,
-                                                "max_position_embeddings": 16}], ids=str
-)  # fmt: skip
+    "shape",
+    [
+        {"max_position_embeddings": 16},
+        {"family": "gpt2", "n_positions": 16, "max_position_embeddings": 16},
+    ],
+    ids=str,
+)
 def test_texts_longer_than_the_positions(tmp_path: Path, shape: dict[str, Any]) -> None:
     raw = backbone(tmp_path / "raw", **shape)
-    with pytest.raises(ConfigError, match=r"model.max_length=32 tokens, but model.backbone=.* has "
-                       r"16 positions \(max_position_embeddings"):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=r"model.max_length=32 tokens, but model.backbone=.* has "
+        r"16 positions \(max_position_embeddings",
+    ):
         prepare(raw, tmp_path / "made")
     made = prepare(raw, tmp_path / "made", max_length=16)
     card = Card.load(made)

@@ -34,9 +34,10 @@ def test_bags_equal_the_mean_over_their_words(chunk: int) -> None:
     weight = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
     words = [[3, 9, 49], [7], [0, 3], [11, 12, 13, 14]]
     bags = Bags(
-        torch.arange(4), torch.tensor([n for n, bag in enumerate(words) for _ in bag]),
+        torch.arange(4),
+        torch.tensor([n for n, bag in enumerate(words) for _ in bag]),
         torch.tensor([word for bag in words for word in bag]),
-    )  # fmt: skip
+    )
     found = bag_cross_entropy(hidden, weight, bags, chunk)
     wanted = sum(-(hidden[n] @ weight.T).log_softmax(0)[bag].mean() for n, bag in enumerate(words))
     assert torch.allclose(found, wanted, rtol=1e-6)  # shares are fp32

@@ -100,8 +100,10 @@ def test_nothing_changes_at_first_and_little_learns(tmp_path: Path) -> None:
     inside = "backbone.model.layers.{}.{}.lora_{}.default.weight"
     assert learning == {"rows.difference"} | {
         inside.format(layer, at, part)
-        for layer in (0, 1) for at in ("self_attn.v_proj", "mlp.up_proj") for part in "AB"
-    }  # fmt: skip
+        for layer in (0, 1)
+        for at in ("self_attn.v_proj", "mlp.up_proj")
+        for part in "AB"
+    }
 
 
 def test_unknown_target_is_one_line(tmp_path: Path) -> None:

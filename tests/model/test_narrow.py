@@ -42,9 +42,12 @@ def run(
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("sequences", [EMBED, LEARN], ids=["embed", "learn"])
 def test_narrow_equals_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, checkpointing: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    checkpointing: bool,
     sequences: list[Sequence],
-) -> None:  # fmt: skip
+) -> None:
     folder = backbone(tmp_path, family)
     narrow = run(folder, sequences, checkpointing)
     monkeypatch.setattr(embedder, "_WORTH", 0.0)

@@ -16,8 +16,12 @@ from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.rope import legacy_rope, write_legacy_rope
 from tests.tiny import SHAPE, backbone
 
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}  # fmt: skip
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 30}
 SHORT, LONG = [1.0, 1.1, 1.2, 1.3], [2.0, 3.0, 4.0, 5.0]
 LONGROPE = {"short_factor": SHORT, "long_factor": LONG, "original_max_position_embeddings": 64}
@@ -34,69 +38,105 @@ TABLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "SmolLM2": ("llama", {"rope_type": "default", "rope_theta": 1e5}, {"rope_theta": 1e5, **NONE}),
     "Qwen2.5": ("qwen2", {"rope_type": "default", "rope_theta": 1e6}, {"rope_theta": 1e6, **NONE}),
     "Llama-3.2": (
-        "llama", {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3},
+        "llama",
+        {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3},
         {"rope_theta": 5e5, "rope_scaling": both("llama3", **LLAMA3)},
     ),
     "linear": (
-        "mistral", {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+        "mistral",
+        {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
         {"rope_theta": 1e6, "rope_scaling": both("linear", factor=2.0)},
     ),
     "dynamic": (
-        "gemma", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0},
+        "gemma",
+        {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0},
         {"rope_theta": 1e4, "rope_scaling": both("dynamic", factor=3.0)},
     ),
     "OLMo 2": (  # its configuration refuses a third key
-        "olmo2", {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+        "olmo2",
+        {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
         {"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}},
     ),
     "yarn": (
-        "qwen3", {"rope_type": "yarn", "rope_theta": 1e6, **YARN},
+        "qwen3",
+        {"rope_type": "yarn", "rope_theta": 1e6, **YARN},
         {"rope_theta": 1e6, "rope_scaling": both("yarn", **YARN)},
     ),
     "yarn with the factor left to the lengths": (
-        "qwen3", {"rope_type": "yarn", "rope_theta": 1e6, **YARN, "factor": None},
+        "qwen3",
+        {"rope_type": "yarn", "rope_theta": 1e6, **YARN, "factor": None},
         {"rope_theta": 1e6, "rope_scaling": both("yarn", **{**YARN, "factor": 8.0})},
     ),
     "longrope": (
-        "llama", {"rope_type": "longrope", "rope_theta": 1e4, **LONGROPE},
-        {"rope_theta": 1e4, "original_max_position_embeddings": 64,
-         "rope_scaling": both("longrope", **LONGROPE)},
+        "llama",
+        {"rope_type": "longrope", "rope_theta": 1e4, **LONGROPE},
+        {
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 64,
+            "rope_scaling": both("longrope", **LONGROPE),
+        },
     ),
     "longrope with a factor that is not the lengths'": (
-        "llama", {"rope_type": "longrope", "rope_theta": 1e4, "factor": 32.0, **LONGROPE},
-        {"rope_theta": 1e4, "original_max_position_embeddings": 64,
-         "rope_scaling": both("longrope", factor=32.0, **LONGROPE,
-                              attention_factor=math.sqrt(1 + math.log(32) / math.log(64)))},
+        "llama",
+        {"rope_type": "longrope", "rope_theta": 1e4, "factor": 32.0, **LONGROPE},
+        {
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 64,
+            "rope_scaling": both(
+                "longrope",
+                factor=32.0,
+                **LONGROPE,
+                attention_factor=math.sqrt(1 + math.log(32) / math.log(64)),
+            ),
+        },
     ),
     "Phi-3": (  # refuses a rope_scaling of more than these three keys
-        "phi3", {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0,
-                 **LONGROPE},
-        {"rope_theta": 1e4, "partial_rotary_factor": 1.0, "original_max_position_embeddings": 64,
-         "rope_scaling": {"type": "longrope", "short_factor": SHORT, "long_factor": LONG}},
+        "phi3",
+        {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0, **LONGROPE},
+        {
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 1.0,
+            "original_max_position_embeddings": 64,
+            "rope_scaling": {"type": "longrope", "short_factor": SHORT, "long_factor": LONG},
+        },
     ),
     "Phi-2": (
-        "phi", {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5},
+        "phi",
+        {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5},
         {"rope_theta": 2e4, "partial_rotary_factor": 0.5, "rope_scaling": None},
     ),
     "Pythia": (  # reads names of its own
-        "gpt_neox", {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.25},
-        {"rope_theta": 2e4, "partial_rotary_factor": 0.25, "rotary_emb_base": 2e4,
-         "rotary_pct": 0.25, "rope_scaling": None},
+        "gpt_neox",
+        {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.25},
+        {
+            "rope_theta": 2e4,
+            "partial_rotary_factor": 0.25,
+            "rotary_emb_base": 2e4,
+            "rotary_pct": 0.25,
+            "rope_scaling": None,
+        },
     ),
     "Gemma 3": (
         "gemma3_text",
-        {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-         "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}},
-        {"rope_theta": 1e6, "rope_local_base_freq": 2e4,
-         "rope_scaling": both("linear", factor=8.0)},
+        {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+        },
+        {
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 2e4,
+            "rope_scaling": both("linear", factor=8.0),
+        },
     ),
     "OLMo 3": (
         "olmo3",
-        {"full_attention": {"rope_type": "yarn", "rope_theta": 5e5, **YARN},
-         "sliding_attention": {"rope_type": "default", "rope_theta": 5e5}},
+        {
+            "full_attention": {"rope_type": "yarn", "rope_theta": 5e5, **YARN},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+        },
         {"rope_theta": 5e5, "rope_scaling": both("yarn", **YARN)},
     ),
-}  # fmt: skip
+}
 
 
 def saved(family: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -142,27 +182,64 @@ def test_both_forms_say_the_same(name: str, tmp_path: Path) -> None:
 # model type, rope_parameters, what is said to be lacking, whether transformers 4 then refuses it
 LACKING: list[tuple[str, dict[str, Any], str, bool]] = [
     ("llama", {"rope_type": "proportional", "rope_theta": 1e4}, "rope_type 'proportional'", True),
-    ("llama", {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2]},
-     "rope_type 'default' with mrope_section", True),
-    ("phi3", {"rope_type": "longrope", "rope_theta": 1e4, "factor": 3.0, **LONGROPE},
-     "rope_type 'longrope' of phi3 with attention_factor", True),
-    ("olmo2", {"rope_type": "yarn", "rope_theta": 1e4, **YARN},
-     "rope_type 'yarn' of olmo2 with factor", True),
-    ("olmo2", {"rope_type": "llama3", "rope_theta": 1e4, **LLAMA3},
-     "rope_type 'llama3' of olmo2 with factor", True),
-    ("nemotron", {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
-     "rope_type 'linear' of nemotron with factor", True),
-    ("olmo3", {"full_attention": {"rope_type": "default", "rope_theta": 5e5},
-               "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
-     "a rope_theta of its own for the layers with sliding windows", False),
-    ("gemma3_text", {"full_attention": {"rope_type": "default", "rope_theta": 5e5},
-                     "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4,
-                                           "factor": 2.0}},
-     "a scaling of the layers with sliding windows", False),
-    ("ministral", {"full_attention": {"rope_type": "default", "rope_theta": 5e5},
-                   "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
-     "a form for each type of layer of ministral", False),
-]  # fmt: skip
+    (
+        "llama",
+        {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2]},
+        "rope_type 'default' with mrope_section",
+        True,
+    ),
+    (
+        "phi3",
+        {"rope_type": "longrope", "rope_theta": 1e4, "factor": 3.0, **LONGROPE},
+        "rope_type 'longrope' of phi3 with attention_factor",
+        True,
+    ),
+    (
+        "olmo2",
+        {"rope_type": "yarn", "rope_theta": 1e4, **YARN},
+        "rope_type 'yarn' of olmo2 with factor",
+        True,
+    ),
+    (
+        "olmo2",
+        {"rope_type": "llama3", "rope_theta": 1e4, **LLAMA3},
+        "rope_type 'llama3' of olmo2 with factor",
+        True,
+    ),
+    (
+        "nemotron",
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+        "rope_type 'linear' of nemotron with factor",
+        True,
+    ),
+    (
+        "olmo3",
+        {
+            "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        "a rope_theta of its own for the layers with sliding windows",
+        False,
+    ),
+    (
+        "gemma3_text",
+        {
+            "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+        },
+        "a scaling of the layers with sliding windows",
+        False,
+    ),
+    (
+        "ministral",
+        {
+            "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        "a form for each type of layer of ministral",
+        False,
+    ),
+]
 
 
 @pytest.mark.parametrize(("family", "parameters", "lacks", "written"), LACKING)
@@ -189,9 +266,11 @@ def test_a_prepared_backbone_has_both_forms(tmp_path: Path) -> None:
     parameters = {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}
     raw = backbone(tmp_path / "raw", rope_parameters=parameters)
     prepare_backbone(
-        ModelConfig(backbone=str(raw), max_length=32), BottleneckConfig(count=2),
-        tmp_path / "made", seed=0,
-    )  # fmt: skip
+        ModelConfig(backbone=str(raw), max_length=32),
+        BottleneckConfig(count=2),
+        tmp_path / "made",
+        seed=0,
+    )
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["rope_theta"] == 5e5
     assert config["rope_scaling"] == both("llama3", **LLAMA3)

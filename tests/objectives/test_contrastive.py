@@ -28,10 +28,12 @@ def pairs() -> Pairs:
     texts = [p[0] for p in POSITIVES] + [n or "p3" for n in NEGATIVES]
     known = [[hashed(p) for p in ps] + [-1] * (2 - len(ps)) for ps in POSITIVES]
     return Pairs(
-        sequences=[], group=torch.tensor([hashed(g) for g in GROUPS]), known=torch.tensor(known),
+        sequences=[],
+        group=torch.tensor([hashed(g) for g in GROUPS]),
+        known=torch.tensor(known),
         text=torch.tensor([hashed(t) for t in texts]),
         real=torch.tensor([True] * 4 + [n is not None for n in NEGATIVES]),
-    )  # fmt: skip
+    )
 
 
 def test_truth_table() -> None:
@@ -79,10 +81,12 @@ def dense(
     negative[rows, rows] = False
     mean = (cosines * negative).sum(1) / negative.sum(1).clamp_min(1)
     stats = {
-        "loss": losses.sum(), "accuracy": (scores.argmax(1) == rows).sum(),
-        "positive_cosine": cosines[rows, rows].sum(), "negative_cosine": mean.sum(),
+        "loss": losses.sum(),
+        "accuracy": (scores.argmax(1) == rows).sum(),
+        "positive_cosine": cosines[rows, rows].sum(),
+        "negative_cosine": mean.sum(),
         "no_negatives": (negative.sum(1) == 0).sum(),
-    }  # fmt: skip
+    }
     return losses.sum() / n, stats
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from lbr_ds import children
 from lbr_ds.corpora.crew import in_order
+from lbr_ds.system import children
 
 FOREVER = 600
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lbr_ds import children
+from lbr_ds.system import children
 from tests.ranks import ROOT
 
 LIMIT = 15  # seconds in which all must have ended
@@ -71,9 +71,13 @@ def ends(leader: int) -> bool:
 
 @pytest.mark.parametrize(
     ("chain", "victim"),
-    [(chain, victim) for chain in CHAINS for victim in range(chain.count(" ") + 1)
-     if not (victim == chain.count(" ") > 0)],
-)  # fmt: skip
+    [
+        (chain, victim)
+        for chain in CHAINS
+        for victim in range(chain.count(" ") + 1)
+        if not (victim == chain.count(" ") > 0)
+    ],
+)
 def test_a_killed_parent_takes_its_children_along(chain: str, victim: int, tmp_path: Path) -> None:
     first = start(tmp_path, chain)
     family(tmp_path, CHAINS[chain], first)[victim].kill()

@@ -22,9 +22,12 @@ JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NPROCS": "2", "SLURM_NNO
 def step(tasks: int, number: str = "0", process: str = "77", **more: str) -> dict[str, str]:
     """What srun sets for a task of a step, beside what the job has (seen on SLURM 24)."""
     own = {
-        "SLURM_STEP_ID": number, "SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_PROCID": "0",
-        "SLURM_LOCALID": "0", "SLURM_TASK_PID": process,
-    }  # fmt: skip
+        "SLURM_STEP_ID": number,
+        "SLURM_STEP_NUM_TASKS": str(tasks),
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_TASK_PID": process,
+    }
     return {**JOB, **own, **more}
 
 
@@ -45,18 +48,21 @@ SHELLS = [
     ({**JOB, "SLURM_STEP_ID": "0"}, 0, 0),
     ({**step(1), "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, 4, 4),  # torchrun in a shell
     ({"RANK": "0", "WORLD_SIZE": "x"}, 1, 1),  # refused by `join`
-]  # fmt: skip
+]
 
 
 def test_a_launcher_is_what_has_started_this_very_program() -> None:
     bare = {
-        name: value for name, value in os.environ.items()
+        name: value
+        for name, value in os.environ.items()
         if not name.startswith(("SLURM", "MASTER_")) and name not in ("RANK", "WORLD_SIZE")
-    }  # fmt: skip
+    }
     command = [
-        sys.executable, "-m", "tests.processes.launched",
+        sys.executable,
+        "-m",
+        "tests.processes.launched",
         json.dumps([environment for environment, _, _ in SHELLS]),
-    ]  # fmt: skip
+    ]
     without = subprocess.run(
         command, env=bare, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, check=True
     )

@@ -27,10 +27,22 @@ def test_no_rank_outlives_what_started_it(
 ) -> None:
     recipe = tiny_recipe(tmp_path)
     first = subprocess.Popen(
-        [sys.executable, "-m", "lbr_ds", "reproduce", "table3", str(recipe), "--nproc", "2",
-         "stage1.num_steps=100000", "every.save=100000"],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "lbr_ds",
+            "reproduce",
+            "table3",
+            str(recipe),
+            "--nproc",
+            "2",
+            "stage1.num_steps=100000",
+            "every.save=100000",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 240
     while not (found := [p for p in tmp_path.rglob("metrics.jsonl") if p.stat().st_size]):
         assert time.monotonic() < deadline

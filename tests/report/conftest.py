@@ -91,9 +91,18 @@ def run(tmp_path: Path) -> Path:
         saved.mkdir(parents=True)
         seal(saved, {"world_size": 2, "zero_stage": 3})
         path.write_text("".join(json.dumps(row) + "\n" for row in metrics(steps, stage)))
-    judged = {"recall_at_10": 0.3, "ndcg_at_10": 0.2, "separation_ratio": 1.2, "alignment": 0.9,
-              "uniformity": -1.5, "effective_rank": None, "loss": 3.0,
-              "loss_without_bottleneck": 3.5, "queries": 9, "passages": 30}  # fmt: skip
+    judged = {
+        "recall_at_10": 0.3,
+        "ndcg_at_10": 0.2,
+        "separation_ratio": 1.2,
+        "alignment": 0.9,
+        "uniformity": -1.5,
+        "effective_rank": None,
+        "loss": 3.0,
+        "loss_without_bottleneck": 3.5,
+        "queries": 9,
+        "passages": 30,
+    }
     lines = [json.dumps({"step": step, **judged}) for step in (45, 90)]
     (folder / "stage1" / "evaluations.jsonl").write_text("\n".join(lines))
     starts = [(0, "elsewhere"), (0, "stage1/checkpoints/step-000045"), (10, "stage2")]

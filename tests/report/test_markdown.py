@@ -6,14 +6,38 @@ import pytest
 from jinja2 import DictLoader
 from markdown_it import MarkdownIt
 
-from lbr_ds.markdown import environment, escape
+from lbr_ds.system.markdown import environment, escape
 
 TEXTS = [
-    "<script>alert(1)</script>", "![x](https://evil/p.png)", "[x](javascript:alert(1))", "a | b |",
-    "`code`", "``", "# heading", "---", "===", "- item", "+ item", "1. one", "2) two", "> quote",
-    "*a* **b** _c_ __d__", "snake_case_name", "~~gone~~", "$x^2$", "a\\|b \\", "&lt; &amp; &copy;",
-    "line\n---\nline", "<https://evil>", "<!-- x -->", "[^1]", "* item", "\\<b>", "a*b*c", "|---|",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "![x](https://evil/p.png)",
+    "[x](javascript:alert(1))",
+    "a | b |",
+    "`code`",
+    "``",
+    "# heading",
+    "---",
+    "===",
+    "- item",
+    "+ item",
+    "1. one",
+    "2) two",
+    "> quote",
+    "*a* **b** _c_ __d__",
+    "snake_case_name",
+    "~~gone~~",
+    "$x^2$",
+    "a\\|b \\",
+    "&lt; &amp; &copy;",
+    "line\n---\nline",
+    "<https://evil>",
+    "<!-- x -->",
+    "[^1]",
+    "* item",
+    "\\<b>",
+    "a*b*c",
+    "|---|",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)

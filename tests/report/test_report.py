@@ -55,8 +55,18 @@ def test_all_sections(run: Path, tmp_path: Path) -> None:
     ]
     source = (tmp_path / "out" / "report.html").read_text()
     page = Page(source)
-    for heading in ("Retrieval", "Beside the paper", "Held-out queries", "Training", "Stage 1",
-                    "Stage 2", "Data", "Recipe", "Environment", "Make it again"):  # fmt: skip
+    for heading in (
+        "Retrieval",
+        "Beside the paper",
+        "Held-out queries",
+        "Training",
+        "Stage 1",
+        "Stage 2",
+        "Data",
+        "Recipe",
+        "Environment",
+        "Make it again",
+    ):
         assert heading in page.headings
     assert source.count("<svg") == 6 + 5 + 6  # the effective rank was never a number
     assert "started from stage1/checkpoints/step-000045" in source
@@ -144,7 +154,7 @@ def test_a_part_that_is_missing_is_left_out(run: Path, tmp_path: Path, missing: 
 def test_data_behind_a_url(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     near = write_report([run], tmp_path / "near")["runs"][0]["data"]
     recipe = (run / "recipe.yaml").read_text()
-    monkeypatch.setattr("lbr_ds.fetch.WAITS", ())
+    monkeypatch.setattr("lbr_ds.system.fetch.WAITS", ())
     with serve(tmp_path / "data") as server:
         (run / "recipe.yaml").write_text(recipe.replace(str(tmp_path / "data"), server.url))
         far = write_report([run], tmp_path / "far")["runs"][0]
@@ -168,8 +178,12 @@ def test_scores_without_a_base_or_of_another_kind(run: Path, tmp_path: Path) -> 
     (run / "eval" / "base.json").unlink()
     path = run / "eval" / "stage2.json"
     result = json.loads(path.read_text())
-    result["tasks"]["Other"] = {"main_score": 0.5, "metric": "accuracy", "queries": None,
-                                "documents": None}  # fmt: skip
+    result["tasks"]["Other"] = {
+        "main_score": 0.5,
+        "metric": "accuracy",
+        "queries": None,
+        "documents": None,
+    }
     path.write_text(json.dumps(result))
     tables = write_report([run], tmp_path)["runs"][0]["retrieval"]
     assert [table["task"] for table in tables] == ["made-up-eval", "Other"]

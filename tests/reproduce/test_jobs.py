@@ -137,10 +137,17 @@ def made_up(job: Job, number: int, generation: bool = False) -> None:
     mean = round(float(np.mean(list(per_query.values()))), 5)
     result: dict[str, Any] = {
         "max_queries": None,
-        "tasks": {"data-eval": {"recall_at_10": mean, "ndcg_at_10": mean, "queries": 30,
-                                "documents": 50, "separation_ratio": 1 + mean}},
+        "tasks": {
+            "data-eval": {
+                "recall_at_10": mean,
+                "ndcg_at_10": mean,
+                "queries": 30,
+                "documents": 50,
+                "separation_ratio": 1 + mean,
+            }
+        },
         "per_query": {"data-eval": per_query},
-    }  # fmt: skip
+    }
     if generation:
         result["generation"] = {
             "prompts": {
@@ -247,8 +254,7 @@ def test_the_control_has_columns_of_its_own(
 
 
 def test_figure_3_needs_the_random_split(recipe: Path) -> None:
-    more = ["data.protocol=knowledge", "data.splits={}",
-            "data.sources=[{path: x, role: both}]"]  # fmt: skip
+    more = ["data.protocol=knowledge", "data.splits={}", "data.sources=[{path: x, role: both}]"]
     with pytest.raises(ConfigError, match="use a recipe with protocol random"):
         TABLES["figure3"](load(str(recipe), more))
 
@@ -263,8 +269,10 @@ def test_separation_predicts_is_spearmans(recipe: Path, tmp_path: Path) -> None:
         seal(place, {"step": 1})
         after.mkdir()
         (after / "stage1").symlink_to(before / "stage1")
-        for folder, name, scores in ((before, "stage1", {"separation_ratio": ratio}),
-                                     (after, "stage2", {"ndcg_at_10": ndcg})):  # fmt: skip
+        for folder, name, scores in (
+            (before, "stage1", {"separation_ratio": ratio}),
+            (after, "stage2", {"ndcg_at_10": ndcg}),
+        ):
             (folder / "eval").mkdir()
             (folder / "eval" / f"{name}.json").write_text(json.dumps({"tasks": {"t": scores}}))
         found = separation_predicts(tmp_path)

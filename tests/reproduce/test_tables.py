@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lbr_ds import resources
 from lbr_ds.config import load
 from lbr_ds.reproduce.paper import PAPER
 from lbr_ds.reproduce.tables import SHARES, TABLES
+from lbr_ds.system import resources
 
 RECIPES = sorted(p.stem for p in resources.folder("recipes").glob("*.yaml"))
 NOT_THEIR_ROWS = {"Qwen2-1.5B": 19.7, "HuaTuo": 20.8}  # what the six figures give
@@ -24,8 +24,9 @@ def test_averages_of_table_1_are_those_of_their_rows() -> None:
 
 def test_figures_say_what_the_text_says() -> None:
     main, kept, stages = (PAPER[f"table{n}"] for n in (1, 2, 3))
-    before, after = (main.scores(name)["Chemistry R@10"]
-                     for name in ("SFT+CL Qwen2.5-1.5B", "LBR Qwen2-1.5B"))  # fmt: skip
+    before, after = (
+        main.scores(name)["Chemistry R@10"] for name in ("SFT+CL Qwen2.5-1.5B", "LBR Qwen2-1.5B")
+    )
     assert 100 * (after - before) == pytest.approx(36.6)
     ibgl, cl = (kept.scores(name)["R@10"] for name in ("IB-GL", "CL"))
     assert 100 * (ibgl - cl) == pytest.approx(14.74)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lbr_ds.address import folder_of, is_url, path_of, shown
 from lbr_ds.config import DataConfig, load
 from lbr_ds.errors import ConfigError
+from lbr_ds.system.urls import folder_of, is_url, path_of, shown
 
 SECRET = "https://me:hidden@host:81/a/b/?sign=secret#x"
 

@@ -135,22 +135,43 @@ def test_bad_manifest(tmp_path: Path, text: str, message: str) -> None:
 GL = ("splits", "gl")
 FIRST = (*GL, "shards", 0)
 EDITS: list[tuple[tuple[str | int, ...], Any]] = [
-    (("splits",), []), (GL, None), (GL, []), ((*GL, "shards"), []),
-    ((*GL, "shards"), {}), ((*GL, "records"), 102), ((*GL, "records"), "103"), (FIRST, {}),
-    (FIRST, "gl/00000.tar"), ((*FIRST, "file"), 3), ((*FIRST, "file"), "gl/00001.tar"),
-    ((*FIRST, "records"), True), ((*FIRST, "records"), 40.0), ((*FIRST, "records"), -1),
-    ((*FIRST, "bytes"), "9"), ((*FIRST, "sha256"), None), (("seed",), None), (("sources",), {}),
-    (("sources",), [3]), (("fingerprint",), 3), (("program",), []),
-    (("version",), "2"), (("instructions",), []),
-    (("instructions",), {"rows": 3}), (("splits", "../x"), {"records": 0, "shards": []}),
-]  # fmt: skip
+    (("splits",), []),
+    (GL, None),
+    (GL, []),
+    ((*GL, "shards"), []),
+    ((*GL, "shards"), {}),
+    ((*GL, "records"), 102),
+    ((*GL, "records"), "103"),
+    (FIRST, {}),
+    (FIRST, "gl/00000.tar"),
+    ((*FIRST, "file"), 3),
+    ((*FIRST, "file"), "gl/00001.tar"),
+    ((*FIRST, "records"), True),
+    ((*FIRST, "records"), 40.0),
+    ((*FIRST, "records"), -1),
+    ((*FIRST, "bytes"), "9"),
+    ((*FIRST, "sha256"), None),
+    (("seed",), None),
+    (("sources",), {}),
+    (("sources",), [3]),
+    (("fingerprint",), 3),
+    (("program",), []),
+    (("version",), "2"),
+    (("instructions",), []),
+    (("instructions",), {"rows": 3}),
+    (("splits", "../x"), {"records": 0, "shards": []}),
+]
 
 
 # These could be another manifest's: only its own hash tells.
 POSSIBLE: list[tuple[tuple[str | int, ...], Any]] = [
-    (("splits",), {}), ((*FIRST, "bytes"), 2**70), ((*FIRST, "sha256"), "0" * 64), (("seed",), 6),
-    (("sha256",), "0" * 64), (("fingerprint",), ""),
-]  # fmt: skip
+    (("splits",), {}),
+    ((*FIRST, "bytes"), 2**70),
+    ((*FIRST, "sha256"), "0" * 64),
+    (("seed",), 6),
+    (("sha256",), "0" * 64),
+    (("fingerprint",), ""),
+]
 
 
 def edited(raw: Any, place: tuple[str | int, ...], value: Any) -> None:
@@ -202,8 +223,9 @@ def test_manifest_names_only_its_own_shards(prepared: Path, file: str) -> None:
 
 
 def stream(folder: Path, on_error: str = "strict") -> list[Step]:
-    pipe = steps(folder, "gl", seed=0, samples_per_step=4, rank=0, world=1, stop=26,
-                 on_error=on_error)  # type: ignore[arg-type]  # fmt: skip
+    pipe = steps(
+        folder, "gl", seed=0, samples_per_step=4, rank=0, world=1, stop=26, on_error=on_error
+    )  # type: ignore[arg-type]
     return list(pipe)
 
 
@@ -329,10 +351,20 @@ def test_strict_names_the_place_and_skip_counts_exactly(
     with pytest.raises(DataError, match=re.escape(words)):
         stream(prepared)
     ranks = [
-        list(steps(prepared, "gl", seed=0, samples_per_step=4, rank=rank, world=2, stop=26,
-                   on_error="skip"))
+        list(
+            steps(
+                prepared,
+                "gl",
+                seed=0,
+                samples_per_step=4,
+                rank=rank,
+                world=2,
+                stop=26,
+                on_error="skip",
+            )
+        )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     found = stream(prepared, "skip")
     for step, own, *parts in zip(whole, found, *ranks, strict=True):
         turns = [(s.lane, s.epoch, s.record.id) for s in step.samples]

@@ -12,10 +12,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from lbr_ds import fetch
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.shards import Manifest, Step, read_split, steps, verify
 from lbr_ds.shards import manifest as manifest_module
+from lbr_ds.system import fetch
 from tests.shards.server import Server, serve
 
 GIB = 2**30

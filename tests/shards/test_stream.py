@@ -20,14 +20,35 @@ TOTAL = 103
 PINNED = [5, 4, 1, 0, 2, 6, 3, 7]
 
 
-def read(folder: Path, per_step: int, *, rank: int = 0, world: int = 1, seed: int = 3,
-         start: int = 0, stop: int = 60, workers: int = 1) -> list[Step]:  # fmt: skip
+def read(
+    folder: Path,
+    per_step: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 3,
+    start: int = 0,
+    stop: int = 60,
+    workers: int = 1,
+) -> list[Step]:
     """One rank's steps, its workers read in turn as a torch DataLoader does."""
     pipes = [
-        iter(steps(folder, "gl", seed=seed, samples_per_step=per_step, rank=rank, world=world,
-                   start=start, stop=stop, worker=worker, workers=workers))
+        iter(
+            steps(
+                folder,
+                "gl",
+                seed=seed,
+                samples_per_step=per_step,
+                rank=rank,
+                world=world,
+                start=start,
+                stop=stop,
+                worker=worker,
+                workers=workers,
+            )
+        )
         for worker in range(workers)
-    ]  # fmt: skip
+    ]
     found: list[Step] = []
     for pipe in itertools.cycle(pipes):
         step = next(pipe, None)

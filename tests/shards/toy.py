@@ -37,6 +37,16 @@ class Loaded(IterableDataset[Step]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         return iter(
-            steps(self.folder, "gl", seed=3, samples_per_step=6, rank=1, world=2, start=5, stop=41,
-                  worker=worker, workers=workers)
-        )  # fmt: skip
+            steps(
+                self.folder,
+                "gl",
+                seed=3,
+                samples_per_step=6,
+                rank=1,
+                world=2,
+                start=5,
+                stop=41,
+                worker=worker,
+                workers=workers,
+            )
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lbr_ds import resources
+from lbr_ds.system import resources
 from tests.ranks import run_cli
 
 FOLDER = resources.folder("slurm")
@@ -50,9 +50,16 @@ def test_nothing_personal_and_no_placeholder_outside_edit_lines(path: Path) -> N
 def test_active_lines_suit_any_cluster(path: Path) -> None:
     active = re.findall(r"^#SBATCH --([a-z-]+)", path.read_text(), re.MULTILINE)
     assert set(active) <= {
-        "job-name", "output", "open-mode", "nodes", "ntasks", "ntasks-per-node", "requeue",
-        "no-requeue", "signal",
-    }  # fmt: skip
+        "job-name",
+        "output",
+        "open-mode",
+        "nodes",
+        "ntasks",
+        "ntasks-per-node",
+        "requeue",
+        "no-requeue",
+        "signal",
+    }
     assert "# EDIT" in path.read_text()
 
 

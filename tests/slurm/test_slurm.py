@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lbr_ds import resources
 from lbr_ds.bench.same import differing_bits, steps_not_once
 from lbr_ds.shards import Manifest
+from lbr_ds.system import resources
 from tests.ranks import ROOT
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_recipe
@@ -109,9 +109,10 @@ def test_requeued_twice_and_a_node_lost_ends_in_the_same_bits(
     stage = checkout / "runs/tiny/stage1"
     one = {"OMP_NUM_THREADS": "1"}
     job = cluster.submit(
-        "slurm/stage1.sbatch", cwd=checkout,
+        "slurm/stage1.sbatch",
+        cwd=checkout,
         env={"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny", **one},
-    )  # fmt: skip
+    )
     command = ["train", str(recipe), "--stage", "1", "--nproc", "2", f"run={checkout}/alone"]
     alone = subprocess.Popen(
         [sys.executable, "-m", "lbr_ds", *command], env={**os.environ, **one}, cwd=checkout
@@ -169,8 +170,10 @@ def test_benchmark_measures_the_program_on_two_nodes(cluster: SlurmCluster, chec
     folder = checkout / f"runs/benchmark-{job}"
     rows = json.loads((folder / "result.json").read_text())["rows"]
     assert [(row["ranks"], row["nodes"], row["reason"]) for row in rows] == [
-        (1, 1, None), (2, 2, None), (2, 2, None),
-    ]  # fmt: skip
+        (1, 1, None),
+        (2, 2, None),
+        (2, 2, None),
+    ]
     assert [row["figures"].get("data") for row in rows] == ["real", None, "real"]
     assert (folder / "RESULT.md").read_text() in log
     assert (folder / "result.png").is_file()
@@ -269,8 +272,11 @@ def test_benchmark_sweeps_and_goes_on(cluster: SlurmCluster, checkout: Path) -> 
     """One and two nodes; then, with the same folder, only what is missing, a failure among it."""
     recipe = tiny_recipe(checkout / "tiny", prepared=False)
     env = {"LBR_DS": STAND_IN, "RECIPE": str(recipe), "OUT": "bench", "SCALING": "weak"}
-    names = ["1-ranks-256-tokens-auto-4-samples", "network-2-ranks",
-             "2-ranks-256-tokens-auto-8-samples"]  # fmt: skip
+    names = [
+        "1-ranks-256-tokens-auto-4-samples",
+        "network-2-ranks",
+        "2-ranks-256-tokens-auto-8-samples",
+    ]
     job = cluster.submit("slurm/benchmark.sbatch", cwd=checkout, env=env)
     assert cluster.wait(job, QUICK)["JobState"] == "COMPLETED", cluster.log(job)
     rows = json.loads((checkout / "bench/result.json").read_text())["rows"]
@@ -286,8 +292,10 @@ def test_benchmark_sweeps_and_goes_on(cluster: SlurmCluster, checkout: Path) -> 
     assert cluster.wait(job, QUICK)["JobState"] == "COMPLETED", cluster.log(job)
     assert "3 of 5 rows stand in bench already" in cluster.log(job)
     after = json.loads((checkout / "bench/result.json").read_text())["rows"]
-    assert [row["measure"] for row in after] == [*names, *(n.replace("256", "128") for n in names
-                                                           if n != "network-2-ranks")]  # fmt: skip
+    assert [row["measure"] for row in after] == [
+        *names,
+        *(n.replace("256", "128") for n in names if n != "network-2-ranks"),
+    ]
     assert [row["reason"] for row in after[:4]] == [None] * 4
     assert after[4]["reason"].startswith("made to fail (exit code")
 
@@ -350,8 +358,11 @@ def test_pipeline_chains_its_jobs(cluster: SlurmCluster, checkout: Path) -> None
     jobs = cluster.run("bash", pipeline, "--comment=training", cwd=elsewhere, env=env).split()
     shown = [cluster.show(job) for job in jobs]
     assert [one["JobName"] for one in shown] == [
-        "lbr-prepare", "lbr-stage1", "lbr-stage2", "lbr-evaluate",
-    ]  # fmt: skip
+        "lbr-prepare",
+        "lbr-stage1",
+        "lbr-stage2",
+        "lbr-evaluate",
+    ]
     assert [one.get("Comment") for one in shown] == [None, "training", "training", None]
     for before, after in zip(jobs, shown[1:], strict=False):
         assert after["Dependency"].startswith(f"afterok:{before}")

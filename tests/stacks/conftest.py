@@ -15,13 +15,22 @@ from tests.tiny import backbone
 _LENGTH = 512
 # Heads of 64 numbers: vLLM has kernels for the usual sizes alone.
 _SHAPE: dict[str, Any] = {
-    "hidden_size": 256, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "tie_word_embeddings": True, "initializer_range": 0.2,
-}  # fmt: skip
+    "hidden_size": 256,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.2,
+}
 _LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 128,
-}  # fmt: skip
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
 # The names are those of the backbones whose form of RoPE they have.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0}}),

@@ -29,9 +29,13 @@ class Installed:
     def run(self, *arguments: str, timeout: int = 600) -> subprocess.CompletedProcess[str]:
         """Run the interpreter without anything of this project on its path."""
         return subprocess.run(
-            [str(self.python), *arguments], env=self.environment(), cwd=self.python.parent,
-            capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
+            [str(self.python), *arguments],
+            env=self.environment(),
+            cwd=self.python.parent,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
 
     def environment(self) -> dict[str, str]:
         """The environment variables for a process of this installation; it may use no network."""
@@ -63,7 +67,15 @@ def installed(
 
 def pip(python: Path, *arguments: str) -> None:
     """Run `pip install`."""
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-               "--root-user-action=ignore", *arguments]  # fmt: skip
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--root-user-action=ignore",
+        *arguments,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

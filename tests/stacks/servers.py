@@ -37,9 +37,12 @@ def serving(
     command = [str(installed.python), *(a.format(port=port) for a in arguments)]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
             env={**installed.environment(), **variables},
-        )  # fmt: skip
+        )
         base = f"http://127.0.0.1:{port}"
         try:
             _wait(process, f"{base}{health}", log)

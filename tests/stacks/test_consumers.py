@@ -69,11 +69,24 @@ def test_the_judge_notices_what_transformers_4_would_lose(
 @pytest.mark.servers
 def test_infinity(infinity: Installed, exported: Path, tmp_path: Path) -> None:
     arguments = (
-        "-c", "from infinity_emb.cli import cli; cli()", "v2", "--model-id", str(exported),
-        "--served-model-name", "model",
-        "--port", "{port}", "--engine", "torch", "--device", "cpu", "--dtype", "float32",
-        "--no-bettertransformer", "--no-model-warmup",
-    )  # fmt: skip
+        "-c",
+        "from infinity_emb.cli import cli; cli()",
+        "v2",
+        "--model-id",
+        str(exported),
+        "--served-model-name",
+        "model",
+        "--port",
+        "{port}",
+        "--engine",
+        "torch",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--no-bettertransformer",
+        "--no-model-warmup",
+    )
     with serving(infinity, tmp_path / "log", *arguments, health="/health") as url:
         done = infinity.run(*_check(exported), "--url", f"{url}/embeddings")
     assert agreed(done) <= 1e-5
@@ -82,10 +95,22 @@ def test_infinity(infinity: Installed, exported: Path, tmp_path: Path) -> None:
 @pytest.mark.servers
 def test_vllm(vllm: Installed, exported: Path, tmp_path: Path) -> None:
     arguments = (
-        "-m", "vllm.entrypoints.openai.api_server", "--model", str(exported), "--runner",
-        "pooling", "--served-model-name", "model", "--port", "{port}", "--dtype", "float32",
-        "--enforce-eager", "--max-num-seqs", "16",
-    )  # fmt: skip
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(exported),
+        "--runner",
+        "pooling",
+        "--served-model-name",
+        "model",
+        "--port",
+        "{port}",
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--max-num-seqs",
+        "16",
+    )
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_TARGET_DEVICE": "cpu"}
     with serving(vllm, tmp_path / "log", *arguments, health="/health", **variables) as url:
         done = vllm.run(*_check(exported), "--url", f"{url}/v1/embeddings")

@@ -52,8 +52,12 @@ def refuse(file: str, recipe: str, stage: int, overrides: list[str]) -> None:
 
 if __name__ == "__main__":
     loop.leave = lambda: None
-    verbs = {"train": train, "replace": replace, "refuse": refuse,
-             "export": lambda *places: export(*map(Path, places))}  # fmt: skip
+    verbs = {
+        "train": train,
+        "replace": replace,
+        "refuse": refuse,
+        "export": lambda *places: export(*map(Path, places)),
+    }
     for verb, *arguments in json.loads((Path(sys.argv[1]) / "plan.json").read_text()):
         verbs[verb](*arguments)
     leave()

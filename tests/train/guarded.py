@@ -37,8 +37,9 @@ def take(engine: Engine, run: Any, encoder: Any, data: Step, kind: str, world: W
 
 def probe(recipe: str, out: Path, world: World) -> None:
     run = load(recipe, ["stage1.micro_batch_tokens=100"])
-    stream = steps(run.data.folder, "gl", seed=0, samples_per_step=8, rank=world.rank,
-                   world=world.size, stop=3)  # fmt: skip
+    stream = steps(
+        run.data.folder, "gl", seed=0, samples_per_step=8, rank=world.rank, world=world.size, stop=3
+    )
     data = list(stream)
     for layout in LAYOUTS:
         found = []

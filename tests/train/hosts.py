@@ -30,18 +30,38 @@ class Hosts:
         ranks = []
         for rank in range(self.count):
             env = {
-                **os.environ, "RANK": str(rank), "WORLD_SIZE": str(self.count), "LOCAL_RANK": "0",
-                "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": _PORT, "OMP_NUM_THREADS": "1",
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": str(self.count),
+                "LOCAL_RANK": "0",
+                "MASTER_ADDR": "10.0.0.1",
+                "MASTER_PORT": _PORT,
+                "OMP_NUM_THREADS": "1",
                 "GLOO_SOCKET_IFNAME": "eth0",
-            }  # fmt: skip
+            }
             named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', f"h{rank + 1}"]
             ranks.append(
                 subprocess.Popen(
-                    ["ip", "netns", "exec", f"{self.prefix}{rank + 1}", *named, sys.executable,
-                     "-W", "ignore", "-m", module, *arguments],
-                    cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                    [
+                        "ip",
+                        "netns",
+                        "exec",
+                        f"{self.prefix}{rank + 1}",
+                        *named,
+                        sys.executable,
+                        "-W",
+                        "ignore",
+                        "-m",
+                        module,
+                        *arguments,
+                    ],
+                    cwd=ROOT,
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
                 )
-            )  # fmt: skip
+            )
         return ranks
 
     def cut_off(self, host: int) -> None:

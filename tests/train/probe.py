@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lbr_ds.batching import PackedBatch
 from lbr_ds.config import load
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.distributed import World, end, join, leave
-from lbr_ds.layout import Layout
 from lbr_ds.shards import steps
 from lbr_ds.train.engine import Engine, gathered, load_layout
 from lbr_ds.train.loop import build
@@ -78,8 +78,15 @@ def probe(recipe: str, out: Path, world: World) -> None:
         chosen = Layout.of(layout, chosen.config)
         engine, encoder = build(run, stage, chosen, world)
         size = run.stage(number).samples_per_step
-        stream = steps(run.data.folder, stage.split, seed=run.seed, samples_per_step=size,
-                       rank=world.rank, world=world.size, stop=1)  # fmt: skip
+        stream = steps(
+            run.data.folder,
+            stage.split,
+            seed=run.seed,
+            samples_per_step=size,
+            rank=world.rank,
+            world=world.size,
+            stop=1,
+        )
         work = stage.collate(run, encoder, next(iter(stream)))
         if case == "cl-reduced-each":
             engine._one_reduction = False

@@ -77,9 +77,12 @@ def test_whole_checkpoints_have_no_fault(trained: RunConfig) -> None:
 
 @pytest.mark.parametrize(("name", "damage", "said"), DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_passed_over(
-    copied: RunConfig, caplog: pytest.LogCaptureFixture,
-    name: str, damage: Callable[[Path], None], said: str,
-) -> None:  # fmt: skip
+    copied: RunConfig,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[Path], None],
+    said: str,
+) -> None:
     older, newest = saved(copied.run / "stage1")
     damage(newest / name)
     with caplog.at_level(logging.WARNING, "lbr_ds"):

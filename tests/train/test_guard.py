@@ -44,8 +44,9 @@ def test_left_out_updates_leave_nothing_behind(run: RunConfig) -> None:
             assert torch.equal(mixed["weights"][name], wanted), (layout, name)
 
 
-def guard(run: RunConfig, folder: Path, counters: dict[str, object] | None = None,
-          **settings: object) -> Guard:  # fmt: skip
+def guard(
+    run: RunConfig, folder: Path, counters: dict[str, object] | None = None, **settings: object
+) -> Guard:
     return Guard(GuardConfig(**settings), counters or {}, folder, 0, World())  # type: ignore[arg-type]
 
 
@@ -90,10 +91,9 @@ def test_spikes_against_the_rule_written_out(run: RunConfig, tmp_path: Path) -> 
     wanted, windows = [], (deque[float](maxlen=WINDOW), deque[float](maxlen=WINDOW))
     for pair in values:
         spikes = [
-            len(window) >= 64
-            and value > statistics.fmean(window) + 6 * statistics.pstdev(window)
+            len(window) >= 64 and value > statistics.fmean(window) + 6 * statistics.pstdev(window)
             for value, window in zip(pair, windows, strict=True)
-        ]  # fmt: skip
+        ]
         wanted.append(not any(spikes))
         for value, window in zip(pair, windows, strict=True):
             window.append(value)

@@ -53,8 +53,14 @@ def test_at_full_size_it_is_the_final_evaluation(
     case = {1: "one", 2: "two"}[stage]
     for figures in (evaluation(newest), *(examined[case, world] for world in WORLDS)):
         assert (figures["queries"], figures["passages"]) == (scores["queries"], scores["documents"])
-        for name in ("recall_at_10", "ndcg_at_10", "separation_ratio", "alignment", "uniformity",
-                     "effective_rank"):  # fmt: skip
+        for name in (
+            "recall_at_10",
+            "ndcg_at_10",
+            "separation_ratio",
+            "alignment",
+            "uniformity",
+            "effective_rank",
+        ):
             assert figures[name] == pytest.approx(scores[name], rel=2e-4), name
     assert 0 < scores["ndcg_at_10"] < 1
 
@@ -79,9 +85,8 @@ def loss_by_hand(run: RunConfig, hide: bool) -> float:
     folder = checkpoints(run.run / "stage1")[-1] / "model"
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
     encoder = TextEncoder(
-        load_tokenizer(folder), max_length=run.model.max_length,
-        num_bottleneck=run.bottleneck.count,
-    )  # fmt: skip
+        load_tokenizer(folder), max_length=run.model.max_length, num_bottleneck=run.bottleneck.count
+    )
     total, count = 0.0, 0
     for record in read_split(run.data.folder, "eval"):
         seq: Sequence = generative_sequence(record, "sft", encoder, turn=0, max_target_length=32)
@@ -116,8 +121,16 @@ def test_training_is_the_same_bit_for_bit_without_it(trained: RunConfig, tmp_pat
     line = (trained.run / "stage2" / "starts.jsonl").read_text().splitlines()[0]
     origin = int(Path(json.loads(line)["from"]).name.removeprefix("step-"))
     for stage in (1, 2):
-        done = run_cli("train", str(recipe), "--stage", str(stage), "--nproc", "2",
-                       "every.evaluate=null", f"stage2.from={origin}")  # fmt: skip
+        done = run_cli(
+            "train",
+            str(recipe),
+            "--stage",
+            str(stage),
+            "--nproc",
+            "2",
+            "every.evaluate=null",
+            f"stage2.from={origin}",
+        )
         assert done.returncode == 0, done.stderr
         ours, theirs = (folder / f"stage{stage}" for folder in (tmp_path / "run", trained.run))
         assert not (ours / "evaluations.jsonl").exists()
@@ -147,8 +160,15 @@ def test_more_often_than_it_saves(trained: RunConfig, tmp_path: Path) -> None:
     """And without the other figures of the run changing the sample."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(trained.dump().replace(str(trained.run), str(tmp_path / "run")))
-    done = run_cli("train", str(recipe), "--stage", "1", "every.evaluate=4", "every.save=5",
-                   "evaluation.max_queries=10")  # fmt: skip
+    done = run_cli(
+        "train",
+        str(recipe),
+        "--stage",
+        "1",
+        "every.evaluate=4",
+        "every.save=5",
+        "evaluation.max_queries=10",
+    )
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "run" / "stage1" / "evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 5, 6]

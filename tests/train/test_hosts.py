@@ -41,9 +41,12 @@ def at_step(folder: Path, step: int, ranks: list[subprocess.Popen[str]]) -> None
 
 
 def disturbed(
-    net: Hosts, recipe: Path, stage: int, step: int,
+    net: Hosts,
+    recipe: Path,
+    stage: int,
+    step: int,
     act: Callable[[list[subprocess.Popen[str]]], None],
-) -> tuple[list[int], list[str]]:  # fmt: skip
+) -> tuple[list[int], list[str]]:
     """Train slowly, and act when a step is done."""
     ranks = net.start(FAULTY, *SLOW, "train", str(recipe), "--stage", str(stage))
     at_step(recipe.parent / "run" / f"stage{stage}", step, ranks)

@@ -42,10 +42,14 @@ def make_data(folder: Path, word: str, count: int = 16, per_shard: int = 16) -> 
     splits = {}
     for number, split in enumerate(("gl", "cl", "eval")):
         made = [
-            Record(f"{split}{i}", word, f"{word} {split} {r['query']}",
-                   [f"{word} {split} {r['positives'][0]}"])
+            Record(
+                f"{split}{i}",
+                word,
+                f"{word} {split} {r['query']}",
+                [f"{word} {split} {r['positives'][0]}"],
+            )
             for i, r in enumerate(records(count, seed=number))
-        ]  # fmt: skip
+        ]
         splits[split] = write_split(folder, split, made, seed=0, records_per_shard=per_shard)
     source = {"name": f"corpus {word}", "path": "x", "license": f"licence of {word}", "origin": ""}
     Manifest(folder, splits, [source], 0, f"{word:0<16}", "test").save()
@@ -76,9 +80,14 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     backbone, run3 for its stage 2, both with C. run4's data D is exchanged while it trains."""
     folder = tmp_path_factory.mktemp("chain")
     recipe = tiny_recipe(
-        folder, prepared=False, stage1__num_steps=1, stage2__num_steps=1, stage2__num_negatives=0,
-        every={"save": 1, "evaluate": None}, engine={"ds_config": "zero2"},
-    )  # fmt: skip
+        folder,
+        prepared=False,
+        stage1__num_steps=1,
+        stage2__num_steps=1,
+        stage2__num_negatives=0,
+        every={"save": 1, "evaluate": None},
+        engine={"ds_config": "zero2"},
+    )
     for word in ("A", "B", "C", "D", "E"):
         make_data(folder / word, word)
     export = str(folder / "export")
@@ -94,10 +103,14 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
             ["export", str(folder / "run1"), export],
             ["train", *step("run2", 1, "C", f"model.backbone={export}")],
             ["train", *step("run3", 2, "C", f"stage2.from={export}")],
-            ["replace", str(folder / "D"), str(folder / "E"),
-             *step("run4", 1, "D", "stage1.num_steps=2")],
+            [
+                "replace",
+                str(folder / "D"),
+                str(folder / "E"),
+                *step("run4", 1, "D", "stage1.num_steps=2"),
+            ],
             ["refuse", str(folder / "line"), *step("run4", 2, "C", "bottleneck.count=3")],
-        ]  # fmt: skip
+        ]
         (folder / "plan.json").write_text(json.dumps(plan))
         run_ranks("tests.train.chain", 1, str(folder))
     return Chain(folder, recipe)
@@ -111,8 +124,10 @@ def test_the_history_grows_from_run_to_run(chain: Chain) -> None:
     assert chain.history(chain.folder / "run2" / "backbone") == first
     assert chain.history(chain.model("run2", 1)) == [*first, (1, "C", 1)]
     assert chain.history(chain.model("run3", 2)) == [*first, (2, "C", 1)]
-    names = {run: len(lineage.load(chain.model(run, stage)).backbones)  # type: ignore[union-attr]
-             for run, stage in (("run1", 2), ("run2", 1), ("run3", 2))}  # fmt: skip
+    names = {
+        run: len(lineage.load(chain.model(run, stage)).backbones)  # type: ignore[union-attr]
+        for run, stage in (("run1", 2), ("run2", 1), ("run3", 2))
+    }
     assert names == {"run1": 1, "run2": 2, "run3": 1}
     assert lineage.load(chain.folder / "run1" / "stage2") is not None
 
@@ -169,20 +184,42 @@ def test_data_exchanged_during_a_training_ends_it_where_it_cannot_be_read(
 ) -> None:
     """Shards that are open are read on; of the next one it is said what has happened."""
     data = make_data(tmp_path / "data", "F", per_shard=2)
-    run = load(chain.recipe, [
-        f"run={chain.folder / 'run1'}", f"data.folder={data}", f"data.on_error={on_error}",
-        "stage1.samples_per_step=2", "stage1.num_steps=8",
-    ])  # fmt: skip
-    feed = open_feed(run, STAGES[1], text_encoder(run), rank=0, world=1, start=0, stop=8,
-                     fingerprint="F000000000000000")  # fmt: skip
+    run = load(
+        chain.recipe,
+        [
+            f"run={chain.folder / 'run1'}",
+            f"data.folder={data}",
+            f"data.on_error={on_error}",
+            "stage1.samples_per_step=2",
+            "stage1.num_steps=8",
+        ],
+    )
+    feed = open_feed(
+        run,
+        STAGES[1],
+        text_encoder(run),
+        rank=0,
+        world=1,
+        start=0,
+        stop=8,
+        fingerprint="F000000000000000",
+    )
     assert next(feed).samples == 2
     shutil.rmtree(data)
     make_data(data, "G", per_shard=2)
     line = r"data was prepared anew during the training \(data F0+ -> G0+\); the last checkpoint"
     with pytest.raises(DataError, match=line):
         list(feed)
-    feed = open_feed(run, STAGES[1], text_encoder(run), rank=0, world=1, start=0, stop=8,
-                     fingerprint="F000000000000000")  # fmt: skip
+    feed = open_feed(
+        run,
+        STAGES[1],
+        text_encoder(run),
+        rank=0,
+        world=1,
+        start=0,
+        stop=8,
+        fingerprint="F000000000000000",
+    )
     with pytest.raises(DataError, match=r"anew during the training \(data F0+ -> G0+\)"):
         next(feed)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lbr_ds import environment
 from lbr_ds.config import load
 from lbr_ds.distributed import World
+from lbr_ds.system import environment
 from lbr_ds.train import loop
 from lbr_ds.train.stages import STAGES
 from tests.tiny import tiny_recipe
@@ -18,9 +18,12 @@ from tests.tiny import tiny_recipe
 @pytest.mark.parametrize("layout", ["zero2", "zero3_cpu"])
 @pytest.mark.parametrize("lacking", [True, False])
 def test_a_cpu_that_is_slow_in_bf16_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-    layout: str, lacking: bool,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    layout: str,
+    lacking: bool,
+) -> None:
     run = load(tiny_recipe(tmp_path, prepared=False))
     monkeypatch.setattr(environment, "cpu_lacks_bf16", lambda: lacking)
     monkeypatch.setattr(loop, "Engine", lambda *args, **options: None)

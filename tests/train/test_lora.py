@@ -27,8 +27,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     layout = folder / "zero3.json"
     zero = {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}
     layout.write_text(json.dumps({"zero_optimization": zero}))
-    recipe = tiny_recipe(folder, engine__ds_config=str(layout), lora__rank=4,
-                         model__activation_checkpointing=True)  # fmt: skip
+    recipe = tiny_recipe(
+        folder, engine__ds_config=str(layout), lora__rank=4, model__activation_checkpointing=True
+    )
     for stage in ("1", "2"):
         done = run_cli("train", str(recipe), "--stage", stage, "--nproc", "2")
         assert done.returncode == 0, done.stderr
@@ -75,8 +76,15 @@ def test_frozen_weights_are_written_once(run: RunConfig, stage: int) -> None:
 def test_frozen_weights_have_no_state_of_an_optimizer(run: RunConfig) -> None:
     """Two moments and a weight of 4 bytes for every number that learns, and little more."""
     states = (last(run, 1) / "state" / "ranks").glob("*optim_states.pt")
-    shape = {"q": (32, 32), "k": (16, 32), "v": (16, 32), "o": (32, 32),
-             "gate": (64, 32), "up": (64, 32), "down": (32, 64)}  # fmt: skip
+    shape = {
+        "q": (32, 32),
+        "k": (16, 32),
+        "v": (16, 32),
+        "o": (32, 32),
+        "gate": (64, 32),
+        "up": (64, 32),
+        "down": (32, 64),
+    }
     learning = 2 * sum(4 * (out + into) for out, into in shape.values()) + 2 * 32
     held = sum(path.stat().st_size for path in states)
     assert 12 * learning <= held <= 12 * learning + 2 * 40_000
@@ -112,8 +120,14 @@ def test_exported_is_what_was_trained(run: RunConfig, tmp_path: Path) -> None:
 
 
 def test_unknown_target_ends_with_one_line(run: RunConfig, tmp_path: Path) -> None:
-    done = run_cli("train", str(run.run / "recipe.yaml"), "--stage", "1", f"run={tmp_path / 'x'}",
-                   "lora.targets=[q_prj]")  # fmt: skip
+    done = run_cli(
+        "train",
+        str(run.run / "recipe.yaml"),
+        "--stage",
+        "1",
+        f"run={tmp_path / 'x'}",
+        "lora.targets=[q_prj]",
+    )
     assert done.returncode == 2
     (line,) = [text for text in done.stderr.splitlines() if "q_prj" in text]
     assert "lora.targets: 'q_prj' is no linear layer of this backbone, which has q_proj" in line

@@ -26,8 +26,18 @@ SAID = "lbr-ds: error: "
 
 def faulty(recipe: Path, fault: str, rank: int, step: int, *more: str) -> tuple[list[int], str]:
     """Both ranks' exit codes and all that they said; a stopped rank is taken away at the end."""
-    ranks = start_ranks("tests.train.faulty", 2, fault, str(rank), str(step), "train", str(recipe),
-                        "--stage", "1", *more)  # fmt: skip
+    ranks = start_ranks(
+        "tests.train.faulty",
+        2,
+        fault,
+        str(rank),
+        str(step),
+        "train",
+        str(recipe),
+        "--stage",
+        "1",
+        *more,
+    )
     others = [p for i, p in enumerate(ranks) if fault != "stop" or i != rank]
     try:
         said = "".join(process.communicate(timeout=240)[0] for process in others)
@@ -64,10 +74,25 @@ def test_one_line_names_the_rank_and_all_end(
 def test_launcher_names_a_killed_rank(copied: Path) -> None:
     folder = copied.parent / "run" / "stage1"
     shutil.rmtree(folder)
-    command = [sys.executable, "-m", "lbr_ds", "train", str(copied), "--stage", "1", "--nproc", "2",
-               "stage1.num_steps=100000"]  # fmt: skip
-    running = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lbr_ds",
+        "train",
+        str(copied),
+        "--stage",
+        "1",
+        "--nproc",
+        "2",
+        "stage1.num_steps=100000",
+    ]
+    running = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     path = folder / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
@@ -84,8 +109,9 @@ def test_ranks_that_were_suspended_go_on(trained: RunConfig, copied: Path) -> No
     """As SLURM does it for a job of higher rank; for longer than a run may stand still here."""
     folder = copied.parent / "run" / "stage1"
     shutil.rmtree(folder)
-    ranks = start_ranks("tests.train.faulty", 2, "slow+suspend", "1", "0", "train", str(copied),
-                        "--stage", "1")  # fmt: skip
+    ranks = start_ranks(
+        "tests.train.faulty", 2, "slow+suspend", "1", "0", "train", str(copied), "--stage", "1"
+    )
     at_step(folder, 2, ranks)
     for number, seconds in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
         for process in ranks:

@@ -55,8 +55,9 @@ def samples(run: RunConfig, number: int) -> list[Sample]:
     """The whole step, as one rank would get it."""
     size = run.stage(number).samples_per_step
     split = {1: "gl", 2: "cl"}[number]
-    stream = steps(run.data.folder, split, seed=run.seed, samples_per_step=size, rank=0, world=1,
-                   stop=1)  # fmt: skip
+    stream = steps(
+        run.data.folder, split, seed=run.seed, samples_per_step=size, rank=0, world=1, stop=1
+    )
     return next(iter(stream)).samples
 
 
@@ -66,9 +67,10 @@ def plain_model(run: RunConfig) -> Any:
 
 def text_encoder(run: RunConfig) -> TextEncoder:
     return TextEncoder(
-        load_tokenizer(run.run / "backbone"), max_length=run.model.max_length,
+        load_tokenizer(run.run / "backbone"),
+        max_length=run.model.max_length,
         num_bottleneck=run.bottleneck.count,
-    )  # fmt: skip
+    )
 
 
 def generative_oracle(run: RunConfig, bag: float) -> tuple[float, float, dict[str, Tensor]]:

@@ -18,8 +18,17 @@ from lbr_ds.errors import SAVED_AND_STOPPED
 from lbr_ds.runs import checkpoints
 from tests.ranks import ROOT, run_cli
 
-VOLATILE = ("tokens_per_second", "samples_per_second", "step_seconds", "data_wait_seconds",
-            "memory_gib", "rank_seconds", "straggler", "slowest_rank", "save_seconds")  # fmt: skip
+VOLATILE = (
+    "tokens_per_second",
+    "samples_per_second",
+    "step_seconds",
+    "data_wait_seconds",
+    "memory_gib",
+    "rank_seconds",
+    "straggler",
+    "slowest_rank",
+    "save_seconds",
+)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -55,8 +64,18 @@ def test_resumed_equals_uninterrupted(trained: RunConfig, copied: Path, stage: i
 def test_preempted_run_saves_exits_85_and_goes_on(trained: RunConfig, copied: Path) -> None:
     folder = copied.parent / "run" / "stage1"
     shutil.rmtree(folder)
-    command = [sys.executable, "-m", "lbr_ds", "train", str(copied), "--stage", "1", "--nproc", "2",
-               "every.save=100"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lbr_ds",
+        "train",
+        str(copied),
+        "--stage",
+        "1",
+        "--nproc",
+        "2",
+        "every.save=100",
+    ]
     running = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
     )

@@ -31,8 +31,11 @@ def test_stage_1_needs_positions_for_the_answer_too(tmp_path: Path, family: str)
     raw = backbone(tmp_path / "raw", family, max_position_embeddings=48)
     run = run_with(tmp_path, raw)
     check_backbone(run, 2, ALONE)
-    with pytest.raises(ConfigError, match=r"model.max_length=32 \+ stage1.max_target_length=32 = "
-                       r"64 tokens, but model.backbone=.* has 48 positions"):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=r"model.max_length=32 \+ stage1.max_target_length=32 = "
+        r"64 tokens, but model.backbone=.* has 48 positions",
+    ):
         check_backbone(run, 1, ALONE)
     check_backbone(run_with(tmp_path, raw, "stage1.max_target_length=16"), 1, ALONE)
 
@@ -43,8 +46,11 @@ def test_stage_1_needs_a_head(tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(whole).save_pretrained(raw)
     run = run_with(tmp_path, raw)
     check_backbone(run, 2, ALONE)
-    with pytest.raises(ConfigError, match=r"holds no language-model head \(lm_head.weight\) .*"
-                       r"stage2.from=backbone"):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=r"holds no language-model head \(lm_head.weight\) .*"
+        r"stage2.from=backbone",
+    ):
         check_backbone(run, 1, ALONE)
 
 

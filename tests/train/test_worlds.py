@@ -41,10 +41,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             config["stage3_param_persistence_threshold"] = 100
         (folder / f"zero{zero}.json").write_text(json.dumps({"zero_optimization": config}))
     dropout = ("lora.rank=3", "lora.dropout=0.1")
-    take(2, 6, *(arguments(folder, f"whole-{z}", z) for z in ZERO),
-         *(arguments(folder, f"whole-{n}", z, "lora.rank=3") for n, z in LORA.items()),
-         arguments(folder, "whole-dropout", 3, *dropout),
-         arguments(folder, "at-once", 3, "every.save_async=false"))  # fmt: skip
+    take(
+        2,
+        6,
+        *(arguments(folder, f"whole-{z}", z) for z in ZERO),
+        *(arguments(folder, f"whole-{n}", z, "lora.rank=3") for n, z in LORA.items()),
+        arguments(folder, "whole-dropout", 3, *dropout),
+        arguments(folder, "at-once", 3, "every.save_async=false"),
+    )
     origins = {f"moved-{n}": n for n in (*ZERO, *LORA)}
     for name, origin in {**origins, "wandered": 3, "resumed-dropout": "dropout"}.items():
         for place in ("backbone", "stage1/checkpoints/step-000002"):
@@ -52,9 +56,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     take(2, 6, arguments(folder, "resumed-dropout", 3, *dropout))
     take(1, 4, arguments(folder, "wandered", 3))
     take(2, 5, arguments(folder, "wandered", 3))
-    take(4, 6, *(arguments(folder, f"moved-{z}", z) for z in ZERO),
-         *(arguments(folder, f"moved-{n}", z, "lora.rank=3") for n, z in LORA.items()),
-         arguments(folder, "wandered", 3))  # fmt: skip
+    take(
+        4,
+        6,
+        *(arguments(folder, f"moved-{z}", z) for z in ZERO),
+        *(arguments(folder, f"moved-{n}", z, "lora.rank=3") for n, z in LORA.items()),
+        arguments(folder, "wandered", 3),
+    )
     return folder
 
 
@@ -64,8 +72,13 @@ def take(world: int, stop: int, *runs: str) -> None:
 
 def arguments(folder: Path, name: str, zero: int, *overrides: str) -> str:
     """A run for tests.train.takes."""
-    keys = [f"run={folder / name}", f"engine.ds_config={folder}/zero{zero}.json", "every.save=2",
-            "every.keep=9", "stage1.optim.weight_decay=0.1"]  # fmt: skip
+    keys = [
+        f"run={folder / name}",
+        f"engine.ds_config={folder}/zero{zero}.json",
+        "every.save=2",
+        "every.keep=9",
+        "stage1.optim.weight_decay=0.1",
+    ]
     return ",".join([str(folder / "recipe.yaml"), *keys, *overrides])
 
 

@@ -32,14 +32,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds import children, environment
-from lbr_ds.address import is_url, masked
-from lbr_ds.atomic import write_json, write_text
 from lbr_ds.bench.cluster.derive import derive
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError
-from lbr_ds.ownership import own
 from lbr_ds.plan import find_gpu
+from lbr_ds.system import children, environment
+from lbr_ds.system.atomic import write_json, write_text
+from lbr_ds.system.ownership import own
+from lbr_ds.system.urls import is_url, masked
 
 log = logging.getLogger(__name__)
 SCALINGS = ("weak", "strong")
@@ -166,8 +166,9 @@ def _run_sweep(sweep: Sweep, run: RunConfig, retry: bool) -> dict[str, Any]:
     done = {row["measure"] for row in result["rows"]}
     todo = [one for one in wanted if one.name not in done]
     if done:
-        log.info("%d of %d rows stand in %s already", len(wanted) - len(todo), len(wanted),
-                 sweep.folder)  # fmt: skip
+        log.info(
+            "%d of %d rows stand in %s already", len(wanted) - len(todo), len(wanted), sweep.folder
+        )
     with _ending():
         for number, one in enumerate(todo, 1):
             log.info("%d/%d %s ...", number, len(todo), one.name)
@@ -240,11 +241,22 @@ def _row(one: Configuration, sweep: Sweep, run: RunConfig) -> dict[str, Any]:
         value = figures["collectives"][-2]["gb_per_second"]
     nodes, per_node = sweep.placed(one.ranks)
     return {
-        "measure": one.name, "value": value, "unit": unit, "goal": None, "better": "higher",
-        "floor": None, "kind": one.kind, "ranks": one.ranks, "nodes": nodes, "per_node": per_node,
-        "micro_batch_tokens": one.tokens, "ds_config": one.ds_config, "samples": one.samples,
-        "reason": reason, "figures": figures,
-    }  # fmt: skip
+        "measure": one.name,
+        "value": value,
+        "unit": unit,
+        "goal": None,
+        "better": "higher",
+        "floor": None,
+        "kind": one.kind,
+        "ranks": one.ranks,
+        "nodes": nodes,
+        "per_node": per_node,
+        "micro_batch_tokens": one.tokens,
+        "ds_config": one.ds_config,
+        "samples": one.samples,
+        "reason": reason,
+        "figures": figures,
+    }
 
 
 def command(one: Configuration, sweep: Sweep, run: RunConfig, file: Path) -> list[str]:
@@ -253,8 +265,18 @@ def command(one: Configuration, sweep: Sweep, run: RunConfig, file: Path) -> lis
     folder = run.data.folder
     if not is_url(folder) and not (Path(folder) / "manifest.json").is_file():
         keys.append(f"run={sweep.folder / 'random'}")  # random weights are no run's backbone
-    words = ["bench", "cluster", sweep.recipe, *keys, "--stage", str(sweep.stage),
-             "--steps", str(sweep.steps), "--row", str(file)]  # fmt: skip
+    words = [
+        "bench",
+        "cluster",
+        sweep.recipe,
+        *keys,
+        "--stage",
+        str(sweep.stage),
+        "--steps",
+        str(sweep.steps),
+        "--row",
+        str(file),
+    ]
     words += ["--network"] * (one.kind == "network")
     if not sweep.launcher:
         return [sys.executable, "-m", "lbr_ds", *words, "--nproc", str(one.ranks)]
@@ -279,9 +301,12 @@ def _see_through(words: list[str], output: Path) -> int:
         words = children.command(words)
     with output.open("wb") as file:
         child = subprocess.Popen(
-            words, env=children.environment(), stdin=subprocess.DEVNULL, stdout=file,
+            words,
+            env=children.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
             stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        )
         try:
             return child.wait()
         finally:

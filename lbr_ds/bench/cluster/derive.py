@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from lbr_ds import layout as layouts
 from lbr_ds.config import RunConfig, load
+from lbr_ds.config import ds_config as layouts
 from lbr_ds.errors import ConfigError
 from lbr_ds.plan import Cluster, Gpu, find_gpu, predict
 from lbr_ds.plan.cluster import gpu_of
@@ -58,8 +58,10 @@ def _planned(
 ) -> dict[str, Any] | None:
     """The plan's figures for the row under ds_config `name`; None for one that has no plan."""
     stage = sweep.stage
-    keys = [f"stage{stage}.samples_per_step={row['samples']}",
-            f"stage{stage}.micro_batch_tokens={row['micro_batch_tokens']}"]  # fmt: skip
+    keys = [
+        f"stage{stage}.samples_per_step={row['samples']}",
+        f"stage{stage}.micro_batch_tokens={row['micro_batch_tokens']}",
+    ]
     try:
         run = load(sweep.recipe, [*sweep.overrides, *keys])
         layout = layouts.load(name)
@@ -79,9 +81,10 @@ def _efficiency(row: dict[str, Any], rows: list[dict[str, Any]], alike: Any) -> 
     """The row's rate over that of the fewest ranks among its like; None when it has no like."""
     same = ("micro_batch_tokens", "ds_config")
     like = [
-        r for r in rows
+        r
+        for r in rows
         if r["value"] and all(r[k] == row[k] for k in same) and alike(r) == alike(row)
-    ]  # fmt: skip
+    ]
     if not row["value"] or len({r["ranks"] for r in like}) < 2:
         return None
     least: float = min(like, key=lambda r: r["ranks"])["value"]

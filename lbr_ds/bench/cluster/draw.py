@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lbr_ds.atomic import written_file
+from lbr_ds.system.atomic import written_file
 
 _COLOURS = ("#0b6e4f", "#2f6f9f", "#c2571a", "#7a4fa3", "#8a8d91", "#b8860b")
 _MARKS = {"weak": ("o", "-"), "strong": ("s", "--")}
@@ -52,14 +52,24 @@ def _against_ranks(axis: Axes, rows: list[dict[str, Any]], key: str | None) -> N
             ys = [r[key] if key else r[way] for r in line]
             points = [(r["ranks"], y) for r, y in zip(line, ys, strict=True) if y is not None]
             if points:
-                axis.plot(*zip(*points, strict=True), marker=mark, linestyle=style, color=colour,
-                          markersize=5, label=f"{kind[0]}, {kind[1]} tokens, {way}")  # fmt: skip
-            planned = [(r["ranks"], r["planned"]["tokens_per_second_per_rank"])
-                       for r in line if key and r["planned"]]  # fmt: skip
+                axis.plot(
+                    *zip(*points, strict=True),
+                    marker=mark,
+                    linestyle=style,
+                    color=colour,
+                    markersize=5,
+                    label=f"{kind[0]}, {kind[1]} tokens, {way}",
+                )
+            planned = [
+                (r["ranks"], r["planned"]["tokens_per_second_per_rank"])
+                for r in line
+                if key and r["planned"]
+            ]
             if planned:
                 xs, rates = zip(*planned, strict=True)
-                axis.scatter(xs, rates, s=28, marker="D", facecolor="white", edgecolor=colour,
-                             zorder=3)  # fmt: skip
+                axis.scatter(
+                    xs, rates, s=28, marker="D", facecolor="white", edgecolor=colour, zorder=3
+                )
     ranks = sorted({r["ranks"] for r in rows})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ranks, [str(n) for n in ranks])
@@ -91,23 +101,33 @@ def _shares(axis: Axes, rows: list[dict[str, Any]]) -> None:
         exposed = found["exposed_share"]
         behind = max(0.0, found["collective_share"] - exposed)
         wait = found["data_wait_share"]
-        parts = [(exposed, _COLOURS[2], "collectives alone"),
-                 (behind, "#f0c9b0", "collectives beside computation"),
-                 (wait, _COLOURS[1], "waiting for data"),
-                 (max(0.0, 1 - exposed - behind - wait), "#dfe4e2", "the rest")]  # fmt: skip
+        parts = [
+            (exposed, _COLOURS[2], "collectives alone"),
+            (behind, "#f0c9b0", "collectives beside computation"),
+            (wait, _COLOURS[1], "waiting for data"),
+            (max(0.0, 1 - exposed - behind - wait), "#dfe4e2", "the rest"),
+        ]
         left = 0.0
         for share, colour, label in parts:
             axis.barh(place, share, 0.7, left, color=colour, label=label if not place else None)
             left += share
-        names.append(f"{row['ranks']} x {row['micro_batch_tokens']}, {row['samples']}, "
-                     f"{row['ds_config']}")  # fmt: skip
+        names.append(
+            f"{row['ranks']} x {row['micro_batch_tokens']}, {row['samples']}, {row['ds_config']}"
+        )
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.set_xlabel("share of a step (ranks x tokens, samples, layout)")
     if rows:
-        axis.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0),
-                    ncols=4, columnspacing=0.8, handlelength=1)  # fmt: skip
+        axis.legend(
+            fontsize=8,
+            frameon=False,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=4,
+            columnspacing=0.8,
+            handlelength=1,
+        )
 
 
 def _bandwidth(axis: Axes, rows: list[dict[str, Any]]) -> None:
@@ -115,9 +135,15 @@ def _bandwidth(axis: Axes, rows: list[dict[str, Any]]) -> None:
     for colour, row in zip(_COLOURS * len(rows), rows, strict=False):
         for name, style in (("all_gather", "-"), ("reduce_scatter", "--")):
             own = [f for f in row["figures"]["collectives"] if f["collective"] == name]
-            axis.plot([f["bytes"] / 2**20 for f in own], [f["gb_per_second"] for f in own], style,
-                      marker="o", markersize=4, color=colour,
-                      label=f"{row['ranks']} ranks, {name.replace('_', '-')}")  # fmt: skip
+            axis.plot(
+                [f["bytes"] / 2**20 for f in own],
+                [f["gb_per_second"] for f in own],
+                style,
+                marker="o",
+                markersize=4,
+                color=colour,
+                label=f"{row['ranks']} ranks, {name.replace('_', '-')}",
+            )
     axis.set_xscale("log", base=2)
     axis.set_xlabel("MiB of the whole")
     axis.set_ylabel("GB/s that a rank receives")

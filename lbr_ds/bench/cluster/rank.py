@@ -19,20 +19,20 @@ from typing import Any
 
 import torch
 
-from lbr_ds.address import is_url
-from lbr_ds.atomic import write_json
 from lbr_ds.batching import Sequence
 from lbr_ds.batching.contrastive import Pairs
 from lbr_ds.bench.cluster.traffic import bandwidth, shares
 from lbr_ds.bench.shapes import clock, ids
 from lbr_ds.config import RunConfig
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.distributed import World, join, leave
 from lbr_ds.flops import Shape, causal_pairs, flops
-from lbr_ds.layout import Layout
 from lbr_ds.model.bottleneck import CARD, prepare_backbone
 from lbr_ds.plan.check import forget_peak, write_backbone
 from lbr_ds.plan.shape import find
 from lbr_ds.plan.work import work_of
+from lbr_ds.system.atomic import write_json
+from lbr_ds.system.urls import is_url
 from lbr_ds.train.engine import Engine, load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
@@ -186,9 +186,13 @@ def _timed(
 
 
 def _figures(
-    run: RunConfig, engine: Engine, works: list[Work], seconds: list[float],
-    values: list[dict[str, Any]], world: World,
-) -> dict[str, Any]:  # fmt: skip
+    run: RunConfig,
+    engine: Engine,
+    works: list[Work],
+    seconds: list[float],
+    values: list[dict[str, Any]],
+    world: World,
+) -> dict[str, Any]:
     """Rates, waiting and the slowest rank, over the timed steps. All ranks call it."""
     shape = Shape.of(json.loads((run.run / "backbone" / "config.json").read_text()))
     rows = run.bottleneck.count * shape.hidden

@@ -46,8 +46,22 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_HEAD = ["ranks", "tokens", "ds_config", "samples", "tokens/s", "MFU", "GiB", "s/step", "data wait",
-         "collectives", "exposed", "weak", "strong", "straggler"]  # fmt: skip
+_HEAD = [
+    "ranks",
+    "tokens",
+    "ds_config",
+    "samples",
+    "tokens/s",
+    "MFU",
+    "GiB",
+    "s/step",
+    "data wait",
+    "collectives",
+    "exposed",
+    "weak",
+    "strong",
+    "straggler",
+]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -65,15 +79,21 @@ def _cells(row: dict[str, Any]) -> list[str]:
     rate = both("tokens_per_second_per_rank", "{:,.0f}".format)
     wait = found.get("data_wait_share") if found.get("data") == "real" else None
     return [
-        str(row["ranks"]), str(row["micro_batch_tokens"]), row["ds_config"], str(row["samples"]),
+        str(row["ranks"]),
+        str(row["micro_batch_tokens"]),
+        row["ds_config"],
+        str(row["samples"]),
         f"failed{rate[1:]}" if row["reason"] else rate,
-        both("mfu", "{:.1%}".format, row["mfu"]), both("memory_gib", "{:.2f}".format),
-        both("step_seconds", "{:.3g}".format), alone(wait, "{:.1%}".format),
+        both("mfu", "{:.1%}".format, row["mfu"]),
+        both("memory_gib", "{:.2f}".format),
+        both("step_seconds", "{:.3g}".format),
+        alone(wait, "{:.1%}".format),
         alone(found.get("collective_share"), "{:.1%}".format),
         both("exposed_share", "{:.1%}".format),
-        alone(row["weak"], "{:.2f}".format), alone(row["strong"], "{:.2f}".format),
+        alone(row["weak"], "{:.2f}".format),
+        alone(row["strong"], "{:.2f}".format),
         alone(found.get("straggler"), "{:.2f}".format),
-    ]  # fmt: skip
+    ]
 
 
 def _network(rows: list[dict[str, Any]]) -> str:

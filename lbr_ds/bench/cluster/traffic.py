@@ -43,8 +43,14 @@ def bandwidth(world: World) -> list[dict[str, Any]]:
         for name, run in ways.items():
             seconds = _slowest_seconds(run, world)
             carried = whole.nbytes * (world.size - 1) / world.size
-            rows.append({"collective": name, "bytes": whole.nbytes, "seconds": seconds,
-                         "gb_per_second": carried / seconds / 1e9})  # fmt: skip
+            rows.append(
+                {
+                    "collective": name,
+                    "bytes": whole.nbytes,
+                    "seconds": seconds,
+                    "gb_per_second": carried / seconds / 1e9,
+                }
+            )
     return rows
 
 
@@ -79,9 +85,10 @@ def shares(run: Callable[[], object]) -> tuple[float, float]:
         events = [e for e in events if e.activity_type() == "kernel"]
     wires = joined(_span(e) for e in events if _wired(e.name()))
     work = joined(
-        _span(e) for e in events
+        _span(e)
+        for e in events
         if not _wired(e.name()) and (on_gpu or e.name().startswith("aten::"))
-    )  # fmt: skip
+    )
     alone = length(joined([*wires, *work])) - length(work)
     return length(wires) / 1e9 / seconds, alone / 1e9 / seconds
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from lbr_ds.errors import ConfigError, LbrError, short
-from lbr_ds.failures import reading
+from lbr_ds.system.failures import reading
 
 _MAX_BYTES = 4 << 20
 _MAX_DEPTH = 40

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lbr_ds.address import shown
 from lbr_ds.errors import short
+from lbr_ds.system.urls import shown
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

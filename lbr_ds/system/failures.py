@@ -31,7 +31,7 @@ from lbr_ds.errors import (
     LbrError,
     short,
 )
-from lbr_ds.masking import masked
+from lbr_ds.system.masking import masked
 
 _ROOM = "free some space there, or choose a place on another disk"
 _PATH = "check the path"
@@ -65,9 +65,11 @@ _SYSTEM = {
 }
 _OS_ERROR = re.compile(r"\bos error (\d+)\b")  # how libraries written in Rust pass one on
 _SQLITE = {
-    "full": errno.ENOSPC, "readonly": errno.EROFS, "disk i/o": errno.EIO,
+    "full": errno.ENOSPC,
+    "readonly": errno.EROFS,
+    "disk i/o": errno.EIO,
     "unable to open": errno.EACCES,
-}  # fmt: skip
+}
 # Errors of libraries by the module of their class, where no `reading` has named the file.
 _LIBRARIES: dict[str, tuple[type[LbrError], str]] = {
     "safetensors": (CheckpointError, "a weights file cannot be read; copy or save it again"),
@@ -89,7 +91,7 @@ _LIBRARIES: dict[str, tuple[type[LbrError], str]] = {
     "json": (DataError, "a file is not JSON; make it again"),
     "yaml": (ConfigError, "a file is not YAML; correct it"),
     "sqlite3": (EnvironmentProblem, "the work file cannot be used; check the disk"),
-}  # fmt: skip
+}
 _BUILT_IN: dict[type[BaseException], tuple[type[LbrError], str]] = {
     EOFError: (DataError, "a file ends too early; fetch or copy it again"),
     UnicodeEncodeError: (
@@ -248,7 +250,7 @@ def _fault(error: BaseException) -> Fault:
 
 def _where(error: BaseException) -> str:
     """The innermost line of this package that the error went through."""
-    package = str(Path(__file__).parent)
+    package = str(Path(__file__).parent.parent)
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.filename.startswith(package) and f.filename != __file__]
     if not own:

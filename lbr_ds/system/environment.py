@@ -13,10 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import lbr_ds
-from lbr_ds.address import shown
+from lbr_ds.system.urls import shown
 
-_PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "webdataset", "mteb",
-             "sentence-transformers", "safetensors", "pydantic", "numpy")  # fmt: skip
+_PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "webdataset",
+    "mteb",
+    "sentence-transformers",
+    "safetensors",
+    "pydantic",
+    "numpy",
+)
 
 
 def versions(names: tuple[str, ...] = ("torch", "deepspeed", "transformers")) -> dict[str, Any]:

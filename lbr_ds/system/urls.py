@@ -12,12 +12,24 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AfterValidator, PlainSerializer
 
 from lbr_ds.errors import ConfigError
-from lbr_ds.masking import mask_record, masked, without_user
+from lbr_ds.system.masking import mask_record, masked, without_user
 
 __all__ = [
-    "CACHE_GIB", "Folder", "LocalPath", "Masked", "Place", "expanded", "folder_of", "is_url",
-    "local", "mask_record", "masked", "path_of", "request", "shown",
-]  # fmt: skip
+    "CACHE_GIB",
+    "Folder",
+    "LocalPath",
+    "Masked",
+    "Place",
+    "expanded",
+    "folder_of",
+    "is_url",
+    "local",
+    "mask_record",
+    "masked",
+    "path_of",
+    "request",
+    "shown",
+]
 CACHE_GIB = 50.0  # what fetched shards may take of a disk, unless the recipe says otherwise
 _IP6 = re.compile(r"(?<=//)\[[0-9a-f:.%]*|(?<=@)\[[0-9a-f:.%]*", re.I)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
@@ -115,9 +127,7 @@ def local(place: Path | str) -> Path:
 
 # What a recipe says; its secrets are not written down with the resolved recipe.
 Folder = Annotated[
-    Path | str,
-    AfterValidator(folder_of),
-    PlainSerializer(shown, return_type=str, when_used="json"),
+    Path | str, AfterValidator(folder_of), PlainSerializer(shown, return_type=str, when_used="json")
 ]
 
 # Of a text that may be a URL, likewise.

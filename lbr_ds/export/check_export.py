@@ -5,10 +5,9 @@
     python check_export.py --url http://localhost:8000/v1/embeddings --model NAME
 
 A copy of this file is part of every exported folder and runs on its own: it needs Python 3.10 or
-newer and, unless --url is given, sentence-transformers. `python -m lbr_ds.check_export FOLDER` is
-the same program. The reference vectors are in `parity.json`; they were computed in fp32 by the code
-that trained the model. Serve the model in fp32 to compare with the default limit; half precision
-needs --limit 0.01 or so.
+newer and, unless --url is given, sentence-transformers. The reference vectors are in `parity.json`;
+they were computed in fp32 by the code that trained the model. Serve the model in fp32 to compare
+with the default limit; half precision needs --limit 0.01 or so.
 
 Exit code: 0 when all vectors agree, 1 when one differs, 2 when the comparison cannot be made.
 """
@@ -201,16 +200,21 @@ def _parser() -> argparse.ArgumentParser:
     default = Path(__file__).resolve().parent
     here = (default / "parity.json").is_file()
     parser.add_argument(
-        "folder", type=Path, nargs="?" if here else None, default=default,
+        "folder",
+        type=Path,
+        nargs="?" if here else None,
+        default=default,
         help="the exported folder" + ("; default: the one of this file" if here else ""),
-    )  # fmt: skip
+    )
     parser.add_argument("--url", help="an OpenAI-compatible embeddings endpoint to compare")
     parser.add_argument("--model", help="the model's name on that server; default: the folder's")
     parser.add_argument("--api-key", help="sent as a bearer token")
     parser.add_argument(
-        "--backend", default="torch", choices=["torch", "onnx", "openvino"],
+        "--backend",
+        default="torch",
+        choices=["torch", "onnx", "openvino"],
         help="of sentence-transformers",
-    )  # fmt: skip
+    )
     parser.add_argument("--limit", type=float, help="largest difference; default: the export's own")
     return parser
 

@@ -25,12 +25,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lbr_ds import children
-from lbr_ds.address import shown
-from lbr_ds.atomic import flush, recover, scratch, tidy
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, short
-from lbr_ds.fetch import download
-from lbr_ds.ownership import own
+from lbr_ds.system import children
+from lbr_ds.system.atomic import flush, recover, scratch, tidy
+from lbr_ds.system.fetch import download
+from lbr_ds.system.ownership import own
+from lbr_ds.system.urls import shown
 
 _WHEEL = re.compile(
     r"wheel:(?P<name>[\w.-]+)==(?P<version>[\w.]+)(/(?P<file>[^#]+))?#sha256=(?P<hash>[0-9a-f]{64})"

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lbr_ds import resources
 from lbr_ds.errors import ConfigError, short
-from lbr_ds.failures import reading
-from lbr_ds.strict import read_json
+from lbr_ds.system import resources
+from lbr_ds.system.failures import reading
+from lbr_ds.system.strict import read_json
 
 OWNED_BY_RECIPE = {
     "train_batch_size": "stageN.samples_per_step",
@@ -146,9 +146,13 @@ class Layout:
     def precision(self) -> tuple[int, int, int, int, bool, bool]:
         """All of it that changes numbers, and not merely where they lie."""
         return (
-            self.width, self.gradient_width, self.master_width, self.moment_width,
-            self.quantized_weights, self.quantized_gradients,
-        )  # fmt: skip
+            self.width,
+            self.gradient_width,
+            self.master_width,
+            self.moment_width,
+            self.quantized_weights,
+            self.quantized_gradients,
+        )
 
     @property
     def unsaved(self) -> str | None:

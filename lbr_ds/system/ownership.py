@@ -32,8 +32,8 @@ from pathlib import Path
 
 import psutil
 
-from lbr_ds.address import masked
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.system.urls import masked
 
 log = logging.getLogger(__name__)
 ANOTHER = "name another folder (run=... for a run, data.folder=... for prepared data)"
@@ -66,11 +66,16 @@ class Owner:
         process, env = psutil.Process(), os.environ
         words = [Path(sys.argv[0]).name.replace("__main__.py", "lbr-ds"), *sys.argv[1:]]
         return cls(
-            socket.gethostname(), process.pid, process.create_time(), process.username(),
-            masked(shlex.join(words))[:_LONGEST], time.strftime("%Y-%m-%d %H:%M:%S %z"),
-            env.get("SLURM_JOB_ID", ""), int(env.get("SLURM_RESTART_COUNT") or 0),
+            socket.gethostname(),
+            process.pid,
+            process.create_time(),
+            process.username(),
+            masked(shlex.join(words))[:_LONGEST],
+            time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            env.get("SLURM_JOB_ID", ""),
+            int(env.get("SLURM_RESTART_COUNT") or 0),
             env.get("SLURM_STEP_ID", "") if env.get("SLURM_JOB_ID") else "",
-        )  # fmt: skip
+        )
 
     def __str__(self) -> str:
         job = f", SLURM job {self.job}" if self.job else ""

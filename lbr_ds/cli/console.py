@@ -50,8 +50,11 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     tied, groups = curation["components"], curation["groups"]
     console.print(
         f"lengths are in characters; {tied['largest']} records at most are tied into one split, "
-        f"{groups['largest']} at most are one group", style="dim", highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{groups['largest']} at most are one group",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
     for kind in ("dropped_records", "dropped_texts"):
         for rule, found in curation[kind].items():
             console.print(f"{kind.replace('_', ' ')}, {rule}: {found['count']}", highlight=False)
@@ -69,8 +72,9 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
         f"texts shared between eval and gl: {leaks['eval_gl']}, and cl: {leaks['eval_cl']}; "
         f"nearly: {leaks['near_eval_gl']}, {leaks['near_eval_cl']}\n"
         f"written to {folder}{reused}; the whole account is in {folder / 'curation.json'}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _show_entities(console: Console, entities: dict[str, int], told: dict[str, int]) -> None:
@@ -81,8 +85,9 @@ def _show_entities(console: Console, entities: dict[str, int], told: dict[str, i
         f"{entities['gl_facts_only']} of them without pairs\n"
         f"of eval {told['near_queries']} queries and {told['near_passages']} passages stand in gl, "
         "equal or nearly, as facts of their own entity (no leak here)",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
@@ -100,8 +105,11 @@ def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(
             f"          {example['method']} rank {example['rank']}, score {example['score']}, "
-            f"{example['ratio']} of the positive's", style="dim", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"{example['ratio']} of the positive's",
+            style="dim",
+            highlight=False,
+            soft_wrap=True,
+        )
     short, none = audit["queries_left_short"], audit["queries_with_none"]
     reused = " (reused: nothing has changed)" if audit["reused"] else ""
     console.print(
@@ -109,16 +117,20 @@ def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
         f"{audit['settings']['keep']} negatives, {none} of them none\n"
         f"written to {folder}{reused}; the whole account is in {folder / 'mining.json'}\n"
         f"training uses stage2.num_negatives={used} of them a record",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def show_scores(result: dict[str, Any]) -> None:
     """The tables that `eval` prints."""
     table = Table("task", "R@10", "N@10", "separation", "queries", "passages")
     for name, score in result["tasks"].items():
-        figures = [score.get("recall_at_10"), score.get("ndcg_at_10", score.get("main_score")),
-                   score.get("separation_ratio")]  # fmt: skip
+        figures = [
+            score.get("recall_at_10"),
+            score.get("ndcg_at_10", score.get("main_score")),
+            score.get("separation_ratio"),
+        ]
         cells = ["-" if f is None else f"{f:.4f}" for f in figures]
         table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
     console = Console()
@@ -157,19 +169,26 @@ def show_bench(result: dict[str, Any]) -> None:
     promised = any(row["theory"] is not None for row in result["rows"])
     names = ["measure", "value", "quartiles", *(["theory"] if promised else []), "must", "goal", ""]
     # Without a frame and with quartiles only where there are rounds it fits 80 columns.
-    table = Table(*(Column(name, no_wrap=True) for name in names), box=None, padding=(0, 1, 0, 0),
-                  pad_edge=False)  # fmt: skip
+    table = Table(
+        *(Column(name, no_wrap=True) for name in names),
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for row in result["rows"]:
         sign = ">=" if row["better"] == "higher" else "<="
         low, high = row["quartiles"]
         theory = "" if row["theory"] is None else f"{row['theory']:.3g}"
         measured = row["value"] is not None
         table.add_row(
-            row["measure"], f"{row['value']:.3g}" if measured else "-",
+            row["measure"],
+            f"{row['value']:.3g}" if measured else "-",
             f"{low:.3g}..{high:.3g}" if measured and row["rounds"] > 1 else "",
             *([theory] if promised else []),
-            f"{sign}{row['floor']:.3g}", f"{sign}{row['goal']:.3g}", _mark(row),
-        )  # fmt: skip
+            f"{sign}{row['floor']:.3g}",
+            f"{sign}{row['goal']:.3g}",
+            _mark(row),
+        )
     console = Console()
     console.print(table)
     for row in result["rows"]:

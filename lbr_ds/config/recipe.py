@@ -18,13 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from lbr_ds import resources
-from lbr_ds.address import CACHE_GIB, Folder, LocalPath, Place, local
-from lbr_ds.errors import ConfigError, short
-from lbr_ds.explain import explain
-from lbr_ds.instructions import pooling_fault
-from lbr_ds.masking import masked
-from lbr_ds.source import (
+from lbr_ds.config.data import (
     KNOWLEDGE_SIZES,
     MANY,
     CardConfig,
@@ -34,7 +28,13 @@ from lbr_ds.source import (
     SplitConfig,
     misfit,
 )
-from lbr_ds.strict import apply_override, read_yaml
+from lbr_ds.config.validation import explain
+from lbr_ds.errors import ConfigError, short
+from lbr_ds.instructions import pooling_fault
+from lbr_ds.system import resources
+from lbr_ds.system.masking import masked
+from lbr_ds.system.strict import apply_override, read_yaml
+from lbr_ds.system.urls import CACHE_GIB, Folder, LocalPath, Place, local
 
 SPLITS = ("gl", "cl", "eval")
 CONTROL = "control"  # a fourth, under protocol knowledge

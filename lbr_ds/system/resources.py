@@ -8,10 +8,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lbr_ds.atomic import new_folder, tidy
 from lbr_ds.errors import ConfigError, short
+from lbr_ds.system.atomic import new_folder, tidy
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 FOLDERS = ("recipes", "ds_configs", "slurm")
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lbr_ds.errors import ConfigError, EnvironmentProblem
-from lbr_ds.ownership import (
+from lbr_ds.system.ownership import (
     ANOTHER,
     Owner,
     beside_name,

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lbr_ds.config.validation import explain
 from lbr_ds.errors import DataError
-from lbr_ds.explain import explain
-from lbr_ds.strict import read_json
+from lbr_ds.system.strict import read_json
 
 _AGAIN = "make it again with `lbr-ds eval`, or remove it"
 

@@ -99,8 +99,17 @@ def masked(text: str) -> str:
     """
     text = _BLOCK.sub(rf"-----BEGIN \1-----{HIDDEN}", text)
     text = _QUERY.sub(r"\1", without_user(text))
-    for pattern in (_HEADER, _COOKIE, _OPTION, _LOGIN, _SSHPASS, _NAMED, _ENVIRONMENT, _TOKEN,
-                    _BEARER):  # fmt: skip
+    for pattern in (
+        _HEADER,
+        _COOKIE,
+        _OPTION,
+        _LOGIN,
+        _SSHPASS,
+        _NAMED,
+        _ENVIRONMENT,
+        _TOKEN,
+        _BEARER,
+    ):
         text = pattern.sub(rf"\g<1>{HIDDEN}", text)
     return _FORMS.sub(HIDDEN, text)
 

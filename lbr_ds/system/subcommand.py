@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 
-from lbr_ds import children
 from lbr_ds.errors import SAVED_AND_STOPPED, LbrError
+from lbr_ds.system import children
 
 
 def run_verb(*arguments: str) -> None:

@@ -21,16 +21,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from lbr_ds.address import request, shown
 from lbr_ds.errors import DataError, EnvironmentProblem, LbrError
+from lbr_ds.system.urls import request, shown
 
 log = logging.getLogger(__name__)
 WAITS = (0.5, 2.0, 8.0)  # seconds before each new try
 TIMEOUT = 60  # seconds without a byte
 PIECE = 1 << 20
 _HEAD = 1024  # bytes that tell a web page
-_MAGIC = {".gz": b"\x1f\x8b", ".parquet": b"PAR1", ".zip": b"PK", ".whl": b"PK", ".xz": b"\xfd7zXZ",
-          ".bz2": b"BZh", ".gguf": b"GGUF"}  # fmt: skip
+_MAGIC = {
+    ".gz": b"\x1f\x8b",
+    ".parquet": b"PAR1",
+    ".zip": b"PK",
+    ".whl": b"PK",
+    ".xz": b"\xfd7zXZ",
+    ".bz2": b"BZh",
+    ".gguf": b"GGUF",
+}
 _PAGE = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html)[\s>]", re.I | re.S
 )
@@ -145,8 +152,9 @@ class _Fetching:
         if total is None and "chunked" not in (answer.headers.get("Transfer-Encoding") or ""):
             log.warning(
                 "%s: the server sent no Content-Length, so a truncated download cannot be "
-                "detected; add #sha256=... to the address", shown(self.url),
-            )  # fmt: skip
+                "detected; add #sha256=... to the address",
+                shown(self.url),
+            )
 
 
 def _extent(answer: Any) -> tuple[int, int | None]:

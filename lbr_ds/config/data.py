@@ -6,17 +6,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from lbr_ds.address import Masked, Place
+from lbr_ds.system.urls import Masked, Place
 
 MANY = 2**31 - 1  # the upper bound of counts that have none of their own
 

@@ -59,7 +59,7 @@ def command(words: Sequence[str]) -> list[str]:
 
     `-m MODULE ...` is a Python module of others: the processes that it forks follow it, too.
     """
-    return [sys.executable, "-m", "lbr_ds.children", *words]
+    return [sys.executable, "-m", "lbr_ds.system.children", *words]
 
 
 def run(words: Sequence[str]) -> Ended:
@@ -135,8 +135,9 @@ def _watch(parent: int, grace: float) -> None:
     if grace:
         log.warning(
             "the parent process %d has ended, so this process stops; training first tries to save "
-            "a checkpoint", parent,
-        )  # fmt: skip
+            "a checkpoint",
+            parent,
+        )
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(grace)
     os._exit(LostRank.exit_code)
