@@ -111,13 +111,13 @@ def test_broken_ds_config(content: str, message: str, tmp_path: Path) -> None:
         ("stage1.optim.lrr=1", "unknown key stage1.optim.lrr; did you mean 'lr'?"),
         ("stage2.form=last", "unknown key stage2.form; did you mean 'from'?"),
         ("data.sources=[{pth: x}]", "missing key data.sources.0.path"),
-        ("stage1.objective=sfd", "unknown objective 'sfd'; did you mean 'sft'?"),
+        ("stage1.objective=ib_sfd", "unknown objective 'ib_sfd'; did you mean 'ib_sft'?"),
         (
-            "stage1.objective={sft: 0}",
-            "stage1.objective.sft: Input should be greater than 0 (got 0)",
+            "stage1.objective={ib_sft: 0}",
+            "stage1.objective.ib_sft: Input should be greater than 0 (got 0)",
         ),
         ("stage1.num_epochs=2", "exactly one of num_steps and num_epochs"),
-        ("bottleneck.count=0", "stage1.objective 'sft' needs a bottleneck"),
+        ("bottleneck.count=0", "stage1.objective 'ib_sft' needs a bottleneck"),
         ("model.max_length=8 bottleneck.count=7", "leaves no room for text"),
         ("data.splits={gl: 0.9, cl: 0.9, eval: 0.1}", "add up to 1.9"),
         ("data.splits={gl: 100, cl: 0.5, eval: 5}", "mixes shares and counts"),
@@ -147,10 +147,12 @@ def test_unknown_recipe_lists_the_known_ones() -> None:
 
 
 def test_overrides_read_numbers_as_people_write_them() -> None:
-    run = load("demo", ["stage1.optim.lr=1e-5", "stage2.from=backbone", "stage1.objective=gl"])
+    run = load(
+        "demo", ["stage1.optim.lr=1e-5", "stage2.from=backbone", "stage1.objective=plain_lm"]
+    )
     assert run.stage1.optim.lr == 1e-5
     assert run.stage2.start_from == "backbone"
-    assert run.stage1.objective == {"gl": 1.0}
+    assert run.stage1.objective == {"plain_lm": 1.0}
     assert load("demo", ["stage2.from=500"]).stage2.start_from == "500"
 
 

@@ -159,14 +159,14 @@ def test_batches_have_the_template_on_both_sides(run: RunConfig) -> None:
     assert torch.equal(pairs.text, bare_pairs.text)
     assert torch.equal(pairs.known, bare_pairs.known)
     for objective, x in {
-        "sft": QUERY + "a fever",
-        "uncut": QUERY + "a fever",
-        "reconstruct": DOCUMENT + "a cure",
+        "ib_sft": QUERY + "a fever",
+        "ib_uncut": QUERY + "a fever",
+        "ib_reconstruct": DOCUMENT + "a cure",
     }.items():
         made = generative_sequence(record, objective, encoder, turn=0, max_target_length=9)
         assert made.context == encoder.contexts([x])[0]
         assert made.target == encoder.target("a cure", 9)
-    prefix = generative_sequence(record, "continue", encoder, turn=0, max_target_length=9)
+    prefix = generative_sequence(record, "ib_continue", encoder, turn=0, max_target_length=9)
     ids = encoder.plain("a cure", 99)
     half = len(ids) // 2
     assert prefix.context == encoder.wrap(encoder.plain(DOCUMENT, 99) + ids[:half])
@@ -184,7 +184,7 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         model__pooling="mean",
         model__pool_instruction=False,
         bottleneck__count=0,
-        stage1__objective="gl",
+        stage1__objective="plain_sft",
     )
 
 

@@ -163,7 +163,11 @@ def test_pairs_of_a_mixture_are_the_mean() -> None:
     """Three parts cut at the bottleneck, one part plain; pairs counted on the masks themselves."""
     run = load(
         "huatuo-7b",
-        ["model.max_length=8", "stage1.max_target_length=5", "stage1.objective={sft: 3, gl: 1}"],
+        [
+            "model.max_length=8",
+            "stage1.max_target_length=5",
+            "stage1.objective={ib_sft: 3, plain_sft: 1}",
+        ],
     )
     plain = torch.ones(13, 13).tril()
     cut = plain.clone()

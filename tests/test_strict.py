@@ -125,7 +125,10 @@ def test_what_yaml_would_read_otherwise(tmp_path: Path) -> None:
         ("engine.timeout_minutes=.inf", "engine.timeout_minutes: Input should be a finite number"),
         ("stage1.optim.lr=.nan", "stage1.optim.lr: Input should be a finite number"),
         ("stage1.optim.lr=1e999", "stage1.optim.lr: Input should be a finite number"),
-        ("stage1.objective={sft: .inf}", "stage1.objective.sft: Input should be a finite number"),
+        (
+            "stage1.objective={ib_sft: .inf}",
+            "stage1.objective.ib_sft: Input should be a finite number",
+        ),
         ("stage2.temperature=-.inf", "stage2.temperature: Input should be a finite number"),
         ("mining.margin=.inf", "mining.margin: Input should be a finite number"),
         (f"seed={'9' * 5000}", "is no int"),

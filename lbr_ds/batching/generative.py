@@ -1,20 +1,8 @@
-"""Record -> the stage-1 sequence (paper, section 3.2): which text is X, which is Y.
+"""Record -> the stage-1 sequence `[X ; B ; Y]` (paper, section 3.2).
 
-| objective     | X       | Y        | Y sees          |
-|---------------|---------|----------|-----------------|
-| `sft`         | query   | positive | B, earlier Y    |
-| `reconstruct` | passage | passage  | B, earlier Y    |
-| `continue`    | prefix  | suffix   | B, earlier Y    |
-| `uncut`       | query   | positive | X, B, earlier Y |
-| `gl`          | query   | positive | X, earlier Y    |
-| `pt`          |         | passage  | earlier Y       |
-
-X is encoded as it will be embedded: a query after the record's `instruction`, a passage or prefix
-after its `document_instruction`. Y is the bare text.
-
-`gl` and `pt` are the paper's baselines (standard SFT and PT): plain causal learning, no bottleneck;
-under `gl` a plain passage is all Y, as under `pt`. `uncut` is a control of ours: the tokens of
-`sft` without its cut.
+Which text is X and which is Y: the table in config/objectives.py. X is encoded as it will be
+embedded: a query after the record's `instruction`, a passage or prefix after its
+`document_instruction`. Y is the bare text.
 """
 
 from __future__ import annotations
@@ -24,12 +12,18 @@ from dataclasses import replace
 import numpy as np
 
 from lbr_ds.batching.encode import Sequence, TextEncoder
+from lbr_ds.config import OBJECTIVES
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
 
 def draw(weights: dict[str, float], *key: int) -> str:
-    """The objective of one sample: a pure function of the weights and the key's numbers."""
+    """Draw the objective of one sample: a pure function of the weights and the key's numbers.
+
+    Args:
+        weights: the mixture, `stage1.objective`.
+        key: in training (seed, epoch, step, lane), so that a resumed run draws the same.
+    """
     names = sorted(weights)
     shares = np.array([weights[n] for n in names])
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
@@ -44,28 +38,26 @@ def generative_sequence(
     Raises DataError when the record lacks what the objective needs, or its instruction leaves no
     room for the query.
     """
+    kind = OBJECTIVES[objective]
     passage = record.text or record.positives[turn % len(record.positives)]
-    if objective in ("gl", "pt"):
-        question = record.asked() if objective == "gl" and record.query else ""
+    if not kind.bottleneck:
+        question = record.asked() if kind.x == "query" and record.query else ""
         return _plain(question, passage, encoder, max_target_length)
     bottleneck = encoder.num_bottleneck
-    if objective in ("sft", "uncut"):
-        if record.text:
-            raise DataError(
-                f"record {record.id}: objective {objective} needs a query; plain passages serve "
-                "reconstruct, continue and gl"
-            )
-        context = encoder.contexts([record.asked()])[0]
-        target = encoder.target(passage, max_target_length)
-        return Sequence(context, bottleneck, target, cut=objective == "sft")
-    if objective == "reconstruct":
-        context = encoder.contexts([record.told(passage)])[0]
-        return Sequence(context, bottleneck, encoder.target(passage, max_target_length))
-    ids = encoder.plain(passage, encoder.max_length + max_target_length)
-    before = encoder.instruction_ids(record.told(""))
-    half = min(len(ids) // 2, encoder.max_length - bottleneck - len(before))
-    target = [*ids[half:], encoder.tokenizer.eos_token_id][:max_target_length]
-    return Sequence(encoder.wrap([*before, *ids[:half]]), bottleneck, target)
+    if kind.x == "prefix":
+        ids = encoder.plain(passage, encoder.max_length + max_target_length)
+        before = encoder.instruction_ids(record.told(""))
+        half = min(len(ids) // 2, encoder.max_length - bottleneck - len(before))
+        target = [*ids[half:], encoder.tokenizer.eos_token_id][:max_target_length]
+        return Sequence(encoder.wrap([*before, *ids[:half]]), bottleneck, target, cut=kind.cut)
+    if kind.x == "query" and record.text:
+        raise DataError(
+            f"record {record.id}: objective {objective} needs a query; plain passages serve "
+            "ib_reconstruct, ib_continue, plain_sft and plain_lm"
+        )
+    source = record.asked() if kind.x == "query" else record.told(passage)
+    target = encoder.target(passage, max_target_length)
+    return Sequence(encoder.contexts([source])[0], bottleneck, target, cut=kind.cut)
 
 
 def with_bag(sequence: Sequence, encoder: TextEncoder) -> Sequence:

@@ -68,7 +68,7 @@ def stage1_over_hf_dense(data: Path | None, rounds: int, layers: int) -> Row:
         engine, encoder = build(run, STAGES[1], load_layout("auto"), join(30))
         records = pairs(data, SAMPLES * (rounds + 1))
         sequences = [
-            generative_sequence(record, "sft", encoder, turn=0, max_target_length=TARGET)
+            generative_sequence(record, "ib_sft", encoder, turn=0, max_target_length=TARGET)
             for record in records
         ]
         batches = [sequences[i : i + SAMPLES] for i in range(0, len(sequences), SAMPLES)]

@@ -28,6 +28,7 @@ from lbr_ds.config.data import (
     SplitConfig,
     misfit,
 )
+from lbr_ds.config.objectives import OBJECTIVES
 from lbr_ds.config.validation import explain
 from lbr_ds.errors import ConfigError, short
 from lbr_ds.instructions import pooling_fault
@@ -38,8 +39,6 @@ from lbr_ds.system.urls import CACHE_GIB, Folder, LocalPath, Place, local
 
 SPLITS = ("gl", "cl", "eval")
 CONTROL = "control"  # a fourth, under protocol knowledge
-OBJECTIVES = ("sft", "reconstruct", "continue", "uncut", "gl", "pt")
-PLAIN = ("gl", "pt")  # of them those without a bottleneck: the paper's baselines
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 
@@ -164,7 +163,7 @@ class StageConfig(Part):
 class Stage1Config(StageConfig):
     """IB-GL: learn the domain through the bottleneck (paper, section 3.2)."""
 
-    objective: dict[str, Weight] = Field(default_factory=lambda: {"sft": 1.0})  # name: weight
+    objective: dict[str, Weight] = Field(default_factory=lambda: {"ib_sft": 1.0})  # name: weight
     max_target_length: int = Field(default=512, ge=1, le=1 << 22)  # tokens of Y
     bag_of_words: float = Field(default=0, ge=0, le=1e6)  # weight of a loss on Y's words
 
@@ -277,11 +276,11 @@ class RunConfig(Part):
         model, count = self.model, self.bottleneck.count
         if fault := pooling_fault(model.pooling, model.pool_instruction, count):
             raise ValueError(fault)
-        ib = [name for name in self.stage1.objective if name not in PLAIN]
+        ib = [name for name in self.stage1.objective if OBJECTIVES[name].bottleneck]
         if ib and self.bottleneck.count == 0:
             raise ValueError(
                 f"stage1.objective {ib[0]!r} needs a bottleneck; "
-                "set bottleneck.count to 1 or more, or use objective gl or pt"
+                "set bottleneck.count to 1 or more, or use objective plain_sft or plain_lm"
             )
         return self
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from lbr_ds import runs
-from lbr_ds.config import RunConfig
+from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.doctor import gpus
@@ -37,7 +37,6 @@ from lbr_ds.system.environment import host_memory
 
 __all__ = ["Duty", "examine"]
 SECONDS = 600  # that one question may take: after that a file system or a GPU hangs
-SPLIT = {1: "gl", 2: "cl"}
 _GIB = 1 << 30
 
 
@@ -132,7 +131,7 @@ def data(duty: Duty) -> str:
     Of a URL the first is fetched, and the cache must have room for the others. What
     data.on_error=skip would pass over is no fault. Raises DataError, EnvironmentProblem.
     """
-    part, split = duty.run.data, SPLIT[duty.stage]
+    part, split = duty.run.data, STAGES[duty.stage].split
     manifest = Manifest.load(part.folder, part.cache_gib)
     shards = manifest.shards(split)
     if part.on_error == "strict":

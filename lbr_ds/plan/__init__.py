@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.config import RunConfig
+from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.plan.cluster import Cluster, Gpu, find_gpu
@@ -140,7 +140,7 @@ def _prepared(run: RunConfig, number: int) -> int | None:
     folder = run.data.folder
     if is_url(folder) or not (Path(folder) / "manifest.json").is_file():
         return None
-    return Manifest.load(folder).records("gl" if number == 1 else "cl")
+    return Manifest.load(folder).records(STAGES[number].split)
 
 
 def _refusal(layout: Layout, found: Memory, cluster: Cluster) -> str | None:

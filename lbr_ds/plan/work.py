@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lbr_ds import flops
-from lbr_ds.config import RunConfig
+from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.errors import ConfigError
 from lbr_ds.plan.shape import Shape
 
@@ -128,6 +128,6 @@ def num_steps(run: RunConfig, stage: int, prepared: int | None) -> int | None:
     if part.num_steps is not None:
         return part.num_steps
     if prepared is None and not run.data.splits.are_shares:
-        asked = run.data.splits.gl if stage == 1 else run.data.splits.cl
+        asked = getattr(run.data.splits, STAGES[stage].split)
         prepared = int(asked) or None  # protocol knowledge gives gl no size
     return None if prepared is None else part.steps(prepared)

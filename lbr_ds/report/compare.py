@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from lbr_ds.config import STAGES
 from lbr_ds.evaluate import bootstrap
 
 METRICS = {"recall_at_10": "Recall@10", "ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10"}
 LABELS = {
     "base": "Base model",
-    "stage1": "After stage 1 (IB-GL)",
-    "stage2": "After stage 2 (GR-CL)",
+    **{stage.folder: f"After {stage.title}" for stage in STAGES.values()},
 }
 
 # Table 3 of the paper: nDCG@10 of LLM, LLM + IB-GL, LLM + IB-GL + CL, on Qwen2-1.5B.

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lbr_ds.config import STAGES
 from lbr_ds.errors import DataError, EnvironmentProblem
 from lbr_ds.report.reading import read_json
 from lbr_ds.shards.remote import Remote
@@ -15,8 +16,7 @@ from lbr_ds.system.urls import CACHE_GIB, shown
 log = logging.getLogger(__name__)
 
 USES = {
-    "gl": "stage 1, learn",
-    "cl": "stage 2, represent",
+    **{stage.split: stage.title for stage in STAGES.values()},
     "eval": "held out",
     "control": "control: known from nowhere",
 }

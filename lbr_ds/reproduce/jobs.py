@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds import lineage, runs
-from lbr_ds.config import RunConfig, load
+from lbr_ds.config import STAGES, RunConfig, load
 from lbr_ds.config import ds_config as layout
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.evaluate.baselines import BASELINES
@@ -88,7 +88,7 @@ class Job:
         """Whether its model stands: the backbone, or the checkpoint of the stage's last step."""
         if self.phase == 0:
             return bool(self.model) or (self.folder / "backbone" / "lbr.json").is_file()
-        split = ("gl", "cl")[self.phase - 1]
+        split = STAGES[self.phase].split
         steps = self.run.stage(self.phase).steps(Manifest.load(self.run.data.folder).records(split))
         found = runs.checkpoints(self.folder / f"stage{self.phase}")
         return bool(found) and runs.step_of(found[-1]) >= steps

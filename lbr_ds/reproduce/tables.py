@@ -1,8 +1,8 @@
 """The paper's tables as values: which variants of a recipe are trained, and which are compared.
 
 A variant is a name, overrides of the recipe, and the stages to run. Baselines without a bottleneck
-have `bottleneck.count=0`: the plain backbone, read at its end token, where `gl` has learnt to begin
-an answer.
+have `bottleneck.count=0`: the plain backbone, read at its end token, where `plain_sft` has learnt
+to begin an answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import ConfigError
 
-_PLAIN = ("bottleneck.count=0", "stage1.objective=gl", "stage1.bag_of_words=0")
+_PLAIN = ("bottleneck.count=0", "stage1.objective=plain_sft", "stage1.bag_of_words=0")
 _BIDIRECTIONAL = ("model.attention=bidirectional",)
 COUNTS = (32, 16, 8, 4, 2, 1)  # of bottleneck tokens: mild to extreme compression
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the budget that stage 1 gets
@@ -121,16 +121,16 @@ def _table5(run: RunConfig) -> Table:
 def _table6(run: RunConfig) -> Table:
     plain, bottleneck = (_PLAIN[0], _PLAIN[2]), ()
     rows = (
-        ("Standard SFT", plain, "gl", "Standard SFT"),
-        ("IB-GL (SFT)", bottleneck, "sft", "Standard SFT"),
-        ("Standard PT", plain, "pt", "Standard PT"),
-        ("IB-GL (PT)", bottleneck, "reconstruct", "Standard PT"),
+        ("Standard SFT", plain, "plain_sft", "Standard SFT"),
+        ("IB-GL (SFT)", bottleneck, "ib_sft", "Standard SFT"),
+        ("Standard PT", plain, "plain_lm", "Standard PT"),
+        ("IB-GL (PT)", bottleneck, "ib_reconstruct", "Standard PT"),
     )
     variants = [
         _beside(Variant(name, (1,), (*learn, f"stage1.objective={kind}"), over=over))
         for name, learn, kind, over in rows
     ]
-    suffix = ("stage1.objective=continue",)
+    suffix = ("stage1.objective=ib_continue",)
     ours = Variant("IB-GL (PT, prefix to suffix)", (1,), suffix, over="Standard PT")
     return Table(
         (*variants, ours),
@@ -147,14 +147,14 @@ def _bottleneck(run: RunConfig) -> Table:
 
     uncut: the same sequence, but Y sees X too.
     """
-    objectives = {"uncut": "uncut", "IB-GL": "sft"}
+    objectives = {"uncut": "ib_uncut", "IB-GL": "ib_sft"}
     ways = {"GL": _PLAIN} | {
         f"{name}{words}": (f"stage1.objective={objective}", f"stage1.bag_of_words={weight}")
         for name, objective in objectives.items()
         for words, weight in (("", 0), (" and words", 1))
     }
     ways["IB-GL and words, mixed"] = (
-        "stage1.objective={sft: 1, reconstruct: 1}",
+        "stage1.objective={ib_sft: 1, ib_reconstruct: 1}",
         "stage1.bag_of_words=1",
     )
     rows = [Variant("CL", (2,))]

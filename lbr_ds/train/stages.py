@@ -1,4 +1,4 @@
-"""STAGES: what a stage collates and how it learns. The only place that knows there are two.
+"""STAGES: what a stage collates and how it learns. Which split each trains on: config/stages.py.
 
 A stage is a value. `collate` turns a rank's share of a step into micro-batches on the CPU (in a
 loader process); `learn` runs forwards and backwards for them and leaves the gradient of the whole
@@ -22,7 +22,7 @@ from torch import Tensor
 from lbr_ds.batching import PackedBatch, Sequence, TextEncoder, fill_by_tokens, pack
 from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
-from lbr_ds.config import RunConfig
+from lbr_ds.config import RunConfig, stages
 from lbr_ds.distributed import World
 from lbr_ds.objectives.contrastive import info_nce
 from lbr_ds.shards import Step
@@ -85,7 +85,7 @@ def cut(sequences: list[Sequence], budget: int) -> tuple[list[PackedBatch], list
 
 
 def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work:
-    """Each sample's objective is drawn by (seed, epoch, record), so a mixture resumes exactly."""
+    """Draw each sample's objective by (seed, epoch, step, lane): a mixture resumes exactly."""
     sequences = []
     for sample in step.samples:
         key = (run.seed, sample.epoch, step.index, sample.lane)
@@ -237,6 +237,6 @@ def rehearse(
 
 
 STAGES = {
-    1: Stage(1, "gl", collate_generative, learn_generative),
-    2: Stage(2, "cl", collate_contrastive, learn_contrastive),
+    1: Stage(1, stages.STAGES[1].split, collate_generative, learn_generative),
+    2: Stage(2, stages.STAGES[2].split, collate_contrastive, learn_contrastive),
 }

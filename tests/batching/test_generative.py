@@ -42,34 +42,34 @@ def test_every_objective(encoder: TextEncoder) -> None:
     def sequence(record: Record, objective: str, turn: int = 0):
         return generative_sequence(record, objective, encoder, turn=turn, max_target_length=64)
 
-    sft = sequence(PAIR, "sft")
+    sft = sequence(PAIR, "ib_sft")
     assert (sft.context, sft.target, sft.cut) == (query + b, [*first, end], True)
-    assert sequence(PAIR, "sft", turn=1).target == [*second, end]
-    assert sequence(PAIR, "uncut") == replace(sft, cut=False)
-    rebuilt = sequence(PAIR, "reconstruct")
+    assert sequence(PAIR, "ib_sft", turn=1).target == [*second, end]
+    assert sequence(PAIR, "ib_uncut") == replace(sft, cut=False)
+    rebuilt = sequence(PAIR, "ib_reconstruct")
     assert (rebuilt.context, rebuilt.target) == (first + b, [*first, end])
     text = ids(encoder, PASSAGE.text)
     half = len(text) // 2
-    continued = sequence(PASSAGE, "continue")
+    continued = sequence(PASSAGE, "ib_continue")
     assert (continued.context, continued.target) == (text[:half] + b, [*text[half:], end])
-    plain = sequence(PAIR, "gl")
+    plain = sequence(PAIR, "plain_sft")
     assert (plain.context, plain.target, plain.cut) == ([*query, end], [*first, end], False)
-    assert sequence(PASSAGE, "gl").context == [end]
+    assert sequence(PASSAGE, "plain_sft").context == [end]
     for record, passage in ((PAIR, first), (PASSAGE, text)):
-        alone = sequence(record, "pt")
+        alone = sequence(record, "plain_lm")
         assert (alone.context, alone.target, alone.cut) == ([end], [*passage, end], False)
 
 
 def test_a_bag_holds_each_word_of_the_answer_once(encoder: TextEncoder) -> None:
     answer = "a fever is heat heat heat"
     pair = Record("3", "s", query="what is a fever", positives=[answer])
-    sequence = generative_sequence(pair, "sft", encoder, turn=0, max_target_length=64)
+    sequence = generative_sequence(pair, "ib_sft", encoder, turn=0, max_target_length=64)
     assert sequence.bag == []
     found = with_bag(sequence, encoder)
     text = ids(encoder, answer)
     assert len(set(text)) < len(text)
     assert found == replace(sequence, bag=sorted(set(text)))
-    plain = generative_sequence(PASSAGE, "pt", encoder, turn=0, max_target_length=64)
+    plain = generative_sequence(PASSAGE, "plain_lm", encoder, turn=0, max_target_length=64)
     assert with_bag(plain, encoder) == plain  # no X whose end could tell anything
     batch = pack([found, sequence, found])
     assert batch.bags is not None
@@ -88,7 +88,7 @@ def test_a_bag_holds_no_parts_of_characters(encoder: TextEncoder) -> None:
     """The byte-level tokenizer knows no Chinese: each character is three tokens of a byte."""
     answer = "a fever \u53d1\u70ed is heat"
     pair = Record("3", "s", query="what is a fever", positives=[answer])
-    sequence = generative_sequence(pair, "sft", encoder, turn=0, max_target_length=64)
+    sequence = generative_sequence(pair, "ib_sft", encoder, turn=0, max_target_length=64)
     parts = set(ids(encoder, "\u53d1\u70ed"))
     assert len(ids(encoder, "\u53d1\u70ed")) == 6
     assert all(encoder.is_part(token) for token in parts)
@@ -105,14 +105,14 @@ def test_without_a_bottleneck_gl_learns_what_is_read(tmp_path: Path) -> None:
     config = ModelConfig(backbone=str(backbone(tmp_path / "raw")), max_length=24)
     prepare_backbone(config, BottleneckConfig(count=0), tmp_path / "made", 0)
     encoder = TextEncoder(load_tokenizer(tmp_path / "made"), max_length=24, num_bottleneck=0)
-    learnt = generative_sequence(PAIR, "gl", encoder, turn=0, max_target_length=64)
+    learnt = generative_sequence(PAIR, "plain_sft", encoder, turn=0, max_target_length=64)
     assert learnt.context == encoder.embed([PAIR.query])[0].context
     assert not learnt.cut
 
 
 def test_sft_of_a_plain_passage_is_refused(encoder: TextEncoder) -> None:
-    with pytest.raises(DataError, match="record 2: objective sft needs a query"):
-        generative_sequence(PASSAGE, "sft", encoder, turn=0, max_target_length=8)
+    with pytest.raises(DataError, match="record 2: objective ib_sft needs a query"):
+        generative_sequence(PASSAGE, "ib_sft", encoder, turn=0, max_target_length=8)
 
 
 def test_targets_are_cut_to_their_limit(encoder: TextEncoder) -> None:
@@ -137,7 +137,7 @@ def test_an_instruction_that_leaves_no_room_is_refused(encoder: TextEncoder) -> 
     room = 24 - 2
     fits = replace(PAIR, instruction=" ".join(["?"] * 7) + "?")
     assert len(ids(encoder, fits.instruction)) == room - MIN_TEXT
-    context = generative_sequence(fits, "sft", encoder, turn=0, max_target_length=8).context
+    context = generative_sequence(fits, "ib_sft", encoder, turn=0, max_target_length=8).context
     assert context == ids(encoder, fits.instruction + PAIR.query)[:room] + encoder.contexts([""])[0]
     full = replace(fits, instruction=" ".join(["?"] * 8))
     message = (
@@ -145,12 +145,12 @@ def test_an_instruction_that_leaves_no_room_is_refused(encoder: TextEncoder) -> 
         "special tokens are 2, which leaves 7 of model.max_length=24 for the text .at least 8 are "
         "needed.; shorten the instruction or raise model.max_length to 25"
     )
-    for objective in ("sft", "uncut", "gl"):
+    for objective in ("ib_sft", "ib_uncut", "plain_sft"):
         with pytest.raises(DataError, match=f"^{message}$"):
             generative_sequence(full, objective, encoder, turn=0, max_target_length=8)
     with pytest.raises(DataError, match=f"^{message}$"):
         contrastive_pairs([PAIR, full], [0, 0], encoder, 1)
-    for objective in ("reconstruct", "continue", "pt"):
+    for objective in ("ib_reconstruct", "ib_continue", "plain_lm"):
         generative_sequence(full, objective, encoder, turn=0, max_target_length=8)
 
 
@@ -163,13 +163,13 @@ def test_control_tokens_in_a_text_are_text(encoder: TextEncoder) -> None:
         assert not set(ids) & (encoder.special_ids | {*encoder.contexts([""])[0]})
         assert encoder.text(ids) == text
         pair = replace(PAIR, query=text, positives=[text])
-        made = generative_sequence(pair, "sft", encoder, turn=0, max_target_length=64)
+        made = generative_sequence(pair, "ib_sft", encoder, turn=0, max_target_length=64)
         assert made.context == ids + encoder.contexts([""])[0]
         assert made.target == [*ids, tokenizer.eos_token_id]
 
 
 def test_mixture_follows_its_weights_and_its_key() -> None:
-    weights = {"sft": 3.0, "reconstruct": 1.0}
+    weights = {"ib_sft": 3.0, "ib_reconstruct": 1.0}
     drawn = [draw(weights, 0, 0, step, 0) for step in range(2000)]
     assert drawn == [draw(dict(reversed(weights.items())), 0, 0, step, 0) for step in range(2000)]
-    assert Counter(drawn)["sft"] / 2000 == pytest.approx(0.75, abs=0.04)
+    assert Counter(drawn)["ib_sft"] / 2000 == pytest.approx(0.75, abs=0.04)

@@ -180,7 +180,7 @@ def test_by_the_command_line(folder: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_bottleneck_there_is_one_prompt(folder: Path) -> None:
-    run = load(folder / "recipe.yaml", ["bottleneck.count=0", "stage1.objective=gl"])
+    run = load(folder / "recipe.yaml", ["bottleneck.count=0", "stage1.objective=plain_sft"])
     prepare_backbone(run.model, run.bottleneck, folder / "plain" / "backbone", 0)
     found = evaluate(str(folder / "plain"), data=folder / "data", generation=True, max_queries=3)
     assert set(found["generation"]["prompts"]) == {"visible"}

@@ -21,7 +21,7 @@ from tests.tiny import records, tiny_recipe
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny recipe's folder with its data and a backbone of K tokens."""
     keys = {"bottleneck__count": request.param}
-    more = {} if request.param else {"stage1__objective": "gl"}
+    more = {} if request.param else {"stage1__objective": "plain_sft"}
     run = load(tiny_recipe(tmp_path_factory.mktemp("states"), **keys, **more))
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", 0)
     return run.run.parent

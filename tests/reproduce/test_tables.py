@@ -70,7 +70,7 @@ def test_every_variant_of_every_table_loads(recipe: str) -> None:
         for v in build(run).variants:
             learnt = load(recipe, [*v.learn, *v.data])
             if not v.model and v.stages != (2,):
-                plain = set(learnt.stage1.objective) <= {"gl", "pt"}
+                plain = set(learnt.stage1.objective) <= {"plain_sft", "plain_lm"}
                 assert (learnt.bottleneck.count == 0) is plain, v.name
             load(recipe, [*v.learn, *v.data, *v.represent])
 

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[int, list[str]]] = {
     "one": (1, []),
     "one-cut": (1, ["stage1.micro_batch_tokens=60"]),
     "one-few": (1, ["evaluation.max_queries=2", "evaluation.max_passages=5"]),
-    "one-mixed": (1, ["stage1.objective={sft: 1, gl: 1}"]),
+    "one-mixed": (1, ["stage1.objective={ib_sft: 1, plain_sft: 1}"]),
     "two": (2, []),
 }
 

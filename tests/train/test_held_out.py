@@ -89,7 +89,7 @@ def loss_by_hand(run: RunConfig, hide: bool) -> float:
     )
     total, count = 0.0, 0
     for record in read_split(run.data.folder, "eval"):
-        seq: Sequence = generative_sequence(record, "sft", encoder, turn=0, max_target_length=32)
+        seq: Sequence = generative_sequence(record, "ib_sft", encoder, turn=0, max_target_length=32)
         mask, length = dense_mask([seq]), len(seq.context)
         if hide:
             mask[length:, :length] = False

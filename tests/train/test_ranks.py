@@ -78,7 +78,7 @@ def generative_oracle(run: RunConfig, bag: float) -> tuple[float, float, dict[st
     model, encoder = plain_model(run), text_encoder(run)
     loss, bags, count = torch.zeros(()), [], 0
     for sample in samples(run, 1):
-        seq = generative_sequence(sample.record, "sft", encoder, turn=0, max_target_length=32)
+        seq = generative_sequence(sample.record, "ib_sft", encoder, turn=0, max_target_length=32)
         ids = torch.tensor([seq.context + seq.target])
         logits = model(ids, attention_mask=dense_mask([seq])[None, None]).logits[0]
         first = len(seq.context) - 1
