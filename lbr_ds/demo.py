@@ -21,8 +21,8 @@ from rich.table import Table
 
 from lbr_ds.config import RunConfig, load
 from lbr_ds.system.atomic import write_json
-from lbr_ds.system.ownership import own
-from lbr_ds.system.subcommand import run_verb
+from lbr_ds.system.children import run_verb
+from lbr_ds.system.locks import lock_folder
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def demo(out: Path, nproc: int | None, overrides: list[str]) -> dict[str, Any]:
     placed = [f"run={out / 'run'}", f"data.folder={out / 'data' / 'icd10cm'}", *overrides]
     run = load("demo", placed)
     ranks = _ranks(run, nproc)
-    with own(out, cure="wait until it has ended, or give another folder with --out"):
+    with lock_folder(out, cure="wait until it has ended, or give another folder with --out"):
         return _demo(out, run, placed, ranks)
 
 

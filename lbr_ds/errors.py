@@ -41,7 +41,7 @@ class LbrError(Exception):
     """Root of all errors that are the user's to mend: the message names the place and the cure."""
 
     exit_code = 1
-    told = False  # another process has printed the line already
+    reported = False  # whether another process has printed the line already
 
 
 class ConfigError(LbrError):
@@ -80,13 +80,13 @@ class LostRank(LbrError):
     exit_code = 86
 
 
-class Fault(LbrError):
+class InternalError(LbrError):
     """An error that nobody foresaw: a fault of this program and not of what it was given."""
 
 
 class PeerFailed(LbrError):
-    """This rank ends because another one did, with that one's exit code; that one told why."""
+    """This rank ends because another one did, with that one's exit code, which has reported why."""
 
-    def __init__(self, message: str, exit_code: int, told: bool = True) -> None:
+    def __init__(self, message: str, exit_code: int, reported: bool = True) -> None:
         super().__init__(message)
-        self.exit_code, self.told = exit_code, told
+        self.exit_code, self.reported = exit_code, reported

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lbr_ds.errors import CheckpointError, ConfigError, DataError, short
-from lbr_ds.system.strict import read_json
+from lbr_ds.system.yaml_json import read_json
 
 NAME = "instructions.json"
 Side = Literal["query", "document"]

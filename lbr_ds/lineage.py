@@ -20,14 +20,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from lbr_ds.config import CONTROL, SPLITS, BottleneckConfig, ModelConfig
-from lbr_ds.config.data import Part
-from lbr_ds.config.validation import explain
+from lbr_ds.config.data import Section
+from lbr_ds.config.validation import describe_error
 from lbr_ds.errors import CheckpointError, LbrError
 from lbr_ds.shards import Manifest
 from lbr_ds.system.atomic import write_text
-from lbr_ds.system.downloads import known_sha256, locate
-from lbr_ds.system.masking import masked
-from lbr_ds.system.urls import shown
+from lbr_ds.system.locate import cached_sha256, locate
+from lbr_ds.system.masking import mask_secrets
+from lbr_ds.system.urls import public_url
 
 NAME = "lineage.json"
 _SHOWN = 8  # digits of a hash in messages
@@ -45,7 +45,7 @@ _VOCABULARIES = (
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-class Backbone(Part):
+class Backbone(Section):
     """A pretrained model by its content: sha256 of its config, tokenizer and weights."""
 
     name: str  # as the recipe names it
@@ -64,7 +64,7 @@ class Backbone(Part):
         return found
 
 
-class Bottleneck(Part):
+class Bottleneck(Section):
     """How a text becomes a vector, as in the recipe's `bottleneck` and `model`."""
 
     count: int
@@ -83,7 +83,7 @@ class Bottleneck(Part):
         )
 
 
-class Source(Part):
+class Source(Section):
     """A corpus that data was prepared from: where it is from and under which licence.
 
     path: as in the recipe, where that is an address and not a place on some disk.
@@ -96,7 +96,7 @@ class Source(Part):
     sha256: str = ""
 
 
-class Dataset(Part):
+class Dataset(Section):
     """Prepared data: its fingerprint, and what a model card says about it.
 
     splits: records of each. leaks: texts that a held-out split shares with a training split.
@@ -132,8 +132,8 @@ class Dataset(Part):
             if source.get("format") != "mine"
         ]
         return cls(
-            name=Path(shown(place)).name,
-            place=shown(place),
+            name=Path(public_url(place)).name,
+            place=public_url(place),
             fingerprint=manifest.fingerprint,
             protocol=manifest.protocol,
             splits={name: manifest.records(name) for name in splits},
@@ -146,7 +146,7 @@ class Dataset(Part):
         )
 
 
-class Training(Part):
+class Training(Section):
     """One stage of training: `steps` optimizer steps on a split of a dataset."""
 
     stage: int
@@ -156,7 +156,7 @@ class Training(Part):
     data: Dataset
 
 
-class Lineage(Part):
+class Lineage(Section):
     """A model's backbones, the first one first, and all that was trained since, oldest first.
 
     A model that starts from an export has that export as its last backbone, after those that the
@@ -209,8 +209,8 @@ def load(folder: Path) -> Lineage | None:
         return None
     except ValidationError as error:
         raise CheckpointError(
-            f"{path}: not a valid {NAME} ({explain(error, Lineage)[:200]}); restore it from a copy "
-            "of this folder, or use another checkpoint"
+            f"{path}: not a valid {NAME} ({describe_error(error, Lineage)[:200]}); restore it from "
+            "a copy of this folder, or use another checkpoint"
         ) from None
 
 
@@ -225,7 +225,7 @@ def unite(lineages: Sequence[Lineage]) -> Lineage:
 
 
 def identify(model: ModelConfig, recorded: Backbone | None = None) -> Backbone | None:
-    """The recipe's backbone by its content as it is now; each file is read once (`known_sha256`).
+    """The recipe's backbone by its content as it is now; each file is read once (`cached_sha256`).
 
     recorded: what an earlier start found. It is the answer for an address that names its content
     (`wheel:`), and where nothing is at the place any more. A name is looked up in the local cache
@@ -238,14 +238,14 @@ def identify(model: ModelConfig, recorded: Backbone | None = None) -> Backbone |
     if found is None:
         return recorded
     if found.is_file():  # one file that is all three
-        parts = dict.fromkeys(("config", "tokenizer", "weights"), known_sha256(found))
+        parts = dict.fromkeys(("config", "tokenizer", "weights"), cached_sha256(found))
     else:
         parts = {
             "config": _config_hash(found),
             "tokenizer": tokenizer_hash(found),
             "weights": _weights_hash(found),
         }
-    return Backbone(name=masked(place), num_layers=model.num_layers, **parts)
+    return Backbone(name=mask_secrets(place), num_layers=model.num_layers, **parts)
 
 
 def _files_of(place: str, revision: str | None) -> Path | None:
@@ -286,7 +286,7 @@ def tokenizer_hash(folder: Path) -> str:
         content.pop(setting, None)
     files: dict[str, Any] = {"tokenizer.json": content}
     if not content:
-        files = {n: known_sha256(folder / n) for n in _VOCABULARIES if (folder / n).is_file()}
+        files = {n: cached_sha256(folder / n) for n in _VOCABULARIES if (folder / n).is_file()}
     settings = _json(folder / "tokenizer_config.json")
     special = {name: _text_of(settings.get(name)) for name in _SPECIAL}
     return _digest([files, special])
@@ -294,7 +294,7 @@ def tokenizer_hash(folder: Path) -> str:
 
 def _weights_hash(folder: Path) -> str:
     """Hash of the contents of the weights' files, whatever they are called."""
-    return _digest(sorted(known_sha256(path) for path in folder.glob("*.safetensors")))
+    return _digest(sorted(cached_sha256(path) for path in folder.glob("*.safetensors")))
 
 
 def _text_of(token: Any) -> Any:

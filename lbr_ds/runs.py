@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.errors import CheckpointError, ConfigError
-from lbr_ds.system.downloads import file_sha256, known_sha256
+from lbr_ds.system.locate import cached_sha256, file_sha256
 
 log = logging.getLogger(__name__)
 _PARTS = re.compile(r"\.|backbone|stage[12](/checkpoints(/step-\d+(/model)?)?)?")  # of a run
@@ -60,13 +60,13 @@ def changed(folder: Path) -> str:
     """What of a folder with a files.json has changed since, as `name: reason`; empty when nothing.
 
     Of a checkpoint the contents of `state/` are not read, which only training needs. A file is read
-    once and then known by its times (`known_sha256`). A folder without files.json has not changed.
+    once and then known by its times (`cached_sha256`). A folder without files.json has not changed.
     """
     files = _listed(folder)
     if isinstance(files, str):
         return files if (folder / MANIFEST).exists() else ""
     read = [name for name in sorted(files) if not name.startswith("state/")]
-    return _compare(folder, files, read, known_sha256)
+    return _compare(folder, files, read, cached_sha256)
 
 
 def seal_folder(folder: Path, leave: Sequence[str] = ()) -> None:

@@ -17,7 +17,7 @@ from lbr_ds.evaluate import load_model
 from lbr_ds.export import export
 from lbr_ds.mining.encoders import find_encoder
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.system.downloads import file_sha256
+from lbr_ds.system.locate import file_sha256
 from tests.tiny import backbone
 
 
@@ -82,10 +82,10 @@ def test_a_checkpoint_with_flipped_bytes_is_never_used(
 
 def test_what_is_read_is_verified_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LBR_DS_CACHE", str(run.parent / "cache"))
-    monkeypatch.setattr("lbr_ds.system.downloads._SETTLED", 0)
+    monkeypatch.setattr("lbr_ds.system.locate._SETTLED", 0)
     read: list[str] = []
     monkeypatch.setattr(
-        "lbr_ds.system.downloads.file_sha256",
+        "lbr_ds.system.locate.file_sha256",
         lambda path: read.append(path.name) or file_sha256(path),
     )
     found = runs.model_folder(run)

@@ -65,7 +65,7 @@ def test_bundled_shapes_have_the_published_counts() -> None:
 
 
 def test_every_shipped_recipe_can_be_planned_without_a_network() -> None:
-    for path in resources.folder("recipes").glob("*.yaml"):
+    for path in resources.shipped_folder("recipes").glob("*.yaml"):
         run = load(path)
         shape = find(run.model, run.bottleneck.count)
         assert shape.layers == (run.model.num_layers or shape.layers)

@@ -59,4 +59,8 @@ def measured(name: str, data: Path | None, *, quick: bool = False) -> list[Row]:
 
 def tabled(name: str, rows: list[Row]) -> dict[str, Any]:
     """Rows with the machine that they were measured on."""
-    return {"suite": name, "environment": environment.describe(), "rows": [asdict(r) for r in rows]}
+    return {
+        "suite": name,
+        "environment": environment.describe(),
+        "rows": [asdict(r) for r in rows],
+    }

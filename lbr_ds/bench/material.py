@@ -12,7 +12,7 @@ from lbr_ds.errors import DataError
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.records import Record
 from lbr_ds.shards import read_split
-from lbr_ds.system.downloads import cache_folder
+from lbr_ds.system.locate import cache_folder
 
 MAX_LENGTH = 512  # tokens; longer texts are cut on both sides alike
 

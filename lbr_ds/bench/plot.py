@@ -23,7 +23,7 @@ from lbr_ds.bench.shapes import SMALL, clock, embedder, ib, plain, random_model
 from lbr_ds.bench.stage1 import with_ours
 from lbr_ds.errors import ConfigError
 from lbr_ds.model.embedder import Embedder
-from lbr_ds.system.atomic import write_text, written_file
+from lbr_ds.system.atomic import atomic_file, write_text
 
 LAYERS = 2
 LENGTHS = (128, 256, 512, 1024, 2048)  # tokens of X, and of Y, one sequence a step
@@ -146,7 +146,7 @@ def draw(points: list[dict[str, Any]], path: Path, machine: str) -> None:
         fontsize=11,
     )
     if path.suffix == ".png":
-        with written_file(path) as file:
+        with atomic_file(path) as file:
             figure.savefig(file, dpi=150)
     else:
         held = io.BytesIO()

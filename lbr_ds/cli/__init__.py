@@ -16,8 +16,8 @@ from lbr_ds.cli import build, judge, measure
 from lbr_ds.cli.app import app
 from lbr_ds.errors import ConfigError, LostRank, short
 from lbr_ds.system import children
-from lbr_ds.system.failures import named
-from lbr_ds.system.urls import expanded, mask_record, masked
+from lbr_ds.system.failures import as_lbr_error
+from lbr_ds.system.urls import expand_home, mask_record, mask_secrets
 
 __all__ = ["app", "build", "judge", "main", "measure", "run"]
 
@@ -56,14 +56,14 @@ def run(arguments: list[str]) -> int:
                 return _READER_LEFT
             error = refused
         if os.environ.get("LBR_TRACEBACK") == "1":
-            sys.stderr.write(masked("".join(traceback.format_exception(error))))
+            sys.stderr.write(mask_secrets("".join(traceback.format_exception(error))))
         if isinstance(error, RuntimeError) and _lost_peer(error):
             error = LostRank(
                 "another rank ended unexpectedly; see the error of that rank (for training, "
                 "RUN/stageN/log/rank-N.log)"
             )
-        found = named(error)
-        if not found.told:
+        found = as_lbr_error(error)
+        if not found.reported:
             _complain(str(found))
         return found.exit_code
 
@@ -90,7 +90,7 @@ def _expanded(word: str) -> str:
     """A word with the home folder for `~` at its start and, as shells do not, behind its `=`."""
     name, equals, value = word.partition("=")
     try:
-        return name + equals + expanded(value) if equals else expanded(word)
+        return name + equals + expand_home(value) if equals else expand_home(word)
     except ValueError as error:
         raise ConfigError(f"{word}: {error}; write the path out") from None
 
@@ -118,7 +118,7 @@ def _lost_peer(error: RuntimeError) -> bool:
 
 def _complain(message: str) -> None:
     """One line, whatever the message was made of."""
-    line = masked(short(message, _LINE))
+    line = mask_secrets(short(message, _LINE))
     with contextlib.suppress(OSError):  # nobody reads standard error either
         print("lbr-ds: error:", line, file=sys.stderr, flush=True)
 

@@ -10,7 +10,7 @@ import typer
 from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
 from lbr_ds.errors import SAVED_AND_STOPPED, ConfigError
 from lbr_ds.system.failures import writing
-from lbr_ds.system.urls import shown
+from lbr_ds.system.urls import public_url
 
 
 @app.command()
@@ -22,7 +22,7 @@ def init(folder: Annotated[Path, typer.Argument(file_okay=False, help="A new fol
     from lbr_ds.system import resources
 
     with writing(folder):
-        files = resources.copy_all(folder)
+        files = resources.copy_shipped(folder)
     typer.echo(
         f"{len(files)} files in {folder}: recipes/, ds_configs/, slurm/ (see slurm/README.md)"
     )
@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
     from lbr_ds.corpora.prepare import prepare as prepare_data
 
     run = load(recipe, overrides or [])
-    with Bars() as bars, writing(shown(run.data.folder)):
+    with Bars() as bars, writing(public_url(run.data.folder)):
         curation = prepare_data(run.data, run.seed, bars, run.model, run.bottleneck.count)
     show_curation(curation, run.data.local_folder)
 
@@ -56,7 +56,7 @@ def mine(recipe: Recipe, overrides: Overrides = None, nproc: Sharing = None) -> 
 
     run = load(recipe, overrides or [])
     world = as_ranks(nproc, run.engine.timeout_minutes)
-    with Bars() as bars, writing(shown(run.data.folder)):
+    with Bars() as bars, writing(public_url(run.data.folder)):
         audit = mine_negatives(run, bars, world)
     if audit is not None:
         show_mining(audit, run.data.local_folder, run.stage2.num_negatives)

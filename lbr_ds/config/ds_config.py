@@ -13,7 +13,7 @@ from typing import Any
 from lbr_ds.errors import ConfigError, short
 from lbr_ds.system import resources
 from lbr_ds.system.failures import reading
-from lbr_ds.system.strict import read_json
+from lbr_ds.system.yaml_json import read_json
 
 OWNED_BY_RECIPE = {
     "train_batch_size": "stageN.samples_per_step",
@@ -28,7 +28,7 @@ _PARTS = ("zero_optimization", "bf16", "fp16", "data_types")
 _WIDTH = {None: 0, "fp32": 4, "bf16": 2, "bfp16": 2, "fp16": 2}  # bytes of a number, by its name
 
 
-def chosen(name: str, *, gpu: bool) -> str:
+def resolve_name(name: str, *, gpu: bool) -> str:
     """The ds_config's name: `auto` is zero3, or zero3_cpu without a GPU."""
     if name != "auto":
         return name
@@ -48,7 +48,7 @@ def read(name: str) -> dict[str, Any]:
     Raises ConfigError when it is no JSON object, names no ZeRO stage of 1 to 3, or names a key that
     the recipe owns.
     """
-    path = resources.find("ds_configs", name, ".json")
+    path = resources.find_shipped("ds_configs", name, ".json")
     config = read_json(path, "a ds_config", ConfigError, "correct it")
     for key, owner in OWNED_BY_RECIPE.items():
         if key in config:

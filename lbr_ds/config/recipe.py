@@ -23,19 +23,19 @@ from lbr_ds.config.data import (
     MANY,
     CardConfig,
     MiningConfig,
-    Part,
+    Section,
     SourceConfig,
     SplitConfig,
-    misfit,
+    _protocol_fault,
 )
 from lbr_ds.config.objectives import OBJECTIVES
-from lbr_ds.config.validation import explain
+from lbr_ds.config.validation import describe_error
 from lbr_ds.errors import ConfigError, short
 from lbr_ds.instructions import pooling_fault
 from lbr_ds.system import resources
-from lbr_ds.system.masking import masked
-from lbr_ds.system.strict import apply_override, read_yaml
-from lbr_ds.system.urls import CACHE_GIB, Folder, LocalPath, Place, local
+from lbr_ds.system.masking import mask_secrets
+from lbr_ds.system.urls import CACHE_GIB, Folder, LocalPath, Place, require_local
+from lbr_ds.system.yaml_json import apply_override, read_yaml
 
 SPLITS = ("gl", "cl", "eval")
 CONTROL = "control"  # a fourth, under protocol knowledge
@@ -43,7 +43,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 
 
-class ModelConfig(Part):
+class ModelConfig(Section):
     """The backbone and how a text becomes one vector. Read by `model/` and `batching/`."""
 
     backbone: Place  # hub name, folder, or wheel:NAME==VERSION/FILE#sha256=... (see locate.py)
@@ -57,13 +57,13 @@ class ModelConfig(Part):
     trust_remote_code: bool = False
 
 
-class BottleneckConfig(Part):
+class BottleneckConfig(Section):
     """The tokens that all of X must pass through. count 0: a plain backbone (baselines)."""
 
     count: int = Field(default=4, ge=0, le=256)
 
 
-class LoraConfig(Part):
+class LoraConfig(Section):
     """Low-rank adapters in place of full training, in both stages. Read by `model/lora.py`."""
 
     rank: int | None = Field(default=None, ge=1, le=1 << 20)  # null: all weights learn
@@ -72,7 +72,7 @@ class LoraConfig(Part):
     targets: tuple[str, ...] = ()  # names of linear layers; empty: all of the decoder's
 
 
-class DataConfig(Part):
+class DataConfig(Section):
     """Raw corpora and the folder of prepared shards. Read by `corpora/` and `shards/`."""
 
     folder: Folder  # DATA: gl/, cl/, eval/, manifest.json, curation.json; a path or a URL
@@ -104,7 +104,7 @@ class DataConfig(Part):
 
     @model_validator(mode="after")
     def _protocol_fits(self) -> DataConfig:
-        if fault := misfit(self.protocol, self.splits, self.sources):
+        if fault := _protocol_fault(self.protocol, self.splits, self.sources):
             raise ValueError(fault)
         return self
 
@@ -121,10 +121,10 @@ class DataConfig(Part):
     @property
     def local_folder(self) -> Path:
         """The folder, for what writes into it. Raises ConfigError for a URL."""
-        return local(self.folder)
+        return require_local(self.folder)
 
 
-class OptimConfig(Part):
+class OptimConfig(Section):
     """AdamW and its schedule. Read by `train/optim.py`."""
 
     lr: float = Field(gt=0, le=10)
@@ -137,7 +137,7 @@ class OptimConfig(Part):
     clip: float = Field(default=1.0, gt=0, le=1e30)  # global gradient norm
 
 
-class StageConfig(Part):
+class StageConfig(Section):
     """What both stages have. A step is `samples_per_step` samples over all ranks together."""
 
     num_steps: int | None = Field(default=None, ge=1, le=MANY)
@@ -209,7 +209,7 @@ class Stage2Config(StageConfig):
         return self
 
 
-class EngineConfig(Part):
+class EngineConfig(Section):
     """Read by `train/engine.py`."""
 
     ds_config: Place = "auto"  # a shipped name or a path; auto: zero3, without a GPU zero3_cpu
@@ -217,7 +217,7 @@ class EngineConfig(Part):
     timeout_minutes: float = Field(default=30, gt=0, le=10_080)
 
 
-class GuardConfig(Part):
+class GuardConfig(Section):
     """When an update is left out, and when that ends the run. Read by `train/guard.py`."""
 
     max_skipped: int = Field(default=3, ge=0, le=MANY)  # in a row; one more ends the run
@@ -226,7 +226,7 @@ class GuardConfig(Part):
     spike_sigmas: float | None = Field(default=None, gt=0, le=1e6)
 
 
-class EvaluationConfig(Part):
+class EvaluationConfig(Section):
     """The held-out sample, drawn by seed, that training is judged on (`train/held_out.py`)."""
 
     max_queries: int | None = Field(default=200, ge=1, le=MANY)  # null: all
@@ -234,7 +234,7 @@ class EvaluationConfig(Part):
     max_passages: int | None = Field(default=2000, ge=1, le=MANY)
 
 
-class EveryConfig(Part):
+class EveryConfig(Section):
     """What happens how often, in optimizer steps. Read by `train/loop.py`."""
 
     log: int = Field(default=1, ge=1, le=MANY)
@@ -247,7 +247,7 @@ class EveryConfig(Part):
     save_async: bool = True  # write in the background, from a copy of the state in host memory
 
 
-class RunConfig(Part):
+class RunConfig(Section):
     """One run: both stages, all rooms. Written to `RUN/recipe.yaml` before anything else."""
 
     name: str = Field(min_length=1, max_length=200)
@@ -316,21 +316,25 @@ def load(recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Run
 
     Raises ConfigError with one line that names the key, the value and the cure.
     """
-    path = resources.find("recipes", str(recipe), ".yaml")
+    path = resources.find_shipped("recipes", str(recipe), ".yaml")
     raw = read_yaml(path, "a recipe")
     for override in overrides:
         apply_override(raw, override)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_told(path, overrides, error)) from None
+        raise ConfigError(_describe_fault(path, overrides, error)) from None
 
 
-def _told(path: Path, overrides: list[str] | tuple[str, ...], error: ValidationError) -> str:
+def _describe_fault(
+    path: Path, overrides: list[str] | tuple[str, ...], error: ValidationError
+) -> str:
     """The line for a fault of a recipe, which names the override that the value came from."""
+    where = str(path)
     at = [str(part) for part in error.errors()[0]["loc"]]
     for override in reversed(overrides):
         key = override.partition("=")[0]
         if at[: key.count(".") + 1] == key.split("."):
-            return f"override {short(masked(override), 100)!r}: {explain(error, RunConfig)}"
-    return f"{path}: {explain(error, RunConfig)}"
+            where = f"override {short(mask_secrets(override), 100)!r}"
+            break
+    return f"{where}: {describe_error(error, RunConfig)}"

@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lbr_ds.errors import short
-from lbr_ds.system.urls import shown
+from lbr_ds.system.urls import public_url
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
     """The first fault in one line, with the nearest known name for an unknown key of `model`."""
     first = error.errors()[0]
     where = short(".".join(str(part) for part in first["loc"]), 120)
@@ -26,7 +26,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"missing key {where}; add it{more}"
     given = first["input"]
-    told = short(shown(given)) if isinstance(given, str) else short(given)
+    told = short(public_url(given)) if isinstance(given, str) else short(given)
     value = (
         ""
         if isinstance(given, dict)
@@ -46,18 +46,18 @@ def _known_keys(path: tuple[int | str, ...], part: type[BaseModel]) -> list[str]
         if isinstance(step, int):
             continue
         fields = {f.alias or name: f for name, f in part.model_fields.items()}
-        inner = _part_of(fields[step].annotation)
+        inner = _section_of(fields[step].annotation)
         if inner is None:
             return []
         part = inner
     return [f.alias or name for name, f in part.model_fields.items()]
 
 
-def _part_of(annotation: Any) -> type[BaseModel] | None:
+def _section_of(annotation: Any) -> type[BaseModel] | None:
     """The model inside `Part`, `list[Part]` or `Part | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
-        found = (_part_of(a) for a in typing.get_args(annotation))
+        found = (_section_of(a) for a in typing.get_args(annotation))
         return next((p for p in found if p), None)
     return None

@@ -21,7 +21,7 @@ from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.store import Store, roles
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
-from lbr_ds.system.downloads import how_to_fetch_again
+from lbr_ds.system.locate import refetch_hint
 
 _CHUNK_RECORDS, _CHUNK_CHARS = 256, 1 << 20  # of one job
 _CHUNKS_A_STEP = 16
@@ -95,7 +95,7 @@ def collect(
             _read(data, corpus, number, rules, store, collected, progress)
             _check_read(corpus, collected.read[number], collected.bad[number], collected)
         except DataError as error:
-            raise DataError(f"{error}{how_to_fetch_again(corpus.path)}") from None
+            raise DataError(f"{error}{refetch_hint(corpus.path)}") from None
         with store.step():
             store.remember(f"collect {number}", True)
     if not store.records:

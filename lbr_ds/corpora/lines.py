@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lbr_ds.errors import DataError, short
-from lbr_ds.system.downloads import how_to_fetch_again
+from lbr_ds.system.locate import refetch_hint
 
 MAX_LINE = 1 << 26  # bytes; a longer line is named as bad and not held
 _HEAD = 1 << 16  # bytes that tell what kind of file it is
@@ -202,8 +202,7 @@ def _opened(path: Path, encoding: str) -> Iterator[tuple[BinaryIO | _Recoded, st
             "check the disk and the file's permissions" if system else "replace it by a good copy"
         )
         raise DataError(
-            f"{path}: cannot be read to its end ({short(error)})"
-            f"{how_to_fetch_again(path) or f'; {cure}'}"
+            f"{path}: cannot be read to its end ({short(error)}){refetch_hint(path) or f'; {cure}'}"
         ) from None
 
 

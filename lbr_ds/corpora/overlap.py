@@ -21,7 +21,7 @@ from lbr_ds.corpora.leaks import TRAINED
 from lbr_ds.corpora.segment import key
 from lbr_ds.errors import CheckpointError, DataError, LbrError
 from lbr_ds.shards import Manifest, read_split
-from lbr_ds.system.atomic import written_file
+from lbr_ds.system.atomic import atomic_file
 
 NAME = "trained.u64"
 CURE = (  # for that of prepared data
@@ -102,7 +102,7 @@ def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
         united[texts.prepared] = replace(texts, hashes=hashes)
     if not united:
         return
-    with written_file(folder / NAME) as file:
+    with atomic_file(folder / NAME) as file:
         for texts in united.values():
             head = {
                 "version": VERSION,

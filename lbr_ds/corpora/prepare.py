@@ -40,7 +40,13 @@ from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, ShardFile, write_split
 from lbr_ds.shards.manifest import NAME
-from lbr_ds.system.atomic import check_place, is_unfinished, new_folder, recover, tidy
+from lbr_ds.system.atomic import (
+    atomic_folder,
+    check_replaceable,
+    is_unfinished,
+    recover,
+    try_recover,
+)
 from lbr_ds.system.failures import writing
 
 log = logging.getLogger(__name__)
@@ -71,7 +77,7 @@ def prepare(
     for source in data.sources:
         sources.check(source)
     language.check(data.languages)
-    folder = check_place(data.local_folder)
+    folder = check_replaceable(data.local_folder)
     refuse_foreign(folder)
     corpora = [sources.find(source) for source in data.sources]
     table = [corpus.provenance() for corpus in corpora]
@@ -80,14 +86,14 @@ def prepare(
     recover(folder, keep=fingerprint)
     kept = _reusable(folder, fingerprint)
     if kept is not None:
-        tidy(folder)
+        try_recover(folder)
         log.info("%s is up to date, reused", folder)
         if progress:
             progress("reused", 1, 1)
         return {**kept, "reused": True}
     with (
         writing(folder),
-        new_folder(folder, key=fingerprint, check=refuse_foreign) as new,
+        atomic_folder(folder, key=fingerprint, check=refuse_foreign) as new,
         closing(Store(new.parent)) as store,
     ):
         manifest = Manifest(new, {}, table, seed, fingerprint, lbr_ds.__version__)

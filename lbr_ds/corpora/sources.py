@@ -16,8 +16,8 @@ from lbr_ds.corpora.lines import check_file
 from lbr_ds.corpora.reading import Found, source_name
 from lbr_ds.corpora.shapes import read_records
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.system.downloads import file_sha256, locate
-from lbr_ds.system.urls import masked
+from lbr_ds.system.locate import file_sha256, locate
+from lbr_ds.system.urls import mask_secrets
 
 _SUFFIXES = {
     ".csv": "csv",
@@ -68,7 +68,7 @@ class Corpus:
         size, sha256 = (0, "") if self.format == "hub" else _fingerprint(self.path, self.format)
         return {
             "name": self.name,
-            "path": masked(self.source.path),
+            "path": mask_secrets(self.source.path),
             "format": self.format,
             "license": self.source.license,
             "origin": self.source.origin,

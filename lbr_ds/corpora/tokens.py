@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from lbr_ds.config import ModelConfig
 from lbr_ds.errors import ConfigError, short
 from lbr_ds.instructions import Instructed, check_room
-from lbr_ds.system.downloads import locate
+from lbr_ds.system.locate import locate
 
 
 def tokenizer_json(model: ModelConfig) -> str:

@@ -33,7 +33,7 @@ from lbr_ds.plan import Cluster, find_gpu, predict
 from lbr_ds.plan.shape import Shape, adapted, find
 from lbr_ds.plan.work import num_steps
 from lbr_ds.shards import Manifest, ShardFile
-from lbr_ds.system.environment import host_memory
+from lbr_ds.system.environment import free_host_memory
 
 __all__ = ["Duty", "examine"]
 SECONDS = 600  # that one question may take: after that a file system or a GPU hangs
@@ -52,7 +52,7 @@ class Duty:
     @property
     def layout(self) -> Layout:
         """The ds_config that training will take here. Raises ConfigError."""
-        name = layouts.chosen(self.run.engine.ds_config, gpu=torch.cuda.is_available())
+        name = layouts.resolve_name(self.run.engine.ds_config, gpu=torch.cuda.is_available())
         return layouts.load(name)
 
     @property
@@ -221,7 +221,7 @@ def memory(duty: Duty) -> str:
     on each rank. On CPU ranks also what else would stay on a GPU.
     Raises EnvironmentProblem, and ConfigError for a step that so many ranks cannot share.
     """
-    have, shape, layout = host_memory(), duty.shape, duty.layout
+    have, shape, layout = free_host_memory(), duty.shape, duty.layout
     if shape is None:
         return f"{_gib(have)} of host memory, which is not judged"
     # The kind of GPU matters to time and to what fits, not to what is asked here.

@@ -16,7 +16,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from lbr_ds.system.downloads import cache_folder
+from lbr_ds.system.locate import cache_folder
 
 if TYPE_CHECKING:
     from lbr_ds.evaluate.models import PackedModel, load_model

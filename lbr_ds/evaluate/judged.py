@@ -26,7 +26,7 @@ from lbr_ds.config import CONTROL
 from lbr_ds.errors import DataError
 from lbr_ds.instructions import bare
 from lbr_ds.records import Record
-from lbr_ds.system.urls import CACHE_GIB, is_url, shown
+from lbr_ds.system.urls import CACHE_GIB, is_url, public_url
 
 
 @dataclass
@@ -137,7 +137,7 @@ def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOu
     """
     from lbr_ds.shards import Manifest, read_split
 
-    place = shown(data)
+    place = public_url(data)
     if not is_url(data) and not Path(data).is_dir():
         raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
     manifest = Manifest.load(data)

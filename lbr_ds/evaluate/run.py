@@ -38,7 +38,7 @@ from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task, held_out_tasks, of
 from lbr_ds.instructions import bare
 from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json
-from lbr_ds.system.urls import shown
+from lbr_ds.system.urls import public_url
 
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
 
@@ -90,7 +90,7 @@ def evaluate(
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     result: dict[str, Any] = {
         "model": model,
-        "data": None if data is None else shown(data),
+        "data": None if data is None else public_url(data),
         "max_queries": max_queries,
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 2),
@@ -327,4 +327,8 @@ def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:
 
 def _environment() -> dict[str, Any]:
     """What the numbers were made with."""
-    return {"device": "cpu", **environment.describe(), "threads": torch.get_num_threads()}
+    return {
+        "device": "cpu",
+        **environment.describe(),
+        "threads": torch.get_num_threads(),
+    }

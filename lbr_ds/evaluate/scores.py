@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lbr_ds.config.validation import explain
+from lbr_ds.config.validation import describe_error
 from lbr_ds.errors import DataError
-from lbr_ds.system.strict import read_json
+from lbr_ds.system.yaml_json import read_json
 
 _AGAIN = "make it again with `lbr-ds eval`, or remove it"
 
@@ -55,6 +55,6 @@ def read_scores(path: Path) -> dict[str, Any]:
     try:
         _Scores.model_validate(found)
     except ValidationError as error:
-        fault = explain(error, _Scores)
+        fault = describe_error(error, _Scores)
         raise DataError(f"{path}: not a result of `lbr-ds eval` ({fault}); {_AGAIN}") from None
     return found

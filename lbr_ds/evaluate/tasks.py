@@ -17,7 +17,7 @@ from lbr_ds.errors import ConfigError
 from lbr_ds.evaluate.judged import Judgements, read_held_out
 from lbr_ds.evaluate.languages import languages_of
 from lbr_ds.instructions import Side, bare
-from lbr_ds.system.urls import shown
+from lbr_ds.system.urls import public_url
 
 SPLIT = "test"
 
@@ -113,7 +113,7 @@ def held_out_task(
     task = held_out_tasks(data, max_queries=None if query_ids else max_queries, seed=seed)[0]
     unknown = [i for i in query_ids if i not in task.judged.queries]
     if unknown:
-        raise ConfigError(f"{shown(data)}: no eval record has the id {unknown[0]!r}")
+        raise ConfigError(f"{public_url(data)}: no eval record has the id {unknown[0]!r}")
     if not query_ids:
         return task
     chosen = task.judged.choose(query_ids)
@@ -134,7 +134,7 @@ def held_out_tasks(
         own = part.judged
         if max_queries is not None:
             own = own.choose(own.sample(max_queries, seed))
-        name = f"{Path(shown(data)).resolve().name}-{part.split}"
+        name = f"{Path(public_url(data)).resolve().name}-{part.split}"
         tasks.append(HeldOutTask(name, own, part.told_by, part.languages, instructed=instructed))
     return tasks
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lbr_ds import runs
-from lbr_ds.errors import CheckpointError, ConfigError, Fault
+from lbr_ds.errors import CheckpointError, ConfigError, InternalError
 from lbr_ds.export import check_export
 from lbr_ds.export.card import model_card
 from lbr_ds.export.folder import write_sentence_transformers
@@ -27,7 +27,7 @@ from lbr_ds.export.onnx_graph import check_installed, prove_onnx, write_onnx
 from lbr_ds.export.prove import TOLERANCE, proof_texts, prove
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.rope import write_legacy_rope
-from lbr_ds.system.atomic import new_folder
+from lbr_ds.system.atomic import atomic_folder
 
 __all__ = ["TOLERANCE", "export", "proof_texts", "prove"]
 
@@ -60,7 +60,7 @@ def export(
     if onnx or int8:
         check_installed()
     source, card = _find(place)
-    with new_folder(out) as part:
+    with atomic_folder(out) as part:
         shutil.copytree(
             source, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_NOT_COPIED)
         )
@@ -69,7 +69,7 @@ def export(
         write_sentence_transformers(part, card)
         parity = prove(source, part)
         if not parity["largest_difference"] <= TOLERANCE:  # also when it is NaN
-            raise Fault(
+            raise InternalError(
                 f"{out}: not exported, because the exported vectors differ from the trainer's by "
                 f"{parity['largest_difference']:.2e} (limit {TOLERANCE:.0e}); this is a bug in "
                 "lbr-ds for this backbone, please report it"

@@ -24,7 +24,7 @@ from lbr_ds.evaluate.scores import read_scores
 from lbr_ds.lineage import Lineage
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.system.atomic import write_text
-from lbr_ds.system.markdown import environment, escape
+from lbr_ds.system.markdown import escape, template_environment
 
 NAME = "README.md"
 _TAGS = [
@@ -64,7 +64,7 @@ def model_card(place: Path, folder: Path, card: Card, parity: dict[str, Any]) ->
         for path in sorted((run / "eval").glob("*.json")):
             facts["compared"][path.stem] = read_scores(path)["tasks"]
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    templates = environment(PackageLoader("lbr_ds", "templates"))
+    templates = template_environment(PackageLoader("lbr_ds", "templates"))
     text = templates.get_template("model_card.md").render(
         config=shape, card=card, parity=parity, program=lbr_ds.__version__, wanted=wanted, **facts
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lbr_ds import runs
 from lbr_ds.instructions import bare
-from lbr_ds.system.downloads import known_sha256
+from lbr_ds.system.locate import cached_sha256
 
 Role = Literal["query", "passage"]
 
@@ -119,5 +119,5 @@ def folder_fingerprint(folder: Path) -> str:
     """Hash of the names and bytes of all files below `folder`."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(folder)} {known_sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {cached_sha256(path)}\n".encode())
     return digest.hexdigest()[:16]

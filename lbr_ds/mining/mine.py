@@ -39,8 +39,8 @@ from lbr_ds.mining.rules import Chooser, Guide, Negative
 from lbr_ds.mining.vectors import Vectors, cache_key, embed, embed_share, is_key
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
-from lbr_ds.system.atomic import check_place, recover
-from lbr_ds.system.ownership import own
+from lbr_ds.system.atomic import check_replaceable, recover
+from lbr_ds.system.locks import lock_folder
 
 log = logging.getLogger(__name__)
 EXAMPLES = 10
@@ -60,12 +60,12 @@ def mine(
     EnvironmentProblem for a model that cannot be loaded, a full disk, or a folder that another
     process is writing.
     """
-    folder = check_place(run.data.local_folder)
+    folder = check_replaceable(run.data.local_folder)
     if not world.first:
         encode(run, world)
         return None
     recover(folder)
-    with own(folder, beside=True, cure="wait until it has ended"):
+    with lock_folder(folder, beside=True, cure="wait until it has ended"):
         if world.size > 1:
             encode(run, world, progress)
         return _mine(run, folder, progress)

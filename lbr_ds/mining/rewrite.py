@@ -23,9 +23,9 @@ from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, verify, write_split
 from lbr_ds.shards.manifest import NAME, ShardFile
 from lbr_ds.shards.order import WRITE, permutation
-from lbr_ds.system.atomic import new_folder
-from lbr_ds.system.downloads import file_sha256
+from lbr_ds.system.atomic import atomic_folder
 from lbr_ds.system.failures import writing
+from lbr_ds.system.locate import file_sha256
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -48,7 +48,7 @@ def rewrite(
     EnvironmentProblem when the disk is full. The old folder then stands as it was.
     """
     folder = manifest.folder
-    with writing(folder), new_folder(folder, check=Manifest.load) as new:
+    with writing(folder), atomic_folder(folder, check=Manifest.load) as new:
         given = _link_all(manifest, new)
         shards = write_split(
             new,

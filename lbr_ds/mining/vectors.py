@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lbr_ds.distributed import World
 from lbr_ds.instructions import instruction_of
 from lbr_ds.mining.encoders import Role, TextVectors
-from lbr_ds.system.atomic import written_file
+from lbr_ds.system.atomic import atomic_file
 
 ROWS = 1024  # texts a block; also what a killed run may lose
 Progress = Callable[[str, int, int | None], None]
@@ -115,7 +115,7 @@ def is_key(name: str) -> bool:
 
 
 def _save(path: Path, vectors: NDArray[np.float32]) -> None:
-    with written_file(path) as file:
+    with atomic_file(path) as file:
         np.save(file, vectors.astype(np.float32), allow_pickle=False)
 
 

@@ -29,7 +29,7 @@ from lbr_ds.model.complete import check_positions, complete, fit, report_prefixe
 from lbr_ds.model.files import Stored
 from lbr_ds.model.tokens import ensure_end, open_tokenizer
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
-from lbr_ds.system.downloads import locate
+from lbr_ds.system.locate import locate
 
 log = logging.getLogger(__name__)
 

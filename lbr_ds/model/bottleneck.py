@@ -34,7 +34,7 @@ from lbr_ds.model.complete import not_finite
 from lbr_ds.model.files import Stored, in_files, save_files, save_index
 from lbr_ds.model.rope import write_legacy_rope
 from lbr_ds.model.tokens import open_tokenizer
-from lbr_ds.system.atomic import new_folder, tidy
+from lbr_ds.system.atomic import atomic_folder, try_recover
 from lbr_ds.system.failures import reading
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def prepare_backbone(
     """
     wanted = {**model.model_dump(), **bottleneck.model_dump(), "seed": seed}
     if made_from.is_up_to_date(folder, model, wanted):
-        tidy(folder)
+        try_recover(folder)
         return
     opened = open_backbone(model)
     backbone, tokenizer, stored = opened.module, opened.tokenizer, opened.stored
@@ -108,7 +108,7 @@ def prepare_backbone(
         _keep_layers(backbone, model.num_layers)
     new = _add_tokens(backbone, tokenizer, bottleneck.count, seed)
     _append_to_texts(tokenizer, bottleneck.count)
-    with new_folder(folder, check=_check_ours) as part:
+    with atomic_folder(folder, check=_check_ours) as part:
         if stored is None:
             for index, table in enumerate(_tables(backbone)):
                 new.fill(table.data, index)

@@ -10,7 +10,7 @@ from lbr_ds import lineage, runs
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.corpora import overlap
 from lbr_ds.errors import CheckpointError
-from lbr_ds.system.strict import read_json
+from lbr_ds.system.yaml_json import read_json
 
 log = logging.getLogger(__name__)
 NAME = "made_from.json"

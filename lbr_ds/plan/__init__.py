@@ -43,7 +43,7 @@ def plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[s
     rows = [_row(shape, name, run, cluster) for name in _names(run)]
     fitting = [row for row in rows if row["fits"] and not row["lossy"]]
     best = min(fitting, key=lambda r: (r["traffic_gib"], r["step_seconds"]), default=None)
-    chosen = layouts.chosen(run.engine.ds_config, gpu=True)
+    chosen = layouts.resolve_name(run.engine.ds_config, gpu=True)
     return {
         "recipe": run.name,
         "cluster": {
@@ -70,7 +70,7 @@ def plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[s
 
 def _names(run: RunConfig) -> list[str]:
     """The shipped ds_configs, and the recipe's own where it is another."""
-    names = sorted(p.stem for p in resources.folder("ds_configs").glob("*.json"))
+    names = sorted(p.stem for p in resources.shipped_folder("ds_configs").glob("*.json"))
     own = run.engine.ds_config
     return names if own in ("auto", *names) else [*names, own]
 

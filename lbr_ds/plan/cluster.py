@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from lbr_ds.config.data import Part
-from lbr_ds.config.validation import explain
+from lbr_ds.config.data import Section
+from lbr_ds.config.validation import describe_error
 from lbr_ds.errors import ConfigError
-from lbr_ds.system.strict import read_yaml
+from lbr_ds.system.yaml_json import read_yaml
 
 
-class Gpu(Part):
+class Gpu(Section):
     """One GPU and its share of the node. Bandwidths in GB/s per direction; see gpus.yaml."""
 
     name: str
@@ -75,4 +75,4 @@ def find_gpu(name: str, network: float | None = None) -> Gpu:
     try:
         return Gpu.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"--gpu {name}: {explain(error, Gpu)}") from None
+        raise ConfigError(f"--gpu {name}: {describe_error(error, Gpu)}") from None

@@ -19,7 +19,7 @@ from typing import Any
 from lbr_ds import flops
 from lbr_ds.config import LoraConfig, ModelConfig, RunConfig
 from lbr_ds.errors import ConfigError
-from lbr_ds.system.strict import read_json, read_yaml
+from lbr_ds.system.yaml_json import read_json, read_yaml
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROUND_TO = 64  # a table that gets longer is rounded up so (model/bottleneck.py)

@@ -11,7 +11,7 @@ from lbr_ds.config import STAGES
 from lbr_ds.errors import DataError, EnvironmentProblem
 from lbr_ds.report.reading import read_json
 from lbr_ds.shards.remote import Remote
-from lbr_ds.system.urls import CACHE_GIB, shown
+from lbr_ds.system.urls import CACHE_GIB, public_url
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _read(folder: Path | str, name: str) -> dict[str, Any]:
     try:
         plain = json.loads(found) if found is not None else {}
     except ValueError:
-        raise DataError(f"{shown(folder)}/{name}: not JSON") from None
+        raise DataError(f"{public_url(folder)}/{name}: not JSON") from None
     return plain if isinstance(plain, dict) else {}
 
 

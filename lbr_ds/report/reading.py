@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.errors import DataError
-from lbr_ds.system import strict
+from lbr_ds.system import yaml_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of a run. Raises DataError that names it."""
     cure = "make it again or remove it"
-    return strict.read_json(path, "a file of a run", DataError, cure, strict=False)
+    return yaml_json.read_json(path, "a file of a run", DataError, cure, strict=False)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import lbr_ds
 from lbr_ds.report.collect import Run
 from lbr_ds.report.compare import LABELS, METRICS, PAPER
 from lbr_ds.report.curves import MAX_SERIES, draw_stage
-from lbr_ds.system.markdown import environment as markdown_environment
+from lbr_ds.system.markdown import template_environment
 
 STAGES = {
     "1": ("Stage 1", "IB-GL: learn the domain through the bottleneck"),
@@ -72,10 +72,10 @@ def _environment(markdown: bool = False) -> Environment:
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     options: dict[str, Any] = {"undefined": StrictUndefined, "lstrip_blocks": True}
     if markdown:
-        environment = markdown_environment(loader, **options)
+        templates = template_environment(loader, **options)
     else:
-        environment = Environment(loader=loader, autoescape=True, trim_blocks=True, **options)
-    environment.filters |= {
+        templates = Environment(loader=loader, autoescape=True, trim_blocks=True, **options)
+    templates.filters |= {
         "score": score,
         "gain": gain,
         "count": count,
@@ -86,7 +86,7 @@ def _environment(markdown: bool = False) -> Environment:
         "short": short,
         "ndcg": ndcg,
     }
-    return environment
+    return templates
 
 
 def score(value: float | None) -> str:

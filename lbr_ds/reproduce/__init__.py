@@ -29,8 +29,8 @@ from lbr_ds.reproduce.result import Row, collect, render
 from lbr_ds.reproduce.tables import TABLES, Table
 from lbr_ds.shards import Manifest
 from lbr_ds.system.atomic import write_json, write_text
-from lbr_ds.system.ownership import own
-from lbr_ds.system.subcommand import run_verb
+from lbr_ds.system.children import run_verb
+from lbr_ds.system.locks import lock_folder
 
 __all__ = ["PAPER", "TABLES", "command", "list_jobs", "reproduce"]
 
@@ -62,7 +62,7 @@ def reproduce(
         check_nproc(nproc, [run.stage(number).samples_per_step for number in (1, 2)])
     folder = _root(run) / name
     # Jobs of an array work side by side; the lock of a run folder keeps each to itself.
-    mine = own(folder, cure="wait until it has ended") if only is None else nullcontext()
+    mine = lock_folder(folder, cure="wait until it has ended") if only is None else nullcontext()
     with mine:
         result = _reproduce(folder, table, recipe, overrides, run, seeds, nproc, max_queries, only)
     return result

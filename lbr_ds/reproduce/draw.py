@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lbr_ds.reproduce.paper import PAPER
 from lbr_ds.reproduce.tables import Table
-from lbr_ds.system.atomic import written_file
+from lbr_ds.system.atomic import atomic_file
 
 _OURS, _BARE, _PAPER = "#2f6f9f", "#b9c4cc", ("#c2571a", "#7a4fa3", "#3c8a4e")
 _CONTROL = "#e3c48d"
@@ -27,7 +27,7 @@ def draw(result: dict[str, Any], table: Table, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.legend(fontsize=8, frameon=False, loc="outside lower left", ncols=2)
-    with written_file(path) as file:
+    with atomic_file(path) as file:
         figure.savefig(file, dpi=150)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.errors import DataError
-from lbr_ds.system.atomic import written_file
+from lbr_ds.system.atomic import atomic_file
 
 _MAGIC = b"LBRIDX2\n"
 _HEAD = struct.Struct("<8s32sQQ")
@@ -70,7 +70,7 @@ def save(tar: Path, found: Index, sha256: str) -> None:
         length, count = tar.stat().st_size, len(found.spans)
         head = _HEAD.pack(_MAGIC, bytes.fromhex(sha256), length, count)
         body = found.spans.astype("<i8").tobytes() + found.checksums.astype("<u4").tobytes()
-        with written_file(path) as file:
+        with atomic_file(path) as file:
             file.write(head + body)
     except OSError:
         pass  # only a cache: the next reader makes it again

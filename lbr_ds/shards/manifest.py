@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from lbr_ds.errors import DataError, short
 from lbr_ds.instructions import Instructions
 from lbr_ds.shards.remote import Remote
-from lbr_ds.system.downloads import file_sha256
+from lbr_ds.system.locate import file_sha256
 from lbr_ds.system.urls import CACHE_GIB, is_url
 
 NAME = "manifest.json"

@@ -1,6 +1,6 @@
 """A prepared folder behind a URL -> its files on this disk, checked.
 
-`http://` and `https://` go through fetch.py, every other scheme (`s3://`, `gs://`, ..) through
+`http://` and `https://` go through download.py, every other scheme (`s3://`, `gs://`, ..) through
 fsspec, whose backend must be installed; that finds its credentials by itself. Nothing here ever
 starts a program, and messages show an address without user, password and query.
 """
@@ -16,9 +16,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.shards import cache
-from lbr_ds.system.downloads import cache_folder
-from lbr_ds.system.fetch import PIECE, Damaged, insist, open_http
-from lbr_ds.system.urls import shown
+from lbr_ds.system.download import CHUNK_BYTES, DamagedDownload, open_http, retry
+from lbr_ds.system.locate import cache_folder
+from lbr_ds.system.urls import public_url
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Remote:
     @property
     def place(self) -> str:
         """The URL for messages."""
-        return shown(self.url)
+        return public_url(self.url)
 
     @property
     def folder(self) -> Path:
@@ -46,7 +46,7 @@ class Remote:
                 return source.read()
 
         try:
-            return insist(f"{self.place}/{name}", whole)
+            return retry(f"{self.place}/{name}", whole)
         except FileNotFoundError:
             return None
 
@@ -60,12 +60,12 @@ class Remote:
 
         def fetch(part: Path) -> None:
             try:
-                insist(where, lambda: _copy(self.url, name, part, length, sha256))
+                retry(where, lambda: _copy(self.url, name, part, length, sha256))
             except FileNotFoundError:
                 raise DataError(
                     f"{where}: the manifest names this file and it is missing; copy it there"
                 ) from None
-            except Damaged as error:
+            except DamagedDownload as error:
                 raise DataError(f"{where}: {error}; copy the file there again") from None
 
         limit = int(self.cache_gib * 2**30)
@@ -75,17 +75,17 @@ class Remote:
 def _copy(url: str, name: str, part: Path, length: int, sha256: str) -> None:
     digest, count = hashlib.sha256(), 0
     with _open(url, name) as source, part.open("r+b") as target:
-        while piece := source.read(PIECE):
+        while piece := source.read(CHUNK_BYTES):
             digest.update(piece)
             count += len(piece)
             if count > length:
-                raise Damaged(f"longer than the manifest's {length} bytes")
+                raise DamagedDownload(f"longer than the manifest's {length} bytes")
             target.write(piece)
     if count != length:
-        raise Damaged(f"truncated, {count} bytes and not the manifest's {length}")
+        raise DamagedDownload(f"truncated, {count} bytes and not the manifest's {length}")
     if digest.hexdigest() != sha256:
         found = digest.hexdigest()[:12]
-        raise Damaged(f"altered, sha256 {found}.. and not the manifest's {sha256[:12]}..")
+        raise DamagedDownload(f"altered, sha256 {found}.. and not the manifest's {sha256[:12]}..")
 
 
 def _open(url: str, name: str) -> AbstractContextManager[IO[bytes]]:
@@ -108,6 +108,6 @@ def _open(url: str, name: str) -> AbstractContextManager[IO[bytes]]:
             reason = "pip install 'lbr-ds[s3]'"
         raise EnvironmentProblem(f"{scheme}:// needs a package that is missing; {reason}") from None
     except ValueError:
-        raise ConfigError(f"{shown(url)}: no such kind of address is known") from None
+        raise ConfigError(f"{public_url(url)}: no such kind of address is known") from None
     found: AbstractContextManager[IO[bytes]] = filesystem.open(f"{root.rstrip('/')}/{name}", "rb")
     return found

@@ -9,7 +9,7 @@ from lbr_ds.records import Record
 from lbr_ds.shards import index
 from lbr_ds.shards.manifest import ShardFile
 from lbr_ds.shards.order import WRITE, permutation
-from lbr_ds.system.downloads import file_sha256
+from lbr_ds.system.locate import file_sha256
 
 
 def write_split(

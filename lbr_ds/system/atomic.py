@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lbr_ds.errors import ConfigError, EnvironmentProblem
-from lbr_ds.system.ownership import (
-    ANOTHER,
+from lbr_ds.system.locks import (
+    USE_ANOTHER_FOLDER,
     Owner,
-    beside_name,
     flock_reaches_all_hosts,
+    hidden_sibling,
+    lock_folder,
     mount_points,
-    own,
     try_flock,
 )
 
@@ -55,18 +55,18 @@ def is_unfinished(name: str) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, as `written_file` does."""
-    with written_file(path) as file:
+    """Write `text` to `path` as UTF-8, as `atomic_file` does."""
+    with atomic_file(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
-    """Write `value` to `path` as JSON and a newline, as `written_file` does."""
+    """Write `value` to `path` as JSON and a newline, as `atomic_file` does."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
-def written_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that becomes `path`, in one step, when the block ends without an error.
 
     The folder is made when it is missing. A link is followed, and a device or a pipe is written
@@ -95,7 +95,7 @@ def written_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             os.replace(part, target)
-        flush(target.parent)
+        fsync(target.parent)
     except BaseException as error:
         if part is not None:
             with contextlib.suppress(OSError):
@@ -108,7 +108,7 @@ def written_file(path: Path) -> Iterator[BinaryIO]:
 def _open_part(target: Path) -> tuple[Path, BinaryIO]:
     """A new file beside `target`, locked so that no other process takes it for one left behind."""
     while True:
-        part = beside_name(target, f"lbr-{secrets.token_hex(4)}.part")
+        part = hidden_sibling(target, f"lbr-{secrets.token_hex(4)}.part")
         file = part.open("xb")
         if try_flock(file.fileno()) is not False and part.exists():
             return part, file
@@ -131,7 +131,7 @@ def _sweep_files(folder: Path) -> None:
                 log.info("removed %s, left by a process that was killed", entry.path)
 
 
-def check_place(folder: Path) -> Path:
+def check_replaceable(folder: Path) -> Path:
     """The real path of a folder that is to be made or replaced as a whole.
 
     Raises:
@@ -139,7 +139,7 @@ def check_place(folder: Path) -> Path:
     """
     place = Path(os.path.realpath(folder))
     if place.exists() and not place.is_dir():
-        raise ConfigError(f"{folder} is a file; {ANOTHER}")
+        raise ConfigError(f"{folder} is a file; {USE_ANOTHER_FOLDER}")
     if os.path.ismount(place) or str(place) in {point for point, *_ in mount_points()}:
         raise ConfigError(
             f"{folder} is a mount point, which cannot be replaced in one step; use a folder in it "
@@ -148,7 +148,7 @@ def check_place(folder: Path) -> Path:
     if Path.cwd().is_relative_to(place):
         raise ConfigError(
             f"{folder} is or contains the working directory, which cannot be replaced in one step; "
-            f"{ANOTHER}, or run the command in another folder"
+            f"{USE_ANOTHER_FOLDER}, or run the command in another folder"
         )
     return place
 
@@ -160,7 +160,7 @@ def check_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(
+def atomic_folder(
     target: Path, *, key: str = "", check: Callable[[Path], object] = check_empty
 ) -> Iterator[Path]:
     """Build a folder that becomes `target`, in one step, when the block ends without an error.
@@ -175,31 +175,31 @@ def new_folder(
         check: Raises an error when `target` must not be replaced; called before and after.
 
     Raises:
-        ConfigError: As `check_place` and `check` say.
+        ConfigError: As `check_replaceable` and `check` say.
         EnvironmentProblem: Another process owns `target`, or has made it meanwhile.
     """
-    target = check_place(target)
-    with own(target, beside=True):
+    target = check_replaceable(target)
+    with lock_folder(target, beside=True):
         recover(target, keep=key)
         check(target)
-        with scratch(target, key=key) as part:
+        with scratch_folder(target, key=key) as part:
             (part / _NEW).mkdir(exist_ok=True)
             yield part / _NEW
             for folder, _, files in os.walk(part / _NEW):
                 for path in (*files, "."):
-                    flush(Path(folder, path))
+                    fsync(Path(folder, path))
             check(target)
             (part / _SPENT).touch()
-            _put(part, target)
+            _replace_target(part, target)
 
 
 @contextlib.contextmanager
-def scratch(target: Path, *, key: str = "") -> Iterator[Path]:
-    """A folder beside `target` to work in, removed at the end. key: as in `new_folder`.
+def scratch_folder(target: Path, *, key: str = "") -> Iterator[Path]:
+    """A folder beside `target` to work in, removed at the end. key: as in `atomic_folder`.
 
     The process must own `target`.
     """
-    part = beside_name(target, f"lbr-{key or secrets.token_hex(4)}.part")
+    part = hidden_sibling(target, f"lbr-{key or secrets.token_hex(4)}.part")
     part.mkdir(exist_ok=bool(key))
     (part / _MARKER).write_text(json.dumps(asdict(Owner.this_process())) + "\n")
     try:
@@ -221,17 +221,17 @@ def recover(target: Path, *, keep: str = "") -> None:
         EnvironmentProblem: Another process owns `target`.
     """
     target = Path(os.path.realpath(target))
-    mine = re.compile(re.escape(beside_name(target, "lbr-").name) + r"(\w+\.part|lock)")
+    mine = re.compile(re.escape(hidden_sibling(target, "lbr-").name) + r"(\w+\.part|lock)")
     found = [p for p in sorted(target.parent.glob(".*.lbr-*")) if mine.fullmatch(p.name)]
     if not found:
         return
-    with own(target, beside=True):
+    with lock_folder(target, beside=True):
         for part in found:
             if part.suffix == ".part" and part.is_dir() and not part.is_symlink():
-                _recover_from(part, target, part == beside_name(target, f"lbr-{keep}.part"))
+                _recover_from(part, target, part == hidden_sibling(target, f"lbr-{keep}.part"))
 
 
-def tidy(target: Path) -> None:
+def try_recover(target: Path) -> None:
     """`recover` for a complete target: what cannot be removed now is left to a later start."""
     with contextlib.suppress(EnvironmentProblem, OSError):
         recover(target)
@@ -251,13 +251,13 @@ def _recover_from(part: Path, target: Path, wanted: bool) -> None:
         log.info("removed %s, left by a process that was killed", part)
 
 
-def _put(part: Path, target: Path) -> None:
+def _replace_target(part: Path, target: Path) -> None:
     """Put `part/new` where `target` is; an old folder is in `part` afterwards."""
     new, old = part / _NEW, part / _OLD
     try:
         if not target.exists() or not any(target.iterdir()):
             os.rename(new, target)
-        elif not _exchange(new, target):
+        elif not _swap(new, target):
             os.rename(target, old)  # until the next line `recover` finds `old` beside `new`
             os.rename(new, target)
     except OSError as error:
@@ -268,10 +268,10 @@ def _put(part: Path, target: Path) -> None:
                 f"{target}: another process has written it meanwhile; run the command again"
             ) from None
         raise
-    flush(target.parent)
+    fsync(target.parent)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _swap(one: Path, other: Path) -> bool:
     """Let two folders change places in one step; False where the file system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -301,7 +301,7 @@ def _remove(part: Path) -> None:
         log.warning("%s cannot be removed yet: %s", part, error.strerror)
 
 
-def flush(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Make a file's contents, or a folder's names, durable."""
     if path.is_symlink():
         return

@@ -7,7 +7,7 @@ thread of it compares the parent's process id with that of the process that star
 as soon as that one has ended, however it did: the system gives orphans another parent. Unlike the
 kernel's parent-death signal, this does not depend on the thread that started the child, leaves time
 to save, and ends a process that does not react to signals. A program of others cannot run such a
-thread; `command` wraps its command line, and there the kernel's signal has to do.
+thread; `following_command` wraps its command line, and there the kernel's signal has to do.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
-from lbr_ds.errors import LostRank
+from lbr_ds.errors import SAVED_AND_STOPPED, LbrError, LostRank
 
 log = logging.getLogger(__name__)
 
-PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 # Seconds to save after the parent's end. A launcher and its ranks may need it one after the other.
 GRACE = 6.0
 _LOOK = 0.5  # seconds between two looks at the parent
@@ -54,7 +54,7 @@ def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**(os.environ if env is None else env), _STARTER: str(os.getpid())}
 
 
-def command(words: Sequence[str]) -> list[str]:
+def following_command(words: Sequence[str]) -> list[str]:
     """Return the command line that starts `words`, a program of others, in `environment()`.
 
     `-m MODULE ...` is a Python module of others: the processes that it forks follow it, too.
@@ -65,34 +65,52 @@ def command(words: Sequence[str]) -> list[str]:
 def run(words: Sequence[str]) -> Ended:
     """Run a program of ours on this terminal until it ends, and pass signals on to it."""
     children: list[subprocess.Popen[bytes]] = []
-    with passing_signals(children) as signals:
+    with forward_signals(children) as signals:
         children.append(subprocess.Popen(words, env=environment()))
-        send(children, signals)
+        send_signals(children, signals)
         code = children[0].wait()
-    return Ended(shell_code(code), signals)
+    return Ended(shell_exit_code(code), signals)
 
 
-def shell_code(code: int) -> int:
+def run_verb(*arguments: str) -> None:
+    """Run `lbr-ds ARGUMENTS`; signals to this process reach it.
+
+    Raises:
+        LbrError: it failed or was stopped; with its exit code, and 85 when it had reached its own
+            end although this process was told to stop.
+    """
+    ended = run([sys.executable, "-m", "lbr_ds", *arguments])
+    code = ended.code or (SAVED_AND_STOPPED if ended.signals else 0)
+    if code:
+        why = f" by {signal.Signals(ended.signals[0]).name}" if ended.signals else ""
+        error = LbrError(f"stopped{why} at `lbr-ds {' '.join(arguments)}`")
+        error.exit_code = code
+        # The verb's own line says why, unless a signal has ended it.
+        error.reported = 0 < ended.code < 128 and not ended.signals
+        raise error
+
+
+def shell_exit_code(code: int) -> int:
     """Return a child's exit code as shells say it: 128 + N for one that signal N has ended."""
     return code if code >= 0 else 128 - code
 
 
 @contextlib.contextmanager
-def passing_signals(children: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+def forward_signals(children: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
     """Pass the signals PASSED_ON, which come inside, on to the children that still run.
 
     Yields the list of those that came. A child that is started inside may have missed some: see
-    `send`. Outside of the main thread, which alone can handle signals, nothing is passed on.
+    `send_signals`. Only the main thread can handle signals; in another one nothing is forwarded.
     """
     signals: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        send(children, [number])
+        send_signals(children, [number])
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+        before = {number: signal.signal(number, pass_on) for number in FORWARDED_SIGNALS}
     try:
         yield signals
     finally:
@@ -100,7 +118,7 @@ def passing_signals(children: list[subprocess.Popen[bytes]]) -> Iterator[list[in
             signal.signal(number, handler)
 
 
-def send(children: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> None:
+def send_signals(children: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> None:
     """Send signals to the children that still run."""
     for child in children:
         for number in signals:
@@ -155,7 +173,7 @@ def _follow_in_fork() -> None:
 
 
 def _become(words: list[str]) -> None:
-    """Go on as a program of others; see `command`."""
+    """Go on as a program of others; see `following_command`."""
     if words[0] == "-m":
         follow_starter()
         os.register_at_fork(after_in_child=_follow_in_fork)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lbr_ds
-from lbr_ds.system.urls import shown
+from lbr_ds.system.urls import public_url
 
 _PACKAGES = (
     "torch",
@@ -57,7 +57,7 @@ def installation() -> dict[str, Any]:
         origin = {}
     url = str(origin.get("url", ""))
     if commit := origin.get("vcs_info", {}).get("commit_id"):
-        place = url if url.startswith("ssh://") else shown(url)  # of ssh the user is no secret
+        place = url if url.startswith("ssh://") else public_url(url)  # of ssh the user is no secret
         source = f"{origin['vcs_info']['vcs']}+{place}"
         return facts | {
             "source": source,
@@ -66,14 +66,14 @@ def installation() -> dict[str, Any]:
         }
     if "archive_info" in origin:
         local = url.startswith("file:")
-        source = urllib.parse.unquote(url.rpartition("/")[2]) if local else shown(url)
+        source = urllib.parse.unquote(url.rpartition("/")[2]) if local else public_url(url)
         digest = origin["archive_info"].get("hashes", {}).get("sha256")
         pinned = f"#sha256={digest}" if digest and not local else ""
         return facts | {"source": source, "install": f"pip install '{source}{pinned}'"}
-    return facts | _clone(Path(lbr_ds.__file__).parent.parent)
+    return facts | _git_checkout(Path(lbr_ds.__file__).parent.parent)
 
 
-def _clone(folder: Path) -> dict[str, Any]:
+def _git_checkout(folder: Path) -> dict[str, Any]:
     """Return the commit of the git clone that lbr-ds runs from; {} where there is none."""
 
     def git(*words: str) -> str:
@@ -113,7 +113,7 @@ def cpu_lacks_bf16() -> bool:
     return not (known and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def host_memory() -> int:
+def free_host_memory() -> int:
     """Bytes that are free here, within what SLURM has given the job (cgroup v2, where there is)."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]

@@ -7,7 +7,7 @@ Where a file is opened, the caller says what it is:
     with writing(run_folder):
         ...
 
-`named` is for the command line and for ranks, where whatever is left must become a line too.
+`as_lbr_error` is for the command line and for ranks, where whatever is left must become a line too.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lbr_ds.errors import (
     ConfigError,
     DataError,
     EnvironmentProblem,
-    Fault,
+    InternalError,
     LbrError,
     short,
 )
-from lbr_ds.system.masking import masked
+from lbr_ds.system.masking import mask_secrets
 
 _ROOM = "free some space there, or choose a place on another disk"
 _PATH = "check the path"
@@ -122,9 +122,9 @@ def reading(
     except LbrError:
         raise
     except Exception as error:
-        if _lacks_memory(error):
+        if _is_out_of_memory(error):
             raise
-        found = _of_the_system(error, place, kind)
+        found = _from_os_error(error, place, kind)
         if found is None:
             why = short(error) or type(error).__name__
             found = kind(
@@ -146,7 +146,7 @@ def writing(place: str | Path, kind: type[LbrError] = EnvironmentProblem) -> Ite
     except LbrError:
         raise
     except Exception as error:
-        if (found := _of_the_system(error, place, kind)) is not None:
+        if (found := _from_os_error(error, place, kind)) is not None:
             raise found from error
         raise
 
@@ -163,37 +163,37 @@ def check_writable(path: Path) -> Path:
     return path
 
 
-def named(error: BaseException) -> LbrError:
+def as_lbr_error(error: BaseException) -> LbrError:
     """Return the `LbrError` for any exception: one line with a cure and an exit code.
 
     The traceback of one that nobody foresaw is kept in a file, which the line names.
     """
     if isinstance(error, LbrError):
         return error
-    if _lacks_memory(error):
+    if _is_out_of_memory(error):
         return EnvironmentProblem(
             f"not enough memory ({short(error) or 'none left'}); in training, lower "
             "stageN.micro_batch_tokens, otherwise close other programs or use a machine with more "
             "memory"
         )
-    return _of_the_system(error) or _of_a_library(error) or _fault(error)
+    return _from_os_error(error) or _from_library_error(error) or _unexpected(error)
 
 
-def _lacks_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether it is Python's own error for this, or torch's, on whatever device."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and _MEMORY.search(str(error)[:2000]) is not None
 
 
-def _of_the_system(
+def _from_os_error(
     error: BaseException, place: str | Path | None = None, kind: type[LbrError] = EnvironmentProblem
 ) -> LbrError | None:
     """The line for what the operating system refused; None for any other error.
 
     An error of several others (shutil.Error, of a whole folder) is reported by its first.
     """
-    number, file, text = _told(error)
+    number, file, text = _error_details(error)
     if number in _SYSTEM:
         reason, cure = _SYSTEM[number]
     elif isinstance(error, OSError) and place is None:
@@ -206,7 +206,7 @@ def _of_the_system(
     return kind(f"{where}{reason}; {cure}")
 
 
-def _told(error: BaseException) -> tuple[int | None, str | None, str]:
+def _error_details(error: BaseException) -> tuple[int | None, str | None, str]:
     """(errno, the file, the text) of an error, as far as it tells them."""
     text = short(error)
     if isinstance(error, OSError):
@@ -224,7 +224,7 @@ def _told(error: BaseException) -> tuple[int | None, str | None, str]:
     return None, None, text
 
 
-def _of_a_library(error: BaseException) -> LbrError | None:
+def _from_library_error(error: BaseException) -> LbrError | None:
     """The line for a library's own error; None for any other."""
     found = next((_BUILT_IN[c] for c in type(error).__mro__ if c in _BUILT_IN), None)
     for module in (c.__module__ for c in type(error).__mro__):
@@ -234,21 +234,23 @@ def _of_a_library(error: BaseException) -> LbrError | None:
         return None
     kind, line = found
     what, _, cure = line.partition("; ")
-    return kind(f"{what} ({type(error).__name__}: {short(error)}, {_where(error)}); {cure}")
-
-
-def _fault(error: BaseException) -> Fault:
-    """The line for a fault of this program; its traceback goes into a file."""
-    trace = masked("".join(traceback.format_exception(error)))
-    kept = _keep(trace)
-    cure = f"with {kept}, which holds the traceback" if kept else "with what LBR_TRACEBACK=1 shows"
-    return Fault(
-        f"unexpected error, probably a bug in lbr-ds ({type(error).__name__}: {short(error)}, "
-        f"{_where(error)}); please report it with the command and {cure}"
+    return kind(
+        f"{what} ({type(error).__name__}: {short(error)}, {_innermost_frame(error)}); {cure}"
     )
 
 
-def _where(error: BaseException) -> str:
+def _unexpected(error: BaseException) -> InternalError:
+    """The line for a fault of this program; its traceback goes into a file."""
+    trace = mask_secrets("".join(traceback.format_exception(error)))
+    kept = _save_traceback(trace)
+    cure = f"with {kept}, which holds the traceback" if kept else "with what LBR_TRACEBACK=1 shows"
+    return InternalError(
+        f"unexpected error, probably a bug in lbr-ds ({type(error).__name__}: {short(error)}, "
+        f"{_innermost_frame(error)}); please report it with the command and {cure}"
+    )
+
+
+def _innermost_frame(error: BaseException) -> str:
     """The innermost line of this package that the error went through."""
     package = str(Path(__file__).parent.parent)
     frames = traceback.extract_tb(error.__traceback__)
@@ -258,7 +260,7 @@ def _where(error: BaseException) -> str:
     return f"at lbr_ds{own[-1].filename.removeprefix(package)}:{own[-1].lineno}"
 
 
-def _keep(trace: str) -> str | None:
+def _save_traceback(trace: str) -> str | None:
     """Write a traceback into the log file that is open, or else into a new file; returns where."""
     for handler in logging.getLogger("lbr_ds").handlers:
         if isinstance(handler, logging.FileHandler) and handler.stream is not None:

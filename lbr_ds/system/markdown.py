@@ -1,7 +1,7 @@
 """Write text of others into Markdown (report.md, the model card) so that it stays text.
 
-`environment` makes templates in which every value is escaped unless a filter says otherwise, as
-autoescape does for HTML.
+`template_environment` makes templates in which every value is escaped unless a filter says
+otherwise, as autoescape does for HTML.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def escape(text: str) -> str:
     return f"\\{line}" if _BLOCK.match(line) else _NUMBERED.sub(r"\1\\", line)
 
 
-def code(text: object) -> Markup:
+def code_span(text: object) -> Markup:
     """Return a text as a code span, whatever backticks it holds."""
     line = " ".join(str(text).split()).replace("|", "\\|")
     ticks = "`" * (1 + _longest(line))
@@ -38,7 +38,7 @@ def code(text: object) -> Markup:
     return Markup(f"{ticks}{room}{line}{room}{ticks}")
 
 
-def fenced(text: str, language: str = "") -> Markup:
+def code_block(text: str, language: str = "") -> Markup:
     """Return lines as a code block, whatever backticks they hold."""
     ticks = "`" * max(3, 1 + _longest(text))
     return Markup(f"{ticks}{language}\n{text.rstrip()}\n{ticks}")
@@ -48,11 +48,13 @@ def _longest(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def environment(loader: BaseLoader, **options: Any) -> Environment:
-    """Return a jinja2 environment for Markdown: values are escaped, but for those of `code` and
-    `fenced`."""
+def template_environment(loader: BaseLoader, **options: Any) -> Environment:
+    """Return a jinja2 environment for Markdown.
+
+    Values are escaped, except the results of the filters `code` and `fenced`.
+    """
     made = Environment(loader=loader, finalize=_escaped, trim_blocks=True, **options)
-    made.filters |= {"code": code, "fenced": fenced}
+    made.filters |= {"code": code_span, "fenced": code_block}
     return made
 
 

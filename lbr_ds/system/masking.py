@@ -1,5 +1,5 @@
 """Find what looks like a secret in a text and hide it: the log, error lines and the recipe, job
-script and command that a run folder keeps go through `masked`.
+script and command that a run folder keeps go through `mask_secrets`.
 
 A scanner of source code (detect-secrets) reports where a secret may stand, line by line and by the
 kind of file; what is needed here is the same text without it, at every log line. The forms below
@@ -85,20 +85,20 @@ _FORMS = re.compile(
 _BEARER = re.compile(r"\b((?:Bearer|Basic)\s+)(?=[\w.~+/=-]*[\d=])[\w.~+/=-]{12,}")
 
 
-def without_user(url: str) -> str:
+def strip_user(url: str) -> str:
     """Return a URL without the user and password before its host."""
     return _USER.sub(r"\1", url)
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Return a text with *** for what looks like a secret.
 
     Hidden are users and passwords of URLs and their queries, values whose name says that they are
     secret (in the forms of shells, YAML, JSON, Python and HTTP), tokens of known forms and private
-    keys. `masked` of a masked text changes nothing.
+    keys. `mask_secrets` of a masked text changes nothing.
     """
     text = _BLOCK.sub(rf"-----BEGIN \1-----{HIDDEN}", text)
-    text = _QUERY.sub(r"\1", without_user(text))
+    text = _QUERY.sub(r"\1", strip_user(text))
     for pattern in (
         _HEADER,
         _COOKIE,
@@ -116,5 +116,5 @@ def masked(text: str) -> str:
 
 def mask_record(record: logging.LogRecord) -> bool:
     """A filter for the handlers of the log: hides secrets in the line."""
-    record.msg, record.args = masked(record.getMessage()), ()
+    record.msg, record.args = mask_secrets(record.getMessage()), ()
     return True

@@ -9,52 +9,52 @@ import shutil
 from pathlib import Path
 
 from lbr_ds.errors import ConfigError, short
-from lbr_ds.system.atomic import new_folder, tidy
+from lbr_ds.system.atomic import atomic_folder, try_recover
 
 PACKAGE = Path(__file__).parent.parent
 FOLDERS = ("recipes", "ds_configs", "slurm")
 
 
-def folder(name: str) -> Path:
+def shipped_folder(name: str) -> Path:
     """The folder `name` (one of FOLDERS), wherever this installation keeps it."""
     inside, beside = PACKAGE / name, PACKAGE.parent / name
     return inside if inside.is_dir() else beside
 
 
-def find(kind: str, name: str, suffix: str) -> Path:
+def find_shipped(kind: str, name: str, suffix: str) -> Path:
     """A file by path, or by bare name among those that travel with the program.
 
     Raises ConfigError that lists the names when there is none.
     """
-    for path in (Path(name), folder(kind) / name, folder(kind) / f"{name}{suffix}"):
+    for path in (Path(name), shipped_folder(kind) / name, shipped_folder(kind) / f"{name}{suffix}"):
         if path.is_file():
             return path
-    names = ", ".join(sorted(p.stem for p in folder(kind).glob(f"*{suffix}")))
+    names = ", ".join(sorted(p.stem for p in shipped_folder(kind).glob(f"*{suffix}")))
     shipped = f"one of the shipped {kind}: {names}"
     raise ConfigError(f"no file {short(name)!r}; give a path, or {shipped}")
 
 
-def copy_all(target: Path) -> list[Path]:
+def copy_shipped(target: Path) -> list[Path]:
     """Copy recipes, ds_configs and slurm into `target`. Returns the files.
 
     A folder that is there with the same contents is left alone. Raises ConfigError for another.
     """
     missing = [name for name in FOLDERS if not (target / name).exists()]
     for name in FOLDERS:
-        if name not in missing and _contents(target / name) != _contents(folder(name)):
+        if name not in missing and _contents(target / name) != _contents(shipped_folder(name)):
             raise ConfigError(
                 f"{target / name} exists already and differs from the one that is shipped; "
                 "give a new folder"
             )
     for name in FOLDERS:
         if name not in missing:
-            tidy(target / name)
+            try_recover(target / name)
             continue
-        with new_folder(target / name) as made:
-            for path, content in _contents(folder(name)).items():
+        with atomic_folder(target / name) as made:
+            for path, content in _contents(shipped_folder(name)).items():
                 (made / path).parent.mkdir(parents=True, exist_ok=True)
                 (made / path).write_bytes(content)
-                shutil.copymode(folder(name) / path, made / path)
+                shutil.copymode(shipped_folder(name) / path, made / path)
     return sorted(p for name in FOLDERS for p in (target / name).rglob("*") if p.is_file())
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AfterValidator, PlainSerializer
 
 from lbr_ds.errors import ConfigError
-from lbr_ds.system.masking import mask_record, masked, without_user
+from lbr_ds.system.masking import mask_record, mask_secrets, strip_user
 
 __all__ = [
     "CACHE_GIB",
@@ -20,15 +20,15 @@ __all__ = [
     "LocalPath",
     "Masked",
     "Place",
-    "expanded",
-    "folder_of",
+    "expand_home",
+    "http_request",
     "is_url",
-    "local",
+    "local_path",
     "mask_record",
-    "masked",
-    "path_of",
-    "request",
-    "shown",
+    "mask_secrets",
+    "path_or_url",
+    "public_url",
+    "require_local",
 ]
 CACHE_GIB = 50.0  # what fetched shards may take of a disk, unless the recipe says otherwise
 _IP6 = re.compile(r"(?<=//)\[[0-9a-f:.%]*|(?<=@)\[[0-9a-f:.%]*", re.I)
@@ -40,7 +40,7 @@ def is_url(place: str | Path) -> bool:
     return isinstance(place, str) and _URL.fullmatch(place) is not None
 
 
-def folder_of(place: str | Path) -> Path | str:
+def path_or_url(place: str | Path) -> Path | str:
     """A path as a Path, a URL as it is.
 
     Raises ValueError for what starts a program elsewhere (`pipe:`) and for chained addresses.
@@ -48,10 +48,10 @@ def folder_of(place: str | Path) -> Path | str:
     text = str(place)
     if text.startswith("pipe:") or "::" in _IP6.sub("", text):
         raise ValueError("give a folder, http(s)://, s3:// or another plain URL")
-    return _valid(text) if is_url(text) else Path(expanded(text))
+    return _valid(text) if is_url(text) else Path(expand_home(text))
 
 
-def expanded(place: str) -> str:
+def expand_home(place: str) -> str:
     """Return a path with the home folder in place of a `~` at its start; any other text as it is.
 
     This is the only place that does so: for every path of a recipe (by the types below) and of the
@@ -82,7 +82,7 @@ def _valid(place: str) -> str:
     return place
 
 
-def request(url: str) -> urllib.request.Request:
+def http_request(url: str) -> urllib.request.Request:
     """Return what asks for `url` with its user and password, if it has some, as HTTP expects them.
 
     They are not sent on to where the answer redirects to. Raises ConfigError for an address that
@@ -90,9 +90,9 @@ def request(url: str) -> urllib.request.Request:
     """
     try:
         parts = urlsplit(_valid(url))
-        asked = urllib.request.Request(without_user(url))
+        asked = urllib.request.Request(strip_user(url))
     except ValueError as error:
-        raise ConfigError(f"{shown(url)}: {error}") from None
+        raise ConfigError(f"{public_url(url)}: {error}") from None
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         asked.add_unredirected_header(
@@ -101,25 +101,25 @@ def request(url: str) -> urllib.request.Request:
     return asked
 
 
-def shown(place: str | Path) -> str:
+def public_url(place: str | Path) -> str:
     """The place for messages: of a URL no user, password, query, nor a slash at its end."""
     if not is_url(place):
         return str(place)
-    return re.split(r"[?#]", without_user(str(place)), maxsplit=1)[0].rstrip("/")
+    return re.split(r"[?#]", strip_user(str(place)), maxsplit=1)[0].rstrip("/")
 
 
-def path_of(place: Path | str) -> Path | None:
+def local_path(place: Path | str) -> Path | None:
     """The path, also of `file://`, which is read through the cache as any URL; else None."""
     if isinstance(place, Path):
         return place
     return Path(place.removeprefix("file://")) if place.startswith("file:///") else None
 
 
-def local(place: Path | str) -> Path:
+def require_local(place: Path | str) -> Path:
     """The path, for what writes into it. Raises ConfigError for a URL of elsewhere."""
-    if (path := path_of(place)) is None:
+    if (path := local_path(place)) is None:
         raise ConfigError(
-            f"data.folder={shown(place)} can only be read; name a local folder, "
+            f"data.folder={public_url(place)} can only be read; name a local folder, "
             "then copy what is made there"
         )
     return path
@@ -127,17 +127,19 @@ def local(place: Path | str) -> Path:
 
 # What a recipe says; its secrets are not written down with the resolved recipe.
 Folder = Annotated[
-    Path | str, AfterValidator(folder_of), PlainSerializer(shown, return_type=str, when_used="json")
+    Path | str,
+    AfterValidator(path_or_url),
+    PlainSerializer(public_url, return_type=str, when_used="json"),
 ]
 
 # Of a text that may be a URL, likewise.
 Masked = Annotated[
     str,
-    AfterValidator(lambda place: _valid(expanded(place))),
-    PlainSerializer(masked, return_type=str, when_used="json"),
+    AfterValidator(lambda place: _valid(expand_home(place))),
+    PlainSerializer(mask_secrets, return_type=str, when_used="json"),
 ]
 
-LocalPath = Annotated[Path, AfterValidator(lambda place: Path(expanded(str(place))))]
+LocalPath = Annotated[Path, AfterValidator(lambda place: Path(expand_home(str(place))))]
 
 # A path, or a name that may be one (of a model, of a ds_config).
-Place = Annotated[str, AfterValidator(expanded)]
+Place = Annotated[str, AfterValidator(expand_home)]

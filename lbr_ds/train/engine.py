@@ -57,7 +57,7 @@ def load_layout(name: str) -> layouts.Layout:
 
     Raises ConfigError (see layout.read).
     """
-    return layouts.load(layouts.chosen(name, gpu=torch.cuda.is_available()))
+    return layouts.load(layouts.resolve_name(name, gpu=torch.cuda.is_available()))
 
 
 class Engine:

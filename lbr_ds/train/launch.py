@@ -17,7 +17,7 @@ from lbr_ds.distributed import HOSTED, host_store, words_of
 from lbr_ds.errors import EnvironmentProblem, LbrError, LostRank
 from lbr_ds.shards.stream import check_world
 from lbr_ds.system import children
-from lbr_ds.system.environment import host_memory
+from lbr_ds.system.environment import free_host_memory
 from lbr_ds.train.watch import last_seen, tell_all
 
 _GRACE_SECONDS = 10  # between asking the other ranks to stop and killing them
@@ -45,7 +45,7 @@ def check_nproc(nproc: int, samples_per_step: Iterable[int] = ()) -> None:
     if gpus := torch.cuda.device_count():
         most, why = gpus, f"this machine has {gpus} GPU(s) and each rank needs its own"
     else:
-        free = host_memory()
+        free = free_host_memory()
         most = min(_RANKS_PER_CORE * cores(), free // _RANK_BYTES)
         why = (
             f"this process may use {cores()} core(s), at most {_RANKS_PER_CORE} ranks each, and "
@@ -75,7 +75,7 @@ def launch(arguments: list[str], nproc: int, module: str = "lbr_ds") -> int:
     allocator = {} if torch.cuda.is_available() else _ALLOCATOR
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // nproc))
     ranks: list[subprocess.Popen[bytes]] = []
-    with children.passing_signals(ranks) as signals:
+    with children.forward_signals(ranks) as signals:
         try:
             for rank in range(nproc):
                 env = {
@@ -92,7 +92,7 @@ def launch(arguments: list[str], nproc: int, module: str = "lbr_ds") -> int:
                 }
                 command = [sys.executable, "-m", module, *arguments]
                 ranks.append(subprocess.Popen(command, env=children.environment(env)))
-            children.send(ranks, signals)  # those that came while some ranks were not there
+            children.send_signals(ranks, signals)  # those that came while some ranks were not there
             return _wait(ranks, words_of(store), signals)
         finally:
             _stop(ranks)
@@ -121,7 +121,7 @@ def _killed(rank: int, number: int, words: Any, signals: list[int]) -> LbrError:
             f"stopped by {name} before a new checkpoint could be saved; run the same command "
             "again: training resumes from its last checkpoint, if it has saved one"
         )
-        stopped.exit_code = children.shell_code(-number)
+        stopped.exit_code = children.shell_exit_code(-number)
         return stopped
     seen = last_seen(words, rank)
     where = f" ({seen})" if seen else ""

@@ -30,8 +30,8 @@ from lbr_ds.shards import Manifest
 from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json, write_text
 from lbr_ds.system.failures import writing
-from lbr_ds.system.ownership import own
-from lbr_ds.system.urls import mask_record, masked
+from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.urls import mask_record, mask_secrets
 from lbr_ds.train import ancestry, checkpoint
 from lbr_ds.train.engine import Engine, load_layout
 from lbr_ds.train.feed import open_feed
@@ -127,7 +127,10 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
 def owned(run: RunConfig, world: World) -> Iterator[None]:
     """Write in the run folder, which rank 0 owns for all ranks: no two stages do so at once."""
     cure = "wait until it has ended, or give another run folder with run=..."
-    with writing(run.run), own(run.run, cure=cure) if world.first else contextlib.nullcontext():
+    with (
+        writing(run.run),
+        lock_folder(run.run, cure=cure) if world.first else contextlib.nullcontext(),
+    ):
         yield
 
 
@@ -284,7 +287,7 @@ def open_run_folder(run: RunConfig) -> None:
     submitted = Path(os.environ.get("LBR_SUBMIT_SCRIPT", ""))
     if submitted.is_file():  # SLURM's copy of the job script; a container may not see it
         text = submitted.read_text(encoding="utf-8", errors="replace")
-        write_text(run.run / "submit.sbatch", masked(text))
+        write_text(run.run / "submit.sbatch", mask_secrets(text))
     write_json(run.run / "environment.json", environment.describe(), indent=2)
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
 

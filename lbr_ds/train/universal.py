@@ -19,7 +19,7 @@ def to_universal(folder: Path, out: Path) -> str:
     The converter forks workers, which a rank with its communication threads must not.
     """
     workers = str(min(8, os.cpu_count() or 1))
-    command = children.command(
+    command = children.following_command(
         [
             "-m",
             "deepspeed.checkpoint.ds_to_universal",

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 
 from lbr_ds.distributed import World, end, is_collective_error
 from lbr_ds.errors import LbrError, LostRank, PeerFailed, short
-from lbr_ds.system.failures import named
-from lbr_ds.system.urls import masked
+from lbr_ds.system.failures import as_lbr_error
+from lbr_ds.system.urls import mask_secrets
 
 _LOOK = 0.05  # seconds between two looks at what the training thread does
 _STOPPED = 1.0  # seconds from which a gap between two looks does not count
@@ -103,10 +103,14 @@ class Watch:
             self._leave()
             raise found from error
         if error is not None:
-            found = named(error) if isinstance(error, Exception) else LbrError(type(error).__name__)
+            found = (
+                as_lbr_error(error)
+                if isinstance(error, Exception)
+                else LbrError(type(error).__name__)
+            )
             first = self._tell(found.exit_code, f"rank {self.world.rank}: {found}")
             _note(str(found))
-            found.told = found.told or not first
+            found.reported = found.reported or not first
             self._leave()
             if isinstance(error, Exception) and found is not error:
                 raise found from error
@@ -207,8 +211,8 @@ class Watch:
         gone = [rank for rank, seen in self._seen.items() if self._ran - seen.at > seconds]
         if not gone or self.world.rank in gone:
             return ""
-        named = "; ".join(f"rank {rank} is gone: {self._seen[rank].beat}" for rank in gone[:4])
-        return f"{named}{_STANDS}"
+        missing = "; ".join(f"rank {rank} is gone: {self._seen[rank].beat}" for rank in gone[:4])
+        return f"{missing}{_STANDS}"
 
     def _stuck(self) -> str:
         """The line that names the rank furthest behind; of equals one that waits for nobody."""
@@ -237,7 +241,7 @@ class Watch:
             line = self._lost_host() if self._lost_store else self._silent(_MISSED * _BEAT)
         reason = short(error)
         found = LostRank(line or f"a collective failed: {reason}{_STANDS}")
-        found.told = not self._tell(found.exit_code, str(found))
+        found.reported = not self._tell(found.exit_code, str(found))
         _note(f"{found} ({reason})")
         return found
 
@@ -279,7 +283,7 @@ class Watch:
         if tell:
             _note(line, stacks=True)
         if tell and self._tell(code, line):
-            print("lbr-ds: error:", masked(line), file=sys.stderr, flush=True)
+            print("lbr-ds: error:", mask_secrets(line), file=sys.stderr, flush=True)
         end(code)
         os._exit(code)
 
@@ -296,7 +300,7 @@ def _note(line: str, *, stacks: bool = False) -> None:
     for handler in logging.getLogger("lbr_ds").handlers:
         if isinstance(handler, logging.FileHandler) and handler.stream is not None:
             with contextlib.suppress(OSError, ValueError):  # its disk may be what is at fault
-                handler.stream.write(f"{masked(line)}\n")
+                handler.stream.write(f"{mask_secrets(line)}\n")
                 handler.flush()
                 if stacks:
                     faulthandler.dump_traceback(handler.stream)

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from lbr_ds import runs
-from lbr_ds.system.atomic import flush, write_json
-from lbr_ds.system.downloads import file_sha256
+from lbr_ds.system.atomic import fsync, write_json
+from lbr_ds.system.locate import file_sha256
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
@@ -91,14 +91,14 @@ class Writing(threading.Thread):
         files["state.json"] = seal(plan.part / "state.json")
         write_json(plan.part / runs.MANIFEST, files)
         for folder in (plan.part, *(p for p in plan.part.rglob("*") if p.is_dir())):
-            flush(folder)
+            fsync(folder)
         if plan.final.exists():
             aside = plan.final.with_suffix(".damaged")
             shutil.rmtree(aside, ignore_errors=True)
             plan.final.rename(aside)
             log.warning("%s was passed over; it is now %s", plan.final, aside.name)
         plan.part.rename(plan.final)
-        flush(plan.final.parent)
+        fsync(plan.final.parent)
         prune(plan.final, plan.keep, plan.keep_every, plan.keep_best)
 
 
@@ -165,5 +165,5 @@ def link_files(names: Iterable[str], source: Path, folder: Path) -> list[Path]:
 
 def seal(path: Path) -> dict[str, Any]:
     """Make a file durable; returns what the manifest says of it."""
-    flush(path)
+    fsync(path)
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

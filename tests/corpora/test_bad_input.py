@@ -147,7 +147,7 @@ def test_one_clear_line(
     message: str,
 ) -> None:
     monkeypatch.setenv("LBR_DS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("lbr_ds.system.fetch.WAITS", ())
+    monkeypatch.setattr("lbr_ds.system.download.RETRY_WAITS", ())
     data = make(tmp_path)
     with pytest.raises(error, match=message) as raised:
         prepare(data, 0)

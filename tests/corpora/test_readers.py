@@ -14,7 +14,7 @@ from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.sources import find
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record
-from lbr_ds.system.downloads import locate
+from lbr_ds.system.locate import locate
 from tests.corpora.toy import pair, recipe, write_raw
 
 

@@ -14,7 +14,7 @@ from lbr_ds.corpora import crew, leaks
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.scale import peak_memory_ratio, write_corpus
 from lbr_ds.errors import EnvironmentProblem
-from lbr_ds.system.atomic import new_folder
+from lbr_ds.system.atomic import atomic_folder
 from tests.corpora.test_groups import templated
 from tests.corpora.test_near import leaky
 from tests.corpora.test_prepare import everything
@@ -99,7 +99,7 @@ def test_interrupted_and_taken_up(
 
 def test_work_of_other_settings_is_removed(tmp_path: Path) -> None:
     data = corpus(tmp_path, "data", 50)
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "data", key="0123456789abcdef"):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "data", key="0123456789abcdef"):
         raise KeyboardInterrupt
     (stale,) = tmp_path.glob(".data.*")
     foreign = tmp_path / ".data.notes"

@@ -9,7 +9,7 @@ import pytest
 
 from lbr_ds.errors import ConfigError
 from lbr_ds.system import atomic
-from lbr_ds.system.atomic import new_folder, recover, write_json, write_text, written_file
+from lbr_ds.system.atomic import atomic_file, atomic_folder, recover, write_json, write_text
 from tests.kills.crash import every_point, run, tree
 
 OLD = {"manifest": b"old", "train": None, "train/0": b"old shard"}
@@ -33,7 +33,7 @@ def fill(folder: Path, content: dict[str, bytes | None]) -> None:
 
 
 def build(target: Path) -> None:
-    with new_folder(target, check=lambda place: None) as folder:
+    with atomic_folder(target, check=lambda place: None) as folder:
         fill(folder, NEW)
 
 
@@ -49,7 +49,7 @@ def test_a_folder_is_old_or_new_wherever_its_writer_is_killed(
     exchange: bool,
 ) -> None:
     if not exchange:  # as NFS and overlay file systems answer
-        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic, "_swap", lambda one, other: False)
     place = tmp_path / "place"
     target = place / "target"
 
@@ -99,7 +99,7 @@ def test_work_under_a_key_continues_after_a_kill_and_is_removed_after_an_error(
     target = tmp_path / "target"
 
     def build_in_parts(key: str, last: int = 3) -> list[str]:
-        with new_folder(target, key=key) as folder:
+        with atomic_folder(target, key=key) as folder:
             before = sorted(path.name for path in folder.iterdir())
             for number in range(last):
                 (folder / str(number)).write_bytes(b"")
@@ -121,7 +121,7 @@ def test_another_key_removes_what_was_left(tmp_path: Path) -> None:
     target = tmp_path / "target"
 
     def interrupted(key: str) -> None:
-        with new_folder(target, key=key) as folder:
+        with atomic_folder(target, key=key) as folder:
             assert not list(folder.iterdir())
             (folder / key).write_bytes(b"")
             raise KeyboardInterrupt
@@ -138,7 +138,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path.chmod(0o640)
 
     def interrupted() -> None:
-        with written_file(path) as file:
+        with atomic_file(path) as file:
             file.write(b"new")
             raise KeyboardInterrupt
 
@@ -182,13 +182,13 @@ def test_places_that_cannot_be_replaced_are_refused_before_any_work(
         (Path("/proc"), "/proc is a mount point"),
         (tmp_path / "file", "file is a file"),
     ):
-        with pytest.raises(ConfigError, match=why), new_folder(place):
+        with pytest.raises(ConfigError, match=why), atomic_folder(place):
             pytest.fail("entered")
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
-    with new_folder(tmp_path / "link") as folder:
+    with atomic_folder(tmp_path / "link") as folder:
         (folder / "file").write_bytes(b"new")
     assert (tmp_path / "link").is_symlink()
     assert tree(tmp_path / "real") == {"file": b"new"}
@@ -197,6 +197,6 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 def test_names_of_the_greatest_length(tmp_path: Path) -> None:
     name = "\u4e2d" * 85
     write_text(tmp_path / name, "text")
-    with new_folder(tmp_path / "folder" / name) as folder:
+    with atomic_folder(tmp_path / "folder" / name) as folder:
         (folder / "file").write_bytes(b"new")
     assert sorted(tree(tmp_path)) == ["folder", f"folder/{name}", f"folder/{name}/file", name]

@@ -13,8 +13,8 @@ import pytest
 
 from lbr_ds.config import load
 from lbr_ds.errors import EnvironmentProblem
-from lbr_ds.system import ownership
-from lbr_ds.system.ownership import own
+from lbr_ds.system import locks as ownership
+from lbr_ds.system.locks import lock_folder
 from tests.kills.crash import run
 from tests.tiny import tiny_recipe
 
@@ -29,7 +29,7 @@ def hold(folder: Path, *, beside: bool = False) -> int:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        with own(folder, beside=beside):
+        with lock_folder(folder, beside=beside):
             os.write(writer, b"!")
             signal.pause()
     os.close(writer)
@@ -78,7 +78,7 @@ def test_a_second_process_is_told_who_is_there(folder: Path, beside: bool) -> No
     try:
         with (
             pytest.raises(EnvironmentProblem, match=told),
-            own(folder, beside=beside, cure="do this"),
+            lock_folder(folder, beside=beside, cure="do this"),
         ):
             pytest.fail("entered")
     finally:
@@ -93,7 +93,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_removed(
     caplog.set_level(logging.INFO)
     process = hold(folder, beside=beside)
     end(process)
-    with own(folder, beside=beside), own(folder, beside=beside):
+    with lock_folder(folder, beside=beside), lock_folder(folder, beside=beside):
         assert "taken over from `" in caplog.text
         assert f"process {process} on" in caplog.text
     assert not list(folder.parent.glob("**/.*"))
@@ -103,7 +103,7 @@ def test_a_fork_of_the_owner_does_not_keep_the_lock(folder: Path) -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        with own(folder):
+        with lock_folder(folder):
             loader = os.fork()
             if loader == 0:
                 signal.pause()
@@ -112,7 +112,7 @@ def test_a_fork_of_the_owner_does_not_keep_the_lock(folder: Path) -> None:
     loader = int(os.read(reader, 20))
     end(child)
     try:
-        with own(folder):
+        with lock_folder(folder):
             pass
     finally:
         os.kill(loader, signal.SIGKILL)
@@ -123,17 +123,17 @@ def test_without_locks_in_the_file_system_the_process_is_looked_for(
 ) -> None:
     monkeypatch.setattr(ownership, "try_flock", lambda descriptor: None)
     process = hold(folder)
-    with pytest.raises(EnvironmentProblem, match=f"process {process} on"), own(folder):
+    with pytest.raises(EnvironmentProblem, match=f"process {process} on"), lock_folder(folder):
         pytest.fail("entered")
     end(process)
-    with own(folder):
+    with lock_folder(folder):
         pass
     assert not list(folder.iterdir())
 
 
 def test_a_local_lock_that_nobody_holds_is_free(folder: Path) -> None:
     stranger(folder)
-    with own(folder):
+    with lock_folder(folder):
         pass
 
 
@@ -143,7 +143,7 @@ def test_a_lock_that_may_be_held_elsewhere_is_not_taken(
     monkeypatch.setattr(ownership, "flock_reaches_all_hosts", lambda place: False)
     stranger(folder)
     told = "process 4711 on elsewhere, user ada.*remove .*run/.lbr-lock"
-    with pytest.raises(EnvironmentProblem, match=told), own(folder):
+    with pytest.raises(EnvironmentProblem, match=told), lock_folder(folder):
         pytest.fail("entered")
 
 
@@ -163,10 +163,10 @@ def test_slurm_says_whether_a_job_on_another_node_runs(
     squeue(tmp_path, monkeypatch, says, code)
     stranger(folder, job="7")
     if taken:
-        with own(folder):
+        with lock_folder(folder):
             pass
     else:
-        with pytest.raises(EnvironmentProblem, match="SLURM job 7"), own(folder):
+        with pytest.raises(EnvironmentProblem, match="SLURM job 7"), lock_folder(folder):
             pytest.fail("entered")
 
 
@@ -186,7 +186,7 @@ def test_a_requeued_job_takes_its_own_lock(
     else:
         stranger(folder, job="7")
     try:
-        with own(folder):
+        with lock_folder(folder):
             assert json.loads((folder / ".lbr-lock").read_text())["restart"] == 1
     finally:
         if process:
@@ -200,7 +200,7 @@ def test_two_steps_of_one_job_are_two(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     squeue(tmp_path, monkeypatch, "7.3 train main ada 1:00 n1")
     stranger(folder, job="7", step="3")
-    with pytest.raises(EnvironmentProblem, match="SLURM job 7"), own(folder):
+    with pytest.raises(EnvironmentProblem, match="SLURM job 7"), lock_folder(folder):
         pytest.fail("entered")
 
 

@@ -82,11 +82,15 @@ def main(folder: Path, kinds: list[str]) -> None:
         sys.exit(children.run([sys.executable, *module, *rest]).code)
     if kind == "python":  # as the converter of checkpoints is started
         note(folder)
-        sys.exit(subprocess.call(children.command([*module, *rest]), env=children.environment()))
+        sys.exit(
+            subprocess.call(
+                children.following_command([*module, *rest]), env=children.environment()
+            )
+        )
     if kind == "foreign":  # as srun or pip are started
         note(folder)
         script = f"touch {folder}/$$.pid; exec sleep {FOREVER}"
-        words = children.command(["bash", "-c", script])
+        words = children.following_command(["bash", "-c", script])
         sys.exit(subprocess.call(words, env=children.environment()))
     if kind != "forks":  # those come as others' programs, which know nothing of parents
         children.follow_starter()

@@ -114,5 +114,5 @@ def test_codes_of_children() -> None:
     assert ended("import os; os.kill(os.getpid(), 9)") == (128 + signal.SIGKILL, [])
     told = "import os, signal, sys, time; signal.signal(10, lambda *_: sys.exit(0));"
     assert ended(f"{told} os.kill(os.getppid(), 10); time.sleep(60)") == (0, [signal.SIGUSR1])
-    words = children.command(["sh", "-c", 'exit "${LBR_DS_STARTER:-3}"'])
+    words = children.following_command(["sh", "-c", 'exit "${LBR_DS_STARTER:-3}"'])
     assert subprocess.call(words, env=children.environment()) == 3  # it is nobody's starter

@@ -6,7 +6,7 @@ import pytest
 from jinja2 import DictLoader
 from markdown_it import MarkdownIt
 
-from lbr_ds.system.markdown import environment, escape
+from lbr_ds.system.markdown import escape, template_environment
 
 TEXTS = [
     "<script>alert(1)</script>",
@@ -57,7 +57,9 @@ def test_a_reader_sees_the_text_and_nothing_else(text: str) -> None:
 
 
 def test_templates_escape_by_themselves() -> None:
-    templates = environment(DictLoader({"x": '{{ a }} {{ a | code }}\n{{ a | fenced("yaml") }}'}))
+    templates = template_environment(
+        DictLoader({"x": '{{ a }} {{ a | code }}\n{{ a | fenced("yaml") }}'})
+    )
     made = templates.get_template("x").render(a="```<b>|")
     assert made == "\\`\\`\\`&lt;b&gt;\\| ```` ```<b>\\| ````\n````yaml\n```<b>|\n````"
     assert templates.get_template("x").render(a="5").startswith("5 `5`")

@@ -154,7 +154,7 @@ def test_a_part_that_is_missing_is_left_out(run: Path, tmp_path: Path, missing: 
 def test_data_behind_a_url(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     near = write_report([run], tmp_path / "near")["runs"][0]["data"]
     recipe = (run / "recipe.yaml").read_text()
-    monkeypatch.setattr("lbr_ds.system.fetch.WAITS", ())
+    monkeypatch.setattr("lbr_ds.system.download.RETRY_WAITS", ())
     with serve(tmp_path / "data") as server:
         (run / "recipe.yaml").write_text(recipe.replace(str(tmp_path / "data"), server.url))
         far = write_report([run], tmp_path / "far")["runs"][0]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lbr_ds.config import DataConfig, load
 from lbr_ds.errors import ConfigError
-from lbr_ds.system.urls import folder_of, is_url, path_of, shown
+from lbr_ds.system.urls import is_url, local_path, path_or_url, public_url
 
 SECRET = "https://me:hidden@host:81/a/b/?sign=secret#x"
 
@@ -17,18 +17,18 @@ SECRET = "https://me:hidden@host:81/a/b/?sign=secret#x"
 @pytest.mark.parametrize("place", ["a/b", "/a:b", "x~/y", "C:x", Path("s3://x")])
 def test_paths(place: str | Path) -> None:
     assert not is_url(place)
-    assert folder_of(place) == Path(place)
-    assert shown(place) == str(place)
+    assert path_or_url(place) == Path(place)
+    assert public_url(place) == str(place)
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/a", "http://h/x", "memory://b", "file:///a/b"])
 def test_urls(place: str) -> None:
     assert is_url(place)
-    assert folder_of(place) == place == shown(place)
+    assert path_or_url(place) == place == public_url(place)
 
 
 def test_secrets_are_not_shown() -> None:
-    assert shown(SECRET) == "https://host:81/a/b"
+    assert public_url(SECRET) == "https://host:81/a/b"
     run = load("demo", [f"data.folder={SECRET}"])
     assert run.data.folder == SECRET
     assert "hidden" not in run.dump()
@@ -39,8 +39,10 @@ def test_secrets_are_not_shown() -> None:
 def test_a_file_url_is_read_through_the_cache_and_written_where_it_lies() -> None:
     data = DataConfig.model_validate({"folder": "file:///a/b"})
     assert is_url(data.folder)
-    assert data.local_folder == path_of("file:///a/b") == path_of(Path("/a/b")) == Path("/a/b")
-    assert path_of("s3://a/b") is path_of("file://host/a") is None
+    assert (
+        data.local_folder == local_path("file:///a/b") == local_path(Path("/a/b")) == Path("/a/b")
+    )
+    assert local_path("s3://a/b") is local_path("file://host/a") is None
 
 
 def test_what_writes_needs_a_local_folder() -> None:

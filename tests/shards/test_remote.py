@@ -15,7 +15,7 @@ import pytest
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.shards import Manifest, Step, read_split, steps, verify
 from lbr_ds.shards import manifest as manifest_module
-from lbr_ds.system import fetch
+from lbr_ds.system import download
 from tests.shards.server import Server, serve
 
 GIB = 2**30
@@ -24,7 +24,7 @@ GIB = 2**30
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LBR_DS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(download, "RETRY_WAITS", (0.0, 0.0))
     manifest_module._fetched.cache_clear()
     return tmp_path / "cache" / "shards"
 
@@ -161,7 +161,7 @@ def test_least_recently_used_shard_goes_first(server: Server, cache: Path) -> No
 
 
 def _read_in_child(url: str, limit: float, rank: int, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
-    fetch.WAITS = (0.0,)
+    download.RETRY_WAITS = (0.0,)
     found = stream(url, cache_gib=limit, rank=rank, world=3)
     results.put((rank, [sample.record.id for step in found for sample in step.samples]))
 

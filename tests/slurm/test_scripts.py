@@ -11,7 +11,7 @@ import pytest
 from lbr_ds.system import resources
 from tests.ranks import run_cli
 
-FOLDER = resources.folder("slurm")
+FOLDER = resources.shipped_folder("slurm")
 SCRIPTS = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
 JOBS = [path for path in SCRIPTS if path.suffix == ".sbatch"]
 

@@ -29,7 +29,7 @@ QUICK, TRAINING = 60, 240  # limits in seconds; the stand-in needs about 3, a tr
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A folder such as `lbr-ds init` makes, from which jobs are submitted."""
-    resources.copy_all(tmp_path)
+    resources.copy_shipped(tmp_path)
     return tmp_path
 
 

@@ -38,8 +38,8 @@ from lbr_ds.errors import ConfigError
 from lbr_ds.plan import find_gpu
 from lbr_ds.system import children, environment
 from lbr_ds.system.atomic import write_json, write_text
-from lbr_ds.system.ownership import own
-from lbr_ds.system.urls import is_url, masked
+from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.urls import is_url, mask_secrets
 
 log = logging.getLogger(__name__)
 SCALINGS = ("weak", "strong")
@@ -137,7 +137,9 @@ def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
     """
     run = load(sweep.recipe, sweep.overrides)
     _check(sweep)  # before the folder is made
-    with own(sweep.folder, cure="wait until it has ended, or give another folder with --out"):
+    with lock_folder(
+        sweep.folder, cure="wait until it has ended, or give another folder with --out"
+    ):
         return _run_sweep(sweep, run, retry)
 
 
@@ -206,7 +208,7 @@ def _settings(sweep: Sweep, run: RunConfig) -> dict[str, Any]:
         "recipe": run.name,
         "steps": sweep.steps,
         "stage": sweep.stage,
-        "data": {"folder": masked(str(run.data.folder)), "workers": run.data.workers},
+        "data": {"folder": mask_secrets(str(run.data.folder)), "workers": run.data.workers},
         f"stage{sweep.stage}": run.stage(sweep.stage).model_dump(exclude={"micro_batch_tokens"}),
         **run.model_dump(include={"model", "bottleneck"}),
     }
@@ -298,7 +300,7 @@ def _see_through(words: list[str], output: Path) -> int:
     if shutil.which(words[0]) is None:
         raise ConfigError(f"--launcher: {words[0]} cannot be started: no such program is found")
     if words[0] != sys.executable:
-        words = children.command(words)
+        words = children.following_command(words)
     with output.open("wb") as file:
         child = subprocess.Popen(
             words,

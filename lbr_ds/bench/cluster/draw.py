@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lbr_ds.system.atomic import written_file
+from lbr_ds.system.atomic import atomic_file
 
 _COLOURS = ("#0b6e4f", "#2f6f9f", "#c2571a", "#7a4fa3", "#8a8d91", "#b8860b")
 _MARKS = {"weak": ("o", "-"), "strong": ("s", "--")}
@@ -35,7 +35,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     settings = result["settings"]
     device = rows[0]["figures"]["device"]
     figure.suptitle(f"{settings['recipe']}, stage {settings['stage']}, {device}", fontsize=11)
-    with written_file(path) as file:
+    with atomic_file(path) as file:
         figure.savefig(file, dpi=150)
 
 

@@ -18,12 +18,12 @@ from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.plan.cluster import Gpu
 from lbr_ds.shards import Manifest
 from lbr_ds.system import resources
-from lbr_ds.system.strict import read_json, read_yaml
+from lbr_ds.system.yaml_json import read_json, read_yaml
 from lbr_ds.train.negatives import check_negatives
 from tests.shards.server import serve
-from tests.test_disks import command
+from tests.system.test_full_disks import command
 
-DEMO = resources.find("recipes", "demo", ".yaml").read_text()
+DEMO = resources.find_shipped("recipes", "demo", ".yaml").read_text()
 
 
 def parts(model: type[BaseModel]) -> set[type[BaseModel]]:
@@ -227,7 +227,7 @@ def test_a_source_behind_a_password_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lbr_ds.errors import EnvironmentProblem
-    from lbr_ds.system.downloads import locate
+    from lbr_ds.system.locate import locate
 
     monkeypatch.setenv("LBR_DS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "web").mkdir()

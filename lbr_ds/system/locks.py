@@ -33,10 +33,10 @@ from pathlib import Path
 import psutil
 
 from lbr_ds.errors import EnvironmentProblem
-from lbr_ds.system.urls import masked
+from lbr_ds.system.urls import mask_secrets
 
 log = logging.getLogger(__name__)
-ANOTHER = "name another folder (run=... for a run, data.folder=... for prepared data)"
+USE_ANOTHER_FOLDER = "name another folder (run=... for a run, data.folder=... for prepared data)"
 _NAME = "lbr-lock"
 _LONGEST = 200  # bytes of a file name, or characters of a command, that we repeat in our own
 _POLL_SECONDS = 0.2
@@ -70,7 +70,7 @@ class Owner:
             process.pid,
             process.create_time(),
             process.username(),
-            masked(shlex.join(words))[:_LONGEST],
+            mask_secrets(shlex.join(words))[:_LONGEST],
             time.strftime("%Y-%m-%d %H:%M:%S %z"),
             env.get("SLURM_JOB_ID", ""),
             int(env.get("SLURM_RESTART_COUNT") or 0),
@@ -86,7 +86,7 @@ class Owner:
 
 
 @contextlib.contextmanager
-def own(
+def lock_folder(
     folder: Path, *, beside: bool = False, wait: bool = False, cure: str = ""
 ) -> Iterator[None]:
     """Hold the lock of `folder` until the block ends. This process may enter it more than once.
@@ -102,11 +102,11 @@ def own(
     """
     folder = Path(os.path.realpath(folder))
     (folder.parent if beside else folder).mkdir(parents=True, exist_ok=True)
-    lock = beside_name(folder, _NAME) if beside else folder / f".{_NAME}"
+    lock = hidden_sibling(folder, _NAME) if beside else folder / f".{_NAME}"
     if lock in _held:
         yield
         return
-    cure = cure or f"wait until it has ended, or {ANOTHER}"
+    cure = cure or f"wait until it has ended, or {USE_ANOTHER_FOLDER}"
     descriptor = _wait_and_take(lock, folder) if wait else _take(lock, folder, cure)
     _held[lock] = descriptor
     process = os.getpid()
@@ -120,7 +120,7 @@ def own(
             os.close(descriptor)
 
 
-def beside_name(path: Path, suffix: str) -> Path:
+def hidden_sibling(path: Path, suffix: str) -> Path:
     """`.NAME.SUFFIX` next to `path`; a name that is too long to be extended is cut."""
     return path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_LONGEST])}.{suffix}")
 
@@ -227,8 +227,8 @@ def _has_ended(owner: Owner, locked: bool | None, place: Path) -> bool:
     """Whether the owner of a lock no longer runs; locked: as `try_flock` returned."""
     if owner.host == socket.gethostname():
         return locked is True or (locked is None and not _runs_here(owner))
-    own = Owner.this_process()
-    if owner.job and owner.job == own.job and owner.restart != own.restart:
+    this = Owner.this_process()
+    if owner.job and owner.job == this.job and owner.restart != this.restart:
         return True
     running = _slurm_runs(owner) if owner.job else None
     if running is not None:

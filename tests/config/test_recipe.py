@@ -14,8 +14,8 @@ from lbr_ds.system import resources
 from lbr_ds.train.engine import load_layout
 from lbr_ds.train.loop import train
 
-RECIPES = sorted(p.stem for p in resources.folder("recipes").glob("*.yaml"))
-DS_CONFIGS = sorted(p.stem for p in resources.folder("ds_configs").glob("*.json"))
+RECIPES = sorted(p.stem for p in resources.shipped_folder("recipes").glob("*.yaml"))
+DS_CONFIGS = sorted(p.stem for p in resources.shipped_folder("ds_configs").glob("*.json"))
 
 
 def test_the_promised_files_are_there() -> None:

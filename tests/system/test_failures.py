@@ -30,15 +30,15 @@ from lbr_ds.errors import (
     ConfigError,
     DataError,
     EnvironmentProblem,
-    Fault,
+    InternalError,
     LbrError,
     short,
 )
-from lbr_ds.system.failures import named, reading, writing
-from lbr_ds.system.resources import find
+from lbr_ds.system.failures import as_lbr_error, reading, writing
+from lbr_ds.system.resources import find_shipped
 from lbr_ds.train.watch import Watch
 from tests.ranks import run_cli
-from tests.test_disks import command
+from tests.system.test_full_disks import command
 
 
 def raised(work: Callable[[], Any]) -> Exception:
@@ -73,8 +73,8 @@ LIBRARIES: dict[str, tuple[Callable[[], Any], type[LbrError], str]] = {
     "yaml": (lambda: yaml.safe_load("{"), ConfigError, "YAML"),
     "unicode": (lambda: b"\xff".decode(), DataError, "UTF-8"),
     "the terminal": (lambda: "é".encode("ascii"), EnvironmentProblem, "set PYTHONIOENCODING=utf-8"),
-    "recursion": (lambda: json.loads("[" * 100_000), Fault, "probably a bug in lbr-ds"),
-    "overflow": (lambda: int(float("inf")), Fault, "probably a bug in lbr-ds"),
+    "recursion": (lambda: json.loads("[" * 100_000), InternalError, "probably a bug in lbr-ds"),
+    "overflow": (lambda: int(float("inf")), InternalError, "probably a bug in lbr-ds"),
     "gzip's end": (lambda: gzip.decompress(gzip.compress(b"x" * 99)[:-9]), DataError, "too early"),
     "memory": (lambda: bytearray(1 << 60), EnvironmentProblem, "micro_batch_tokens"),
     "torch's memory": (lambda: torch.empty(1 << 55), EnvironmentProblem, "micro_batch_tokens"),
@@ -93,7 +93,7 @@ def test_an_error_of_a_library_is_named(
     work, kind, words = LIBRARIES[name]
     (tmp_path / JUNK).write_bytes(b"\x07junk" * 99)
     monkeypatch.chdir(tmp_path)
-    found = named(raised(work))
+    found = as_lbr_error(raised(work))
     assert type(found) is kind, found
     assert words in str(found)
     assert "; " in str(found)  # the cure
@@ -103,7 +103,7 @@ def test_an_error_of_a_library_is_named(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, 9999])
 def test_the_system_is_quoted_with_file_and_cure(number: int) -> None:
-    found = named(OSError(number, os.strerror(number), "a/b"))
+    found = as_lbr_error(OSError(number, os.strerror(number), "a/b"))
     assert str(found).startswith("a/b: ")
     assert found.exit_code == 6
     nameless = OSError(number, os.strerror(number))
@@ -131,8 +131,8 @@ def test_a_fault_keeps_its_traceback_in_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found = named(raised(lambda: {}["gone"]))
-    assert isinstance(found, Fault)
+    found = as_lbr_error(raised(lambda: {}["gone"]))
+    assert isinstance(found, InternalError)
     assert found.exit_code == 1
     (file,) = tmp_path.iterdir()
     assert "probably a bug in lbr-ds" in str(found)
@@ -146,7 +146,7 @@ def test_a_fault_of_a_rank_goes_into_its_log(tmp_path: Path) -> None:
     handler = logging.FileHandler(tmp_path / "rank-0.log")
     logging.getLogger("lbr_ds").addHandler(handler)
     try:
-        with pytest.raises(Fault, match=r"ZeroDivisionError.*rank-0\.log"), Watch(ALONE, 1):
+        with pytest.raises(InternalError, match=r"ZeroDivisionError.*rank-0\.log"), Watch(ALONE, 1):
             1 / 0  # noqa: B018
         with pytest.raises(EnvironmentProblem, match="x: no space is left"), Watch(ALONE, 1):
             raise OSError(errno.ENOSPC, "", "x")
@@ -163,7 +163,7 @@ def test_the_command_line_says_it_once(
         raise KeyError("of ours")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("lbr_ds.system.resources.copy_all", broken)
+    monkeypatch.setattr("lbr_ds.system.resources.copy_shipped", broken)
     code, lines = command("init", str(tmp_path / "a"))
     assert (code, len(lines)) == (1, 1)
     assert lines[0].startswith("lbr-ds: error: unexpected error, probably a bug in lbr-ds")
@@ -230,8 +230,8 @@ def test_a_long_name_of_a_recipe_is_one_line() -> None:
         assert (code, len(lines)) == (6, 1)
         assert len(lines[0]) < 400
     with pytest.raises(ConfigError, match="no file 'nothing'"):
-        find("recipes", "nothing", ".yaml")
-    assert pathlib.Path(find("recipes", "demo", ".yaml")).is_file()
+        find_shipped("recipes", "nothing", ".yaml")
+    assert pathlib.Path(find_shipped("recipes", "demo", ".yaml")).is_file()
 
 
 def test_python_m_does_the_same(tmp_path: Path) -> None:

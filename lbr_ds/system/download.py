@@ -1,6 +1,6 @@
 """A file behind a URL -> a file on this disk: all of it, or none, after a bounded number of tries.
 
-`insist` tries again after what may pass, as a broken line or a busy server. `download` is for one
+`retry` tries again after what may pass, as a broken line or a busy server. `download` is for one
 file whose content nobody knows beforehand: its length is compared with what the server stated, a
 broken one is resumed where it broke, and an error page is not accepted as data.
 Messages show an address without user, password and query.
@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lbr_ds.errors import DataError, EnvironmentProblem, LbrError
-from lbr_ds.system.urls import request, shown
+from lbr_ds.system.urls import http_request, public_url
 
 log = logging.getLogger(__name__)
-WAITS = (0.5, 2.0, 8.0)  # seconds before each new try
+RETRY_WAITS = (0.5, 2.0, 8.0)  # seconds before each new try
 TIMEOUT = 60  # seconds without a byte
-PIECE = 1 << 20
+CHUNK_BYTES = 1 << 20
 _HEAD = 1024  # bytes that tell a web page
 _MAGIC = {
     ".gz": b"\x1f\x8b",
@@ -44,16 +44,16 @@ _PAGE = re.compile(
 _Found = TypeVar("_Found")
 
 
-class Damaged(Exception):
+class DamagedDownload(Exception):
     """What came is not what was announced."""
 
 
-def insist(where: str, action: Callable[[], _Found]) -> _Found:
+def retry(where: str, action: Callable[[], _Found]) -> _Found:
     """Return `action()`, tried again after what may pass: a broken line, a busy server.
 
     Raises FileNotFoundError and Damaged as they are, EnvironmentProblem for all else.
     """
-    for wait in (*WAITS, None):
+    for wait in (*RETRY_WAITS, None):
         try:
             return action()
         except (LbrError, FileNotFoundError):
@@ -63,9 +63,9 @@ def insist(where: str, action: Callable[[], _Found]) -> _Found:
                 raise FileNotFoundError from None
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
-            if wait is None and isinstance(error, Damaged):
+            if wait is None and isinstance(error, DamagedDownload):
                 raise
-            reason = _reason(error)
+            reason = _failure(error)
             refused = isinstance(error, PermissionError) or reason in ("HTTP 401", "HTTP 403")
             if wait is None or refused:
                 cure = "check its credentials" if refused else "check the network and the address"
@@ -75,14 +75,14 @@ def insist(where: str, action: Callable[[], _Found]) -> _Found:
     raise AssertionError
 
 
-def _reason(error: BaseException) -> str:
+def _failure(error: BaseException) -> str:
     """What happened, without the text of others: that may hold an address with its secrets."""
-    if isinstance(error, Damaged):
+    if isinstance(error, DamagedDownload):
         return str(error)
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code}"
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
-        return _reason(error.reason)
+        return _failure(error.reason)
     if isinstance(error, http.client.IncompleteRead):
         return "truncated"
     strerror = getattr(error, "strerror", None) if isinstance(error, OSError) else None
@@ -91,7 +91,7 @@ def _reason(error: BaseException) -> str:
 
 def open_http(url: str, headers: dict[str, str] | None = None) -> Any:
     """The answer to a GET of `url`, to be read; a user and password in it are sent as Basic."""
-    asked = request(url)
+    asked = http_request(url)
     for name, value in (headers or {}).items():
         asked.add_header(name, value)
     return urllib.request.urlopen(asked, timeout=TIMEOUT)
@@ -104,12 +104,12 @@ def download(url: str, part: Path) -> str:
     over. Raises EnvironmentProblem when it cannot be had whole, DataError when it is not there or a
     web page or another kind of file comes in its place.
     """
-    where, fetching = shown(url), _Fetching(url, part)
+    where, fetching = public_url(url), _Download(url, part)
     try:
-        insist(where, fetching.attempt)
+        retry(where, fetching.attempt)
     except FileNotFoundError:
         raise DataError(f"{where}: the server has no such file; check the address") from None
-    except Damaged as error:
+    except DamagedDownload as error:
         raise EnvironmentProblem(
             f"{where}: cannot be fetched whole ({error}); try again later, nothing is kept of it"
         ) from None
@@ -117,7 +117,7 @@ def download(url: str, part: Path) -> str:
     return fetching.digest.hexdigest()
 
 
-class _Fetching:
+class _Download:
     """One file on its way; `attempt` resumes from the bytes on disk."""
 
     def __init__(self, url: str, part: Path) -> None:
@@ -138,22 +138,22 @@ class _Fetching:
             if self.count and start != self.count:
                 self._start_over()
             if start != self.count:
-                raise Damaged(f"begins at byte {start}")
+                raise DamagedDownload(f"begins at byte {start}")
             # A weak tag does not promise equal bytes.
             tag = answer.headers.get("ETag") or ""
             self.version = tag if tag and not tag.startswith("W/") else ""
             with self.part.open("ab") as target:
-                while piece := answer.read(PIECE):
+                while piece := answer.read(CHUNK_BYTES):
                     self.digest.update(piece)
                     self.count += len(piece)
                     target.write(piece)
         if total is not None and self.count != total:
-            raise Damaged(f"truncated, {self.count} bytes of {total}")
+            raise DamagedDownload(f"truncated, {self.count} bytes of {total}")
         if total is None and "chunked" not in (answer.headers.get("Transfer-Encoding") or ""):
             log.warning(
                 "%s: the server sent no Content-Length, so a truncated download cannot be "
                 "detected; add #sha256=... to the address",
-                shown(self.url),
+                public_url(self.url),
             )
 
 

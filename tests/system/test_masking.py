@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lbr_ds.system.masking import masked
-from lbr_ds.system.urls import shown
+from lbr_ds.system.masking import mask_secrets
+from lbr_ds.system.urls import public_url
 
 WORD = "open-sesame"
 HIDDEN = [
@@ -112,15 +112,15 @@ KEPT = [
 
 @pytest.mark.parametrize(("text", "wanted"), HIDDEN)
 def test_secrets_are_hidden(text: str, wanted: str) -> None:
-    assert masked(text) == wanted
-    assert masked(wanted) == wanted
+    assert mask_secrets(text) == wanted
+    assert mask_secrets(wanted) == wanted
 
 
 @pytest.mark.parametrize("text", KEPT)
 def test_what_is_no_secret_stays(text: str) -> None:
-    assert masked(text) == text
+    assert mask_secrets(text) == text
 
 
 @pytest.mark.parametrize("password", [WORD, f"p@ss{WORD}", f"p'{WORD}", f"p/{WORD}", f"12{WORD}"])
 def test_a_place_is_shown_without_its_password(password: str) -> None:
-    assert shown(f"https://me:{password}@host:81/a/?x=1#y") == "https://host:81/a"
+    assert public_url(f"https://me:{password}@host:81/a/?x=1#y") == "https://host:81/a"

@@ -15,7 +15,7 @@ import pytest
 from lbr_ds.config import DataConfig, SourceConfig
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import DataError, EnvironmentProblem, LbrError
-from lbr_ds.system.downloads import cache_folder, known_sha256, locate
+from lbr_ds.system.locate import cache_folder, cached_sha256, locate
 
 BODY = b"".join(b'{"id": "r%d", "text": "some words"}\n' % i for i in range(5000))
 PAGE = b"<!DOCTYPE html>\n<html><body>Please log in</body></html>"
@@ -35,7 +35,7 @@ class Server:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("LBR_DS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("lbr_ds.system.fetch.WAITS", (0.0, 0.0))
+    monkeypatch.setattr("lbr_ds.system.download.RETRY_WAITS", (0.0, 0.0))
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):
@@ -118,7 +118,7 @@ def test_a_file_that_changed_meanwhile_starts_over(
     def change(seconds: float) -> None:
         server.tag, server.body = '"v2"', BODY[::-1]
 
-    monkeypatch.setattr("lbr_ds.system.fetch.time.sleep", change)
+    monkeypatch.setattr("lbr_ds.system.download.time.sleep", change)
     server.faults = ["half"]
     assert locate(f"{server.url}/a.jsonl").read_bytes() == BODY[::-1]
 
@@ -205,15 +205,15 @@ def test_a_hash_is_remembered_for_as_long_as_the_file_stays(
     path = tmp_path / "weights"
     path.write_bytes(BODY)
     wanted = hashlib.sha256(BODY).hexdigest()
-    assert known_sha256(path) == wanted
+    assert cached_sha256(path) == wanted
     assert kept() == []  # it has only just been written
-    monkeypatch.setattr("lbr_ds.system.downloads._SETTLED", 0)
-    assert known_sha256(path) == wanted
+    monkeypatch.setattr("lbr_ds.system.locate._SETTLED", 0)
+    assert cached_sha256(path) == wanted
     with monkeypatch.context() as patched:
-        patched.setattr("lbr_ds.system.downloads.file_sha256", None)  # not read again
-        assert known_sha256(path) == wanted
+        patched.setattr("lbr_ds.system.locate.file_sha256", None)  # not read again
+        assert cached_sha256(path) == wanted
     path.write_bytes(BODY[::-1])
-    assert known_sha256(path) == hashlib.sha256(BODY[::-1]).hexdigest()
+    assert cached_sha256(path) == hashlib.sha256(BODY[::-1]).hexdigest()
     for entry in kept():
         entry.write_text("not a hash")
-    assert known_sha256(path) == hashlib.sha256(BODY[::-1]).hexdigest()
+    assert cached_sha256(path) == hashlib.sha256(BODY[::-1]).hexdigest()

