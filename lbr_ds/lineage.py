@@ -5,7 +5,8 @@
     lineage.unite([first, second])     # of a model that is made from two
 
 A backbone is identified by its content, so it may be moved or renamed, and a changed file at the
-same path is noticed. The hashes of the training texts are stored beside it (`corpora/overlap.py`).
+same path is noticed. The hashes of the training texts are stored beside it
+(`corpora/curate/trained_texts.py`).
 This module does not import torch.
 """
 

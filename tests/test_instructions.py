@@ -23,7 +23,7 @@ from lbr_ds.batching import TextEncoder, pack
 from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.config import RunConfig, load
-from lbr_ds.corpora import overlap
+from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.evaluate import held_out_tasks, load_model, official_tasks
@@ -134,7 +134,7 @@ def test_leaks_and_duplicates_are_found_on_the_bare_text(tmp_path: Path) -> None
     run = recipe(tmp_path, sources)
     made = json.loads((Path(run.data.folder) / "curation.json").read_text())
     assert made["dropped_records"]["duplicate"]["count"] == 30
-    (trained,) = overlap.load(Path(run.data.folder))
+    (trained,) = trained_texts.load(Path(run.data.folder))
     record = next(iter(read_split(run.data.folder, "cl")))
     assert trained.holds([record.query, record.positives[0]]).all()
     assert not trained.holds([record.asked()]).any()
@@ -304,7 +304,7 @@ def test_one_instruction_is_the_default_and_several_are_named() -> None:
 
 def test_a_tokenizer_of_the_prepared_backbone_counts_alike(run: RunConfig) -> None:
     """`prepare` counts with the untouched tokenizer, training with the prepared one."""
-    from lbr_ds.corpora.tokens import room
+    from lbr_ds.corpora.token_counts import room
 
     encoder = TextEncoder(load_tokenizer(run.run / "backbone"), max_length=20, num_bottleneck=2)
     model = run.model.model_copy(update={"max_length": 20})

@@ -79,7 +79,7 @@ class DataConfig(Section):
     cache_gib: float = Field(default=CACHE_GIB, gt=0, le=1e9)  # disk for the shards of a URL
     sources: list[SourceConfig] = Field(default_factory=list)
     # random: the paper's. knowledge: facts of all entities in stage 1, pairs of some in stage 2, of
-    # others in eval, and a control set whose facts are nowhere (corpora/knowledge.py).
+    # others in eval, and a control set whose facts are nowhere (corpora/curate/knowledge.py).
     protocol: Literal["random", "knowledge"] = "random"
     splits: SplitConfig = SplitConfig()
     min_chars: int = Field(default=1, ge=1, le=MANY)  # a text shorter than this drops its record

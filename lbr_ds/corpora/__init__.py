@@ -10,15 +10,15 @@ torch import.
 
 from __future__ import annotations
 
-from lbr_ds.corpora.beir import read_beir
-from lbr_ds.corpora.columnar import read_arrow, read_hub, read_parquet
-from lbr_ds.corpora.folder import read_text
-from lbr_ds.corpora.functions import read_functions
-from lbr_ds.corpora.icd10cm import read_icd10cm
-from lbr_ds.corpora.jsonl import read_jsonl
-from lbr_ds.corpora.obo import read_obo
-from lbr_ds.corpora.reading import Format
-from lbr_ds.corpora.table import read_csv, read_tsv
+from lbr_ds.corpora.formats.beir import read_beir
+from lbr_ds.corpora.formats.columnar import read_arrow, read_hub, read_parquet
+from lbr_ds.corpora.formats.delimited import read_csv, read_tsv
+from lbr_ds.corpora.formats.icd10cm import read_icd10cm
+from lbr_ds.corpora.formats.jsonl import read_jsonl
+from lbr_ds.corpora.formats.obo import read_obo
+from lbr_ds.corpora.formats.python_functions import read_functions
+from lbr_ds.corpora.formats.rows import Format
+from lbr_ds.corpora.formats.text import read_text
 
 FORMATS: dict[str, Format] = {
     "jsonl": read_jsonl,

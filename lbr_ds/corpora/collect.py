@@ -12,11 +12,11 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from lbr_ds.config import DataConfig
-from lbr_ds.corpora.cleaning import Cleaned, Rules, clean_record
-from lbr_ds.corpora.crew import in_order
-from lbr_ds.corpora.knowledge import ASKED
-from lbr_ds.corpora.near import signature
-from lbr_ds.corpora.reading import Found, Progress, Tally
+from lbr_ds.corpora.curate.cleaning import Cleaned, Rules, clean_record
+from lbr_ds.corpora.curate.knowledge import ASKED
+from lbr_ds.corpora.curate.near_duplicates import signature
+from lbr_ds.corpora.formats.rows import Found, Progress, Tally
+from lbr_ds.corpora.process_pool import in_order
 from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.store import Store, roles
 from lbr_ds.errors import DataError

@@ -28,13 +28,14 @@ from typing import Any, overload
 
 import lbr_ds
 from lbr_ds.config import CONTROL, SPLITS, DataConfig, ModelConfig
-from lbr_ds.corpora import curation, knowledge, language, leaks, overlap, sources
+from lbr_ds.corpora import audit, sources
 from lbr_ds.corpora.collect import Collected, collect
-from lbr_ds.corpora.reading import Progress
-from lbr_ds.corpora.splits import divide
+from lbr_ds.corpora.curate import knowledge, language, leaks, trained_texts
+from lbr_ds.corpora.curate.groups import drop_twins, find_families, unite
+from lbr_ds.corpora.curate.splits import divide
+from lbr_ds.corpora.formats.rows import Progress
 from lbr_ds.corpora.store import Store
-from lbr_ds.corpora.tokens import Room, room, tokenizer_json
-from lbr_ds.corpora.unite import drop_twins, find_families, unite
+from lbr_ds.corpora.token_counts import Room, room, tokenizer_json
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.records import Record
@@ -134,7 +135,7 @@ def _make(
                 work()
                 store.remember("collected", collected.plain())
                 store.remember(name, True)
-    used = curation.instructions(store, data.split_names)
+    used = audit.instructions(store, data.split_names)
     if space:
         space.check(used.stated())
     manifest = replace(manifest, instructions=used)
@@ -150,7 +151,7 @@ def _make(
             "entities": knowledge.entities_table(store),
             "told_in_gl": knowledge.told_table(store),
         }
-    overlap.write(manifest.folder)
+    trained_texts.write(manifest.folder)
     text = json.dumps(made, indent=1, ensure_ascii=False)
     (manifest.folder / CURATION).write_text(text + "\n", encoding="utf-8")
     return made
@@ -218,13 +219,13 @@ def _curation(
         "fingerprint": manifest.fingerprint,
         "seed": manifest.seed,
         "languages": list(data.languages),
-        "sources": curation.sources_table(manifest.sources, collected),
+        "sources": audit.sources_table(manifest.sources, collected),
         **({"instructions": used.plain()} if (used := manifest.instructions).any else {}),
-        **curation.dropped_table(collected.records, collected.texts),
-        "components": curation.components_table(store),
-        "groups": curation.groups_table(store, data.near_duplicate),
+        **audit.dropped_table(collected.records, collected.texts),
+        "components": audit.components_table(store),
+        "groups": audit.groups_table(store, data.near_duplicate),
         "splits": {
-            name: curation.split_table(store, name, iter(records.seqs), data.splits)
+            name: audit.split_table(store, name, iter(records.seqs), data.splits)
             for name, records in stored.items()
         },
     }
@@ -274,7 +275,7 @@ def refuse_foreign(folder: Path) -> None:
     if entries and not (folder / NAME).is_file():
         raise ConfigError(f"data.folder={folder} holds {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
-        ours = path.name in (NAME, CURATION, overlap.NAME, MINING) or is_unfinished(path.name)
+        ours = path.name in (NAME, CURATION, trained_texts.NAME, MINING) or is_unfinished(path.name)
         if path.name in (*SPLITS, CONTROL, GIVEN) and path.is_dir():
             ours = all(
                 below.suffix in (".tar", ".idx") or is_unfinished(below.name)
@@ -298,8 +299,8 @@ def _reusable(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         for name in manifest.splits:
             manifest.check(name)
         found: dict[str, Any] = json.loads((folder / CURATION).read_bytes())
-        if manifest.beside(overlap.NAME) is None:  # made by an older version
-            overlap.write(folder)
+        if manifest.beside(trained_texts.NAME) is None:  # made by an older version
+            trained_texts.write(folder)
         return found
     except (DataError, OSError, ValueError) as error:
         log.warning("%s; made again", error)

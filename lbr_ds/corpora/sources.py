@@ -11,10 +11,10 @@ from typing import Any
 
 from lbr_ds.config.data import ColumnsConfig, SourceConfig
 from lbr_ds.corpora import FORMATS
-from lbr_ds.corpora.functions import source_files
-from lbr_ds.corpora.lines import check_file
-from lbr_ds.corpora.reading import Found, source_name
-from lbr_ds.corpora.shapes import read_records
+from lbr_ds.corpora.formats.lines import check_file
+from lbr_ds.corpora.formats.python_functions import source_files
+from lbr_ds.corpora.formats.rows import Found, source_name
+from lbr_ds.corpora.formats.shapes import read_records
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.system.locate import file_sha256, locate
 from lbr_ds.system.urls import mask_secrets

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lbr_ds.corpora.near import SIGNATURE_BYTES
+from lbr_ds.corpora.curate.near_duplicates import SIGNATURE_BYTES
 from lbr_ds.records import Record
 
 QUERY, POSITIVE, PASSAGE, NEGATIVE = range(4)  # what a record has a text as

@@ -19,7 +19,7 @@ from typing import Any
 import Stemmer
 from mteb.models import ModelMeta
 
-from lbr_ds.corpora.segment import words
+from lbr_ds.corpora.curate.segmentation import words
 
 _SPACED = {"Latn", "Cyrl", "Grek", "Armn", "Geor"}
 _STEMMERS = {"ara": "arabic", "hin": "hindi", "nep": "nepali", "tam": "tamil", "yid": "yiddish"}

@@ -2,9 +2,9 @@
 
 1. Queries: one per record, after its `instruction`.
 2. Corpus: every positive and negative of every record; a text that occurs twice is one document.
-   Under protocol knowledge (`corpora/knowledge.py`) it is one for two tasks, eval and control, and
-   has the answers of cl too. Instructions make no text another one: a document has that of the
-   first record that holds it.
+   Under protocol knowledge (`corpora/curate/knowledge.py`) it is one for two tasks, eval and
+   control, and has the answers of cl too. Instructions make no text another one: a document has
+   that of the first record that holds it.
 3. Relevant: the record's own positives, and those of records of its group that ask the same thing
    (a chemical with three uses is three records with one query: each use is right for all three).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from lbr_ds.corpora.language import ISO_639_3, SCRIPTS, identify, scripts
+from lbr_ds.corpora.curate.language import ISO_639_3, SCRIPTS, identify, scripts
 
 _TEXTS, _CHARS = 1000, 500  # looked at: texts, and characters of each
 _SHARE = 0.1  # of the texts (of a script's pieces) that a language must have to be named

@@ -1,9 +1,9 @@
 """A model of ours and the tasks -> a refusal when the model was trained on their texts.
 
 Checkpoints and exports carry the hashes of the texts of every dataset that they were trained on, by
-this stage and those before it (`corpora/overlap.py`). The queries and the passages that answer them
-are looked up, normalised. A model without hashes is not checked; a dataset of its history whose
-hashes are missing is named in the log.
+this stage and those before it (`corpora/curate/trained_texts.py`). The queries and the passages
+that answer them are looked up, normalised. A model without hashes is not checked; a dataset of its
+history whose hashes are missing is named in the log.
 
 Under protocol knowledge gl states facts of what eval asks, and may do so in eval's own words. So
 the texts of that very data are left out for its eval, of which `prepare` has proved that nothing is
@@ -21,7 +21,7 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
 from lbr_ds import lineage, runs
-from lbr_ds.corpora import overlap
+from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.errors import DataError
 from lbr_ds.evaluate.tasks import HeldOutTask
 
@@ -37,7 +37,7 @@ def check_overlap(
     fetch: loads a task's texts. Raises DataError that names the numbers, two of the texts and the
     cure, unless `allow`.
     """
-    trained = trained_texts(model)
+    trained = texts_trained_on(model)
     found: dict[str, Any] = {}
     for task in tasks if trained else ():
         told_by = task.told_by if isinstance(task, HeldOutTask) else ""
@@ -61,7 +61,7 @@ def check_overlap(
     return found
 
 
-def trained_texts(model: str) -> list[overlap.TrainedTexts]:
+def texts_trained_on(model: str) -> list[trained_texts.TrainedTexts]:
     """The training texts of a run, a checkpoint or an export of ours, by dataset.
 
     Empty for any other model. Datasets without hashes are named in the log.
@@ -69,7 +69,7 @@ def trained_texts(model: str) -> list[overlap.TrainedTexts]:
     place = runs.find_model(model)
     if place.folder is None or not place.ours:
         return []
-    found = overlap.load(place.folder)
+    found = trained_texts.load(place.folder)
     known = {texts.prepared for texts in found}
     history = lineage.load(place.folder)
     for data in history.datasets if history else ():
@@ -80,13 +80,13 @@ def trained_texts(model: str) -> list[overlap.TrainedTexts]:
                 model,
                 data.fingerprint,
                 data.name,
-                overlap.NAME,
+                trained_texts.NAME,
             )
     return found
 
 
 def _shared(
-    task: AbsTask, trained: Sequence[overlap.TrainedTexts]
+    task: AbsTask, trained: Sequence[trained_texts.TrainedTexts]
 ) -> tuple[dict[str, tuple[int, int]], list[str], list[str]]:
     """{"queries": (shared, all), "passages": (shared, all)}, examples of what is shared, and the
     fingerprints of the data that it is shared with."""

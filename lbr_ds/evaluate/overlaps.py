@@ -19,7 +19,7 @@ from typing import Any
 
 import sacrebleu
 
-from lbr_ds.corpora.segment import spaced, tokens
+from lbr_ds.corpora.curate.segmentation import spaced, tokens
 
 
 def bleu_4(texts: list[str], references: list[list[str]]) -> float | None:

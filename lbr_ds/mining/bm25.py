@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import bm25s
 import numpy as np
 
-from lbr_ds.corpora.segment import words
+from lbr_ds.corpora.curate.segmentation import words
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking, best
 

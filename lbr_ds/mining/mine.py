@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 import lbr_ds
 from lbr_ds.config import RunConfig
 from lbr_ds.config.data import MiningConfig
-from lbr_ds.corpora import leaks
+from lbr_ds.corpora.curate import leaks
+from lbr_ds.corpora.formats.rows import Progress
 from lbr_ds.corpora.prepare import MINING
-from lbr_ds.corpora.reading import Progress
 from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import DataError
 from lbr_ds.mining.encoders import TextVectors, find_encoder

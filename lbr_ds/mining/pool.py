@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.segment import key, likeness, shingles
+from lbr_ds.corpora.curate.segmentation import key, likeness, shingles
 from lbr_ds.records import Record
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lbr_ds
-from lbr_ds.corpora import leaks, overlap
+from lbr_ds.corpora.curate import leaks, trained_texts
 from lbr_ds.corpora.prepare import GIVEN, MINING
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, verify, write_split
@@ -69,7 +69,7 @@ def rewrite(
             fingerprint=f"{audit['fingerprint']}-{manifest.prepared}",
         )
         made.save()
-        overlap.write(new)
+        trained_texts.write(new)
         verify(new, progress)
         leaks.prove(new)
 
@@ -77,7 +77,7 @@ def rewrite(
 def _link_all(manifest: Manifest, new: Path) -> list[ShardFile]:
     """All files that stay, in `new`; returns the shards of `given/`."""
     old = manifest.folder
-    remade = {"cl", GIVEN, NAME, MINING, overlap.NAME}
+    remade = {"cl", GIVEN, NAME, MINING, trained_texts.NAME}
 
     def apart(folder: str, names: list[str]) -> set[str]:
         return remade & set(names) if Path(folder) == old else set()

@@ -8,7 +8,8 @@ first rule that speaks against it drops it:
 - too_near_the_positive: its score is above `max_ratio` times the positive's, or less than `margin`
   below it; with several positives the lowest counts. Scores are compared within one method, and
   every method that found the candidate may speak.
-- same_as_positive: its likeness to a positive (`corpora/segment.py`) is at least `near`.
+- same_as_positive: its likeness to a positive (`corpora/curate/segmentation.py`) is at least
+  `near`.
 - same_as_kept: likewise with a negative already kept.
 - guide: the guide scores it at or above the positive.
 

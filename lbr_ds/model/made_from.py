@@ -8,7 +8,7 @@ from typing import Any
 
 from lbr_ds import lineage, runs
 from lbr_ds.config import BottleneckConfig, ModelConfig
-from lbr_ds.corpora import overlap
+from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.errors import CheckpointError
 from lbr_ds.system.yaml_json import read_json
 
@@ -51,7 +51,7 @@ def save_lineage(model: ModelConfig, bottleneck: BottleneckConfig, folder: Path)
     source = Path(model.backbone).expanduser()
     before = lineage.load(source) if source.is_dir() else None
     if before is not None:
-        overlap.save(overlap.load(source), folder)
+        trained_texts.save(trained_texts.load(source), folder)
     lineage.Lineage(
         backbones=(*(before.backbones if before else ()), *((now,) if now else ())),
         bottleneck=lineage.Bottleneck.of(model, bottleneck),

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from lbr_ds import lineage
 from lbr_ds.config import RunConfig
-from lbr_ds.corpora import overlap
+from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, DataError
 from lbr_ds.lineage import Backbone, Dataset, Lineage, Training, identify
@@ -25,7 +25,7 @@ from lbr_ds.runs import saved
 from lbr_ds.train.writer import link_files
 
 log = logging.getLogger(__name__)
-FILES = (lineage.NAME, overlap.NAME)
+FILES = (lineage.NAME, trained_texts.NAME)
 # Keys of a config that name its writer or how it is loaded.
 _BESIDES = (
     "_name_or_path",
@@ -150,20 +150,22 @@ def begin(run: RunConfig, number: int, split: str, origin: Path, *, resumed: boo
     folder.mkdir(parents=True, exist_ok=True)
     known = [found for parent in parents if (found := lineage.load(parent))]
     data = Dataset.of(run.data.folder)
-    texts = overlap.of_data(run.data.folder)
+    texts = trained_texts.of_data(run.data.folder)
     if not texts:
         log.warning(
             "data.folder=%s has no %s, so eval cannot tell which texts this model has seen; run "
             "`lbr-ds prepare` again",
             data.place,
-            overlap.NAME,
+            trained_texts.NAME,
         )
     elif texts[0].fingerprint != data.fingerprint:
         raise DataError(
-            f"{data.place}/{overlap.NAME} is of data {texts[0].fingerprint} and the manifest of "
-            f"{data.fingerprint}; {overlap.CURE}"
+            f"{data.place}/{trained_texts.NAME} is of data {texts[0].fingerprint} and the manifest "
+            f"of {data.fingerprint}; {trained_texts.CURE}"
         )
-    overlap.save([*(t for parent in parents for t in overlap.load(parent)), *texts], folder)
+    trained_texts.save(
+        [*(t for parent in parents for t in trained_texts.load(parent)), *texts], folder
+    )
     training = Training(stage=number, split=split, steps=0, samples=0, data=data)
     bottleneck = lineage.Bottleneck.of(run.model, run.bottleneck)
     start = lineage.unite(known) if known else Lineage(backbones=(), bottleneck=bottleneck)
@@ -189,5 +191,5 @@ def describe(stage_folder: Path, step: int, samples: int, model: Path) -> list[P
     *past, training = found.history
     training = training.model_copy(update={"steps": step, "samples": samples})
     found.model_copy(update={"history": (*past, training)}).save(model)
-    texts = [overlap.NAME] if (stage_folder / overlap.NAME).is_file() else []
+    texts = [trained_texts.NAME] if (stage_folder / trained_texts.NAME).is_file() else []
     return [model / lineage.NAME, *link_files(texts, stage_folder, model)]

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from lbr_ds.config import RunConfig
-from lbr_ds.corpora.leaks import TRAINED
+from lbr_ds.corpora.curate.leaks import TRAINED
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.instructions import Instructions

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lbr_ds.corpora.crew import cores
+from lbr_ds.corpora.process_pool import cores
 from lbr_ds.distributed import HOSTED, host_store, words_of
 from lbr_ds.errors import EnvironmentProblem, LbrError, LostRank
 from lbr_ds.shards.stream import check_world

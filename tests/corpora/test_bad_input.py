@@ -164,7 +164,7 @@ def test_a_record_of_10_mb(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lbr_ds.corpora.lines.MAX_LINE", 1 << 20)
+    monkeypatch.setattr("lbr_ds.corpora.formats.lines.MAX_LINE", 1 << 20)
     raws = [pair(0), pair(1, query="x" * (5 << 20)), *map(pair, range(2, 30))]
     with pytest.raises(DataError, match=r"raw\.jsonl:2: longer than 1 MiB"):
         prepare(recipe(tmp_path, raws), 0)

@@ -241,8 +241,8 @@ def test_odd_tables(tmp_path: Path) -> None:
 def test_a_cell_beyond_the_limit_is_one_bad_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lbr_ds.corpora.lines.MAX_LINE", 1000)
-    monkeypatch.setattr("lbr_ds.corpora.table.MAX_LINE", 1500)
+    monkeypatch.setattr("lbr_ds.corpora.formats.lines.MAX_LINE", 1000)
+    monkeypatch.setattr("lbr_ds.corpora.formats.delimited.MAX_LINE", 1500)
     path = tmp_path / "raw.csv"
     long, lines = "x" * 1100, "y\n" * 1000
     path.write_text(f'q,a\nb,c\n{long},d\ne,f\n"{lines}",g\nh,i\n')

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import SourceConfig, load
-from lbr_ds.corpora.cleaning import shares_letters
+from lbr_ds.corpora.curate.cleaning import shares_letters
 from lbr_ds.corpora.sources import find
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.records import Record

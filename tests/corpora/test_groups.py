@@ -13,14 +13,14 @@ from transformers import AutoTokenizer
 
 from lbr_ds.batching import TextEncoder
 from lbr_ds.batching.contrastive import contrastive_pairs
-from lbr_ds.corpora import unite
-from lbr_ds.corpora.near import Shared, signature
+from lbr_ds.corpora.curate import groups
+from lbr_ds.corpora.curate.clusters import stars
+from lbr_ds.corpora.curate.near_duplicates import Shared, signature
+from lbr_ds.corpora.curate.segmentation import likeness, shingles
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.corpora.segment import likeness, shingles
-from lbr_ds.corpora.stars import stars
 from lbr_ds.mining.pool import Pool
 from lbr_ds.records import Record
-from tests.corpora.test_near import altered, leaky, prose
+from tests.corpora.test_near_duplicates import altered, leaky, prose
 from tests.corpora.toy import pair, read_all, recipe
 from tests.tiny import backbone
 
@@ -61,7 +61,7 @@ def test_a_template_ties_the_split_and_not_the_group(
     assert not any(records[f"r{10 * i + part}"].kin for i in range(120) for part in (0, 1))
 
     # Where a group may be so large, the tie makes one group and needs no label.
-    monkeypatch.setattr(unite, "SMALL", 360)
+    monkeypatch.setattr(groups, "SMALL", 360)
     made = prepare(recipe(tmp_path, raws, records_per_shard=7), 0)
     assert (made["groups"]["largest"], made["groups"]["kin"]) == (360, 0)
 

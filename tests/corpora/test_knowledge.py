@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import DataConfig, load
-from lbr_ds.corpora import knowledge, leaks
+from lbr_ds.corpora.curate import knowledge, leaks
+from lbr_ds.corpora.curate.segmentation import normalise
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.corpora.segment import normalise
 from lbr_ds.corpora.store import Store
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record

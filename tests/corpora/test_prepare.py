@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import DataConfig
-from lbr_ds.corpora.cleaning import clean
+from lbr_ds.corpora.curate.cleaning import clean
+from lbr_ds.corpora.curate.segmentation import normalise
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.corpora.segment import normalise
 from lbr_ds.corpora.store import Store
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from tests.corpora.toy import pair, read_all, recipe

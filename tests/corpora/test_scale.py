@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import DataConfig
-from lbr_ds.corpora import crew, leaks
+from lbr_ds.corpora import process_pool
+from lbr_ds.corpora.curate import leaks
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.scale import peak_memory_ratio, write_corpus
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.system.atomic import atomic_folder
 from tests.corpora.test_groups import templated
-from tests.corpora.test_near import leaky
+from tests.corpora.test_near_duplicates import leaky
 from tests.corpora.test_prepare import everything
 from tests.corpora.toy import recipe
 from tests.kills.crash import run
@@ -35,9 +36,9 @@ def test_same_bytes_by_one_process_and_by_three(
     """Read, cleaned, compared and clustered by helpers; templates make large buckets."""
     raws = [*leaky(800)[0], *({**raw, "id": f"t{raw['id']}"} for raw in templated(300))]
     monkeypatch.setattr("lbr_ds.corpora.collect._CHUNK_RECORDS", 64)
-    monkeypatch.setattr("lbr_ds.corpora.stars._A_JOB", 64)
+    monkeypatch.setattr("lbr_ds.corpora.curate.clusters._A_JOB", 64)
     for number in (1, 3):
-        monkeypatch.setattr(crew, "cores", lambda number=number: number)
+        monkeypatch.setattr(process_pool, "cores", lambda number=number: number)
         made = prepare(recipe(tmp_path, raws, folder=tmp_path / f"by{number}"), 0)
     assert everything(tmp_path / "by1") == everything(tmp_path / "by3")
     assert made["components"]["largest"] == 900
@@ -48,9 +49,9 @@ STOPS = [  # where it is interrupted, at which call
     ("lbr_ds.corpora.collect._take", 400),
     ("lbr_ds.corpora.prepare.find_families", 1),
     ("lbr_ds.corpora.prepare.unite", 1),
-    ("lbr_ds.corpora.leaks.part_negatives", 1),
+    ("lbr_ds.corpora.curate.leaks.part_negatives", 1),
     ("lbr_ds.corpora.prepare.write_split", 2),
-    ("lbr_ds.corpora.leaks.prove_near", 1),
+    ("lbr_ds.corpora.curate.leaks.prove_near", 1),
 ]
 
 

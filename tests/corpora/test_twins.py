@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lbr_ds.corpora.cleaning import Rules, clean_record
+from lbr_ds.corpora.curate.cleaning import Rules, clean_record
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.records import Record
 from tests.corpora.toy import pair, read_all, recipe

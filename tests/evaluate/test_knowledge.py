@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lbr_ds.config import load
-from lbr_ds.corpora import overlap
+from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import DataError
 from lbr_ds.evaluate import evaluate, held_out_task, held_out_tasks
@@ -78,7 +78,7 @@ def test_a_model_of_the_same_data_is_scored(folder: Path, tmp_path: Path) -> Non
     run = load(tiny_recipe(tmp_path / "tiny", prepared=False))
     model = tmp_path / "model"
     prepare_backbone(run.model, run.bottleneck, model, 0)
-    overlap.save(overlap.of_data(folder), model)
+    trained_texts.save(trained_texts.of_data(folder), model)
     result = evaluate(str(model), data=folder)
     assert "overlap" not in result
     assert len(result["tasks"]) == 2

@@ -10,7 +10,7 @@ from typing import Any
 import mteb
 import pytest
 
-from lbr_ds.corpora import language as identification
+from lbr_ds.corpora.curate import language as identification
 from lbr_ds.evaluate import evaluate
 from lbr_ds.evaluate.bm25 import word_options
 from lbr_ds.evaluate.judged import Judgements
@@ -20,7 +20,7 @@ from lbr_ds.evaluate.quiet import quiet
 from lbr_ds.evaluate.run import judge
 from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task
 from lbr_ds.records import Record
-from tests.corpora.test_segment import CASES, questions
+from tests.corpora.test_segmentation import CASES, questions
 from tests.tiny import records as english_records
 
 ILLNESSES = "\u092c\u0940\u092e\u093e\u0930\u093f\u092f\u093e\u0901"  # Hindi

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from lbr_ds.cli import app
 from lbr_ds.config import load
-from lbr_ds.corpora import overlap
+from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.errors import CheckpointError, DataError
 from lbr_ds.evaluate import evaluate
-from lbr_ds.evaluate.overlap import trained_texts
+from lbr_ds.evaluate.overlap import texts_trained_on
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split, write_split
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", 0)
     folder = run.run.parent / "model"
     shutil.copytree(run.run / "backbone", folder)
-    overlap.save(overlap.of_data(run.data.folder), folder)
+    trained_texts.save(trained_texts.of_data(run.data.folder), folder)
     return folder
 
 
@@ -78,26 +78,26 @@ def test_its_own_held_out_split_is_scored(model: Path) -> None:
 
 def test_a_model_without_hashes_is_not_asked(model: Path, planted: Path) -> None:
     bare = model.parent / "run" / "backbone"
-    assert trained_texts(str(bare)) == []
-    assert trained_texts("some/name") == []
+    assert texts_trained_on(str(bare)) == []
+    assert texts_trained_on("some/name") == []
     assert evaluate(str(bare), data=planted)["tasks"]
 
 
 def test_the_file_holds_every_training_text(model: Path) -> None:
     data = model.parent / "data"
-    (trained,) = trained_texts(str(model))
+    (trained,) = texts_trained_on(str(model))
     assert trained.fingerprint == Manifest.load(data).fingerprint
     for split, expected in (("gl", True), ("cl", True), ("eval", False)):
         texts = [t for r in read_split(data, split) for t in (r.query, *r.positives)]
         assert (trained.holds(texts) == expected).all()
     assert len(trained.holds([])) == 0
-    path = model / overlap.NAME
+    path = model / trained_texts.NAME
     head, _, body = path.read_bytes().partition(b"\n")
     assert len(body) == 8 * json.loads(head)["count"] == 8 * len(trained.hashes)
 
 
 @pytest.mark.parametrize("cut", [slice(None, -3), slice(5, None), slice(0, 0)])
 def test_a_damaged_file_is_named(model: Path, tmp_path: Path, cut: slice) -> None:
-    (tmp_path / overlap.NAME).write_bytes((model / overlap.NAME).read_bytes()[cut])
+    (tmp_path / trained_texts.NAME).write_bytes((model / trained_texts.NAME).read_bytes()[cut])
     with pytest.raises(CheckpointError, match=r"trained\.u64: not a valid trained\.u64; restore"):
-        overlap.load(tmp_path)
+        trained_texts.load(tmp_path)

@@ -9,9 +9,9 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 
-from lbr_ds.corpora.segment import spaced, tokens
+from lbr_ds.corpora.curate.segmentation import spaced, tokens
 from lbr_ds.evaluate.overlaps import bleu_4, chrf, mean, rouge_l
-from tests.corpora.test_segment import CASES
+from tests.corpora.test_segmentation import CASES
 
 EXTRA = {
     "hi": "\u0930\u0915\u094d\u0924\u091a\u093e\u092a",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
-from lbr_ds.corpora import overlap
+from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.export import TOLERANCE, export, proof_texts
 from lbr_ds.model.bottleneck import prepare_backbone
@@ -92,8 +92,8 @@ def test_legacy_files_for_servers(exported: Path, trained: RunConfig) -> None:
 
 
 def test_training_texts_travel_with_the_model(exported: Path, trained: RunConfig) -> None:
-    assert (exported / overlap.NAME).read_bytes() == (
-        trained.data.folder / overlap.NAME
+    assert (exported / trained_texts.NAME).read_bytes() == (
+        trained.data.folder / trained_texts.NAME
     ).read_bytes()
 
 

@@ -12,8 +12,8 @@ import pytest
 from lbr_ds.batching import TextEncoder
 from lbr_ds.batching.contrastive import contrastive_pairs, hashed
 from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
+from lbr_ds.corpora.curate.segmentation import key
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.corpora.segment import key
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.mining import mine as mining
 from lbr_ds.mining import rewrite, vectors

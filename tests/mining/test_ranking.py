@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lbr_ds.corpora.segment import words
+from lbr_ds.corpora.curate.segmentation import words
 from lbr_ds.mining import bm25, dense, vectors
 from lbr_ds.mining.pool import Pool, same
 from lbr_ds.mining.ranking import best

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.config import RunConfig
+from lbr_ds.corpora.curate.segmentation import words
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.corpora.segment import words
 from tests.tiny import records
 
 

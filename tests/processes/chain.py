@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from lbr_ds.corpora.crew import in_order
+from lbr_ds.corpora.process_pool import in_order
 from lbr_ds.system import children
 
 FOREVER = 600

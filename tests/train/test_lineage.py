@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from lbr_ds import lineage
 from lbr_ds.config import RunConfig, load
-from lbr_ds.corpora import overlap
+from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, DataError
 from lbr_ds.evaluate import evaluate
-from lbr_ds.evaluate.overlap import trained_texts
+from lbr_ds.evaluate.overlap import texts_trained_on
 from lbr_ds.export import export
 from lbr_ds.lineage import Lineage
 from lbr_ds.model.bottleneck import bottleneck_ids, prepare_backbone
@@ -53,7 +53,7 @@ def make_data(folder: Path, word: str, count: int = 16, per_shard: int = 16) -> 
         splits[split] = write_split(folder, split, made, seed=0, records_per_shard=per_shard)
     source = {"name": f"corpus {word}", "path": "x", "license": f"licence of {word}", "origin": ""}
     Manifest(folder, splits, [source], 0, f"{word:0<16}", "test").save()
-    overlap.write(folder)
+    trained_texts.write(folder)
     (folder / "curation.json").write_text(json.dumps({"leaks": {"eval_gl": 0, "eval_cl": 0}}))
     return folder
 
@@ -159,10 +159,10 @@ def test_a_dataset_without_hashes_is_named(
     chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = shutil.copytree(chain.folder / "export", tmp_path / "model")
-    overlap.save(overlap.load(model)[:1], model)
+    trained_texts.save(trained_texts.load(model)[:1], model)
     (model / MANIFEST).unlink()
     with caplog.at_level(logging.WARNING, "lbr_ds"):
-        assert [t.fingerprint[0] for t in trained_texts(str(model))] == ["A"]
+        assert [t.fingerprint[0] for t in texts_trained_on(str(model))] == ["A"]
     assert "trained on data B000000000000000 (data), whose hashes are not in its" in caplog.text
 
 
@@ -170,7 +170,7 @@ def test_data_exchanged_during_a_training_changes_no_checkpoint(chain: Chain) ->
     """The state, the lineage and the hashes name what the weights have seen."""
     assert Manifest.load(chain.folder / "D").fingerprint[0] == "E"
     for checkpoint in checkpoints(chain.folder / "run4" / "stage1"):
-        (seen,) = overlap.load(checkpoint / "model")
+        (seen,) = trained_texts.load(checkpoint / "model")
         assert seen.fingerprint[0] == "D"
         state = json.loads((checkpoint / "state.json").read_text())
         assert state["data"] == seen.fingerprint

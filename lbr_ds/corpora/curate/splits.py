@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from lbr_ds.config import SPLITS, SplitConfig
-from lbr_ds.corpora.reading import Tally
+from lbr_ds.corpora.curate.groups import largest, most_shared
+from lbr_ds.corpora.formats.rows import Tally
 from lbr_ds.corpora.store import Store
-from lbr_ds.corpora.unite import largest, most_shared
 from lbr_ds.errors import DataError
 
 _FILLED = ("eval", "cl", "gl")  # in this order, so that a small corpus still has a judge

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lbr_ds.config import CONTROL, SPLITS
-from lbr_ds.corpora.crew import in_order
-from lbr_ds.corpora.reading import Progress, Tally
-from lbr_ds.corpora.segment import key
+from lbr_ds.corpora.curate.segmentation import key
+from lbr_ds.corpora.formats.rows import Progress, Tally
+from lbr_ds.corpora.process_pool import in_order
 from lbr_ds.corpora.store import NEGATIVE, POSITIVE, Store
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.lines import MAX_LINE, head, numbered_lines, pieces
-from lbr_ds.corpora.reading import Row, files_below
+from lbr_ds.corpora.formats.lines import MAX_LINE, head, numbered_lines, pieces
+from lbr_ds.corpora.formats.rows import Row, files_below
 from lbr_ds.errors import DataError
 
 _BETWEEN = re.compile(r"[ \t\r\n,]*")  # what may stand between two values

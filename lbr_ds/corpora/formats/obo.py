@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.lines import numbered_lines
-from lbr_ds.corpora.reading import Row
+from lbr_ds.corpora.formats.lines import numbered_lines
+from lbr_ds.corpora.formats.rows import Row
 from lbr_ds.errors import DataError
 
 _QUOTED = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"\s*(?P<rest>[^\[]*)')

@@ -20,11 +20,11 @@ from itertools import groupby
 from pathlib import Path
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.jsonl import read_jsonl
-from lbr_ds.corpora.lines import numbered_lines
-from lbr_ds.corpora.reading import Row, Skipped, few
-from lbr_ds.corpora.segment import visible
-from lbr_ds.corpora.shapes import as_text
+from lbr_ds.corpora.curate.segmentation import visible
+from lbr_ds.corpora.formats.jsonl import read_jsonl
+from lbr_ds.corpora.formats.lines import numbered_lines
+from lbr_ds.corpora.formats.rows import Row, Skipped, few
+from lbr_ds.corpora.formats.shapes import as_text
 from lbr_ds.errors import DataError
 
 _TABLES = """

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.lines import MAX_LINE, BadLine, numbered_lines
-from lbr_ds.corpora.reading import Row, files_below
+from lbr_ds.corpora.formats.lines import MAX_LINE, BadLine, numbered_lines
+from lbr_ds.corpora.formats.rows import Row, files_below
 from lbr_ds.errors import DataError
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.reading import Row, files_below
+from lbr_ds.corpora.formats.rows import Row, files_below
 from lbr_ds.errors import DataError
 
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3"}

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from lbr_ds.corpora.cleaning import clean, shares_letters
-from lbr_ds.corpora.prepare import prepare
-from lbr_ds.corpora.segment import (
+from lbr_ds.corpora.curate.cleaning import clean, shares_letters
+from lbr_ds.corpora.curate.segmentation import (
     key,
     likeness,
     normalise,
@@ -28,6 +27,7 @@ from lbr_ds.corpora.segment import (
     visible,
     words,
 )
+from lbr_ds.corpora.prepare import prepare
 from lbr_ds.records import Record
 from tests.corpora.toy import pair, read_all, recipe
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.lines import BadLine, numbered_lines
-from lbr_ds.corpora.reading import Row, files_below
+from lbr_ds.corpora.formats.lines import BadLine, numbered_lines
+from lbr_ds.corpora.formats.rows import Row, files_below
 from lbr_ds.errors import DataError
 
 

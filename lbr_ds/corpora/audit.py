@@ -10,10 +10,10 @@ from typing import Any
 
 from lbr_ds.config import SplitConfig
 from lbr_ds.corpora.collect import Collected
-from lbr_ds.corpora.reading import Tally
-from lbr_ds.corpora.segment import likeness, shingles
+from lbr_ds.corpora.curate.groups import largest, most_shared
+from lbr_ds.corpora.curate.segmentation import likeness, shingles
+from lbr_ds.corpora.formats.rows import Tally
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
-from lbr_ds.corpora.unite import largest, most_shared
 from lbr_ds.instructions import MAX_ROWS, Instructions, Used
 from lbr_ds.records import Record
 

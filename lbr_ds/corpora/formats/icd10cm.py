@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.reading import Row
+from lbr_ds.corpora.formats.rows import Row
 from lbr_ds.errors import DataError
 
 

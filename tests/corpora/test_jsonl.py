@@ -39,7 +39,7 @@ def test_every_layout_gives_the_same_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, piece: int
 ) -> None:
     """Wherever the pieces end that the file is read in."""
-    monkeypatch.setattr("lbr_ds.corpora.lines._PIECE", piece)
+    monkeypatch.setattr("lbr_ds.corpora.formats.lines._PIECE", piece)
     path = tmp_path / "raw.json"
     for mark in ("", "\ufeff \n"):
         for content in (raw := (mark + LAYOUTS[layout]).encode(), gzip.compress(raw)):
@@ -61,7 +61,7 @@ def test_an_array_is_not_held(tmp_path: Path) -> None:
         file.write('{"query": "last", "positives": ["x"]}]')
     assert path.stat().st_size > 30_000_000
     from lbr_ds.config.data import SourceConfig
-    from lbr_ds.corpora.jsonl import read_jsonl
+    from lbr_ds.corpora.formats.jsonl import read_jsonl
 
     tracemalloc.start()
     count = sum(isinstance(row.columns, dict) for row in read_jsonl(path, SourceConfig(path="x")))

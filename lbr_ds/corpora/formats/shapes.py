@@ -20,8 +20,8 @@ from typing import Any
 from uuid import UUID
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.reading import Format, Found, Row, Skipped, few, source_name
-from lbr_ds.corpora.segment import visible
+from lbr_ds.corpora.curate.segmentation import visible
+from lbr_ds.corpora.formats.rows import Format, Found, Row, Skipped, few, source_name
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lbr_ds.config import ModelConfig
-from lbr_ds.corpora.language import LETTERS, check, other_language
+from lbr_ds.corpora.curate.language import LETTERS, check, other_language
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from tests.corpora.toy import pair, read_all, recipe
@@ -149,7 +149,7 @@ def test_languages_that_cannot_be_told(tmp_path: Path, monkeypatch: pytest.Monke
     data = recipe(tmp_path, map(pair, range(40)), languages=["english"])
     with pytest.raises(ConfigError, match=r"data\.languages: unknown language 'english'; give ISO"):
         prepare(data, 0)
-    from lbr_ds.corpora import language
+    from lbr_ds.corpora.curate import language
 
     language._judge.cache_clear()
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)

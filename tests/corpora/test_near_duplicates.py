@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lbr_ds.corpora.near import Shared, families, signature
+from lbr_ds.corpora.curate.near_duplicates import Shared, families, signature
+from lbr_ds.corpora.curate.segmentation import likeness, shingles
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.corpora.segment import likeness, shingles
 from lbr_ds.errors import DataError
 from tests.corpora.toy import pair, read_all, recipe
 
@@ -122,10 +122,10 @@ def test_planted_copies_stay_in_one_split(tmp_path: Path) -> None:
 
 def test_proof_sees_near_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records divided as if nothing were near: the proof refuses the shards."""
-    from lbr_ds.corpora import unite
+    from lbr_ds.corpora.curate import groups
     from lbr_ds.corpora.store import Store
 
-    whole = unite.unite
+    whole = groups.unite
 
     def blind(store: Store, seed: int) -> None:
         store.db.execute("CREATE TEMP TABLE kept AS SELECT * FROM families")

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from lbr_ds.config import DataConfig
-from lbr_ds.corpora.language import other_language
-from lbr_ds.corpora.segment import key, letters, visible, without_invisible
+from lbr_ds.corpora.curate.language import other_language
+from lbr_ds.corpora.curate.segmentation import key, letters, visible, without_invisible
 from lbr_ds.corpora.sources import Corpus
-from lbr_ds.corpora.tokens import count
+from lbr_ds.corpora.token_counts import count
 from lbr_ds.records import Record
 
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.crew import in_order
-from lbr_ds.corpora.near import BANDS, MARGIN, PERMUTATIONS, Shared
-from lbr_ds.corpora.segment import likeness, shingles
+from lbr_ds.corpora.curate.near_duplicates import BANDS, MARGIN, PERMUTATIONS, Shared
+from lbr_ds.corpora.curate.segmentation import likeness, shingles
+from lbr_ds.corpora.process_pool import in_order
 
 MOST = 16384  # texts of a family clustered at once; a larger family is cut, which bounds memory
 _A_JOB = 2048  # texts in one job, or one family

@@ -26,10 +26,10 @@ from itertools import chain, groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.near import BANDS, Forest, Shared, families
-from lbr_ds.corpora.reading import Progress, Tally
-from lbr_ds.corpora.segment import likeness, shingles
-from lbr_ds.corpora.stars import stars
+from lbr_ds.corpora.curate.clusters import stars
+from lbr_ds.corpora.curate.near_duplicates import BANDS, Forest, Shared, families
+from lbr_ds.corpora.curate.segmentation import likeness, shingles
+from lbr_ds.corpora.formats.rows import Progress, Tally
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.records import Record
 

@@ -25,8 +25,8 @@ from hashlib import blake2b
 from typing import Any
 
 from lbr_ds.config import CONTROL, SplitConfig
-from lbr_ds.corpora.reading import Tally
-from lbr_ds.corpora.splits import check_filled, tell_dropped
+from lbr_ds.corpora.curate.splits import check_filled, tell_dropped
+from lbr_ds.corpora.formats.rows import Tally
 from lbr_ds.corpora.store import POSITIVE, QUERY, Store
 from lbr_ds.errors import DataError
 

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.crew import in_order
-from lbr_ds.corpora.segment import likeness, shingles
+from lbr_ds.corpora.curate.segmentation import likeness, shingles
+from lbr_ds.corpora.process_pool import in_order
 
 PERMUTATIONS, BANDS = 128, 32
 _ROWS = PERMUTATIONS // BANDS

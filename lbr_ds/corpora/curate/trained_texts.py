@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.leaks import TRAINED
-from lbr_ds.corpora.segment import key
+from lbr_ds.corpora.curate.leaks import TRAINED
+from lbr_ds.corpora.curate.segmentation import key
 from lbr_ds.errors import CheckpointError, DataError, LbrError
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.system.atomic import atomic_file
