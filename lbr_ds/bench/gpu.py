@@ -44,7 +44,7 @@ from lbr_ds.flops import Shape, bottleneck_pairs, causal_pairs, flops
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder, build_embedder
 from lbr_ds.objectives.contrastive import info_nce
-from lbr_ds.train.engine import Engine, load_layout
+from lbr_ds.train.deepspeed.engine import Engine, load_layout
 
 log = logging.getLogger(__name__)
 

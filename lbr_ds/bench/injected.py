@@ -158,7 +158,7 @@ def _lost(scene: Scene, name: str, rank: int, number: int) -> Outcome:
 def disturb(rank: int, *, victim: int, first: int, last: int, what: What) -> None:
     """In rank `victim`: do something to the optimizer steps first..last (from 1) of this start."""
     from lbr_ds.train import loop
-    from lbr_ds.train.engine import Engine
+    from lbr_ds.train.deepspeed.engine import Engine
 
     if rank != victim:
         return
@@ -282,9 +282,9 @@ def slow_flushes(rank: int, *, seconds: float) -> None:
 
 def fail_writes(rank: int, *, after: int) -> None:
     """In rank 1: every checkpoint but the first `after` fails as on a full disk."""
-    from lbr_ds.train import checkpoint
+    from lbr_ds.train.checkpoint import saver
 
-    seal, writes = checkpoint.save_tensors, 0
+    seal, writes = saver.save_tensors, 0
 
     def full(state: Any, path: Path) -> None:
         nonlocal writes
@@ -293,7 +293,7 @@ def fail_writes(rank: int, *, after: int) -> None:
             raise OSError(28, os.strerror(28))
         seal(state, path)
 
-    checkpoint.save_tensors = full
+    saver.save_tensors = full
 
 
 def _mount(*arguments: str) -> bool:

@@ -27,7 +27,7 @@ from lbr_ds.corpora.prepare import prepare
 from lbr_ds.distributed import join, no_local_rank
 from lbr_ds.flops import Shape, bottleneck_pairs, flops
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.train.engine import Engine, load_layout
+from lbr_ds.train.deepspeed.engine import Engine, load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build, take_step

@@ -34,7 +34,7 @@ from lbr_ds.errors import LbrError
 from lbr_ds.export import export
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
-from lbr_ds.train.engine import load_layout
+from lbr_ds.train.deepspeed.engine import load_layout
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build, take_step
 from lbr_ds.train.stages import STAGES

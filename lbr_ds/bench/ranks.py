@@ -197,8 +197,9 @@ def _rank(arguments: list[str], env: dict[str, str], folder: Path, hook: Hook | 
 
 def _take_notes(folder: Path, rank: int, world: int) -> None:
     """Wrap what a step consists of: what it is at into a shared byte, its samples into a file."""
-    from lbr_ds.train import checkpoint, loop
-    from lbr_ds.train.engine import Engine
+    from lbr_ds.train import loop
+    from lbr_ds.train.checkpoint.saver import Saver
+    from lbr_ds.train.deepspeed.engine import Engine
     from lbr_ds.train.stages import STAGES
 
     with (folder / "notes").open("r+b") as file:
@@ -221,7 +222,7 @@ def _take_notes(folder: Path, rank: int, world: int) -> None:
     wrap(loop, "take_step", LEARNING, lambda **_: LEARNING)
     wrap(Engine, "backward", LEARNING, lambda last, **_: LEARNING if last else ACCUMULATING)
     wrap(Engine, "step", UPDATING, lambda **_: LEARNING)
-    wrap(checkpoint.Saver, "save", SAVING, lambda **_: LEARNING)
+    wrap(Saver, "save", SAVING, lambda **_: LEARNING)
     samples = os.open(folder / f"samples-{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number, stage in STAGES.items():
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lbr_ds.runs import checkpoints
-from lbr_ds.train.engine import read_state
+from lbr_ds.train.deepspeed.library import read_state
 
 # What a step's line in metrics.jsonl says of the clock and the machine, not of the learning.
 _CLOCK = ("_seconds", "_per_second", "memory_gib", "straggler", "slowest_rank")

@@ -34,11 +34,12 @@ from lbr_ds.model.embedder import build_embedder
 from lbr_ds.objectives.contrastive import Rules, info_nce
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
-from lbr_ds.train.engine import gathered, load_layout
+from lbr_ds.train.deepspeed.engine import load_layout
+from lbr_ds.train.deepspeed.library import gathered
+from lbr_ds.train.deepspeed.weights import load_weights
 from lbr_ds.train.launch import launch
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES, Work
-from lbr_ds.train.weights import load_weights
 
 LAYERS, SHORT = 2, 64  # of the cut backbone, and the tokens of its texts
 LR = 1e-5

@@ -171,7 +171,9 @@ class Layout:
         return min(self.hpz, ranks)
 
     def by_layer(self, numbers: int) -> bool:
-        """Whether a decoder layer of so many numbers is gathered in one go (train/layers.py).
+        """Whether a decoder layer of so many parameters is gathered as a whole.
+
+        See train/deepspeed/leaf_layers.py.
 
         At a layer's start DeepSpeed prefetches the bucket and no more: of a larger layer the rest
         would be waited for. On NVMe there are fewer buffers than a layer has tensors.

@@ -210,7 +210,7 @@ class Stage2Config(StageConfig):
 
 
 class EngineConfig(Section):
-    """Read by `train/engine.py`."""
+    """Read by `train/deepspeed/engine.py`."""
 
     ds_config: Place = "auto"  # a shipped name or a path; auto: zero3, without a GPU zero3_cpu
     # So long without progress of any rank, and the run ends; a week at most.

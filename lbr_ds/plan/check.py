@@ -59,7 +59,7 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
     from lbr_ds.distributed import join, leave
     from lbr_ds.model.embedder import build_embedder
     from lbr_ds.model.lora import adapting
-    from lbr_ds.train.engine import Engine, load_layout
+    from lbr_ds.train.deepspeed.engine import Engine, load_layout
 
     world = join(run.engine.timeout_minutes)
     shape = shape_of(run, config)

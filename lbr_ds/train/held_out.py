@@ -30,7 +30,7 @@ from lbr_ds.evaluate import geometry
 from lbr_ds.evaluate.judged import Judgements, read_held_out
 from lbr_ds.evaluate.ranking import rank_scores
 from lbr_ds.records import Record
-from lbr_ds.train.engine import Engine
+from lbr_ds.train.deepspeed.engine import Engine
 from lbr_ds.train.preempt import Preemption
 from lbr_ds.train.stages import agreed_count, cut
 from lbr_ds.train.watch import Watch

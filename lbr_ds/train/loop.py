@@ -32,8 +32,11 @@ from lbr_ds.system.atomic import write_json, write_text
 from lbr_ds.system.failures import writing
 from lbr_ds.system.locks import lock_folder
 from lbr_ds.system.urls import mask_record, mask_secrets
-from lbr_ds.train import ancestry, checkpoint
-from lbr_ds.train.engine import Engine, load_layout
+from lbr_ds.train.checkpoint import provenance
+from lbr_ds.train.checkpoint.resume import find_checkpoint, load_checkpoint
+from lbr_ds.train.checkpoint.saver import Saver
+from lbr_ds.train.deepspeed.engine import Engine, load_layout
+from lbr_ds.train.deepspeed.weights import Origin
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.held_out import Examiner, Figures, draw_sample
@@ -44,7 +47,6 @@ from lbr_ds.train.preempt import Preemption
 from lbr_ds.train.stages import STAGES, Stage, Work, rehearse
 from lbr_ds.train.starts import note_start, starting_point
 from lbr_ds.train.watch import Watch, stragglers
-from lbr_ds.train.weights import Origin
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     with Watch(world, run.engine.timeout_minutes) as watch, owned(run, world):
         open_log(folder / "log", world)
         check_negatives(run, number, manifest)
-        found = checkpoint.find(run, number, world, force=force)
+        found = find_checkpoint(run, number, world, force=force)
         origin = found or starting_point(run, number, world)
         data = open_stage(run, stage, origin, world, resumed=found is not None, force=force)
         start = step_of(found) if found else 0
@@ -83,7 +85,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
             fingerprint=data,
         )
         engine = build_engine(run, stage, layout, world, origin)
-        counters = checkpoint.resume(found, engine, world)
+        counters = load_checkpoint(found, engine, world)
         note_start(folder, start, origin, world)
         watch.mark(start, "starts")
         log.info(
@@ -99,7 +101,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
             rehearse(engine, stage, run, encoder, world)
         step, stopped, sample = start, False, draw_sample(run, world)
         meter = Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world)
-        saver = checkpoint.Saver(run, number, engine, world)
+        saver = Saver(run, number, engine, world)
         guard = Guard(run.guard, counters, folder, start, world)
         with meter, Preemption(world) as preemption, saver:
             examiner = Examiner(run, number, engine, encoder, sample, world, watch, preemption)
@@ -267,17 +269,17 @@ def open_stage(
 ) -> str:
     """Compare where the stage starts with the recipe, then write what the run folder needs.
 
-    All ranks call it. Returns the fingerprint of the data. Raises what `ancestry.check_origin`,
-    `open_run_folder` and `ancestry.begin` raise.
+    All ranks call it. Returns the fingerprint of the data. Raises what `provenance.check_origin`,
+    `open_run_folder` and `provenance.begin` raise.
     """
-    ancestry.check_origin(run, origin, world, prepared=False, force=force)
+    provenance.check_origin(run, origin, world, prepared=False, force=force)
     if world.first:
         open_run_folder(run)
     check_backbone(run, stage.number, world)
-    ancestry.check_origin(run, origin, world, prepared=True, force=force)
+    provenance.check_origin(run, origin, world, prepared=True, force=force)
     begun = None
     if world.first:
-        begun = ancestry.begin(run, stage.number, stage.split, origin, resumed=resumed)
+        begun = provenance.begin(run, stage.number, stage.split, origin, resumed=resumed)
     return str(world.share(begun and begun.fingerprint))
 
 

@@ -26,7 +26,7 @@ from lbr_ds.config import RunConfig, stages
 from lbr_ds.distributed import World
 from lbr_ds.objectives.contrastive import info_nce
 from lbr_ds.shards import Step
-from lbr_ds.train.engine import Engine
+from lbr_ds.train.deepspeed.engine import Engine
 
 Stats = dict[str, float]
 

@@ -23,7 +23,7 @@ from lbr_ds.runs import (
     saved,
     step_of,
 )
-from lbr_ds.train import checkpoint
+from lbr_ds.train.checkpoint.resume import first_whole
 
 log = logging.getLogger(__name__)
 _SAME = 3  # starts of a job from one step: one may be bad luck, two a coincidence
@@ -46,7 +46,7 @@ def starting_point(run: RunConfig, number: int, world: World) -> Path:
         best = best_first(found[::-1]) if source == "best" else []
         # The others come after: a best one that is damaged is passed over.
         order = world.share(best + [path for path in found if path not in best])
-        if chosen := checkpoint.first_whole(order, world):
+        if chosen := first_whole(order, world):
             log.info("stage 2 starts from %s (%s)", chosen, _why(chosen, source, len(best)))
             return chosen
     if source.isdigit():

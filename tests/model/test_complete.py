@@ -26,7 +26,7 @@ from lbr_ds.model import tokens
 from lbr_ds.model.bottleneck import Card, prepare_backbone
 from lbr_ds.model.complete import NO_PREFIX, common_prefix, fit, not_finite, positions
 from lbr_ds.model.files import INDEX, SINGLE
-from lbr_ds.train.weights import Origin, load_weights
+from lbr_ds.train.deepspeed.weights import Origin, load_weights
 from tests.tiny import backbone
 
 LAYER, NORM = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"

@@ -16,8 +16,8 @@ from lbr_ds.batching import pack
 from lbr_ds.config import load
 from lbr_ds.distributed import end, join, leave
 from lbr_ds.runs import step_of
-from lbr_ds.train import checkpoint
-from lbr_ds.train.engine import load_layout
+from lbr_ds.train.checkpoint.resume import find_checkpoint, load_checkpoint
+from lbr_ds.train.deepspeed.engine import load_layout
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 
@@ -25,10 +25,10 @@ if __name__ == "__main__":
     run, out = load(sys.argv[1]), Path(sys.argv[2])
     world = join(timeout_minutes=2)
     engine, encoder = build(run, STAGES[2], load_layout(run.engine.ds_config), world)
-    found = checkpoint.find(run, 2, world)
+    found = find_checkpoint(run, 2, world)
     assert found is not None
     assert step_of(found) == run.stage2.num_steps
-    checkpoint.resume(found, engine, world)
+    load_checkpoint(found, engine, world)
     sequences = encoder.embed(json.loads((out / "texts.json").read_text()))
     with torch.no_grad():
         vectors = engine(pack(sequences))

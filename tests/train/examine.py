@@ -12,12 +12,12 @@ from pathlib import Path
 
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
-from lbr_ds.train import checkpoint
-from lbr_ds.train.engine import load_layout
+from lbr_ds.train.checkpoint.random_states import random_states
+from lbr_ds.train.checkpoint.resume import find_checkpoint
+from lbr_ds.train.deepspeed.engine import load_layout
 from lbr_ds.train.held_out import Examiner, draw_sample
 from lbr_ds.train.loop import build
 from lbr_ds.train.preempt import Preemption
-from lbr_ds.train.random_states import random_states
 from lbr_ds.train.stages import STAGES
 from lbr_ds.train.watch import Watch
 
@@ -35,7 +35,7 @@ def examine(name: str, recipe: str, out: Path, world: World) -> None:
     """Judge twice: the second time a signal comes in between."""
     stage, overrides = CASES[name]
     run = load(recipe, overrides)
-    found = checkpoint.find(run, stage, world, force=True)
+    found = find_checkpoint(run, stage, world, force=True)
     engine, encoder = build(run, STAGES[stage], load_layout(run.engine.ds_config), world, found)
     module = engine.engine.module
     module.head.eval()  # the mode that is found comes back, whatever it is

@@ -15,7 +15,7 @@ import torch
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.shards import Step, steps
-from lbr_ds.train.engine import Engine, load_layout
+from lbr_ds.train.deepspeed.engine import Engine, load_layout
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 

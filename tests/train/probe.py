@@ -20,7 +20,8 @@ from lbr_ds.config import load
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.shards import steps
-from lbr_ds.train.engine import Engine, gathered, load_layout
+from lbr_ds.train.deepspeed.engine import Engine, load_layout
+from lbr_ds.train.deepspeed.library import gathered
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 

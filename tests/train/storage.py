@@ -17,8 +17,10 @@ from lbr_ds.config import RunConfig, load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.errors import CheckpointError
 from lbr_ds.runs import fault, saved
-from lbr_ds.train import checkpoint
-from lbr_ds.train.engine import Engine, load_layout
+from lbr_ds.train.checkpoint import saver as saving
+from lbr_ds.train.checkpoint.resume import find_checkpoint, load_checkpoint
+from lbr_ds.train.checkpoint.saver import Saver
+from lbr_ds.train.deepspeed.engine import Engine, load_layout
 from lbr_ds.train.loop import build
 from lbr_ds.train.stages import STAGES
 
@@ -32,16 +34,16 @@ def failing_save(run: RunConfig, engine: Engine, world: World, code: int, culpri
             raise OSError(code, os.strerror(code))
         save_tensors(state, path)
 
-    save_tensors, checkpoint.save_tensors = checkpoint.save_tensors, fail
+    save_tensors, saving.save_tensors = saving.save_tensors, fail
     message = ""
     try:
-        with checkpoint.Saver(run, 1, engine, world) as saver:
+        with Saver(run, 1, engine, world) as saver:
             saver.save(9, {})
             saver.finish()
     except CheckpointError as error:
         message = str(error)
     finally:
-        checkpoint.save_tensors = save_tensors
+        saving.save_tensors = save_tensors
     expected = f"rank {culprit} cannot write the checkpoint: {os.strerror(code)}"
     assert expected in message, message
     assert world.share(message) == message
@@ -61,13 +63,13 @@ def many_files(run: RunConfig, engine: Engine, world: World) -> None:
         held.append({name for names in own.values() for name in names})
         save_files(own, read, folder)
 
-    save_files, checkpoint.save_files = checkpoint.save_files, note
+    save_files, saving.save_files = saving.save_files, note
     with (
         mock.patch("lbr_ds.model.files.FILE_BYTES", 20_000),
-        checkpoint.Saver(run, 1, engine, world) as saver,
+        Saver(run, 1, engine, world) as saver,
     ):
         saver.save(8, {})
-    checkpoint.save_files = save_files
+    saving.save_files = save_files
     assert fault(final) == ""
     assert len(list((final / "model").glob("*.safetensors"))) > 2
     models = [AutoModelForCausalLM.from_pretrained(path / "model") for path in (whole, final)]
@@ -88,8 +90,8 @@ def slow_save(run: RunConfig, engine: Engine, world: World) -> None:
             go.wait()
         save_tensors(state, path)
 
-    save_tensors, checkpoint.save_tensors = checkpoint.save_tensors, dawdle
-    with checkpoint.Saver(run, 1, engine, world) as saver:
+    save_tensors, saving.save_tensors = saving.save_tensors, dawdle
+    with Saver(run, 1, engine, world) as saver:
         saver.save(9, {"skipped": 3})
         for parameter in engine.optimizer.fp32_partitioned_groups_flat:
             parameter.data.zero_()  # the next steps must not reach what is being written
@@ -98,7 +100,7 @@ def slow_save(run: RunConfig, engine: Engine, world: World) -> None:
         assert not final.exists()
         world.barrier()
         go.set()
-    checkpoint.save_tensors = save_tensors
+    saving.save_tensors = save_tensors
     assert fault(final) == ""
     name = f"state/ranks/zero_pp_rank_{world.rank}_mp_rank_00_optim_states.pt"
     theirs, ours = (
@@ -113,8 +115,8 @@ if __name__ == "__main__":
     place = join(timeout_minutes=2)
     later, at_once = (load(sys.argv[1], [f"every.save_async={on}"]) for on in ("true", "false"))
     model, _ = build(later, STAGES[1], load_layout(later.engine.ds_config), place)
-    found = checkpoint.find(later, 1, place)
-    checkpoint.resume(found, model, place)
+    found = find_checkpoint(later, 1, place)
+    load_checkpoint(found, model, place)
     failing_save(later, model, place, errno.ENOSPC, culprit=1)
     failing_save(later, model, place, errno.EDQUOT, culprit=0)
     failing_save(at_once, model, place, errno.EROFS, culprit=1)

@@ -10,8 +10,10 @@ import sys
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.runs import step_of
-from lbr_ds.train import ancestry, checkpoint
-from lbr_ds.train.engine import load_layout
+from lbr_ds.train.checkpoint import provenance
+from lbr_ds.train.checkpoint.resume import find_checkpoint, load_checkpoint
+from lbr_ds.train.checkpoint.saver import Saver
+from lbr_ds.train.deepspeed.engine import load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build, open_run_folder, take_step
@@ -24,19 +26,19 @@ def take(recipe: str, stop: int, world: World) -> None:
     """Up to step `stop`; the last step is always saved."""
     path, *overrides = recipe.split(",")
     run, stage = load(path, overrides), STAGES[1]
-    found = checkpoint.find(run, 1, world)
+    found = find_checkpoint(run, 1, world)
     if world.first:
         open_run_folder(run)
         origin = found or run.run / "backbone"
-        ancestry.begin(run, 1, "gl", origin, resumed=found is not None)
+        provenance.begin(run, 1, "gl", origin, resumed=found is not None)
     world.barrier()
     start = step_of(found) if found else 0
     engine, encoder = build(run, stage, load_layout(run.engine.ds_config), world)
-    counters = checkpoint.resume(found, engine, world)
+    counters = load_checkpoint(found, engine, world)
     assert counters == ({"steps": start} if start else {})
     feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size, start=start, stop=stop)
     guard, watch = Guard(run.guard, {}, run.run / "stage1", start, world), Watch(world, 2)
-    with checkpoint.Saver(run, 1, engine, world) as saver:
+    with Saver(run, 1, engine, world) as saver:
         for step in range(start, stop):
             lr = learning_rate(step, run.stage1.steps(0), run.stage1.optim)
             take_step(engine, stage, run, feed, lr, world, guard, watch)

@@ -19,9 +19,9 @@ from lbr_ds.config import RunConfig, load
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.runs import checkpoints, fault, model_folder, saved
-from lbr_ds.train import checkpoint
-from lbr_ds.train.engine import read_state
-from lbr_ds.train.writer import prune, seal
+from lbr_ds.train.checkpoint.resume import find_checkpoint
+from lbr_ds.train.checkpoint.writing import prune, seal
+from lbr_ds.train.deepspeed.library import read_state
 from tests.ranks import run_cli, run_ranks
 from tests.train.test_resume import metrics, weights
 
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     older, newest = saved(copied.run / "stage1")
     damage(newest / name)
     with caplog.at_level(logging.WARNING, "lbr_ds"):
-        assert checkpoint.find(copied, 1, World()) == older
+        assert find_checkpoint(copied, 1, World()) == older
     (line,) = caplog.messages
     assert f"{newest} is damaged and skipped: {name}: " in line
     assert said in line
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert any(fault(newest, part=rank, parts=3) for rank in range(3))
     damage(older / name)
     with pytest.raises(CheckpointError, match="all 2 checkpoints are damaged"):
-        checkpoint.find(copied, 1, World())
+        find_checkpoint(copied, 1, World())
 
 
 def test_readers_pass_over_what_is_short(copied: RunConfig) -> None:
@@ -106,7 +106,7 @@ def test_readers_pass_over_what_is_short(copied: RunConfig) -> None:
 
 def test_no_checkpoint_is_step_0(copied: RunConfig) -> None:
     shutil.rmtree(copied.run / "stage1")
-    assert checkpoint.find(copied, 1, World()) is None
+    assert find_checkpoint(copied, 1, World()) is None
 
 
 def test_training_goes_on_from_the_one_before(trained: RunConfig, copied: RunConfig) -> None:
@@ -130,7 +130,7 @@ def test_force_goes_on_with_another_recipe_and_number_of_ranks(copied: RunConfig
     shutil.rmtree(saved(stage)[-1])
     changed = load(recipe, ["stage1.optim.lr=0.002"])
     with pytest.raises(CheckpointError, match=r"stage1.optim.lr: 0.001 -> 0.002\); .*--force"):
-        checkpoint.find(changed, 1, World())
+        find_checkpoint(changed, 1, World())
     done = run_cli("train", recipe, "--stage", "1", "--force", "stage1.optim.lr=0.002")
     assert done.returncode == 0, done.stderr
     assert "made by another recipe (stage1.optim.lr: 0.001 -> 0.002); going on" in done.stderr
@@ -145,13 +145,13 @@ def test_other_data_and_versions(copied: RunConfig, caplog: pytest.LogCaptureFix
     facts["versions"]["torch"] = "1.0"
     rewrite(newest, facts)
     with caplog.at_level(logging.WARNING, "lbr_ds"):
-        assert checkpoint.find(copied, 1, World()) == newest
+        assert find_checkpoint(copied, 1, World()) == newest
     assert "made with other versions (torch: 1.0 -> " in caplog.messages[0]
     facts["data"] = "0" * 64
     rewrite(newest, facts)
     with pytest.raises(CheckpointError, match=r"was trained on data 000000000000 and .* now holds"):
-        checkpoint.find(copied, 1, World())
-    assert checkpoint.find(copied, 1, World(), force=True) == newest
+        find_checkpoint(copied, 1, World())
+    assert find_checkpoint(copied, 1, World(), force=True) == newest
 
 
 def rewrite(folder: Path, facts: dict[str, object]) -> None:

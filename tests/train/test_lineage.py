@@ -28,7 +28,7 @@ from lbr_ds.records import Record
 from lbr_ds.report import write_report
 from lbr_ds.runs import MANIFEST, checkpoints
 from lbr_ds.shards import Manifest, read_split, write_split
-from lbr_ds.train import ancestry
+from lbr_ds.train.checkpoint import provenance
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.loop import text_encoder
 from lbr_ds.train.stages import STAGES
@@ -271,7 +271,7 @@ def opened(chain: Chain, *overrides: str) -> RunConfig:
 def check(run: RunConfig, origin: Path, *, force: bool = False) -> None:
     """What a start does before and after it prepares the backbone."""
     for prepared in (False, True):
-        ancestry.check_origin(run, origin, World(), prepared=prepared, force=force)
+        provenance.check_origin(run, origin, World(), prepared=prepared, force=force)
 
 
 def other(chain: Chain, tmp_path: Path, part: str) -> Path:
@@ -376,7 +376,7 @@ def test_a_backbone_that_was_moved_is_the_same(chain: Chain, tmp_path: Path) -> 
     run = opened(chain, f"model.backbone={moved}")
     origin = checkpoints(run.run / "stage1")[-1]
     check(run, origin)
-    assert ancestry.same_backbone(run, origin)
+    assert provenance.same_backbone(run, origin)
     before = (run.run / "backbone" / "model.safetensors").stat()
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     assert (run.run / "backbone" / "model.safetensors").stat() == before

@@ -14,8 +14,8 @@ from lbr_ds.config import RunConfig, load
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.runs import best_first, checkpoints, saved
+from lbr_ds.train.checkpoint.writing import prune, seal
 from lbr_ds.train.starts import starting_point
-from lbr_ds.train.writer import prune, seal
 from tests.ranks import run_cli
 
 

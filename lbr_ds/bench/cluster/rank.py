@@ -33,7 +33,7 @@ from lbr_ds.plan.shape import find
 from lbr_ds.plan.work import work_of
 from lbr_ds.system.atomic import write_json
 from lbr_ds.system.urls import is_url
-from lbr_ds.train.engine import Engine, load_layout
+from lbr_ds.train.deepspeed.engine import Engine, load_layout
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
 from lbr_ds.train.loop import build_engine, open_log, take_step, text_encoder

@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lbr_ds.config import OptimConfig
 from lbr_ds.config import ds_config as layouts
@@ -25,31 +24,16 @@ from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.model.lora import parts
-from lbr_ds.train.compiled import wait_for_compiler
-from lbr_ds.train.layers import by_layer
+from lbr_ds.train.checkpoint.snapshot import HostMemory
+from lbr_ds.train.deepspeed.extensions import wait_for_compiler
+from lbr_ds.train.deepspeed.leaf_layers import by_layer
+from lbr_ds.train.deepspeed.library import StateCollector, deepspeed, gathered, silenced
+from lbr_ds.train.deepspeed.universal import mend, to_universal
+from lbr_ds.train.deepspeed.weights import Origin, load_weights, shape_of
 from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
-from lbr_ds.train.snapshot import ENUM_MEMBER, HostMemory
-from lbr_ds.train.universal import mend, to_universal
-from lbr_ds.train.weights import Origin, load_weights, shape_of
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("DS_LOG_LEVEL", "warning")
-
-import deepspeed
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 
 log = logging.getLogger(__name__)
-
-for name in ("DeepSpeed", "deepspeed"):
-    logging.getLogger(name).setLevel(logging.WARNING)
-    # Says of every refused update that its gradients are not finite; the guard says which and why.
-    logging.getLogger(name).addFilter(lambda record: "OVERFLOW" not in record.getMessage())
-# On CPU ranks DeepSpeed would compile a shared-memory all-reduce that only its inference uses.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def load_layout(name: str) -> layouts.Layout:
@@ -106,7 +90,7 @@ class Engine:
         self.num_learning = sum(map(math.prod, shapes.values()))
         groups = parameter_groups(shapes, learning, optim)
         config["zero_optimization"] = by_layer(model.backbone, layout)
-        with _quiet():
+        with silenced():
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=model, optimizer=_optimizer(groups, layout, optim), config=config
             )
@@ -218,9 +202,9 @@ class Engine:
         With `memory` it is a copy as of now, on the host; without, the tensors live on and must
         be written before the next step. The files lie as DeepSpeed's own. All ranks call it.
         """
-        collector = _Collector(memory)
+        collector = StateCollector(memory)
         self.engine.checkpoint_engine = collector
-        with _quiet():
+        with silenced():
             self.engine.save_checkpoint(
                 "state", tag="ranks", save_latest=False, exclude_frozen_parameters=True
             )
@@ -254,9 +238,9 @@ class Engine:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _load(self, folder: Path, tag: str) -> None:
-        self.engine.checkpoint_engine = _Collector(None)
+        self.engine.checkpoint_engine = StateCollector(None)
         try:
-            with _quiet():
+            with silenced():
                 path, _ = self.engine.load_checkpoint(
                     str(folder), tag=tag, load_module_strict=not self.adapted
                 )
@@ -304,36 +288,6 @@ class Engine:
         return {name: shape_of(own[0]).numel() * own[0].itemsize for name, own, _ in found}
 
 
-class _Collector(TorchCheckpointEngine):
-    """What DeepSpeed asks to have saved, kept instead; and no folder made, for that may fail."""
-
-    def __init__(self, memory: HostMemory | None) -> None:
-        super().__init__()
-        self.memory = memory
-        self.files: dict[str, Any] = {}
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing: whoever writes the files makes their folders."""
-
-    def save(self, state_dict: Any, path: str) -> None:
-        """Note (a copy of) the state under its file's name."""
-        copied = self.memory.copy(path, state_dict) if self.memory else state_dict
-        self.files[Path(path).as_posix()] = copied
-
-
-def read_state(file: Path) -> Any:
-    """One file of a checkpoint's state/, opened without running anything that it holds."""
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, ENUM_MEMBER]):
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def gathered(*parameters: nn.Parameter, writer: int | None = None) -> Any:
-    """A context in which sharded parameters are whole; what rank `writer` writes stays."""
-    if not hasattr(parameters[0], "ds_id"):
-        return contextlib.nullcontext()
-    return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=writer)
-
-
 def _optimizer(
     groups: list[dict[str, Any]], layout: layouts.Layout, optim: OptimConfig
 ) -> torch.optim.Optimizer:
@@ -347,10 +301,3 @@ def _optimizer(
             why = str(error).splitlines()[0]
             raise EnvironmentProblem(f"offload_optimizer needs g++ and ninja: {why}") from None
     return torch.optim.AdamW(groups, fused=True, **options)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """DeepSpeed prints to stdout whatever the log level; our stdout is for results."""
-    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
-        yield

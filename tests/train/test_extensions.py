@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from lbr_ds.train.compiled import wait_for_compiler
+from lbr_ds.train.deepspeed.extensions import wait_for_compiler
 
 
 @pytest.fixture

@@ -30,17 +30,16 @@ from lbr_ds.corpora.curate.leaks import TRAINED
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.instructions import Instructions
-from lbr_ds.lineage import Dataset
 from lbr_ds.model.files import in_files, save_files, save_index, share_of
 from lbr_ds.model.rope import write_legacy_rope
-from lbr_ds.runs import MANIFEST, fault, saved
+from lbr_ds.runs import MANIFEST
 from lbr_ds.shards import Manifest
 from lbr_ds.system import environment
-from lbr_ds.train import ancestry
-from lbr_ds.train.engine import Engine
-from lbr_ds.train.random_states import random_states, restore_random_states
-from lbr_ds.train.snapshot import HostMemory
-from lbr_ds.train.writer import Plan, Writing, link_files, save_tensors, sweep
+from lbr_ds.train.checkpoint import provenance
+from lbr_ds.train.checkpoint.random_states import random_states
+from lbr_ds.train.checkpoint.snapshot import HostMemory
+from lbr_ds.train.checkpoint.writing import Plan, Writing, link_files, save_tensors
+from lbr_ds.train.deepspeed.engine import Engine
 
 log = logging.getLogger(__name__)
 Counters = dict[str, Any]  # JSON-ready
@@ -63,7 +62,7 @@ class Saver:
         self._writing: Writing | None = None
         self._before: Path | None = None  # what this process saved last
         self._folder = run.run / f"stage{stage}"
-        self._data = ancestry.data_of(self._folder)
+        self._data = provenance.data_of(self._folder)
         split = TRAINED[stage - 1]
         self._instructions = Manifest.load(run.data.folder).instructions.within(split)
 
@@ -164,7 +163,7 @@ class Saver:
                 made += link_files(own, before, part / _BASE)
             if world.first:
                 made += describe_model(run, engine.dtype, files, part / "model", self._instructions)
-                made += ancestry.describe(self._folder, step, facts["samples"], part / "model")
+                made += provenance.describe(self._folder, step, facts["samples"], part / "model")
             return made
 
         facts = self._facts(step, counters, evaluation)
@@ -190,7 +189,7 @@ class Saver:
             "samples": step * self.run.stage(self.stage).samples_per_step,
             "counters": counters,
             "evaluation": evaluation,
-            "data": _data(self._data, self.stage),
+            "data": provenance.fingerprint_of(self._data, self.stage),
             "config": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
             "recipe": recipe,
             "versions": environment.versions(),
@@ -207,7 +206,7 @@ def describe_model(
     """Config, tokenizer and instructions beside the weights. Returns the files made."""
     save_index(weights, folder)
     for path in (run.run / "backbone").iterdir():
-        own = path.name in (*ancestry.FILES, MANIFEST) or ".index." in path.name
+        own = path.name in (*provenance.FILES, MANIFEST) or ".index." in path.name
         if path.is_file() and path.suffix != ".safetensors" and not own:
             shutil.copy(path, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -218,105 +217,3 @@ def describe_model(
         used.save(folder)
     found = (path for path in folder.iterdir() if path.is_file())
     return sorted(path for path in found if path.suffix != ".safetensors")
-
-
-def find(run: RunConfig, stage: int, world: World, *, force: bool = False) -> Path | None:
-    """The checkpoint to go on from: the newest that is whole; None when there never was one.
-
-    All ranks call it, before anything in the run folder is changed. Raises CheckpointError when
-    none is whole, or that one was made by a recipe or from data that give other numbers; force
-    accepts those.
-    """
-    folder = run.run / f"stage{stage}"
-    if world.first:
-        sweep(folder)
-    world.barrier()
-    found = newest_whole(folder, world)
-    if found is not None:
-        _check_fit(found, run, stage, world, force=force)
-    return found
-
-
-def resume(found: Path | None, engine: Engine, world: World) -> Counters:
-    """Load what `find` found, if anything. All ranks call it. The counters that were saved with it.
-
-    Raises CheckpointError when it cannot be loaded, as after a change of ZeRO stage or precision.
-    """
-    if found is None:
-        return {}
-    facts = _facts_of(found)
-    for key, now in (("zero_stage", engine.stage), ("dtype", str(engine.dtype))):
-        if facts[key] != now:
-            raise CheckpointError(
-                f"{found} was saved with {key} {facts[key]} and engine.ds_config now gives {now}; "
-                "use the ds_config of before"
-            )
-    if facts["world_size"] == world.size:
-        engine.load_state(found / "state")
-    else:
-        log.info("%s: laid out for %d ranks, was %d", found, world.size, facts["world_size"])
-        engine.load_reshaped(found / "state", found.with_suffix(".universal"))
-    # Of more ranks than there were, some start from the same numbers: nothing in a step is drawn
-    # from where they stand (dropout is seeded by the step).
-    mine = found / "state" / f"random-{world.rank % facts['world_size']}.pt"
-    restore_random_states(torch.load(mine, weights_only=True))
-    counters: Counters = facts["counters"]
-    return counters
-
-
-def newest_whole(stage_folder: Path, world: World) -> Path | None:
-    """The newest checkpoint that is whole; see `first_whole`."""
-    return first_whole(world.share(saved(stage_folder)[::-1]), world)
-
-
-def first_whole(found: list[Path], world: World) -> Path | None:
-    """The first checkpoint whose files are as they were saved; the ranks share the reading.
-
-    Damaged ones are named in the log and passed over. Raises CheckpointError when all are.
-    """
-    for path in found:
-        mine = fault(path, part=world.rank, parts=world.size)
-        (finder,) = world.max(world.rank + 1 if mine else 0)
-        if not finder:
-            return Path(path)
-        why = world.share(mine, source=int(finder) - 1)
-        log.warning("%s is damaged and skipped: %s", path, why)
-    if found:
-        raise CheckpointError(
-            f"{found[0].parent}: all {len(found)} checkpoints are damaged ({found[-1].name}: "
-            f"{why}); restore one, or remove them to start from step 0"
-        )
-    return None
-
-
-def _check_fit(found: Path, run: RunConfig, stage: int, world: World, *, force: bool) -> None:
-    """Raises CheckpointError unless the checkpoint is of this recipe and data."""
-    facts, reasons = _facts_of(found), []
-    if world.share(world.first and ancestry.same_backbone(run, found)):
-        for key in ("backbone", "revision"):  # the same content may be at another place now
-            facts["recipe"]["model"][key] = getattr(run.model, key)
-    if changed := ", ".join(environment.differences(facts["recipe"], run.decisive(stage))):
-        reasons.append(f"was made by another recipe ({changed})")
-    if facts["data"] != (data := _data(Manifest.load(run.data.folder), stage)):
-        reasons.append(
-            f"was trained on data {facts['data'][:12]} and {run.data.folder} now holds {data[:12]}"
-        )
-    if reasons and not force:
-        raise CheckpointError(
-            f"{found} {' and '.join(reasons)}; undo the change, give a new run folder with "
-            "run=..., or go on all the same with --force"
-        )
-    for reason in reasons:
-        log.warning("--force: %s %s; going on all the same", found, reason)
-    if other := ", ".join(environment.differences(facts["versions"], environment.versions())):
-        log.warning("%s was made with other versions (%s); numbers may differ", found, other)
-
-
-def _facts_of(found: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((found / "state.json").read_text(encoding="utf-8"))
-    return facts
-
-
-def _data(data: Manifest | Dataset, stage: int) -> str:
-    """The fingerprint of what the stage reads: stage 1 does not read mined negatives."""
-    return data.prepared if stage == 1 else data.fingerprint

@@ -1,0 +1,75 @@
+"""DeepSpeed itself: set up before its first import, and kept from printing.
+
+Everything in this folder takes `deepspeed` from here, and nothing outside of it imports DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbr_ds.train.checkpoint.snapshot import ENUM_MEMBER, HostMemory
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DS_LOG_LEVEL", "warning")
+
+import deepspeed
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+
+for name in ("DeepSpeed", "deepspeed"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+    # Says of every refused update that its gradients are not finite; the guard says which and why.
+    logging.getLogger(name).addFilter(lambda record: "OVERFLOW" not in record.getMessage())
+# On CPU ranks DeepSpeed would compile a shared-memory all-reduce that only its inference uses.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def read_state(file: str | Path, map_location: Any = "cpu") -> Any:
+    """Read one file of a checkpoint's state/ without running any code that it may hold."""
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, ENUM_MEMBER]):
+        return torch.load(file, map_location=map_location, weights_only=True)
+
+
+class StateCollector(TorchCheckpointEngine):
+    """DeepSpeed's checkpoint engine, which keeps the state to save instead of writing it."""
+
+    def __init__(self, memory: HostMemory | None) -> None:
+        super().__init__()
+        self.memory = memory
+        self.files: dict[str, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make no folder: `checkpoint/saver.py` writes the files and makes their folders."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Keep the state, or a copy of it in `memory`, under its file's name."""
+        copied = self.memory.copy(path, state_dict) if self.memory else state_dict
+        self.files[Path(path).as_posix()] = copied
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Read a file as data only; DeepSpeed's own method would unpickle anything."""
+        return read_state(path, map_location)
+
+
+def gathered(*parameters: nn.Parameter, writer: int | None = None) -> Any:
+    """A context in which sharded parameters are whole; what rank `writer` writes stays."""
+    if not hasattr(parameters[0], "ds_id"):
+        return contextlib.nullcontext()
+    return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=writer)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """DeepSpeed prints to stdout whatever the log level; our stdout is for results."""
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+        yield
