@@ -17,7 +17,6 @@ ORDER = [
     "records",
     "runs",
     "config",
-    "flops",
     "shards",
     "lineage",
     "corpora",
@@ -31,8 +30,7 @@ ORDER = [
     "mining",
     "report",
     "reproduce",
-    "plan",
-    "doctor",
+    "cluster",
     "bench",
     "demo",
     "cli",
@@ -48,10 +46,11 @@ TORCH = {
     "train",
     "export",
     "mining",
-    "doctor",
+    "cluster",
     "bench",
     "__main__",
 }
+NO_TORCH_INSIDE = ("cluster/plan/", "cluster/flops.py")  # light parts of rooms that need torch
 NO_TORCH = [name for name in ORDER if name not in TORCH]
 DOORS = {
     "onnx": {"export/onnx_graph.py"},
@@ -62,8 +61,7 @@ DOORS = {
     "webdataset": {"shards", "bench"},  # bench: the peer that the loader is measured against
     "mteb": {"evaluate"},
     "bm25s": {"mining/bm25.py"},
-    # evaluate: the types that mteb takes; bench: those of sentence-transformers' trainer
-    "datasets": {"corpora", "evaluate", "bench"},
+    "datasets": {"corpora", "evaluate"},  # evaluate: the types that mteb takes
     "yaml": {"system/yaml_json.py", "config/recipe.py", "export/card.py"},
 }
 FORBIDDEN = {
@@ -109,6 +107,15 @@ def test_rooms_import_in_one_direction() -> None:
     assert not wrong
 
 
+def test_the_package_does_not_import_tests() -> None:
+    assert not [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path, tree in modules()
+        for name in imports(tree)
+        if name.split(".")[0] == "tests"
+    ]
+
+
 @pytest.mark.parametrize("library", DOORS)
 def test_heavy_libraries_have_one_door(library: str) -> None:
     wrong = []
@@ -126,7 +133,8 @@ def test_light_rooms_do_not_import_torch() -> None:
     """At module level; a verb may import it when it runs."""
     wrong = []
     for path, tree in modules():
-        if room(path) in NO_TORCH:
+        inside = str(path.relative_to(PACKAGE))
+        if room(path) in NO_TORCH or inside.startswith(NO_TORCH_INSIDE):
             top = ast.Module([n for n in tree.body if not isinstance(n, ast.FunctionDef)], [])
             heavy = ("torch", "transformers", "deepspeed", "mteb")
             wrong += [f"{path.name}: {n}" for n in imports(top) if n.split(".")[0] in heavy]

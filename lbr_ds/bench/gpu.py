@@ -24,23 +24,22 @@ from lbr_ds.batching import PackedBatch, Sequence, pack
 from lbr_ds.batching.contrastive import Pairs
 from lbr_ds.bench.attention import by_mask, by_segments
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
-from lbr_ds.bench.memory import peak_bytes
-from lbr_ds.bench.shapes import (
+from lbr_ds.bench.peak_memory import peak_bytes
+from lbr_ds.bench.steps import reconstruct, sft, timed_step
+from lbr_ds.bench.workload import (
     BOTTLENECK,
     SHAPES,
-    clock,
     embedder,
     ib,
     ib_flops,
-    ids,
     random_model,
-    timed_step,
 )
-from lbr_ds.bench.stage1 import reconstruct, sft
+from lbr_ds.cluster.device import clock
+from lbr_ds.cluster.flops import Shape, bottleneck_pairs, causal_pairs, flops
+from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World, join
 from lbr_ds.errors import EnvironmentProblem
-from lbr_ds.flops import Shape, bottleneck_pairs, causal_pairs, flops
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder, build_embedder
 from lbr_ds.objectives.contrastive import info_nce
@@ -174,7 +173,7 @@ def stage1_step(config: dict[str, Any]) -> tuple[PackedBatch, Callable[[Tensor],
 def stage2_step(config: dict[str, Any]) -> tuple[PackedBatch, Callable[[Tensor], Tensor], int]:
     """The same for queries and passages of TEXT tokens, in-batch negatives."""
     vocab, count = config["vocab_size"], STEP_TOKENS // TEXT
-    sequences = [Sequence(ids(TEXT, vocab), BOTTLENECK) for _ in range(count)]
+    sequences = [Sequence(random_ids(TEXT, vocab), BOTTLENECK) for _ in range(count)]
 
     def loss(vectors: Tensor) -> Tensor:
         scores = vectors[: count // 2] @ vectors[count // 2 :].T / 0.05

@@ -1,10 +1,9 @@
-"""Suite `loader`: our stream against plain webdataset, far positions against near, memory.
+"""Suite `loader`: our stream against plain webdataset, and far positions against near ones.
 
 1. loader_over_webdataset: samples/s of one thread over one epoch of the split `gl`; both decode
    the JSON, ours is shuffled and checked besides.
 2. seek_far_over_near: time to the first step at position 10^6 over that at position 10. The split
    is smaller than that: the far position lies some epochs on.
-3. prepare_peak_memory_20x: peak memory of `lbr-ds prepare` on 20 times the corpus over once.
 """
 
 from __future__ import annotations
@@ -17,29 +16,24 @@ from time import perf_counter
 
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
 from lbr_ds.config import load
-from lbr_ds.corpora.scale import peak_memory_ratio
 from lbr_ds.shards import Manifest, steps
 
 SPLIT = "gl"
 LANES = 64  # samples a step where throughput is measured
 NEAR, FAR = 10, 10**6  # positions in samples
-TIMES = 20  # how much larger the large corpus is
-QUICK = {"rounds": 3, "times": 2}
+QUICK = {"rounds": 3}
 
 
-def suite(data: Path | None = None, rounds: int = ROUNDS, times: int = TIMES) -> list[Row]:
-    """The three rows on a prepared folder; None: the demo's corpus, prepared in a passing folder.
-
-    Takes minutes at `times=20`; raises what `lbr-ds prepare` raises.
-    """
+def suite(data: Path | None = None, rounds: int = ROUNDS) -> list[Row]:
+    """Measure both rows on a prepared folder; None: the demo's corpus, prepared for this."""
     if data is None:
         from lbr_ds.corpora.prepare import prepare
 
         with tempfile.TemporaryDirectory() as folder:
             run = load("demo", [f"data.folder={folder}/data"])
             prepare(run.data, run.seed)
-            return suite(run.data.local_folder, rounds, times)
-    return [_throughput(data, rounds), _seek(data, rounds), _memory(times)]
+            return suite(run.data.local_folder, rounds)
+    return [_throughput(data, rounds), _seek(data, rounds)]
 
 
 def _throughput(data: Path, rounds: int) -> Row:
@@ -112,19 +106,3 @@ def _first(data: Path, lanes: int, position: int, repeats: int = 20) -> Callable
         return (perf_counter() - begin) / repeats
 
     return run
-
-
-def _memory(times: int) -> Row:
-    value, facts = peak_memory_ratio(times)
-    return Row(
-        f"prepare_peak_memory_{times}x",
-        value,
-        "ratio",
-        1.05,
-        "lower",
-        1.15,
-        (value, value),
-        1,
-        f"peak resident MiB of `lbr-ds prepare`: {facts['large_mib']:.0f} on {times} times "
-        f"{facts['records']} made-up records, {facts['small_mib']:.0f} on these",
-    )

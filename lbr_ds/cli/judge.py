@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +27,8 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")],
     overrides: Overrides = None,
     gpu: Annotated[
-        str, typer.Option(help="a100, h100, h200, mi300x, or a YAML file as plan/gpus.yaml.")
+        str,
+        typer.Option(help="a100, h100, h200, mi300x, or a YAML file of your own."),
     ] = "h100",
     network: Annotated[
         float | None, typer.Option(min=0.001, help="GB/s to other nodes, per GPU and direction.")
@@ -40,25 +39,17 @@ def plan(
     out: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Also write the plan here.")
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Measure the memory with GPUS real ranks here instead.")
-    ] = False,
 ) -> None:
     """Memory, traffic and time of both stages on a cluster, before any GPU is asked for.
 
     Example: `lbr-ds plan huatuo-7b --nodes 4 --gpus 8 --gpu h100`
     """
+    from lbr_ds.cluster.plan import Cluster, find_gpu
+    from lbr_ds.cluster.plan import plan as make_plan
+    from lbr_ds.cluster.plan.table import show_plan, write
     from lbr_ds.config import load
-    from lbr_ds.plan import Cluster, find_gpu
-    from lbr_ds.plan import plan as make_plan
-    from lbr_ds.plan.table import show_plan, write
 
     run = load(recipe, overrides or [])
-    if check:
-        from lbr_ds.plan.check import check_here
-
-        with writing(out or tempfile.gettempdir()):
-            raise typer.Exit(check_here(run, sys.argv[1:], gpus, config, out))
     if out is not None:
         check_writable(out)
     result = make_plan(run, Cluster(nodes, gpus, find_gpu(gpu, network)), config)
@@ -86,7 +77,7 @@ def doctor(
     run = load(recipe, overrides or [])
     import torch
 
-    from lbr_ds.doctor import Duty, examine
+    from lbr_ds.cluster.doctor import Duty, examine
 
     ranks = nproc or max(1, torch.cuda.device_count())
     typer.echo(examine(Duty(run, stage, nodes, ranks)))

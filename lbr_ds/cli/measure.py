@@ -50,16 +50,10 @@ SweepFolder = Annotated[
 def suite(
     suite: Annotated[
         str,
-        typer.Argument(help="attention, stage1, stage2, encode, peers, all, gpu, loader, faults."),
+        typer.Argument(help="gpu or loader."),
     ],
     out: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Also write the rows here.")
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            dir_okay=False, help="Also measure a step's time and memory by length; a .png or .html."
-        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -67,29 +61,18 @@ def suite(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A short version, to see it run.")] = False,
 ) -> None:
-    """Measured ratios, both sides in turn in one run, beside what is wanted of them.
+    """Run a benchmark suite and compare its rows with their targets.
 
-    Example: `lbr-ds bench stage1 --json stage1.json --plot stage1.png`
+    Example: `lbr-ds bench loader --quick --json loader.json`
     """
-    from lbr_ds.bench import run_suite
+    from lbr_ds.bench import as_result, run_suite
     from lbr_ds.cli.console import show_bench
 
-    if plot is not None:
-        from lbr_ds.bench.plot import check, draw, sweep
-
-        check(plot)
     if out is not None:
         check_writable(out)
-    if plot is not None:
-        check_writable(plot)
     with writing(tempfile.gettempdir()):
-        result = run_suite(suite, data, quick=quick)
+        result = as_result(suite, run_suite(suite, data=data, quick=quick))
     show_bench(result)
-    if plot is not None:
-        machine = result["environment"]
-        result["points"] = sweep()
-        draw(result["points"], plot, machine.get("device", machine["processor"]))
-        typer.echo(f"drawn to {plot}")
     if out is not None:
         with writing(out):
             write_json(out, result)
@@ -137,8 +120,8 @@ def cluster(
 
     Example: `lbr-ds bench cluster demo --ranks 1,2 --tokens 1024,2048 --out bench-demo`
     """
-    from lbr_ds.bench.cluster import Sweep, default_ranks, run_sweep
-    from lbr_ds.bench.cluster.table import markdown
+    from lbr_ds.cluster.benchmark import Sweep, default_ranks, run_sweep
+    from lbr_ds.cluster.benchmark.table import markdown
     from lbr_ds.config import load
 
     run = load(recipe, overrides or [])
@@ -174,7 +157,7 @@ def _as_rank(
         from lbr_ds.train.launch import launch
 
         raise typer.Exit(launch(sys.argv[1:], nproc))
-    from lbr_ds.bench.cluster.rank import measure_network, measure_training
+    from lbr_ds.cluster.benchmark.rank import measure_network, measure_training
 
     if network:
         measure_network(run, row)

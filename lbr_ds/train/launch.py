@@ -54,7 +54,7 @@ def check_nproc(nproc: int, samples_per_step: Iterable[int] = ()) -> None:
     if nproc > max(1, most):
         raise EnvironmentProblem(
             f"{nproc} ranks cannot run on this machine: {why}; use at most {max(1, most)} "
-            "(--nproc, or --ranks of bench cluster, or --gpus of plan --check)"
+            "(--nproc, or --ranks of bench cluster)"
         )
     for samples in samples_per_step:
         check_world(samples, nproc)

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from lbr_ds.bench import Row, interleaved, ratio, run_suite, tabled
-from lbr_ds.bench.loader import suite
+from lbr_ds.bench import Row, as_result, interleaved, ratio, run_suite
+from lbr_ds.bench.loader import QUICK, suite
 from lbr_ds.cli.console import show_bench
 from lbr_ds.config import DataConfig
 from lbr_ds.corpora.prepare import prepare
@@ -21,7 +21,7 @@ CONTRACT = ["measure", "value", "unit", "goal", "better", "floor"]
 
 @pytest.fixture(scope="module")
 def loader(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    """The suite on a small corpus: fewer rounds, a smaller multiple."""
+    """The short version of the suite on a small corpus."""
     folder = tmp_path_factory.mktemp("bench")
     raw = folder / "raw.jsonl"
     raw.write_text("".join(json.dumps(record) + "\n" for record in records(300)))
@@ -29,14 +29,13 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
         {"folder": folder / "data", "records_per_shard": 50, "sources": [{"path": str(raw)}]}
     )
     prepare(data, 0)
-    return suite(data.local_folder, rounds=3, times=2)
+    return suite(data.local_folder, **QUICK)
 
 
 def test_loader_rows(loader: list[Row]) -> None:
     wanted = {
         "loader_over_webdataset": (4.0, 6.0, "higher", 3),
         "seek_far_over_near": (1.2, 1.1, "lower", 3),
-        "prepare_peak_memory_2x": (1.15, 1.05, "lower", 1),
     }
     found = {row.measure: (row.floor, row.goal, row.better, row.rounds) for row in loader}
     assert found == wanted
@@ -51,10 +50,10 @@ def test_loader_rows(loader: list[Row]) -> None:
 def test_result_is_json_of_the_agreed_form(
     loader: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = json.loads(json.dumps(tabled("loader", loader)))
+    result = json.loads(json.dumps(as_result("loader", loader)))
     assert list(result) == ["suite", "environment", "rows"]
     assert result["environment"]["versions"]["webdataset"]
-    assert [list(row)[:6] for row in result["rows"]] == [CONTRACT] * 3
+    assert [list(row)[:6] for row in result["rows"]] == [CONTRACT] * 2
     show_bench(result)
     shown = capsys.readouterr().out
     assert all(row.measure in shown and row.about[:20] in shown for row in loader)
@@ -68,7 +67,7 @@ def test_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
             ratio("m", [(value, 1.0)], better=better, about="", **limits[better])  # type: ignore[arg-type]
             for value in values[better]
         ]
-        show_bench(tabled("made-up", rows))
+        show_bench(as_result("made-up", rows))
         lines = capsys.readouterr().out.splitlines()
         shown = [line for line in lines if line.split()[:1] == ["m"]]
         for line, verdict in zip(shown, ("goal", "must", "miss"), strict=True):
@@ -94,7 +93,7 @@ def test_interleaved_takes_turns_and_keeps_sides() -> None:
 def test_unknown_suite_is_one_line_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="unknown suite 'loadr'; did you mean 'loader'"):
         run_suite("loadr")
-    with pytest.raises(ConfigError, match="unknown suite 'x'; known: attention, stage1"):
+    with pytest.raises(ConfigError, match="unknown suite 'x'; known: gpu, loader"):
         run_suite("x")
     done = run_cli("bench", "loadr")
     assert done.returncode == 2

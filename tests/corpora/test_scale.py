@@ -13,9 +13,9 @@ from lbr_ds.config import DataConfig
 from lbr_ds.corpora import process_pool
 from lbr_ds.corpora.curate import leaks
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.corpora.scale import peak_memory_ratio, write_corpus
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.system.atomic import atomic_folder
+from tests.benchmarks.prepare_memory import peak_memory_ratio, write_corpus
 from tests.corpora.test_groups import templated
 from tests.corpora.test_near_duplicates import leaky
 from tests.corpora.test_prepare import everything

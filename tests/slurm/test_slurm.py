@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lbr_ds.bench.same import differing_bits, steps_not_once
 from lbr_ds.shards import Manifest
 from lbr_ds.system import resources
+from tests.faults.compare import differing_bits, steps_not_once
 from tests.ranks import ROOT
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_recipe

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from lbr_ds.batching import Sequence, TextEncoder
 from lbr_ds.batching.generative import generative_sequence
-from lbr_ds.bench.same import differing_bits
 from lbr_ds.config import RunConfig, load
 from lbr_ds.distributed import World
 from lbr_ds.evaluate import evaluate
@@ -24,6 +23,7 @@ from lbr_ds.runs import checkpoints, evaluation
 from lbr_ds.shards import Manifest, read_split, write_split
 from lbr_ds.train.held_out import draw_sample
 from tests.dense import dense_mask
+from tests.faults.compare import differing_bits
 from tests.ranks import run_cli, run_ranks
 from tests.train.examine import CASES
 

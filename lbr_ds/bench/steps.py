@@ -1,0 +1,102 @@
+"""Whole training steps of stage 1 on random sequences, as rows against plain causal training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lbr_ds.batching import Sequence, pack
+from lbr_ds.bench.measure import Row, interleaved, ratio
+from lbr_ds.bench.workload import ib, ib_flops, plain, plain_flops
+from lbr_ds.cluster.device import clock
+from lbr_ds.model.embedder import Embedder
+
+Step = Callable[[Callable[[], Tensor]], Callable[[], float]]
+
+
+def timed_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Callable[[], float]:
+    """Seconds of a whole training step: forward, backward, optimizer."""
+
+    def run() -> float:
+        begin = clock()
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return clock() - begin
+
+    return run
+
+
+def packed_loss(model: Embedder, sequences: list[Sequence]) -> Callable[[], Tensor]:
+    """The mean loss of our own forward."""
+    batch = pack(sequences).to(model.head.weight.device)
+    assert batch.targets is not None
+    count = len(batch.targets)
+    return lambda: with_ours(model)(batch) / count
+
+
+def with_ours(model: Embedder) -> Embedder:
+    """The model with IB attention, whatever a peer has set on the weights that they share."""
+    model.backbone.set_attn_implementation("lbr_ib")
+    return model
+
+
+def sft(
+    model: Embedder,
+    step: Step,
+    config: dict[str, Any],
+    n: int,
+    count: int,
+    rounds: int,
+    *,
+    goal: float,
+    floor: float,
+) -> Row:
+    """IB-SFT over plain SFT at X = Y = n."""
+    vocab = config["vocab_size"]
+    ours = step(packed_loss(model, [ib(n, n, vocab) for _ in range(count)]))
+    theirs = step(packed_loss(model, [plain(n, n, vocab) for _ in range(count)]))
+    return ratio(
+        f"ib_sft_over_sft_{n}",
+        interleaved(ours, theirs, rounds),
+        goal=goal,
+        better="lower",
+        floor=floor,
+        theory=ib_flops(config, n, n) / plain_flops(config, n, n),
+        about=f"training step, {count} x [X={n}; B=4; Y={n}] over {count} x [X={n}; Y={n}], both "
+        "packed, head on Y's rows only",
+    )
+
+
+def reconstruct(
+    model: Embedder,
+    step: Step,
+    config: dict[str, Any],
+    n: int,
+    count: int,
+    rounds: int,
+    *,
+    goal: float | None = None,
+    floor: float = 2.1,
+) -> Row:
+    """Reconstruction of passages of n tokens over plain pre-training on them.
+
+    goal: None is 1.05 times the ratio of FLOPs.
+    """
+    vocab = config["vocab_size"]
+    ours = step(packed_loss(model, [ib(n, n, vocab) for _ in range(count)]))
+    theirs = step(packed_loss(model, [plain(0, n, vocab) for _ in range(count)]))
+    theory = ib_flops(config, n, n) / plain_flops(config, 0, n)
+    return ratio(
+        f"reconstruct_over_pt_{n}",
+        interleaved(ours, theirs, rounds),
+        goal=goal or 1.05 * theory,
+        better="lower",
+        floor=floor,
+        theory=theory,
+        about=f"training step, {count} x [X={n}; B=4; Y={n}] over plain pre-training on "
+        f"{count} x {n} tokens",
+    )

@@ -1,0 +1,91 @@
+"""What follows from a sweep's rows: utilisation, the plan's figures beside them, efficiency."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from lbr_ds.cluster.plan import Cluster, Gpu, find_gpu, predict
+from lbr_ds.cluster.plan.gpus import gpu_of
+from lbr_ds.cluster.plan.shape import Shape, shape_of
+from lbr_ds.config import RunConfig, load
+from lbr_ds.config import ds_config as layouts
+from lbr_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lbr_ds.cluster.benchmark import Sweep
+
+log = logging.getLogger(__name__)
+
+
+def derive(result: dict[str, Any], sweep: Sweep, run: RunConfig) -> dict[str, Any]:
+    """`result` with `gpu`, and in each row of training
+
+    mfu: the strict count (cluster/flops.py) over the GPU's dense bf16 peak; None when not known.
+    planned: step_seconds, tokens_per_second_per_rank, mfu, memory_gib and exposed_share by
+    `lbr-ds plan`, which takes every text to be as long as the recipe allows; None likewise.
+    weak, strong: a rank's rate over that on the fewest ranks with as many samples a rank, or as
+    many a step; None where there is nothing to compare with.
+    """
+    devices = [row["figures"]["device"] for row in result["rows"] if row["figures"]]
+    gpu = find_gpu(sweep.gpu) if sweep.gpu else gpu_of(devices[0]) if devices else None
+    auto = "zero3_cpu" if "CPU" in devices else "zero3"
+    result["gpu"] = None if gpu is None else gpu.model_dump()
+    shape = _shape(run) if gpu else None
+    rows = [row for row in result["rows"] if row["kind"] == "training"]
+    for row in rows:
+        row["mfu"] = row["planned"] = None
+        if gpu and row["figures"]:
+            row["mfu"] = row["figures"]["flops_per_second_per_rank"] / (gpu.tflops * 1e12)
+        if gpu and shape:
+            name = auto if row["ds_config"] == "auto" else row["ds_config"]
+            row["planned"] = _planned(row, name, sweep, shape, gpu)
+        row["weak"] = _efficiency(row, rows, lambda r: r["samples"] / r["ranks"])
+        row["strong"] = _efficiency(row, rows, lambda r: r["samples"])
+    return result
+
+
+def _shape(run: RunConfig) -> Shape | None:
+    try:
+        return shape_of(run)
+    except ConfigError as error:
+        log.warning("no plan beside the figures: %s", error)
+        return None
+
+
+def _planned(
+    row: dict[str, Any], name: str, sweep: Sweep, shape: Shape, gpu: Gpu
+) -> dict[str, Any] | None:
+    """The plan's figures for the row under ds_config `name`; None for one that has no plan."""
+    stage = sweep.stage
+    keys = [
+        f"stage{stage}.samples_per_step={row['samples']}",
+        f"stage{stage}.micro_batch_tokens={row['micro_batch_tokens']}",
+    ]
+    try:
+        run = load(sweep.recipe, [*sweep.overrides, *keys])
+        layout = layouts.load(name)
+        told = predict(shape, layout, run, Cluster(row["nodes"], row["per_node"], gpu), stage)
+    except ConfigError:
+        return None
+    return {
+        "step_seconds": told["step_seconds"],
+        "tokens_per_second_per_rank": told["tokens_per_second_per_gpu"],
+        "mfu": told["mfu"],
+        "memory_gib": told["gpu_gib"]["peak"] - told["gpu_gib"]["reserve"],
+        "exposed_share": told["seconds"]["exposed"] / told["step_seconds"],
+    }
+
+
+def _efficiency(row: dict[str, Any], rows: list[dict[str, Any]], alike: Any) -> float | None:
+    """The row's rate over that of the fewest ranks among its like; None when it has no like."""
+    same = ("micro_batch_tokens", "ds_config")
+    like = [
+        r
+        for r in rows
+        if r["value"] and all(r[k] == row[k] for k in same) and alike(r) == alike(row)
+    ]
+    if not row["value"] or len({r["ranks"] for r in like}) < 2:
+        return None
+    least: float = min(like, key=lambda r: r["ranks"])["value"]
+    return float(row["value"]) / least

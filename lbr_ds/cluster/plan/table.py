@@ -1,0 +1,187 @@
+"""A plan on a terminal: dicts in, lines of at most 100 columns out."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from lbr_ds.system.atomic import write_json
+
+_WIDTH = 100
+
+
+def show_plan(result: dict[str, Any], recipe: str) -> None:
+    """Both stages as a table each, then the verdict and what to type."""
+    console = _console()
+    model, cluster = result["model"], result["cluster"]
+    gpu = cluster["gpu"]
+    steps = "on" if model["activation_checkpointing"] else "off"
+    learning = ""
+    if model["learning"] < model["parameters"]:
+        learning = f", {model['learning'] / 1e6:.1f}M of them learn"
+    console.print(
+        f"{result['recipe']}: {model['parameters'] / 1e9:.2f}B parameters{learning} "
+        f"({model['layers']} layers of {model['hidden']}), {cluster['nodes']} x "
+        f"{cluster['gpus_per_node']} {gpu['name']}, activation checkpointing {steps}",
+        highlight=False,
+    )
+    for number in (1, 2):
+        _stage(console, result, number)
+    console.print(_notes(result), style="dim", highlight=False)
+    console.print(_verdict(result), highlight=False, markup=False)
+    if result["best"]:
+        console.print(_command(result, recipe), highlight=False, markup=False, soft_wrap=True)
+
+
+def _stage(console: Console, result: dict[str, Any], number: int) -> None:
+    """One stage: a line of what a step is, and a row for each layout."""
+    work = result["layouts"][0]["stages"][number - 1]["work"]
+    console.print(
+        f"\nstage {number}: a rank's step is {work['sequences']} sequences of {work['length']} "
+        f"tokens in {work['micro_batches']} micro-batch(es)"
+        + (", cached gradients" if work["cached"] else ""),
+        highlight=False,
+    )
+    other = "no ckpt" if result["model"]["activation_checkpointing"] else "ckpt"
+    columns = [
+        "params",
+        "grads",
+        "optim",
+        "step",
+        "peak",
+        other,
+        "links",
+        "net",
+        "s/step",
+        "tok/s",
+        "MFU",
+        "hours",
+    ]
+    table = Table(
+        Column("ds_config", overflow="fold", min_width=9),
+        *map(_right, columns),
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for row in result["layouts"]:
+        stage = row["stages"][number - 1]
+        style = "dim" if stage["reason"] else "bold" if row["ds_config"] == result["best"] else None
+        table.add_row(row["ds_config"], *_cells(stage), style=style)
+    console.print(table)
+    for row in result["layouts"]:
+        stage, line = row["stages"][number - 1], ""
+        if stage["host_gib_per_node"] + stage["nvme_gib_per_node"]:
+            line = f"keeps {stage['host_gib_per_node']:.0f} GiB a node on the host"
+            if stage["nvme_gib_per_node"]:
+                line += f", {stage['nvme_gib_per_node']:.0f} on NVMe"
+        if stage["reason"]:
+            line = f"is out: {stage['reason']}"
+        if line:
+            console.print(f"  {row['ds_config']} {line}", style="dim", highlight=False)
+
+
+def _cells(stage: dict[str, Any]) -> list[str]:
+    memory, traffic = stage["gpu_gib"], stage["traffic_gib"]
+    with_and_without = (memory["peak_with_checkpointing"], memory["peak_without_checkpointing"])
+    other = next((p for p in with_and_without if p != memory["peak"]), memory["peak"])
+    stays = memory["stays"]
+    kept = ("parameters", "gradients", "optimizer")
+    return [
+        *(f"{stays.get(part, 0):.1f}" for part in kept),
+        f"{memory['peak'] - sum(stays.get(part, 0) for part in kept):.1f}",
+        f"{memory['peak']:.1f}",
+        f"{other:.0f}",
+        f"{traffic['links']:.0f}",
+        f"{traffic['network']:.1f}",
+        f"{stage['step_seconds']:.2f}",
+        f"{stage['tokens_per_second_per_gpu']:,.0f}",
+        f"{stage['mfu']:.0%}",
+        "?" if stage["days"] is None else f"{stage['days'] * 24:.2f}",
+    ]
+
+
+def _notes(result: dict[str, Any]) -> str:
+    """What the columns are and what was taken for granted."""
+    gpu, assumed = result["cluster"]["gpu"], result["assumed"]
+    peak = f"{assumed['reserve_gib']:.0f} GiB for CUDA and NCCL"
+    return (
+        "\nparams to peak: GiB on a GPU; step: bucket, gathered parameters, activations, loss,\n"
+        f"{peak}; the column after it: the peak with checkpointing the other way.\n"
+        "links, net: GiB a GPU and step, inside the node and between nodes. tok/s: a GPU.\n"
+        f"Assumed: texts as long as the recipe allows, matmuls at {gpu['matmul']:.0%} of "
+        f"{gpu['tflops']:g} TFLOP/s,\n{assumed['bandwidth']:.0%} of {gpu['link']:g} GB/s links and "
+        f"of {gpu['network']:g} GB/s network a GPU. MFU: strict causal count."
+    )
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    """One line: the layout to take, or that none fits and the nearest cure."""
+    gpu = result["cluster"]["gpu"]
+    if result["best"] is None:
+        least = min(
+            (r for r in result["layouts"]), key=lambda r: max(_peak(s) for s in r["stages"])
+        )
+        peak = max(_peak(s) for s in least["stages"])
+        return (
+            f"Nothing fits: {least['ds_config']} comes nearest with {peak:.0f} GiB of "
+            f"{gpu['memory_gib']:g}. Lower stageN.micro_batch_tokens, or take more GPUs."
+        )
+    row = next(r for r in result["layouts"] if r["ds_config"] == result["best"])
+    peak = max(_peak(s) for s in row["stages"])
+    days = [s["days"] for s in row["stages"]]
+    time = "" if None in days else f", {_time(sum(days))} in all"
+    own = result["recipe_layout"]
+    differs = "" if own == row["ds_config"] else f" (the recipe says {own})"
+    return (
+        f"Take {row['ds_config']}{differs}: least traffic that fits, "
+        f"{peak:.0f} of {gpu['memory_gib']:g} GiB{time}"
+    )
+
+
+def _peak(stage: dict[str, Any]) -> float:
+    return float(stage["gpu_gib"]["peak"])
+
+
+def _time(days: float) -> str:
+    hours = days * 24
+    if hours < 2:
+        return f"{math.ceil(hours * 60)} minutes"
+    return f"{days:.1f} days" if days >= 2 else f"{hours:.1f} hours"
+
+
+def _command(result: dict[str, Any], recipe: str) -> str:
+    """The line that starts stage 1 so."""
+    cluster = result["cluster"]
+    per_node = cluster["gpus_per_node"]
+    changed = ""
+    if result["best"] != result["recipe_layout"]:
+        changed = f"OVERRIDES=engine.ds_config={shlex.quote(result['best'])} "
+    return (
+        f"RECIPE={shlex.quote(recipe)} {changed}sbatch --nodes={cluster['nodes']} "
+        f"--gpus-per-node={per_node} --ntasks-per-node={per_node} slurm/stage1.sbatch"
+    )
+
+
+def write(result: dict[str, Any], out: Path | None) -> None:
+    """The result as JSON, where it was asked for."""
+    if out is not None:
+        write_json(out, result)
+        print(f"written to {out}")
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right", no_wrap=True)
+
+
+def _console() -> Console:
+    """A terminal's own width up to 100 columns; 100 where there is none (a pipe, a job's log)."""
+    console = Console()
+    asked = "COLUMNS" in os.environ or console.is_terminal
+    return Console(width=min(_WIDTH, console.width)) if asked else Console(width=_WIDTH)

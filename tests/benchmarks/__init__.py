@@ -1,0 +1,1 @@
+"""Benchmarks against other trainers and other ways: `python -m tests.benchmarks SUITE`."""

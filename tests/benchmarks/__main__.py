@@ -1,0 +1,57 @@
+"""Run benchmark suites: `python -m tests.benchmarks all --json FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from lbr_ds.bench import as_result, run_suite
+from lbr_ds.cli.console import show_bench
+from lbr_ds.distributed import end
+from lbr_ds.errors import LbrError
+from lbr_ds.system.atomic import write_json
+
+ALL = ("attention", "stage1", "stage2", "encode", "peers")  # about 20 minutes on two cores
+SUITES = {name: f"tests.benchmarks.{name}" for name in (*ALL, "prepare_memory")}
+
+
+def main() -> int:
+    """Run what the command line names, print the rows and write them as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("suite", help=f"all ({', '.join(ALL)}), one of these, or prepare_memory")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--plot", type=Path, help="also plot a step by length: a .png or .html")
+    parser.add_argument("--data", type=Path, help="records or a prepared folder; default: demo's")
+    parser.add_argument("--rounds", type=int, help="rounds of each row; default: the suite's")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see every row once")
+    args = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for own in ("lbr_ds", "tests"):
+        logging.getLogger(own).setLevel(logging.INFO)
+    names = ALL if args.suite == "all" else (args.suite,)
+    rows = []
+    for name in names:
+        rows += run_suite(name, SUITES, args.data, quick=args.quick, rounds=args.rounds)
+    result = as_result(args.suite, rows)
+    show_bench(result)
+    if args.plot:
+        from tests.benchmarks import plot
+
+        result["points"] = plot.sweep(**(plot.QUICK if args.quick else {}))
+        machine = result["environment"]
+        plot.draw(result["points"], args.plot, machine.get("device", machine["processor"]))
+    if args.json:
+        write_json(args.json, result)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except LbrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    end(code)  # of a process that has joined ranks
+    sys.exit(code)

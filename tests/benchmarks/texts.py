@@ -1,0 +1,70 @@
+"""What both sides of a row work on: real pairs of texts, and a real small backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lbr_ds.config import RunConfig, load
+from lbr_ds.config.data import SourceConfig
+from lbr_ds.corpora.sources import find
+from lbr_ds.errors import DataError
+from lbr_ds.model.bottleneck import prepare_backbone
+from lbr_ds.records import Record
+from lbr_ds.shards import read_split
+from lbr_ds.system.locate import cache_folder
+from tests.tiny import SHAPE
+
+TINY = {**SHAPE, "model_type": "llama", "vocab_size": 128}  # a backbone for short versions
+MAX_LENGTH = 512  # tokens; longer texts are cut on both sides alike
+
+
+def pairs(data: Path | None, count: int) -> list[Record]:
+    """`count` records with a query, evenly spread over `data` and of distinct texts.
+
+    data: a prepared folder (its split cl), a file or folder of records that a recipe could name as
+    a source, or None: the demo's corpus. Raises DataError when there are fewer.
+    """
+    found: dict[str, Record] = {}
+    passages: set[str] = set()
+    for record in _records(data):
+        if record.query and record.query not in found and record.positives[0] not in passages:
+            found[record.query] = record
+            passages.add(record.positives[0])
+    if len(found) < count:
+        raise DataError(f"{data or 'demo'}: {len(found)} distinct pairs, {count} are needed")
+    records = list(found.values())
+    return [records[i * len(records) // count] for i in range(count)]
+
+
+def _records(data: Path | None) -> list[Record]:
+    if data is not None and (data / "manifest.json").is_file():
+        return list(read_split(data, "cl"))
+    sources = [SourceConfig(path=str(data))] if data else load("demo").data.sources
+    rows = (row for source in sources for _, row in find(source).read())
+    return [row for row in rows if isinstance(row, Record)]
+
+
+def backbone(num_layers: int = 6, max_length: int = MAX_LENGTH) -> RunConfig:
+    """A run of the demo's backbone, cut to `num_layers`, that starts stage 2 from it.
+
+    It is prepared once in the user's cache and serves every later call.
+    """
+    folder = cache_folder() / "bench" / f"demo-{num_layers}-{max_length}"
+    run = load(
+        "demo",
+        [
+            f"run={folder}",
+            f"model.num_layers={num_layers}",
+            f"model.max_length={max_length}",
+            "stage2.from=backbone",
+        ],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
+    return run
+
+
+def with_stage2(run: RunConfig, **changes: Any) -> RunConfig:
+    """The same run with other values in its part stage2."""
+    return run.model_copy(update={"stage2": run.stage2.model_copy(update=changes)})

@@ -1,0 +1,1 @@
+"""Fault injection: small runs that are killed, stopped, starved and damaged."""
