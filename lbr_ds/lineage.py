@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from lbr_ds.config import CONTROL, SPLITS, BottleneckConfig, ModelConfig
-from lbr_ds.config.data import Section
+from lbr_ds.config.section import Section
 from lbr_ds.config.validation import describe_error
 from lbr_ds.errors import CheckpointError, LbrError
 from lbr_ds.shards import Manifest

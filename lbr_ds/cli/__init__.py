@@ -12,14 +12,14 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from lbr_ds.cli import build, judge, measure
+from lbr_ds.cli import build, config, judge, measure
 from lbr_ds.cli.app import app
 from lbr_ds.errors import ConfigError, LostRank, short
 from lbr_ds.system import children
 from lbr_ds.system.failures import as_lbr_error
 from lbr_ds.system.urls import expand_home, mask_record, mask_secrets
 
-__all__ = ["app", "build", "judge", "main", "measure", "run"]
+__all__ = ["app", "build", "config", "judge", "main", "measure", "run"]
 
 _READER_LEFT = 128 + signal.SIGPIPE  # as shells say it of programs that the signal ends
 _LINE = 2000  # characters of an error at most

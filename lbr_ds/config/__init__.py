@@ -1,27 +1,19 @@
-"""A recipe and a ds_config, each read strictly into one frozen, validated value. No torch import.
+"""Recipes and ds_configs, each read strictly into one immutable, validated value. No torch import.
 
-`recipe.py` holds the recipe's sections and rules, `data.py` the sections that describe raw corpora,
-`ds_config.py` the memory layout for DeepSpeed, `validation.py` the text of validation errors.
-`objectives.py` and `stages.py` are the tables of stage 1's objectives and of the two stages.
+README.md describes how they work and lists the modules.
 """
 
 from __future__ import annotations
 
-from lbr_ds.config.data import SourceConfig, SplitConfig
+from lbr_ds.config.data import CONTROL, SPLITS, DataConfig, SplitConfig
+from lbr_ds.config.mining import MiningConfig
+from lbr_ds.config.model import BottleneckConfig, LoraConfig, ModelConfig
 from lbr_ds.config.objectives import OBJECTIVES
-from lbr_ds.config.recipe import (
-    CONTROL,
-    SPLITS,
-    BottleneckConfig,
-    DataConfig,
-    GuardConfig,
-    LoraConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    load,
-)
+from lbr_ds.config.operation import CardConfig, GuardConfig
+from lbr_ds.config.recipe import RunConfig, load
+from lbr_ds.config.sources import ColumnsConfig, SourceConfig
 from lbr_ds.config.stages import STAGES
+from lbr_ds.config.training import OptimConfig
 
 __all__ = [
     "CONTROL",
@@ -29,9 +21,12 @@ __all__ = [
     "SPLITS",
     "STAGES",
     "BottleneckConfig",
+    "CardConfig",
+    "ColumnsConfig",
     "DataConfig",
     "GuardConfig",
     "LoraConfig",
+    "MiningConfig",
     "ModelConfig",
     "OptimConfig",
     "RunConfig",

@@ -1,160 +1,53 @@
-"""The recipe's words for one raw corpus, where it lies, its layout, what its columns mean; for how
-many of the records go where; and for how hard negatives are mined among them."""
+"""The section `data`: raw corpora, how they are cleaned and split, and the prepared folder."""
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, model_validator
 
-from lbr_ds.system.urls import Masked, Place
+from lbr_ds.config.section import MAX_COUNT, Folder, Section
+from lbr_ds.config.sources import SourceConfig
+from lbr_ds.system.urls import CACHE_GIB, require_local
 
-MANY = 2**31 - 1  # the upper bound of counts that have none of their own
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen; unknown keys and numbers that are not finite are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_name(cls, raw: Any) -> Any:
-        """A key that has two names, as `from` and `start_from`, may be given by one of them."""
-        for name, about in cls.model_fields.items() if isinstance(raw, dict) else ():
-            if about.alias and about.alias in raw and name in raw:
-                raise ValueError(f"{about.alias} and {name} are the same key; give one of them")
-        return raw
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _means_something(cls, value: Any, info: ValidationInfo) -> Any:
-        """Yes or no is no number, and no text of a recipe holds a null character."""
-        if isinstance(value, bool) and bool not in _kinds(cls.model_fields[info.field_name or ""]):
-            raise ValueError(
-                "is a boolean here (YAML also reads on, off, yes and no as booleans), but the key "
-                "takes another type; give a value of that type, and put text such as 'on' in quotes"
-            )
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError("holds a null character; remove it")
-        return value
-
-
-def _kinds(field: FieldInfo) -> set[Any]:
-    """The types that a field's value may have, those of a union each."""
-    return {field.annotation, *get_args(field.annotation)}
-
-
-class ColumnsConfig(Section):
-    """Which column of a row is which part of a record; what is left out has the part's own name.
-
-    A column's name, `outer.inner` for a nested one, or a template: "{name}. {definition}".
-    """
-
-    id: str = ""
-    group: str = ""
-    instruction: str = ""
-    document_instruction: str = ""
-    query: str = ""
-    positives: str | list[str] = ""  # a list: several columns
-    negatives: str | list[str] = ""
-    options: str | list[str] = ""  # choices: one column (a list or a mapping), or one for each
-    answer: str = ""
-    title: str = ""
-    body: str = ""
-    text: str = ""
-
-
-class InstructionConfig(Section):
-    """What stands before a source's texts when a model encodes them: `{query}{the query}`.
-
-    Used alike in training, mining, evaluation and the export's prompts.
-    """
-
-    query: str = ""
-    document: str = ""
-
-    @field_validator("query", "document")
-    @classmethod
-    def _is_a_prefix(cls, value: str) -> str:
-        if found := re.search(r"\{(query|document|passage|text|instruction)\}", value):
-            raise ValueError(
-                f"an instruction is put before the text as it is; leave out {found[0]}"
-            )
-        return value
-
-
-class SourceConfig(Section):
-    """One raw corpus. Read by `corpora/`."""
-
-    # File or folder, wheel:NAME==VERSION/FILE#sha256=..., https://..., python:stdlib or
-    # python:PACKAGE (an installed one), hf:NAME[@REVISION] (a Hugging Face data set, streamed).
-    path: Masked
-    format: str = ""  # a name in corpora.FORMATS; empty: told by the file's suffix
-    shape: Literal["", "records", "pairs", "choices", "titled", "passages"] = ""  # see shapes.py
-    columns: ColumnsConfig = ColumnsConfig()
-    answer_as: Literal["letter", "from_0", "from_1", "text"] = "letter"  # how choices tell it
-    where: dict[str, str] = Field(default_factory=dict)  # column: pattern that its text must match
-    # Under data.protocol knowledge: pairs are trained on in stage 2 and asked; facts are stage 1's
-    # alone; of both, an entity's first record (by seed) is its fact and the others are its pairs.
-    role: Literal["pair", "fact", "both"] = "pair"
-    header: list[str] = Field(default_factory=list)  # csv without one; a last "*rest" takes a tail
-    subset: str = ""  # of a Hugging Face data set
-    encoding: str = "utf-8"  # of text files: any that Python knows, such as gb18030 or cp1252
-    split: str = ""  # of a Hugging Face data set (train), or of BEIR's qrels (all)
-    # Before queries and documents, see InstructionConfig; a plain string is the query side's. A
-    # record's own `instruction` and `document_instruction` take its place.
-    instruction: InstructionConfig = InstructionConfig()
-    name: str = ""  # written into each record as `source` where it has none
-    license: str = ""  # stated in curation.json
-    origin: str = ""  # whom to cite; stated in curation.json
-    keep_lines: bool | None = None  # line ends and indentation; left out: for code only
-    max_shared_letters: int | None = Field(default=None, ge=1, le=MANY)  # common to both sides
-    max_records: int | None = Field(default=None, ge=1, le=1 << 40)
-
-    @field_validator("instruction", mode="before")
-    @classmethod
-    def _text_is_of_the_query(cls, value: Any) -> Any:
-        return {"query": value} if isinstance(value, str) else value
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encoding(cls, value: str) -> str:
-        try:
-            if "\n".encode(value).decode(value) == "\n":
-                return value
-        except (LookupError, UnicodeError, ValueError):
-            pass
-        raise ValueError(f"{value!r} is no encoding of text; use utf-8, utf-16, gb18030, cp1252...")
-
-    @field_validator("where")
-    @classmethod
-    def _patterns(cls, value: dict[str, str]) -> dict[str, str]:
-        for column, pattern in value.items():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"the pattern for {column} is not a valid regular expression: {error}"
-                ) from None
-        return value
+SPLITS = ("gl", "cl", "eval")
+CONTROL = "control"  # a fourth split, under protocol knowledge
+_KNOWLEDGE_SIZES = {"gl": 0, "cl": 0.6, "eval": 0.2, "control": 0.2}  # defaults of that protocol
 
 
 class SplitConfig(Section):
-    """How many records go where: shares (0.6) or counts (150000), the same kind for all.
+    """How many records each split gets: shares (0.6) or counts (150000), the same kind for all."""
 
-    Under protocol knowledge they are pairs: cl those that stage 2 trains on, eval those known from
-    stage 1 only, control those known from nowhere; gl has no size, it gets the facts of the others.
-    """
-
-    gl: float = Field(default=0.6, ge=0, le=1e12)
-    cl: float = Field(default=0.25, gt=0, le=1e12)
-    eval: float = Field(default=0.15, gt=0, le=1e12)
-    control: float = Field(default=0, ge=0, le=1e12)
+    gl: float = Field(
+        default=0.6,
+        ge=0,
+        le=1e12,
+        json_schema_extra={"unit": "share or records"},
+        description="Records for stage 1 (generative learning). Under protocol knowledge it gets "
+        "all facts; leave it out.",
+    )
+    cl: float = Field(
+        default=0.25,
+        gt=0,
+        le=1e12,
+        json_schema_extra={"unit": "share or records"},
+        description="Records for stage 2 (contrastive learning).",
+    )
+    eval: float = Field(
+        default=0.15,
+        gt=0,
+        le=1e12,
+        json_schema_extra={"unit": "share or records"},
+        description="Held-out records. Under protocol knowledge stage 1 reads their facts.",
+    )
+    control: float = Field(
+        default=0,
+        ge=0,
+        le=1e12,
+        json_schema_extra={"unit": "share or records"},
+        description="Under protocol knowledge: held-out records whose facts no stage reads.",
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> SplitConfig:
@@ -168,68 +61,153 @@ class SplitConfig(Section):
 
     @property
     def are_shares(self) -> bool:
-        """Whether the sizes are shares of the corpus (all below or at 1) and not counts."""
+        """Whether the sizes are shares of the corpus (none above 1) and not counts."""
         return all(s <= 1 for s in (self.gl, self.cl, self.eval, self.control))
 
 
-KNOWLEDGE_SIZES = {"gl": 0, "cl": 0.6, "eval": 0.2, "control": 0.2}  # where the recipe says nothing
+class DataConfig(Section):
+    """Raw corpora and the folder of prepared shards."""
 
+    folder: Folder = Field(
+        description="The prepared data: a local folder that `lbr-ds prepare` writes, or a URL "
+        "(https://, s3://, file:///) to read it from.",
+    )
+    cache_gib: float = Field(
+        default=CACHE_GIB,
+        gt=0,
+        le=1e9,
+        json_schema_extra={"unit": "GiB"},
+        description="GiB of local disk for the shards of a folder that is a URL.",
+    )
+    sources: list[SourceConfig] = Field(default_factory=list, description="The raw corpora.")
+    protocol: Literal["random", "knowledge"] = Field(
+        default="random",
+        description="random: the paper's split. knowledge: stage 1 reads the facts of all "
+        "entities but a control set, and evaluation asks for entities that stage 2 has not seen.",
+    )
+    splits: SplitConfig = Field(
+        default=SplitConfig(),
+        description="Sizes of the splits. The defaults under protocol knowledge are cl 0.6, eval "
+        "0.2 and control 0.2 of the pairs.",
+    )
+    min_chars: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "characters"},
+        description="Drop records with a text that is shorter, in characters.",
+    )
+    max_chars: int = Field(
+        default=20_000,
+        ge=1,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "characters"},
+        description="Drop records with a text that is longer, in characters.",
+    )
+    min_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "tokens"},
+        description="Drop records with a text that is shorter, in tokens of the backbone without "
+        "bottleneck. null: no limit.",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "tokens"},
+        description="Drop records with a text that is longer, in tokens of the backbone without "
+        "bottleneck. null: no limit.",
+    )
+    languages: tuple[str, ...] = Field(
+        default=(),
+        description="ISO 639-1 codes, as [en]: drop texts that are certainly in another language "
+        "(extra `language`). Empty: keep all.",
+    )
+    near_duplicate: float = Field(
+        default=0.7,
+        ge=0.6,
+        le=1,
+        description="Share of common word pairs from which two texts count as near-duplicates and "
+        "go into the same split. 1: only equal texts.",
+    )
+    records_per_shard: int = Field(
+        default=4096,
+        ge=1,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "records"},
+        description="Records in one tar shard.",
+    )
+    on_error: Literal["strict", "skip"] = Field(
+        default="strict",
+        description="What an unreadable record or shard does: stop with an error, or be replaced, "
+        "counted and reported.",
+    )
+    workers: int = Field(
+        default=1,
+        ge=0,
+        le=1024,
+        json_schema_extra={"unit": "processes per rank"},
+        description="Processes per rank that build batches ahead of training. 0: the training "
+        "process itself.",
+    )
 
-def _protocol_fault(protocol: str, sizes: SplitConfig, sources: list[SourceConfig]) -> str:
-    """What of sizes and roles makes no sense under the protocol, with the cure; else ""."""
-    roles = {source.role for source in sources}
-    if protocol == "random":
-        if sizes.control:
-            return f"splits.control={sizes.control:g} is of protocol knowledge; leave it out"
-        if not sizes.gl:
-            return "splits.gl=0 leaves stage 1 nothing; give it a size"
-        if roles - {"pair"}:
-            return f"role {min(roles - {'pair'})} is of protocol knowledge; leave it out"
-        return ""
-    if sizes.gl:
-        return f"splits.gl={sizes.gl:g}: under protocol knowledge gl gets all facts; leave it out"
-    if not sizes.control:
-        return "splits.control=0: protocol knowledge needs a control set; give it a size"
-    if sources and "both" not in roles and roles != {"pair", "fact"}:
-        return (
-            f"all sources are of role {min(roles)}; protocol knowledge needs some of role fact and "
-            "some of role pair, or one of role both"
-        )
-    return ""
-
-
-Rank = Annotated[int, Field(ge=1, le=MANY)]
-
-
-class MiningConfig(Section):
-    """Hard negatives for the records of cl. Read by `mining/`; its rules.py tells every rule."""
-
-    methods: tuple[Literal["bm25", "dense"], ...] = Field(default=("bm25",), min_length=1)
-    # Dense: a folder, run, checkpoint, or a name that sentence-transformers loads.
-    model: Place = ""
-    trust_remote_code: bool = False  # of model and guide
-    guide: Place = ""  # as model; drops what it scores at or above the positive. Empty: no guide
-    passages: tuple[Literal["cl", "gl"], ...] = Field(default=("cl",), min_length=1)
-    ranks: tuple[Rank, Rank] = (1, 100)  # the first and last that a negative may have
-    keep: int = Field(default=4, ge=1, le=10_000)  # negatives added to a record
-    pick: Literal["top", "random"] = "top"  # of those within ranks: the nearest, or drawn by seed
-    max_ratio: float | None = Field(default=0.95, gt=0, le=100)  # of the positive's score, at most
-    margin: float | None = Field(default=None, ge=0, le=1e6)  # below the positive's score, at least
-    near: float = Field(default=0.8, gt=0, le=1)  # likeness of two texts that say the same
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_protocol(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("protocol") == "knowledge":
+            sizes = raw.get("splits", {})
+            if isinstance(sizes, dict) and not sizes.get("gl"):
+                raw = {**raw, "splits": {**_KNOWLEDGE_SIZES, **sizes}}
+        return raw
 
     @model_validator(mode="after")
-    def _complete(self) -> MiningConfig:
-        if "dense" in self.methods and not self.model:
-            raise ValueError("methods has dense and model is empty; name a model, or leave it out")
-        if self.ranks[0] > self.ranks[1]:
-            raise ValueError(f"ranks={list(self.ranks)}; give [first, last]")
+    def _protocol_fits(self) -> DataConfig:
+        if fault := _protocol_fault(self):
+            raise ValueError(fault)
         return self
 
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that `prepare` makes."""
+        return SPLITS if self.protocol == "random" else (*SPLITS, CONTROL)
 
-class CardConfig(Section):
-    """What the model card of an export says beyond what follows from the run (`export/card.py`)."""
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a limit in tokens is set."""
+        return self.min_tokens is not None or self.max_tokens is not None
 
-    base_model: str | None = None  # hub name; default: model.backbone where that is one
-    license: str | None = None  # of the weights, as the hub spells it: apache-2.0, llama3.2
-    language: tuple[str, ...] = ()  # ISO 639 codes; default: data.languages
-    intended_use: str = ""  # a sentence or two
+    @property
+    def local_folder(self) -> Path:
+        """The folder, for code that writes into it. Raises ConfigError for a URL."""
+        return require_local(self.folder)
+
+
+def _protocol_fault(data: DataConfig) -> str:
+    """Return why sizes and roles do not fit the protocol, with the cure; else an empty string."""
+    sizes, roles = data.splits, {source.role for source in data.sources}
+    if data.protocol == "random":
+        if sizes.control:
+            return (
+                f"splits.control={sizes.control:g} needs protocol=knowledge; remove it, or set "
+                "the protocol"
+            )
+        if not sizes.gl:
+            return "splits.gl=0 leaves no records for stage 1; give it a size"
+        if roles - {"pair"}:
+            return f"role {min(roles - {'pair'})} needs protocol=knowledge; remove it"
+        return ""
+    if sizes.gl:
+        return (
+            f"splits.gl={sizes.gl:g} is set automatically with protocol=knowledge (all facts); "
+            "remove it"
+        )
+    if not sizes.control:
+        return "splits.control=0, but protocol=knowledge needs a control set; give it a size"
+    if data.sources and "both" not in roles and roles != {"pair", "fact"}:
+        return (
+            f"all sources have role {min(roles)}, but protocol=knowledge needs sources of role "
+            "fact and of role pair, or one of role both"
+        )
+    return ""

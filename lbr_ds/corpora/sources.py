@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.config.data import ColumnsConfig, SourceConfig
+from lbr_ds.config import ColumnsConfig, SourceConfig
 from lbr_ds.corpora import FORMATS
 from lbr_ds.corpora.formats.lines import check_file
 from lbr_ds.corpora.formats.python_functions import source_files

@@ -17,8 +17,7 @@ from transformers import AutoConfig
 
 import lbr_ds
 from lbr_ds import config, lineage, runs
-from lbr_ds.config import RunConfig
-from lbr_ds.config.data import CardConfig
+from lbr_ds.config import CardConfig, RunConfig
 from lbr_ds.errors import ConfigError
 from lbr_ds.evaluate.scores import read_scores
 from lbr_ds.lineage import Lineage

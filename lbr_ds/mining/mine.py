@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lbr_ds
-from lbr_ds.config import RunConfig
-from lbr_ds.config.data import MiningConfig
+from lbr_ds.config import MiningConfig, RunConfig
 from lbr_ds.corpora.curate import leaks
 from lbr_ds.corpora.formats.rows import Progress
 from lbr_ds.corpora.prepare import MINING

@@ -27,7 +27,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.config.data import MiningConfig
+from lbr_ds.config import MiningConfig
 from lbr_ds.mining.pool import Pool, same
 from lbr_ds.mining.ranking import Ranking
 

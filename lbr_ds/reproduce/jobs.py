@@ -152,7 +152,7 @@ def _stage(number: int, before: list[Job], variant: Variant, seed: int, source: 
     overrides = (*start, *source.overrides, *variant.learn, *variant.data, *own, f"seed={seed}")
     run = load(source.recipe, overrides)
     parents = [job.folder.name for job in learnt]
-    decisive = _by_content(run.decisive(number), run), _precision(run)
+    decisive = _by_content(run.result_settings(number), run), _precision(run)
     folder = _folder(source, f"stage{number}", *decisive, _data(run, number), parents)
     links = [("backbone", before[0].folder / "backbone")]
     links += [("stage1", job.folder / "stage1") for job in learnt]

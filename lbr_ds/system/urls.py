@@ -6,20 +6,14 @@ import base64
 import re
 import urllib.request
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import unquote, urlsplit
-
-from pydantic import AfterValidator, PlainSerializer
 
 from lbr_ds.errors import ConfigError
 from lbr_ds.system.masking import mask_record, mask_secrets, strip_user
 
 __all__ = [
     "CACHE_GIB",
-    "Folder",
-    "LocalPath",
-    "Masked",
-    "Place",
+    "check_url",
     "expand_home",
     "http_request",
     "is_url",
@@ -48,7 +42,7 @@ def path_or_url(place: str | Path) -> Path | str:
     text = str(place)
     if text.startswith("pipe:") or "::" in _IP6.sub("", text):
         raise ValueError("give a folder, http(s)://, s3:// or another plain URL")
-    return _valid(text) if is_url(text) else Path(expand_home(text))
+    return check_url(text) if is_url(text) else Path(expand_home(text))
 
 
 def expand_home(place: str) -> str:
@@ -66,7 +60,7 @@ def expand_home(place: str) -> str:
         raise ValueError(f"no home folder is known for {place.split('/')[0]!r}") from None
 
 
-def _valid(place: str) -> str:
+def check_url(place: str) -> str:
     """The place. Raises ValueError for an address whose parts cannot be told apart."""
     try:
         parts = urlsplit(place)
@@ -89,7 +83,7 @@ def http_request(url: str) -> urllib.request.Request:
     cannot be one.
     """
     try:
-        parts = urlsplit(_valid(url))
+        parts = urlsplit(check_url(url))
         asked = urllib.request.Request(strip_user(url))
     except ValueError as error:
         raise ConfigError(f"{public_url(url)}: {error}") from None
@@ -123,23 +117,3 @@ def require_local(place: Path | str) -> Path:
             "then copy what is made there"
         )
     return path
-
-
-# What a recipe says; its secrets are not written down with the resolved recipe.
-Folder = Annotated[
-    Path | str,
-    AfterValidator(path_or_url),
-    PlainSerializer(public_url, return_type=str, when_used="json"),
-]
-
-# Of a text that may be a URL, likewise.
-Masked = Annotated[
-    str,
-    AfterValidator(lambda place: _valid(expand_home(place))),
-    PlainSerializer(mask_secrets, return_type=str, when_used="json"),
-]
-
-LocalPath = Annotated[Path, AfterValidator(lambda place: Path(expand_home(str(place))))]
-
-# A path, or a name that may be one (of a model, of a ds_config).
-Place = Annotated[str, AfterValidator(expand_home)]

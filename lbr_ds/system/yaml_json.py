@@ -112,7 +112,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
             mib = _MAX_BYTES >> 20
             raise ConfigError(f"{path}: larger than {mib} MiB, so not {what}; check the path")
         text = path.read_text(encoding="utf-8")
-    raw = _parsed(text, str(path))
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         held = "is empty" if raw is None else f"holds a {type(raw).__name__}"
         raise ConfigError(
@@ -121,7 +121,8 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     return raw
 
 
-def _parsed(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the value of a YAML text. Raises ConfigError, which names it as `where`."""
     loader = None
     try:
         loader = _Loader(text)
@@ -135,28 +136,6 @@ def _parsed(text: str, where: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
-
-
-def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one dotted key of a recipe, `a.b=value`; the value is read as the recipe's YAML is.
-
-    Raises:
-        ConfigError: the override has another form, or its value is not strict YAML.
-    """
-    key, equals, text = override.partition("=")
-    told = f"override {short(override, 100)!r}"
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"{told} is not of the form key.sub=value")
-    *parents, last = key.split(".")
-    place = raw
-    for name in parents:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
-            raise ConfigError(
-                f"{told}: {name} is a list or a single value, so no key below it can be "
-                f"overridden; change it in the recipe file, or override {name} as a whole"
-            )
-    place[last] = _parsed(text, told)
 
 
 def read_json(

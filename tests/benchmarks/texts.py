@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.config import RunConfig, load
-from lbr_ds.config.data import SourceConfig
+from lbr_ds.config import RunConfig, SourceConfig, load
 from lbr_ds.corpora.sources import find
 from lbr_ds.errors import DataError
 from lbr_ds.model.bottleneck import prepare_backbone

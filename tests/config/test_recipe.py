@@ -156,8 +156,8 @@ def test_overrides_read_numbers_as_people_write_them() -> None:
     assert load("demo", ["stage2.from=500"]).stage2.start_from == "500"
 
 
-def test_decisive_moves_with_the_numbers_and_only_with_them() -> None:
-    base = load("demo").decisive(1)
+def test_result_settings_move_with_the_numbers_and_only_with_them() -> None:
+    base = load("demo").result_settings(1)
     same = [
         "run=elsewhere",
         "every.save=7",
@@ -177,11 +177,11 @@ def test_decisive_moves_with_the_numbers_and_only_with_them() -> None:
         "model.num_layers=1",
         "lora.rank=4",
     ]
-    assert all(load("demo", [o]).decisive(1) == base for o in same)
-    assert all(load("demo", [o]).decisive(1) != base for o in other)
-    base = load("demo").decisive(2)
-    assert load("demo", ["stage2.chunk_tokens=99"]).decisive(2) == base
-    assert load("demo", ["stage2.false_negative_margin=0.1"]).decisive(2) != base
+    assert all(load("demo", [o]).result_settings(1) == base for o in same)
+    assert all(load("demo", [o]).result_settings(1) != base for o in other)
+    base = load("demo").result_settings(2)
+    assert load("demo", ["stage2.chunk_tokens=99"]).result_settings(2) == base
+    assert load("demo", ["stage2.false_negative_margin=0.1"]).result_settings(2) != base
 
 
 def test_epochs_become_steps() -> None:

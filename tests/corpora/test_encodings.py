@@ -118,7 +118,7 @@ def test_one_odd_line_is_one_bad_row(tmp_path: Path) -> None:
 
 def test_words_that_are_no_encoding(tmp_path: Path) -> None:
     for word in ("utf-9", "rot13", "base64", "undefined"):
-        with pytest.raises(ValueError, match="is no encoding of text; use utf-8, utf-16, gb18030"):
+        with pytest.raises(ValueError, match="is not a text encoding; use utf-8, utf-16, gb18030"):
             SourceConfig(path="x", encoding=word)
     path = write_table(tmp_path, "parquet")
     with pytest.raises(ConfigError, match="encoding=cp1252: format parquet has its own"):

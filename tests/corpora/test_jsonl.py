@@ -60,7 +60,7 @@ def test_an_array_is_not_held(tmp_path: Path) -> None:
             file.write(json.dumps({"query": f"ask {n}", "positives": [text]}) + ", \n"[: 2 + n % 2])
         file.write('{"query": "last", "positives": ["x"]}]')
     assert path.stat().st_size > 30_000_000
-    from lbr_ds.config.data import SourceConfig
+    from lbr_ds.config import SourceConfig
     from lbr_ds.corpora.formats.jsonl import read_jsonl
 
     tracemalloc.start()

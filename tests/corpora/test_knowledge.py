@@ -279,12 +279,12 @@ def test_the_random_protocol_keeps_its_fingerprint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.splits={gl: 0.5, control: 0.1}"], "splits.control=0.1 is of protocol knowledge"),
-        (["data.splits.gl=0"], "splits.gl=0 leaves stage 1 nothing"),
-        (["data.sources=[{path: x, role: fact}]"], "role fact is of protocol knowledge"),
-        (["data.protocol=knowledge"], "under protocol knowledge gl gets all facts; leave it out"),
+        (["data.splits={gl: 0.5, control: 0.1}"], "splits.control=0.1 needs protocol=knowledge"),
+        (["data.splits.gl=0"], "splits.gl=0 leaves no records for stage 1"),
+        (["data.sources=[{path: x, role: fact}]"], "role fact needs protocol=knowledge"),
+        (["data.protocol=knowledge"], "is set automatically with protocol=knowledge"),
         (["data.protocol=knowledge", "data.splits={control: 0}"], "needs a control set"),
-        (["data.protocol=knowledge", "data.splits={}"], "all sources are of role pair"),
+        (["data.protocol=knowledge", "data.splits={}"], "all sources have role pair"),
         (["data.protocol=knowledge", "data.splits={cl: 9}"], "mixes shares and counts"),
         (["data.protocol=known"], "Input should be 'random' or 'knowledge'"),
     ],

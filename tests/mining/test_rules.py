@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lbr_ds.config.data import MiningConfig
+from lbr_ds.config import MiningConfig
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.mining.rules import Chooser

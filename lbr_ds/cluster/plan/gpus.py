@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from lbr_ds.config.data import Section
+from lbr_ds.config.section import Section
 from lbr_ds.config.validation import describe_error
 from lbr_ds.errors import ConfigError
 from lbr_ds.system.yaml_json import read_yaml

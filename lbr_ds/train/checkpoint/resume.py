@@ -101,7 +101,7 @@ def _check_fit(found: Path, run: RunConfig, stage: int, world: World, *, force: 
     if world.share(world.first and provenance.same_backbone(run, found)):
         for key in ("backbone", "revision"):  # the same content may be at another place now
             facts["recipe"]["model"][key] = getattr(run.model, key)
-    if changed := ", ".join(environment.differences(facts["recipe"], run.decisive(stage))):
+    if changed := ", ".join(environment.differences(facts["recipe"], run.result_settings(stage))):
         reasons.append(f"was made by another recipe ({changed})")
     if facts["data"] != (data := provenance.fingerprint_of(Manifest.load(run.data.folder), stage)):
         reasons.append(

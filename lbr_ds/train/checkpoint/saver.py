@@ -179,7 +179,7 @@ class Saver:
         )
 
     def _facts(self, step: int, counters: Counters, evaluation: Counters) -> dict[str, Any]:
-        recipe = self.run.decisive(self.stage)
+        recipe = self.run.result_settings(self.stage)
         return {
             "step": step,
             "stage": self.stage,

