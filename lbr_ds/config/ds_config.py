@@ -69,6 +69,14 @@ def read(name: str) -> dict[str, Any]:
         raise ConfigError(  # for it DeepSpeed has another optimizer, whose updates cannot be judged
             f"{path}: data_types.grad_accum_dtype=fp32 needs zero_optimization.stage 2 or 3"
         )
+    for key in ("offload_param", "offload_optimizer"):
+        part = config["zero_optimization"].get(key) or {}
+        device = part.get("device", "none") if isinstance(part, dict) else part
+        if device not in ("none", "cpu"):  # DeepSpeed 0.19 cannot load what it has put on NVMe
+            raise ConfigError(
+                f"{path}: zero_optimization.{key}.device={short(device)} is not supported, since "
+                "such a run cannot be resumed from a checkpoint; use cpu, or remove it"
+            )
     return config
 
 
@@ -76,7 +84,7 @@ def read(name: str) -> dict[str, Any]:
 class Layout:
     """What decides memory and traffic. Widths in bytes a number, buckets in numbers.
 
-    config: the JSON object itself. offload_*: "none", "cpu" or "nvme". hpz: ranks that share a
+    config: the JSON object itself. hpz: ranks that share a
     second copy of the parameters (ZeRO++), 1: none.
     """
 
@@ -93,11 +101,8 @@ class Layout:
     persistent: int  # parameters up to this size stay whole on every rank
     reuse: int  # a gathered parameter is kept when it is used again within so many numbers
     sub_group: int
-    offload_parameters: str
-    offload_optimizer: str
-    host_parameters: int  # of those for NVMe that stay on the host, on each rank
-    parameter_buffers: int  # pinned on the host for parameters on NVMe
-    optimizer_buffers: int  # the same for optimizer states, in sub-groups
+    offload_parameters: bool  # to the host
+    offload_optimizer: bool
     hpz: int
     quantized_weights: bool
     quantized_gradients: bool
@@ -109,8 +114,6 @@ class Layout:
         half = config.get("bf16", {})
         width = 2 if half.get("enabled") else 4
         gradients = config.get("data_types", {}).get("grad_accum_dtype")
-
-        parameters, optimizer = zero.get("offload_param") or {}, zero.get("offload_optimizer") or {}
         return cls(
             name=name,
             config=config,
@@ -125,13 +128,8 @@ class Layout:
             persistent=int(zero.get("stage3_param_persistence_threshold", 1e5)),
             reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
             sub_group=int(zero.get("sub_group_size", 1e9)),
-            offload_parameters=parameters.get("device", "none"),
-            offload_optimizer=optimizer.get("device", "none"),
-            host_parameters=int(parameters.get("max_in_cpu", 1e9)),
-            parameter_buffers=int(
-                parameters.get("buffer_count", 5) * parameters.get("buffer_size", 1e8)
-            ),
-            optimizer_buffers=int(optimizer.get("buffer_count", 4)),
+            offload_parameters=(zero.get("offload_param") or {}).get("device") == "cpu",
+            offload_optimizer=(zero.get("offload_optimizer") or {}).get("device") == "cpu",
             hpz=int(zero.get("zero_hpz_partition_size", 1)),
             quantized_weights=bool(zero.get("zero_quantized_weights")),
             quantized_gradients=bool(zero.get("zero_quantized_gradients")),
@@ -154,18 +152,6 @@ class Layout:
             self.quantized_gradients,
         )
 
-    @property
-    def unsaved(self) -> str | None:
-        """Why a run of it could not be gone on with, in one clause; None when it can.
-
-        DeepSpeed 0.19.8 writes what lies on NVMe past the checkpoint's own files, and a load brings
-        neither Adam's step counts back (engine.py, load_checkpoint) nor parameters that have no
-        buffer on the host (stage3.py, _rigid_load_state_dict).
-        """
-        if "nvme" in (self.offload_parameters, self.offload_optimizer):
-            return "what lies on NVMe cannot be loaded from a checkpoint; take zero3_offload_params"
-        return None
-
     def group(self, ranks: int) -> int:
         """How many neighbours share a second copy of the parameters (ZeRO++)."""
         return min(self.hpz, ranks)
@@ -176,9 +162,9 @@ class Layout:
         See train/deepspeed/leaf_layers.py.
 
         At a layer's start DeepSpeed prefetches the bucket and no more: of a larger layer the rest
-        would be waited for. On NVMe there are fewer buffers than a layer has tensors.
+        would be waited for.
         """
-        return self.stage == 3 and numbers <= self.prefetch and self.offload_parameters != "nvme"
+        return self.stage == 3 and numbers <= self.prefetch
 
     def unfit(self, ranks: int, gpus: bool) -> str | None:
         """Why so many ranks cannot take a step with it, in one clause; None when they can."""

@@ -60,7 +60,7 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     """
     stage, part = STAGES[number], run.stage(number)
     folder = run.run / f"stage{number}"
-    layout = resumable_layout(run.engine.ds_config)
+    layout = load_layout(run.engine.ds_config)
     manifest = Manifest.load(run.data.folder)
     num_steps = part.steps(num_samples := manifest.records(stage.split))
     world = join(run.engine.timeout_minutes)
@@ -134,14 +134,6 @@ def owned(run: RunConfig, world: World) -> Iterator[None]:
         lock_folder(run.run, cure=cure) if world.first else contextlib.nullcontext(),
     ):
         yield
-
-
-def resumable_layout(name: str) -> Layout:
-    """`load_layout`. Raises ConfigError for one whose runs could not be gone on with."""
-    layout = load_layout(name)
-    if reason := layout.unsaved:
-        raise ConfigError(f"engine.ds_config={name}: {reason}")
-    return layout
 
 
 def take_step(

@@ -135,7 +135,7 @@ def _parts(engine: Any, layout: Layout, until_update: dict[str, int]) -> dict[st
     if engine.stage == 3:
         frozen = [p.ds_tensor for p in engine.engine.module.parameters() if not p.requires_grad]
         weights = [p.data for p in zero.persistent_parameters]
-        if layout.offload_parameters == "none":
+        if not layout.offload_parameters:
             weights += [zero.lp_param_buffer, *frozen]
         else:
             moved = [*zero.param_groups_fp16_flat_cpu_memory, *frozen]
@@ -150,7 +150,7 @@ def _parts(engine: Any, layout: Layout, until_update: dict[str, int]) -> dict[st
     apart = _storages(weights).keys()
     parts["parameters"] = sum(_storages(weights).values())
     parts["optimizer"] = sum(size for at, size in _storages(states).items() if at not in apart)
-    if layout.offload_optimizer != "none":
+    if layout.offload_optimizer:
         host += parts.pop("optimizer") + parts.pop("gradients", 0)
         host += sum(_storages(m.grad for m in masters if m.grad is not None).values())
     return {**parts, "host": host} if host else parts

@@ -120,7 +120,6 @@ def predict(
             "peak_with_checkpointing": (memory(True).peak + RESERVE) / GIB,
         },
         "host_gib_per_node": found.host * cluster.per_node / GIB,
-        "nvme_gib_per_node": found.nvme * cluster.per_node / GIB,
         "work": dataclasses.asdict(work),
         "traffic_gib": {
             **{way: size / GIB for way, size in dataclasses.asdict(traffic).items()},
@@ -161,4 +160,4 @@ def _refusal(layout: Layout, found: Memory, cluster: Cluster) -> str | None:
     host = found.host / GIB
     if host > gpu.host_memory_gib:
         return f"needs {host:.0f} GiB of host memory a GPU, {gpu.host_memory_gib:g} assumed there"
-    return layout.unsaved
+    return None

@@ -34,7 +34,6 @@ class Memory:
     stays: dict[str, int]
     phases: dict[str, int]
     host: int
-    nvme: int
 
     @property
     def peak(self) -> int:
@@ -50,7 +49,7 @@ def memory_of(
     On CPU ranks the optimizer makes temporaries, two numbers each, attention runs in fp32, and Gloo
     and mixed sums copy (see `_moving`, `head`).
     """
-    stays, host, nvme = _states(shape, layout, world)
+    stays, host = _states(shape, layout, world)
     saved, layer = activations(shape, work, layout.width, checkpointing, layout.width if gpu else 4)
     # One rank holds all there is, and DeepSpeed then gathers nothing.
     gathered = live(shape, layout, checkpointing) * layout.width if world > 1 else 0
@@ -63,11 +62,11 @@ def memory_of(
         "tables": gathered + head_kept + contrast + _table(shape, layout, gpu, moving),
         "optimizer": _update(shape, layout, world, gpu),
     }
-    return Memory(stays, phases, host, nvme)
+    return Memory(stays, phases, host)
 
 
-def _states(shape: Shape, layout: Layout, world: int) -> tuple[dict[str, int], int, int]:
-    """(what stays on the GPU, on the host, on NVMe)."""
+def _states(shape: Shape, layout: Layout, world: int) -> tuple[dict[str, int], int]:
+    """(what stays on the GPU, on the host)."""
     share, learning = shape.sharded(world), shape.learning_share(world)
     group = layout.group(world)
     if layout.stage < 3:
@@ -90,29 +89,15 @@ def _states(shape: Shape, layout: Layout, world: int) -> tuple[dict[str, int], i
             gpu["second copy"] = shape.sharded(group, layout.persistent) * layout.width
     # Weights of the optimizer's own width have a copy all the same (seen on 0.19.8).
     gpu["optimizer"] = learning * (layout.master_width + 2 * layout.moment_width)
-    host = nvme = 0
-    if layout.stage == 3 and layout.offload_parameters != "none":
-        moved = share * layout.width
-        gpu["parameters"] -= moved
-        host, nvme = _put(layout.offload_parameters, moved, host, nvme)
-        if layout.offload_parameters == "nvme":
-            near = min(moved, layout.host_parameters * layout.width)
-            host, nvme = host + near, nvme - near
-    if layout.offload_optimizer != "none":
+    host = 0
+    if layout.stage == 3 and layout.offload_parameters:
+        gpu["parameters"] -= share * layout.width
+        host += share * layout.width
+    if layout.offload_optimizer:
         # Gradients wait for the optimizer where it is, and once more as it wants them.
         waiting = gpu.pop("gradients") if layout.stage == 3 else 0
-        host += waiting
-        moved = gpu.pop("optimizer") + learning * layout.master_width
-        host, nvme = _put(layout.offload_optimizer, moved, host, nvme)
-    if layout.offload_parameters == "nvme":
-        host += layout.parameter_buffers * layout.width
-    if layout.offload_optimizer == "nvme":
-        host += layout.optimizer_buffers * _group(shape, layout, world) * layout.master_width
-    return gpu, host, nvme
-
-
-def _put(device: str, size: int, host: int, nvme: int) -> tuple[int, int]:
-    return (host + size, nvme) if device == "cpu" else (host, nvme + size)
+        host += waiting + gpu.pop("optimizer") + learning * layout.master_width
+    return gpu, host
 
 
 def live(shape: Shape, layout: Layout, checkpointing: bool) -> int:
@@ -231,7 +216,7 @@ def _moving(shape: Shape, layout: Layout, world: int, gpu: bool) -> int:
 
 def _update(shape: Shape, layout: Layout, world: int, gpu: bool) -> int:
     """What the optimizer adds: a sub-group's gradients in its own width, and temporaries."""
-    if layout.offload_optimizer != "none":
+    if layout.offload_optimizer:
         return 0
     group = _group(shape, layout, world)
     once = group * layout.master_width

@@ -26,7 +26,6 @@ ASSUMED = {
     "moves": 6,  # times that a saved activation's bytes go through memory in forward and backward
     "hidden_cost": 0.15,  # of the traffic behind computation that slows it down all the same
     "host_adam": 30e9,  # bytes/s a rank of the optimizer on the host
-    "nvme": 3e9,  # bytes/s a rank, each way
 }
 _ADAM_BYTES = (
     28  # read and written a number by mixed-precision Adam: 2 + 4 + 3 x 4, most of it twice
@@ -40,12 +39,11 @@ class Traffic:
     links: float
     network: float
     host: float
-    nvme: float
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.links + self.network + self.host + self.nvme
+        return self.links + self.network + self.host
 
 
 @dataclass(frozen=True)
@@ -80,26 +78,21 @@ def traffic_of(shape: Shape, layout: Layout, work: Work, cluster: Cluster) -> Tr
     everywhere = gathered + reduced + vectors
     links = everywhere * (1 - 1 / cluster.world) + near * (1 - 1 / group)
     network = everywhere * (1 - 1 / cluster.nodes) / cluster.per_node
-    host, nvme = _offloaded(shape, layout, work, cluster.world)
-    return Traffic(links, network, host, nvme)
+    host = _offloaded(shape, layout, work, cluster.world)
+    return Traffic(links, network, host)
 
 
-def _offloaded(shape: Shape, layout: Layout, work: Work, world: int) -> tuple[float, float]:
-    """Bytes between a GPU and its host, and between host and NVMe."""
+def _offloaded(shape: Shape, layout: Layout, work: Work, world: int) -> float:
+    """Bytes between a GPU and its host."""
     share, learning = shape.sharded(world), shape.learning_share(world)
-    host = nvme = 0.0
-    if layout.offload_parameters != "none":
-        up = (work.passes + work.micro_batches) * share * layout.width
-        host += up
-        if layout.offload_parameters == "nvme":
-            nvme += up * max(0, 1 - layout.host_parameters / share)
-    if layout.offload_optimizer != "none":
+    host = 0.0
+    if layout.offload_parameters:
+        host += (work.passes + work.micro_batches) * share * layout.width
+    if layout.offload_optimizer:
         # Each further micro-batch fetches what was added up, adds, and puts it back.
         host += (2 * work.micro_batches - 1) * learning * layout.gradient_width
         host += learning * layout.width
-        if layout.offload_optimizer == "nvme":
-            nvme += 2 * learning * (layout.master_width + 2 * layout.moment_width)
-    return host, nvme
+    return host
 
 
 def pace_of(
@@ -117,11 +110,8 @@ def pace_of(
     exposed = wire if not layout.overlap else max(0.0, wire - compute)
     exposed += ASSUMED["hidden_cost"] * (wire - exposed)
     numbers = shape.learning_share(cluster.world)
-    if layout.offload_optimizer == "none":
-        optimizer = numbers * _ADAM_BYTES / (gpu.hbm * 1e9 * ASSUMED["hbm"])
-    else:
-        optimizer = numbers * _ADAM_BYTES / ASSUMED["host_adam"]
-    optimizer += traffic.nvme / ASSUMED["nvme"]
+    rate = ASSUMED["host_adam"] if layout.offload_optimizer else gpu.hbm * 1e9 * ASSUMED["hbm"]
+    optimizer = numbers * _ADAM_BYTES / rate
     return Pace(compute + exposed + optimizer, compute, exposed, optimizer)
 
 

@@ -77,10 +77,8 @@ def _stage(console: Console, result: dict[str, Any], number: int) -> None:
     console.print(table)
     for row in result["layouts"]:
         stage, line = row["stages"][number - 1], ""
-        if stage["host_gib_per_node"] + stage["nvme_gib_per_node"]:
+        if stage["host_gib_per_node"]:
             line = f"keeps {stage['host_gib_per_node']:.0f} GiB a node on the host"
-            if stage["nvme_gib_per_node"]:
-                line += f", {stage['nvme_gib_per_node']:.0f} on NVMe"
         if stage["reason"]:
             line = f"is out: {stage['reason']}"
         if line:

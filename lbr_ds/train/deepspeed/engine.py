@@ -293,7 +293,7 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW: torch's own, fused (a sixth of the time, on a CPU too), or DeepSpeed's for offload."""
     options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
-    if layout.offload_optimizer != "none":
+    if layout.offload_optimizer:
         wait_for_compiler("cpu_adam")
         try:
             return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
