@@ -50,7 +50,11 @@ TORCH = {
     "bench",
     "__main__",
 }
-NO_TORCH_INSIDE = ("cluster/plan/", "cluster/flops.py")  # light parts of rooms that need torch
+NO_TORCH_INSIDE = (
+    "cluster/plan/",
+    "cluster/flops.py",
+    "model/head_chunk.py",
+)
 NO_TORCH = [name for name in ORDER if name not in TORCH]
 DOORS = {
     "onnx": {"export/onnx_graph.py"},

@@ -28,7 +28,7 @@ from lbr_ds.bench.peak_memory import peak_bytes
 from lbr_ds.bench.steps import reconstruct, sft, timed_step
 from lbr_ds.bench.workload import (
     BOTTLENECK,
-    SHAPES,
+    config_of,
     embedder,
     ib,
     ib_flops,
@@ -36,6 +36,7 @@ from lbr_ds.bench.workload import (
 )
 from lbr_ds.cluster.device import clock
 from lbr_ds.cluster.flops import Shape, bottleneck_pairs, causal_pairs, flops
+from lbr_ds.cluster.plan.gpus import gpu_of
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World, join
@@ -47,20 +48,10 @@ from lbr_ds.train.deepspeed.engine import Engine, load_layout
 
 log = logging.getLogger(__name__)
 
-# Dense bf16 FLOPs per second by the vendor's data sheet; the first name found in the device's.
-PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-}
 LENGTH = 2048  # tokens of X and of Y in stage 1
 TEXT = 512  # tokens of a text in stage 2
 STEP_TOKENS = 16384
-SMALL, LARGE = "qwen2.5-0.5b", "qwen2.5-1.5b"
+SMALL, LARGE = "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B"
 GIB = 2**30
 
 
@@ -119,8 +110,8 @@ def guarded(wanted: Wanted, measure: Callable[[Wanted], Row]) -> Row:
 
 def engine_rows(name: str, rounds: int) -> list[Row]:
     """Utilisation in both stages under ZeRO-3; of the small shape also ZeRO-3 over plain torch."""
-    size = name.rsplit("-", 1)[1]
-    config = SHAPES[name]
+    size = name.rsplit("-", 1)[1].lower()
+    config = config_of(name)
     wanted = [Wanted(f"mfu_stage{stage}_{size}", 0.40, 0.50, "higher") for stage in (1, 2)]
     over_torch = Wanted("zero3_over_torch", 1.08, 1.03, "lower")
     try:
@@ -225,11 +216,10 @@ def mfu_row(
 
 
 def peak_flops(device: str) -> float:
-    """Of a device by its name. Raises LookupError for one that PEAKS lacks."""
-    for name, peak in PEAKS.items():
-        if name in device:
-            return peak
-    raise LookupError(f"the bf16 peak of {device!r} is not in PEAKS (lbr_ds/bench/gpu.py)")
+    """Return the dense bf16 peak of a device in FLOPs per second; LookupError without one."""
+    if (gpu := gpu_of(device)) is None:
+        raise LookupError(f"the bf16 peak of {device!r} is not in lbr_ds/cluster/plan/gpus.yaml")
+    return gpu.tflops * 1e12
 
 
 def zero3_row(wanted: Wanted, engine: Engine, config: dict[str, Any], rounds: int) -> Row:
@@ -274,7 +264,7 @@ def master_step(
 
 def step_rows(rounds: int) -> list[Row]:
     """IB over plain SFT, and reconstruction over pre-training, at LENGTH, on the small shape."""
-    config = SHAPES[SMALL]
+    config = config_of(SMALL)
     wanted = [
         Wanted(f"ib_sft_over_sft_{LENGTH}", 1.00, 0.97, "lower"),
         Wanted(f"reconstruct_over_pt_{LENGTH}", 2.0, 1.9, "lower"),
@@ -292,7 +282,7 @@ def step_rows(rounds: int) -> list[Row]:
 
 def attention_row(wanted: Wanted, rounds: int) -> Row:
     """The operation at 16k tokens: a dense mask over ours."""
-    config = SHAPES[LARGE]
+    config = config_of(LARGE)
     n = (STEP_TOKENS - BOTTLENECK) // 2
     sequence = ib(n, n, 2)
     ours = by_segments([sequence], config, "cuda", torch.bfloat16)
@@ -311,7 +301,7 @@ def attention_row(wanted: Wanted, rounds: int) -> Row:
 
 def infonce_row(wanted: Wanted) -> Row:
     """The largest power of two of queries whose loss and gradients fit 1 GiB."""
-    width, fits = SHAPES[SMALL]["hidden_size"], 0
+    width, fits = config_of(SMALL)["hidden_size"], 0
     count = 4096
     while count <= wanted.goal and infonce_bytes(count, width) <= GIB:
         fits, count = count, count * 2

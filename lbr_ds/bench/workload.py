@@ -9,45 +9,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lbr_ds.batching import Sequence
 from lbr_ds.cluster.flops import Shape, bottleneck_pairs, causal_pairs, flops
+from lbr_ds.cluster.plan.shape import known_backbones
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder
 
 BOTTLENECK = 4
-_COMMON: dict[str, Any] = {"tie_word_embeddings": True, "max_position_embeddings": 32768}
-SHAPES: dict[str, dict[str, Any]] = {
-    "smollm2-135m": {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        **_COMMON,
-    },
-    "qwen2.5-0.5b": {
-        "model_type": "qwen2",
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        **_COMMON,
-    },
-    "qwen2.5-1.5b": {
-        "model_type": "qwen2",
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        **_COMMON,
-    },
-}
-SMALL = SHAPES["smollm2-135m"]
+DEMO = next(name for name in known_backbones() if "SmolLM2-135M" in name)
+
+
+def config_of(backbone: str) -> dict[str, Any]:
+    """Return the config.json of a backbone in the planner's table, for long sequences."""
+    return {**known_backbones()[backbone]["config"], "max_position_embeddings": 32768}
+
+
+SMALL = config_of(DEMO)
 
 
 def random_model(

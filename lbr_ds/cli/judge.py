@@ -28,7 +28,7 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[
         str,
-        typer.Option(help="a100, h100, h200, mi300x, or a YAML file of your own."),
+        typer.Option(help="h100, h200, b200, ... or a YAML file (lbr_ds/cluster/plan/gpus.yaml)."),
     ] = "h100",
     network: Annotated[
         float | None, typer.Option(min=0.001, help="GB/s to other nodes, per GPU and direction.")

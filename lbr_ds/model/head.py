@@ -10,17 +10,16 @@ forward, chunk by chunk, so no logits outlive their chunk and nothing is compute
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lbr_ds.batching import Bags
+from lbr_ds.model.head_chunk import head_chunk
 
 Extra = tuple[Tensor | None, Tensor | None]
 NONE: Extra = (None, None)
-_MIN_ROWS, _MAX_ROWS = 128, 1024
 
 
 class Head(nn.Module):
@@ -110,9 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=sums) if want_weight else None
         grad_more = None if more is None or not want_more else torch.zeros_like(more, dtype=sums)
         if chunk is None:
-            most = min(max(hidden.shape[1] // 2, _MIN_ROWS), _MAX_ROWS)
-            count = max(len(hidden), 1)
-            chunk = math.ceil(count / math.ceil(count / most))  # all of one size, or nearly
+            chunk = head_chunk(len(hidden), hidden.shape[1])
         starts = range(0, len(hidden), chunk)
         bounds = torch.searchsorted(rows, rows.new_tensor([*starts, len(hidden)])).tolist()
         for start, first, last in zip(starts, bounds[:-1], bounds[1:], strict=True):

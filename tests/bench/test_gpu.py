@@ -9,6 +9,7 @@ import torch
 
 from lbr_ds.bench import Row, as_result, gpu
 from lbr_ds.cli.console import show_bench
+from lbr_ds.cluster.plan import find_gpu
 from lbr_ds.errors import EnvironmentProblem
 from tests.benchmarks.texts import TINY
 from tests.ranks import run_cli
@@ -23,7 +24,8 @@ def test_gpu_rows_without_a_gpu_and_with_faults() -> None:
     assert row.about == "not measured: OutOfMemoryError: CUDA out of memory. Tried to allocate"
     assert json.loads(json.dumps(as_result("gpu", [row])))["rows"][0]["value"] is None
     show_bench(as_result("gpu", [row]))
-    assert gpu.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert gpu.peak_flops("NVIDIA H100 80GB HBM3") == find_gpu("h100").tflops * 1e12 == 989e12
+    assert gpu.peak_flops("NVIDIA H100 PCIe") == 756e12
     with pytest.raises(LookupError, match="'A toy'"):
         gpu.peak_flops("A toy")
     assert gpu.infonce_bytes(64, 8, "cpu") > 0

@@ -20,7 +20,7 @@ from lbr_ds.batching import Sequence, pack
 from lbr_ds.cluster.plan import Cluster, find_gpu, plan
 from lbr_ds.cluster.plan.memory import activations, memory_of
 from lbr_ds.cluster.plan.pace import traffic_of
-from lbr_ds.cluster.plan.shape import adapted, find, known, of_config, shape_of
+from lbr_ds.cluster.plan.shape import adapted, find, known_backbones, of_config, shape_of
 from lbr_ds.cluster.plan.work import Work, work_of
 from lbr_ds.cluster.synthetic import write_backbone
 from lbr_ds.config import LoraConfig, load
@@ -62,7 +62,7 @@ def test_parameters_are_those_of_the_real_module(
 
 
 def test_bundled_shapes_have_the_published_counts() -> None:
-    for name, entry in known().items():
+    for name, entry in known_backbones().items():
         assert of_config(entry["config"], name).total == entry["parameters"], name
 
 

@@ -6,6 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -44,16 +45,18 @@ class Cluster:
 
 
 def gpu_of(device: str) -> Gpu | None:
-    """The table's GPU for a driver's name such as "NVIDIA H100 80GB HBM3"; None without one.
+    """Return the table's GPU for a name that a driver reports, such as "NVIDIA H100 80GB HBM3".
 
-    The PCIe and NVL builds of a GPU are slower than the table says, and so are not taken for it.
+    None for a device that the table lacks. A PCIe or NVL build is never taken for an SXM one, which
+    is faster.
     """
-    table = read_yaml(Path(__file__).with_name("gpus.yaml"), "the table")
-    if re.search(r"PCIe|NVL", device, re.IGNORECASE):
-        return None
-    found = (name for name in table if re.search(rf"\b{name}\b", device, re.IGNORECASE))
-    name = next(found, None)
-    return None if name is None else find_gpu(name)
+    words = set(re.findall(r"[a-z0-9]+", device.lower()))
+    builds = words & {"pcie", "nvl"}
+    for name in _table():
+        key = set(name.split("-"))
+        if key <= words and builds <= key:
+            return find_gpu(name)
+    return None
 
 
 def find_gpu(name: str, network: float | None = None) -> Gpu:
@@ -61,7 +64,7 @@ def find_gpu(name: str, network: float | None = None) -> Gpu:
 
     network: GB/s to other nodes in place of the table's. Raises ConfigError.
     """
-    table = read_yaml(Path(__file__).with_name("gpus.yaml"), "the table")
+    table = _table()
     if Path(name).is_file():
         raw = read_yaml(Path(name), "a GPU")
     elif name.lower() in table:
@@ -76,3 +79,7 @@ def find_gpu(name: str, network: float | None = None) -> Gpu:
         return Gpu.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"--gpu {name}: {describe_error(error, Gpu)}") from None
+
+
+def _table() -> dict[str, Any]:
+    return read_yaml(Path(__file__).with_name("gpus.yaml"), "the table")

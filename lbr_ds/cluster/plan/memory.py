@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from lbr_ds.cluster.plan.shape import Shape
 from lbr_ds.cluster.plan.work import Work
 from lbr_ds.config.ds_config import Layout
+from lbr_ds.model.head_chunk import head_chunk
 
 _TILE = 1 << 20  # scores that the loss of stage 2 holds at a time (objectives/contrastive.py)
 
@@ -165,8 +166,7 @@ def head(shape: Shape, work: Work, width: int, gpu: bool = True) -> tuple[int, i
     table = 0 if shape.adapters else shape.table  # a frozen head has no gradient
     kept = 2 * states + table * width
     half = width if width < 4 else 0
-    # model/head.py takes a third of the hidden size as rows of logits at a time, within bounds.
-    chunk = min(rows, max(128, shape.hidden // 3), 1024) * shape.vocab * (4 + half)
+    chunk = head_chunk(rows, shape.hidden) * shape.vocab * (4 + half)
     # To add a chunk's share in bf16 to the sum in fp32 a CPU makes it fp32 first.
     widened = 0 if gpu or not half else 4
     return 2 * states + chunk + table * (4 + half + widened), kept

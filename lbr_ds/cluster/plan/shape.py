@@ -232,7 +232,7 @@ def of_config(raw: dict[str, Any], name: str) -> Shape:
     )
 
 
-def known() -> dict[str, Any]:
+def known_backbones() -> dict[str, Any]:
     """shapes.yaml: the backbones of the shipped recipes."""
     return read_yaml(Path(__file__).with_name("shapes.yaml"), "the table")
 
@@ -246,7 +246,7 @@ def _config(model: ModelConfig, given: Path | None) -> dict[str, Any]:
         return _read_config(Path(name) / "config.json")
     if not name.startswith("wheel:") and (cached := _cached(name, model.revision)):
         return _read_config(cached)
-    entry = known().get(name.split("#")[0])
+    entry = known_backbones().get(name.split("#")[0])
     if entry is None:
         raise ConfigError(
             f"the shape of model.backbone={name!r} is not known here: it is no folder with a "

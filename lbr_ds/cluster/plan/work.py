@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lbr_ds.cluster import flops
 from lbr_ds.cluster.plan.shape import Shape
-from lbr_ds.config import STAGES, RunConfig
+from lbr_ds.config import OBJECTIVES, STAGES, RunConfig
 from lbr_ds.errors import ConfigError
 
 
@@ -84,10 +84,8 @@ def work_of(run: RunConfig, stage: int, world: int) -> Work:
         )
     samples, context = part.samples_per_step // world, run.model.max_length
     if stage == 1:
-        target = run.stage1.max_target_length
-        copies, pairs = _generative(run, context, target)
-        sequences, length = samples, context + target
-        queries = candidates = 0
+        length, target, copies, pairs = _generative(run)
+        sequences, queries, candidates = samples, 0, 0
     else:
         target, copies, pairs = 0, 0, float(flops.causal_pairs(context))
         queries, candidates = samples, samples * (1 + run.stage2.num_negatives)
@@ -109,14 +107,27 @@ def work_of(run: RunConfig, stage: int, world: int) -> Work:
     )
 
 
-def _generative(run: RunConfig, context: int, target: int) -> tuple[int, float]:
-    """(copied rows, mean pairs) of a stage-1 sequence, over the mixture of objectives."""
-    weights = run.stage1.objective
-    bottleneck = run.bottleneck.count
-    cut = flops.bottleneck_pairs(context - bottleneck, bottleneck, target)
-    plain = flops.causal_pairs(context + target)
-    share = weights.get("gl", 0.0) / sum(weights.values())
-    return (bottleneck if share < 1 else 0), share * plain + (1 - share) * cut
+def _generative(run: RunConfig) -> tuple[int, int, int, float]:
+    """Return (length, supervised, copies, pairs) of a stage-1 sequence: means over the mixture."""
+    rows = run.bottleneck.count
+    total = sum(run.stage1.objective.values())
+    length = pairs = 0.0
+    target = run.stage1.max_target_length
+    copies = 0
+    for name, weight in run.stage1.objective.items():
+        kind = OBJECTIVES[name]
+        context, target = kind.longest(
+            max_length=run.model.max_length,
+            max_target_length=run.stage1.max_target_length,
+            num_bottleneck=rows,
+        )
+        length += weight / total * (context + target)
+        if kind.cut:
+            copies = rows
+            pairs += weight / total * flops.bottleneck_pairs(context - rows, rows, target)
+        else:
+            pairs += weight / total * flops.causal_pairs(context + target)
+    return round(length), target, copies, pairs
 
 
 def num_steps(run: RunConfig, stage: int, prepared: int | None) -> int | None:
