@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -29,15 +30,22 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class Count:
-    """Operations on files so far; the process group is killed before number `last`."""
+    """Operations on files so far; the process group is killed before number `last`.
+
+    Forks of the process count on the same number, which is in shared memory.
+    """
 
     def __init__(self, last: int) -> None:
-        self.number, self.last = 0, last
+        self.last, self._shared = last, memoryview(mmap.mmap(-1, 8)).cast("q")
+
+    @property
+    def number(self) -> int:
+        return self._shared[0]
 
     def one(self) -> None:
         if self.number == self.last:
             os.killpg(0, signal.SIGKILL)
-        self.number += 1
+        self._shared[0] += 1
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """For sys.addaudithook."""

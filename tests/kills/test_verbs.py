@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from tests.kills.crash import run
 from tests.kills.world import VERBS, Verb, World, differences, warm_up
 
 KILLS = int(os.environ.get("LBR_KILLS", "30"))
-LONG = ("reproduce", "demo")  # many trainings: a fifth of the kills
+LONG = ("reproduce", "demo")  # many trainings: killed again and again on the way to their end
+SHARE = 0.3  # of such a run between two kills, at most: some seven of them to the end
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +43,57 @@ def killed_at(world: World, verb: Verb, points: list[int], expected: dict[str, o
         assert not differences(expected, world.contents()), f"killed before operation {point}"
 
 
+def killed_on_the_way(
+    world: World, verb: Verb, expected: dict[str, object], kill: Callable[[], bool]
+) -> None:
+    """Kill `verb` and start it again until it has ended by itself; compare; until KILLS have hit.
+
+    kill: starts the verb, and returns whether it was killed before its end.
+    """
+    reached: list[int] = []  # how many of the expected files there were at each kill
+    runs = 0
+    while len(reached) < KILLS:
+        world.before(verb)
+        present = sum((world.place / name).exists() for name in expected)
+        while len(reached) < KILLS and kill():
+            reached.append(sum((world.place / name).exists() for name in expected) - present)
+        run(lambda: verb(world.place))
+        assert not differences(expected, world.contents()), f"after {len(reached)} kills"
+        runs += 1
+    made = len(expected) - present
+    print(
+        f"{verb.name}: {KILLS} kills in {runs} runs to the end, 0 differences; of {made} files "
+        f"there were at a kill: {' '.join(map(str, sorted(reached)))}"
+    )
+
+
 @pytest.mark.kills
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", LONG)
+def test_long_verbs_killed_at_random_instants(world: World, name: str) -> None:
+    verb, draw = VERBS[name], random.Random(name)
+    expected = world.undisturbed(verb)
+    killed_on_the_way(world, verb, expected, lambda: world.kill(verb, draw, SHARE))
+
+
+@pytest.mark.kills
+@pytest.mark.parametrize("name", LONG)
+def test_long_verbs_killed_at_operations_on_files(world: World, name: str) -> None:
+    verb, draw = VERBS[name], random.Random(name)
+    expected = world.undisturbed(verb)
+    most = int(SHARE * world.counts[name])
+
+    def kill() -> bool:
+        return run(lambda: verb(world.place), draw.randint(0, most)) is None
+
+    killed_on_the_way(world, verb, expected, kill)
+
+
+@pytest.mark.kills
+@pytest.mark.parametrize("name", [name for name in VERBS if name not in LONG])
 def test_killed_at_random_instants(world: World, name: str) -> None:
     verb, draw = VERBS[name], random.Random(name)
     expected, kills = world.undisturbed(verb), 0
-    while kills < (KILLS // 5 if name in LONG else KILLS):
+    while kills < KILLS:
         world.before(verb)
         for _ in range(draw.randint(1, 3)):
             kills += world.kill(verb, draw)

@@ -49,6 +49,16 @@ TIMED = {
     "peak_memory_gib",
     "stage1_seconds",
 }
+# Libraries that verbs import where they need them.
+_IMPORTED_LATE = (
+    "datasketch",
+    "matplotlib.pyplot",
+    "peft",
+    "py3langid",
+    "sentence_transformers",
+    "torch._dynamo",
+    "webdataset",
+)
 # Logs with times of day; lines of starts, of which a run that was killed has more.
 LOGS = re.compile(r"(^|/)(log|tensorboard)/[^/]+$|(^|/)starts\.jsonl$")
 
@@ -79,6 +89,8 @@ def warm_up() -> None:
     """Import what the verbs need, so that no fork has to."""
     for room in ("evaluate.run", "export", "mining.mine", "plan.table", "report", "train.loop"):
         importlib.import_module(f"lbr_ds.{room}")
+    for library in _IMPORTED_LATE:
+        importlib.import_module(library)
 
 
 def _run_in_fork(*words: str) -> None:
@@ -111,15 +123,15 @@ VERBS = {
         Verb("report", "report {}/run", ("prepare", "mine", "train-1", "train-2", "eval")),
         Verb(
             "reproduce",
-            "reproduce bottleneck {}/recipe.yaml stage1.num_steps=3 "
-            "stage2.num_steps=3 --json {}/table.json",
+            "reproduce table3 {}/recipe.yaml stage1.num_steps=2 stage2.num_steps=2 every.save=1 "
+            "--json {}/table.json",
         ),
         Verb(
             "demo",
-            "demo --out {}/demo --nproc 1 model.backbone={}/backbone model.num_layers=2 "
+            "demo --out {}/demo --nproc 1 model.backbone={}/backbone model.num_layers=1 "
             "model.max_length=32 data.sources='[{path: {}/corpus.jsonl, name: made-up}]' "
-            "stage1.num_steps=4 stage2.num_steps=4 stage1.samples_per_step=8 "
-            "stage2.samples_per_step=8 every.save=2 bottleneck.count=2",
+            "stage1.num_steps=2 stage2.num_steps=2 stage1.samples_per_step=8 "
+            "stage2.samples_per_step=8 every.save=1 bottleneck.count=2",
         ),
     )
 }
@@ -177,8 +189,11 @@ class World:
         found = tree(self.place)
         return {n: _untimed(n, data) for n, data in found.items() if not LOGS.search(n)}
 
-    def kill(self, verb: Verb, draw: random.Random) -> bool:
-        """Run `verb` and kill it at an instant drawn from its duration; whether it was killed."""
+    def kill(self, verb: Verb, draw: random.Random, share: float = 1.0) -> bool:
+        """Run `verb` and kill it at an instant drawn from its duration; whether it was killed.
+
+        share: the part of the duration, from the start on, in which the instant may be.
+        """
         child = os.fork()
         if child == 0:
             os.setsid()
@@ -186,7 +201,7 @@ class World:
                 verb(self.place)
             finally:
                 os._exit(0)
-        time.sleep(draw.uniform(0, self.seconds[verb.name]))
+        time.sleep(draw.uniform(0, share * self.seconds[verb.name]))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
