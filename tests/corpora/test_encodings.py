@@ -176,15 +176,35 @@ def test_parquet_and_arrow_name_what_they_got(tmp_path: Path) -> None:
         read(path, format="arrow")
 
 
-def test_a_date_beyond_the_calendar(tmp_path: Path) -> None:
+ODD: dict[str, tuple[Any, str]] = {
+    "a date after 9999": (lambda pa: pa.array([0, 2**62, 5], pa.timestamp("us")), "out of range"),
+    "a day after 9999": (lambda pa: pa.array([0, 2**31 - 1, 5], pa.date32()), "magnitude"),
+    "a duration": (lambda pa: pa.array([0, 2**62, 5], pa.duration("ms")), "large"),
+    "no UTF-8": (
+        lambda pa: pa.array([b"a", b"\xff\xfe", b"c"], pa.binary()).view(pa.string()),
+        "codec can't decode byte 0xff",
+    ),
+    "inside a list": (
+        lambda pa: pa.array([[0], [1, 2**62], None], pa.list_(pa.timestamp("us"))),
+        "out of range",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_value_that_python_cannot_hold_is_one_bad_row(tmp_path: Path, name: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    times = pyarrow.array([0, 2**62], pyarrow.timestamp("us"))
+    values, reason = ODD[name]
+    table = pyarrow.table({"query": ["a", "b", "c"], "at": values(pyarrow)})
     path = tmp_path / "raw.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"query": ["a", "b"], "at": times}), path)
-    with pytest.raises(DataError, match=r"raw\.parquet: not readable as parquet after row \d"):
-        read(path, columns={"query": "query", "positives": "query"})
+    pyarrow.parquet.write_table(table, path)
+    before, bad, after = read(path, columns={"query": "query", "positives": "query"})
+    assert [(r.query, r.id) for r in (before, after)] == [("a", "toy-1"), ("c", "toy-3")]
+    line = str(bad)
+    assert line.startswith(f"{path}: row 2: column 'at' holds no usable value (")
+    assert reason in line
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:

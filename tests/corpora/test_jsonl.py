@@ -108,6 +108,38 @@ def test_bad_values_of_an_array_are_bad_rows(tmp_path: Path) -> None:
     ]
 
 
+WRAPPED: dict[str, tuple[Any, int, str]] = {
+    "an array under a key": ({"version": 1, "data": ROWS}, 50, ".data[]"),
+    "deeper": ({"data": {"train": ROWS[:2]}}, 2, ".data.train[]"),
+    "an odd key": ({"the data": ROWS}, 50, '."the data"[]'),
+    "objects by id": ({f"q{n}": row for n, row in enumerate(ROWS)}, 50, ".[]"),
+}
+
+
+@pytest.mark.parametrize(("content", "count", "path_in"), WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("columns", [{}, {"query": "query", "positives": "positives"}])
+def test_an_object_around_the_records(
+    tmp_path: Path,
+    content: Any,
+    count: int,
+    path_in: str,
+    indent: int | None,
+    columns: dict[str, str],
+) -> None:
+    """Refused with the command that takes them out."""
+    path = tmp_path / "raw.json"
+    path.write_text(json.dumps(content, indent=indent))
+    source = {"path": str(path), "columns": columns}
+    data = {"folder": tmp_path / "data", "sources": [source]}
+    with pytest.raises(DataError) as raised:
+        prepare(DataConfig.model_validate(data), 0)
+    assert (
+        f"; if the {count} object(s) in it are the records, write them to a file of their own, "
+        f"one a line: jq -c '{path_in}' FILE > NEW.jsonl"
+    ) in str(raised.value)
+
+
 def test_a_cut_first_line_is_one_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "raw.jsonl"
     for cut in ('{"query": "a', '{"query": "a",', "{"):

@@ -12,6 +12,8 @@ from lbr_ds.corpora.formats.lines import kind_of
 from lbr_ds.corpora.formats.rows import Row, files_below
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError, short
 
+_BATCH = 64  # rows that are held as Python values at a time
+
 
 def read_parquet(path: Path, source: SourceConfig) -> Iterator[Row]:
     """Yield the rows of a Parquet file, or of all below a folder."""
@@ -38,8 +40,8 @@ def _local(path: Path, kind: str) -> Iterator[Row]:
                 streaming=True,
                 trust_remote_code=False,
             )
-            for number, row in enumerate(rows, 1):
-                yield Row(f"{file}: row {number}", f"{prefix}{number}", dict(row))
+            for number, row in enumerate(_plain(rows, f"{file}"), 1):
+                yield Row(f"{file}: row {number}", f"{prefix}{number}", row)
         except LbrError:
             raise
         except Exception as error:  # each library that takes part raises its own kinds
@@ -70,8 +72,8 @@ def read_hub(path: Path, source: SourceConfig) -> Iterator[Row]:
             streaming=True,
             trust_remote_code=False,
         )
-        for number, row in enumerate(rows, 1):
-            yield Row(f"{source.path}: row {number}", str(number), dict(row))
+        for number, row in enumerate(_plain(rows, source.path), 1):
+            yield Row(f"{source.path}: row {number}", str(number), row)
     except ValueError as error:
         raise ConfigError(f"data.sources.path={source.path}: {_line(error)}") from None
     except DatasetNotFoundError as error:
@@ -83,6 +85,35 @@ def read_hub(path: Path, source: SourceConfig) -> Iterator[Row]:
             f"{source.path}: cannot be fetched after row {number} ({_line(error)}); "
             "check the name and the network"
         ) from None
+
+
+def _plain(rows: Any, place: str) -> Iterator[dict[str, Any] | DataError]:
+    """Yield the rows of a streamed data set as dictionaries.
+
+    A row with a value that Python cannot hold (a date after the year 9999, text that is not UTF-8)
+    is an error of its own. Whole tables are converted: ten times as fast as row by row.
+    """
+    number = 0
+    for table in rows.with_format("arrow").iter(_BATCH):
+        try:
+            found = table.to_pylist()
+        except Exception:  # each type of column raises its own kinds
+            found = [
+                _one(table.slice(k, 1), f"{place}: row {number + k + 1}") for k in range(len(table))
+            ]
+        yield from found
+        number += len(table)
+
+
+def _one(table: Any, where: str) -> dict[str, Any] | DataError:
+    """The only row of a table, or what is wrong with it."""
+    row = {}
+    for name in table.column_names:
+        try:
+            (row[name],) = table[name].to_pylist()
+        except Exception as error:
+            return DataError(f"{where}: column {name!r} holds no usable value ({_line(error)})")
+    return row
 
 
 def _line(error: Any) -> str:

@@ -148,7 +148,11 @@ def _is_cut(error: Exception, read: _Text) -> bool:
 
 def _fault(error: Exception, read: _Text, file: Path) -> str:
     if len(read.text) - read.place > MAX_LINE:
-        return f"{file}:{read.line}: the object here is longer than {MAX_LINE >> 20} MiB"
+        return (
+            f"{file}:{read.line}: the object here is longer than {MAX_LINE >> 20} MiB; if it is "
+            "around the array of the records, write these to a file of their own, one a line: "
+            "jq -c '.KEY[]' FILE > NEW.jsonl"
+        )
     place = getattr(error, "pos", read.place)
     line = read.line + read.text.count("\n", read.place, place)
     return f"{file}:{line}: not JSON ({getattr(error, 'msg', error)})"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from datetime import date
 from decimal import Decimal
@@ -52,13 +53,37 @@ def read_records(rows: Format, path: Path, source: SourceConfig, shape: str) -> 
             raws = SHAPES[shape](fields, source, row.where)
         except MissingColumn as error:
             if not count:
-                raise
+                raise MissingColumn(f"{error}{_if_wrapped(row.columns)}") from None
             yield row.where, error
             continue
         except DataError as error:
             yield row.where, error
             continue
-        yield from _records(raws, name, row, source, shape)
+        for where, found in _records(raws, name, row, source, shape):
+            if not count and isinstance(found, DataError):
+                found = DataError(f"{found}{_if_wrapped(row.columns)}")
+            yield where, found
+
+
+def _if_wrapped(row: dict[str, Any], path: str = "") -> str:
+    """What to do about a row that is a whole file: an object around the array of the records."""
+    inner, found = "", 0
+    if len(row) > 1 and all(isinstance(value, dict) and value for value in row.values()):
+        inner, found = f"{path or '.'}[]", len(row)
+    for name, value in row.items() if not inner else ():
+        plain = name.isidentifier() and name.isascii()
+        here = f"{path}.{name if plain else json.dumps(name)}"
+        if isinstance(value, dict) and not path and (hint := _if_wrapped(value, here)):
+            return hint
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            inner, found = f"{here}[]", len(value)
+            break
+    if not inner:
+        return ""
+    return (
+        f"; if the {found} object(s) in it are the records, write them to a file of their own, one "
+        f"a line: jq -c {shlex.quote(inner)} FILE > NEW.jsonl"
+    )
 
 
 def _records(
