@@ -10,6 +10,7 @@ import typer
 from lbr_ds.cli.app import Overrides, Recipe, Sharing, app, as_ranks
 from lbr_ds.errors import SAVED_AND_STOPPED, ConfigError
 from lbr_ds.system.failures import writing
+from lbr_ds.system.progress import show_progress
 from lbr_ds.system.urls import public_url
 
 
@@ -34,13 +35,13 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Example: `lbr-ds prepare demo`
     """
-    from lbr_ds.cli.console import Bars, show_curation
+    from lbr_ds.cli.console import show_curation
     from lbr_ds.config import load
     from lbr_ds.corpora.prepare import prepare as prepare_data
 
     run = load(recipe, overrides or [])
-    with Bars() as bars, writing(public_url(run.data.folder)):
-        curation = prepare_data(run.data, run.seed, bars, run.model, run.bottleneck.count)
+    with show_progress() as progress, writing(public_url(run.data.folder)):
+        curation = prepare_data(run.data, run.seed, progress, run.model, run.bottleneck.count)
     show_curation(curation, run.data.local_folder)
 
 
@@ -50,14 +51,14 @@ def mine(recipe: Recipe, overrides: Overrides = None, nproc: Sharing = None) -> 
 
     Example: `lbr-ds mine demo mining.keep=2`
     """
-    from lbr_ds.cli.console import Bars, show_mining
+    from lbr_ds.cli.console import show_mining
     from lbr_ds.config import load
     from lbr_ds.mining.mine import mine as mine_negatives
 
     run = load(recipe, overrides or [])
     world = as_ranks(nproc, run.engine.timeout_minutes)
-    with Bars() as bars, writing(public_url(run.data.folder)):
-        audit = mine_negatives(run, bars, world)
+    with show_progress() as progress, writing(public_url(run.data.folder)):
+        audit = mine_negatives(run, progress, world)
     if audit is not None:
         show_mining(audit, run.data.local_folder, run.stage2.num_negatives)
 

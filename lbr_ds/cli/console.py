@@ -1,4 +1,4 @@
-"""Tables and progress bars of the command line: dicts in, a terminal's lines out."""
+"""Tables of the command line: dicts in, a terminal's lines out."""
 
 from __future__ import annotations
 
@@ -7,35 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 
 _SAMPLES = (4, 3, 3, 3)  # records of gl, cl, eval and control that are shown
-
-
-class Bars:
-    """A progress callback for long work: `bars(part, done, total)`, one bar for each part.
-
-    Without a terminal nothing is shown; the verb's own closing lines say what was done.
-    """
-
-    def __init__(self) -> None:
-        self._progress = Progress(console=Console(stderr=True), transient=True)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Bars:
-        if self._progress.console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, part: str, done: int, total: int | None) -> None:
-        """Part `part` has done `done` of `total` (None: not known beforehand)."""
-        if part not in self._tasks:
-            self._tasks[part] = self._progress.add_task(part, total=total)
-        self._progress.update(self._tasks[part], completed=done, total=total)
 
 
 def show_curation(curation: dict[str, Any], folder: Path) -> None:

@@ -15,13 +15,14 @@ from lbr_ds.config import DataConfig
 from lbr_ds.corpora.curate.cleaning import Cleaned, Rules, clean_record
 from lbr_ds.corpora.curate.knowledge import ASKED
 from lbr_ds.corpora.curate.near_duplicates import signature
-from lbr_ds.corpora.formats.rows import Found, Progress, Tally
+from lbr_ds.corpora.formats.rows import Found, Tally
 from lbr_ds.corpora.process_pool import in_order
 from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.store import Store, roles
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 from lbr_ds.system.locate import refetch_hint
+from lbr_ds.system.progress import Progress
 
 _CHUNK_RECORDS, _CHUNK_CHARS = 256, 1 << 20  # of one job
 _CHUNKS_A_STEP = 16
@@ -74,7 +75,7 @@ class Collected:
 
 
 def collect(
-    data: DataConfig, corpora: list[Corpus], tokenizer: str, store: Store, progress: Progress | None
+    data: DataConfig, corpora: list[Corpus], tokenizer: str, store: Store, progress: Progress
 ) -> Collected:
     """Read and clean every source into the store; goes on where an earlier run was stopped.
 
@@ -124,7 +125,7 @@ def _read(
     rules: Rules,
     store: Store,
     collected: Collected,
-    progress: Progress | None,
+    progress: Progress,
 ) -> None:
     found = islice(corpus.read(), collected.read[number], corpus.source.max_records)
     signed, asked = data.near_duplicate < 1, ASKED[corpus.source.role]
@@ -143,8 +144,7 @@ def _read(
                     else:
                         collected.records.add(entry.rule, entry.example)
                 collected.read[number] += len(chunk.found)
-                if progress:
-                    progress(f"read {corpus.name}", collected.read[number], None)
+                progress(f"read {corpus.name}", collected.read[number], None)
             store.remember("collected", collected.plain())
 
 

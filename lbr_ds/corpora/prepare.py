@@ -33,7 +33,6 @@ from lbr_ds.corpora.collect import Collected, collect
 from lbr_ds.corpora.curate import knowledge, language, leaks, trained_texts
 from lbr_ds.corpora.curate.groups import drop_twins, find_families, unite
 from lbr_ds.corpora.curate.splits import divide
-from lbr_ds.corpora.formats.rows import Progress
 from lbr_ds.corpora.store import Store
 from lbr_ds.corpora.token_counts import Room, room, tokenizer_json
 from lbr_ds.errors import ConfigError, DataError
@@ -49,6 +48,7 @@ from lbr_ds.system.atomic import (
     try_recover,
 )
 from lbr_ds.system.failures import writing
+from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
@@ -59,7 +59,7 @@ _RULES = 5  # raise it when cleaning or dividing changes, so that old folders ar
 def prepare(
     data: DataConfig,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     model: ModelConfig | None = None,
     bottleneck: int = 0,
 ) -> dict[str, Any]:
@@ -89,8 +89,6 @@ def prepare(
     if kept is not None:
         try_recover(folder)
         log.info("%s is up to date, reused", folder)
-        if progress:
-            progress("reused", 1, 1)
         return {**kept, "reused": True}
     with (
         writing(folder),
@@ -115,7 +113,7 @@ def _make(
     store: Store,
     manifest: Manifest,
     space: Room | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Divide and write what was read into `manifest.folder`; returns the curation."""
     dropped, removed = collected.records, collected.texts
@@ -188,7 +186,7 @@ def _write(
     store: Store,
     manifest: Manifest,
     data: DataConfig,
-    progress: Progress | None,
+    progress: Progress,
 ) -> list[ShardFile]:
     """Write one split, unless an earlier run did."""
     kept = store.recall(f"write {split}")

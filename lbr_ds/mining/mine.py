@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 import lbr_ds
 from lbr_ds.config import MiningConfig, RunConfig
 from lbr_ds.corpora.curate import leaks
-from lbr_ds.corpora.formats.rows import Progress
 from lbr_ds.corpora.prepare import MINING
 from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import DataError
@@ -40,6 +39,7 @@ from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.system.atomic import check_replaceable, recover
 from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.progress import Progress
 
 log = logging.getLogger(__name__)
 EXAMPLES = 10

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ from lbr_ds.shards.order import WRITE, permutation
 from lbr_ds.system.atomic import atomic_folder
 from lbr_ds.system.failures import writing
 from lbr_ds.system.locate import file_sha256
-
-Progress = Callable[[str, int, int | None], None]
+from lbr_ds.system.progress import Progress, no_progress
 
 
 def source_split(manifest: Manifest) -> str:
@@ -56,7 +55,7 @@ def rewrite(
             _before_shuffle(records, manifest.seed),
             seed=manifest.seed,
             records_per_shard=records_per_shard,
-            progress=progress,
+            progress=progress or no_progress,
         )
         _write_audit(new, audit)
         splits = {**manifest.splits, "cl": shards, GIVEN: given}
@@ -70,7 +69,7 @@ def rewrite(
         )
         made.save()
         trained_texts.write(new)
-        verify(new, progress)
+        verify(new, progress or no_progress)
         leaks.prove(new)
 
 

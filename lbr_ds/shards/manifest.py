@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from lbr_ds.errors import DataError, short
 from lbr_ds.instructions import Instructions
 from lbr_ds.shards.remote import Remote
 from lbr_ds.system.locate import file_sha256
+from lbr_ds.system.progress import Progress, no_progress
 from lbr_ds.system.urls import CACHE_GIB, is_url
 
 NAME = "manifest.json"
@@ -298,9 +298,7 @@ def check_size(where: str, shard: ShardFile, found: int) -> None:
         )
 
 
-def verify(
-    folder: Path | str, progress: Callable[[str, int, int | None], None] | None = None
-) -> Manifest:
+def verify(folder: Path | str, progress: Progress = no_progress) -> Manifest:
     """Read every byte of every shard and compare it with its sha256; returns the manifest.
 
     Raises DataError that names the first missing, truncated or altered shard.
@@ -316,6 +314,5 @@ def verify(
                 f"{manifest.where(shard)}: altered, sha256 {found[:12]}.. and not the manifest's "
                 f"{shard.sha256[:12]}..; copy the file again or {_AGAIN}"
             )
-        if progress:
-            progress("verify", done, len(shards))
+        progress("verify", done, len(shards))
     return manifest

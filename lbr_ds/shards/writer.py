@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lbr_ds.records import Record
@@ -10,6 +10,7 @@ from lbr_ds.shards import index
 from lbr_ds.shards.manifest import ShardFile
 from lbr_ds.shards.order import WRITE, permutation
 from lbr_ds.system.locate import file_sha256
+from lbr_ds.system.progress import Progress, no_progress
 
 
 def write_split(
@@ -19,7 +20,7 @@ def write_split(
     *,
     seed: int,
     records_per_shard: int,
-    progress: Callable[[str, int, int | None], None] | None = None,
+    progress: Progress = no_progress,
 ) -> list[ShardFile]:
     """Shuffle `records` by seed and write `folder/split/00000.tar` ..., each with its index.
 
@@ -40,8 +41,7 @@ def write_split(
         index.save(tar, found, sha256)
         size = tar.stat().st_size
         shards.append(ShardFile(f"{split}/{tar.name}", last - first, size, sha256))
-        if progress:
-            progress(f"write {split}", last, len(records))
+        progress(f"write {split}", last, len(records))
     return shards
 
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from lbr_ds.errors import DataError, EnvironmentProblem, LbrError
+from lbr_ds.system.progress import show_progress
 from lbr_ds.system.urls import http_request, public_url
 
 log = logging.getLogger(__name__)
@@ -142,11 +143,13 @@ class _Download:
             # A weak tag does not promise equal bytes.
             tag = answer.headers.get("ETag") or ""
             self.version = tag if tag and not tag.startswith("W/") else ""
-            with self.part.open("ab") as target:
+            name = f"download {Path(urlsplit(self.url).path).name} (MiB)"
+            with self.part.open("ab") as target, show_progress() as progress:
                 while piece := answer.read(CHUNK_BYTES):
                     self.digest.update(piece)
                     self.count += len(piece)
                     target.write(piece)
+                    progress(name, self.count >> 20, total and total >> 20)
         if total is not None and self.count != total:
             raise DamagedDownload(f"truncated, {self.count} bytes of {total}")
         if total is None and "chunked" not in (answer.headers.get("Transfer-Encoding") or ""):

@@ -11,6 +11,7 @@ recipe, and kept in the user's cache (`$XDG_CACHE_HOME/lbr-ds`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -30,6 +31,7 @@ from lbr_ds.system import children
 from lbr_ds.system.atomic import fsync, recover, scratch_folder, try_recover
 from lbr_ds.system.download import download
 from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.progress import show_progress
 from lbr_ds.system.urls import public_url
 
 _WHEEL = re.compile(
@@ -37,6 +39,7 @@ _WHEEL = re.compile(
 )
 _URL = re.compile(r"(?P<url>https?://[^#]+)(#sha256=(?P<hash>[0-9a-f]{64}))?")
 _SETTLED = 2_000_000_000  # nanoseconds after which a file's times tell whether it has changed
+_LOOK = 1.0  # seconds between two looks at what pip has downloaded
 _FORGOTTEN = 90 * 24 * 3600  # seconds that a hash is remembered
 
 
@@ -95,7 +98,7 @@ def _wheel_or_member(folder: Path, requirement: str, sha256: str, member: str | 
     """The checked wheel, or a file of it, in `folder`."""
     options = ("--no-deps", "--quiet", "--only-binary=:all:", "--dest", str(folder))
     command = children.following_command([*_pip(requirement), "download", *options, requirement])
-    done = subprocess.run(command, env=children.environment(), capture_output=True, text=True)
+    done = _run_pip(command, folder, requirement)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -120,6 +123,34 @@ def _wheel_or_member(folder: Path, requirement: str, sha256: str, member: str | 
         with source, part.open("wb") as target:
             shutil.copyfileobj(source, target)
     return part
+
+
+def _run_pip(
+    command: list[str], folder: Path, requirement: str
+) -> subprocess.CompletedProcess[str]:
+    """Run pip with `folder` for its temporary files, and report how much has come into it."""
+    environment = children.environment({**os.environ, "TMPDIR": str(folder)})
+    with (
+        show_progress() as progress,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as pip,
+    ):
+        while True:
+            try:
+                stdout, stderr = pip.communicate(timeout=_LOOK)
+                return subprocess.CompletedProcess(command, pip.returncode, stdout, stderr)
+            except subprocess.TimeoutExpired:
+                progress(f"download {requirement} (MiB)", _bytes_below(folder) >> 20, None)
+
+
+def _bytes_below(folder: Path) -> int:
+    """The size of all files below a folder that another process writes and removes."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
 
 
 def _pip(requirement: str) -> list[str]:

@@ -27,30 +27,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.corpora.curate.clusters import stars
-from lbr_ds.corpora.curate.near_duplicates import BANDS, Forest, Shared, families
+from lbr_ds.corpora.curate.near_duplicates import Forest, Shared, families
 from lbr_ds.corpora.curate.segmentation import likeness, shingles
-from lbr_ds.corpora.formats.rows import Progress, Tally
+from lbr_ds.corpora.formats.rows import Tally
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.records import Record
+from lbr_ds.system.progress import Progress
 
 LARGE, SMALL = 0.02, 64  # a tie makes no group of more than this share, or than so many records
 SAME = 0.9  # records alike in so many of their word pairs are one record twice
 
 
-def find_families(store: Store, threshold: float, progress: Progress | None) -> None:
+def find_families(store: Store, threshold: float, progress: Progress) -> None:
     """Give each text its family, itself and its near duplicates, and in it its star's leader."""
-
-    def told(band: int) -> None:
-        if progress:
-            progress("near duplicates", band, BANDS)
-
     with closing(Texts(store.path)) as texts:
         shared = Shared(store.signatures_path, threshold, texts)
-        forest = families(shared, store.texts, told)
+        forest = families(shared, store.texts, progress)
         leaders = array("i", range(store.texts))
+        done = 0
         for found in stars(shared, _families(store, forest)):
             for number, leader in found:
                 leaders[number] = leader
+            done += len(found)
+            progress("cluster near duplicates", done, None)
     # Only now: while other processes read the file, nothing may be written to it.
     rows = ((number, forest.root(number), leader) for number, leader in enumerate(leaders))
     store.db.executemany("INSERT INTO families VALUES (?, ?, ?)", rows)

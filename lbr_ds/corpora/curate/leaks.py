@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 from lbr_ds.config import CONTROL, SPLITS
 from lbr_ds.corpora.curate.segmentation import key
-from lbr_ds.corpora.formats.rows import Progress, Tally
+from lbr_ds.corpora.formats.rows import Tally
 from lbr_ds.corpora.process_pool import in_order
 from lbr_ds.corpora.store import NEGATIVE, POSITIVE, Store
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
+from lbr_ds.system.progress import Progress, no_progress
 
 TRAINED = tuple(name for name in SPLITS if name != "eval")
 JUDGED = ("eval", CONTROL)
@@ -119,7 +120,7 @@ def prove(folder: Path) -> dict[str, int]:
     return shared
 
 
-def prove_near(folder: Path, store: Store, progress: Progress | None = None) -> dict[str, int]:
+def prove_near(folder: Path, store: Store, progress: Progress = no_progress) -> dict[str, int]:
     """Count the texts that eval shares with gl and with cl, equal or nearly, as `prove` does.
 
     Returns {"eval_gl": 0, "eval_cl": 0, "near_eval_gl": 0, "near_eval_cl": 0}: equal after
@@ -134,9 +135,10 @@ def prove_near(folder: Path, store: Store, progress: Progress | None = None) -> 
         "CREATE TEMP TABLE owners (split TEXT, owner TEXT, PRIMARY KEY (split, owner))"
         " WITHOUT ROWID"
     )
-    splits = Manifest.load(folder).splits
+    manifest = Manifest.load(folder)
+    splits = manifest.splits
     for name in splits:
-        done = 0
+        done, total = 0, manifest.records(name)
         for seen in _of_split(folder, name):
             for known in seen.keys:
                 number = store.num_of(known)
@@ -146,8 +148,7 @@ def prove_near(folder: Path, store: Store, progress: Progress | None = None) -> 
             owners = ((name, owner) for owner in seen.groups)
             store.db.executemany("INSERT OR IGNORE INTO owners VALUES (?, ?)", owners)
             done += _CHUNK
-            if progress:
-                progress(f"prove {name}", done, None)
+            progress(f"prove {name}", min(done, total), total)
     pairs = _kept_apart(splits)
     kinds = {"": ("num", "shown"), "near_": ("family", "shown JOIN families USING (num)")}
     if CONTROL in splits:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lbr_ds.corpora.curate.segmentation import likeness, shingles
 from lbr_ds.corpora.process_pool import in_order
+from lbr_ds.system.progress import Progress, no_progress
 
 PERMUTATIONS, BANDS = 128, 32
 _ROWS = PERMUTATIONS // BANDS
@@ -85,9 +86,7 @@ class Shared(NamedTuple):
         return np.frombuffer(b"".join(raw), dtype="<u4").reshape(-1, PERMUTATIONS)
 
 
-def families(
-    shared: Shared, count: int, progress: Callable[[int], None] = lambda band: None
-) -> Forest:
+def families(shared: Shared, count: int, progress: Progress = no_progress) -> Forest:
     """The texts 0..count-1 united where they are near duplicates, also by way of others.
 
     Holds at most 50 bytes a text in memory, and a fixed amount a core. After it, two texts of two
@@ -120,12 +119,9 @@ class _Job(NamedTuple):
     blocks: list[_Block]
 
 
-def _jobs(
-    shared: Shared, count: int, forest: Forest, progress: Callable[[int], None]
-) -> Iterator[_Job]:
+def _jobs(shared: Shared, count: int, forest: Forest, progress: Progress) -> Iterator[_Job]:
     """Every pair of a bucket, unless one family has both when the job is asked for."""
     for band in range(BANDS):
-        progress(band)
         blocks: list[_Block] = []
         cost = 0
         for numbers, cut in _parts(_buckets(shared.signatures, count, band)):
@@ -137,8 +133,10 @@ def _jobs(
             if cost >= _A_JOB:
                 yield _Job(shared, band, blocks)
                 blocks, cost = [], 0
+                progress("near duplicates", band, BANDS)
         if blocks:
             yield _Job(shared, band, blocks)
+        progress("near duplicates", band + 1, BANDS)
 
 
 def _parts(buckets: Iterator[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], int]]:

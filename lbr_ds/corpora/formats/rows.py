@@ -33,7 +33,6 @@ class Row(NamedTuple):
 # Where a record stands, and the record, what is wrong with it, or the rule that left it out.
 Found = tuple[str, Record | DataError | Skipped]
 Format = Callable[[Path, SourceConfig], Iterator[Row]]
-Progress = Callable[[str, int, int | None], None]  # stage, done, total or None
 
 
 def source_name(source: SourceConfig, path: Path) -> str:
