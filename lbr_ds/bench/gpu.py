@@ -35,8 +35,8 @@ from lbr_ds.bench.workload import (
     random_model,
 )
 from lbr_ds.cluster.device import clock
-from lbr_ds.cluster.flops import Shape, bottleneck_pairs, causal_pairs, flops
-from lbr_ds.cluster.plan.gpus import gpu_of
+from lbr_ds.cluster.flops import bottleneck_pairs, causal_pairs, flops, sizes_of
+from lbr_ds.cluster.plan.gpus import gpu_of_device
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import World, join
@@ -174,7 +174,7 @@ def stage2_step(config: dict[str, Any]) -> tuple[PackedBatch, Callable[[Tensor],
     return (
         pack(sequences),
         loss,
-        flops(Shape.of(config), tokens=tokens, pairs=count * causal_pairs(TEXT)),
+        flops(sizes_of(config), tokens=tokens, pairs=count * causal_pairs(TEXT)),
     )
 
 
@@ -217,7 +217,7 @@ def mfu_row(
 
 def peak_flops(device: str) -> float:
     """Return the dense bf16 peak of a device in FLOPs per second; LookupError without one."""
-    if (gpu := gpu_of(device)) is None:
+    if (gpu := gpu_of_device(device)) is None:
         raise LookupError(f"the bf16 peak of {device!r} is not in lbr_ds/cluster/plan/gpus.yaml")
     return gpu.tflops * 1e12
 

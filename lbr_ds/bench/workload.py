@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lbr_ds.batching import Sequence
-from lbr_ds.cluster.flops import Shape, bottleneck_pairs, causal_pairs, flops
+from lbr_ds.cluster.flops import bottleneck_pairs, causal_pairs, flops, sizes_of
 from lbr_ds.cluster.plan.shape import known_backbones
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.model.bottleneck import Card
@@ -57,15 +57,15 @@ def ib_flops(config: dict[str, Any], source: int, target: int) -> int:
     """Of one training step on one `ib` sequence."""
     pairs = bottleneck_pairs(source, BOTTLENECK, target)
     tokens = source + BOTTLENECK + target
-    return flops(Shape.of(config), tokens=tokens, pairs=pairs, scored=target)
+    return flops(sizes_of(config), tokens=tokens, pairs=pairs, scored=target)
 
 
 def plain_flops(config: dict[str, Any], source: int, target: int) -> int:
     """Of one training step on one `plain` sequence."""
     tokens = source + target
-    return flops(Shape.of(config), tokens=tokens, pairs=causal_pairs(tokens), scored=target)
+    return flops(sizes_of(config), tokens=tokens, pairs=causal_pairs(tokens), scored=target)
 
 
 def dense_flops(config: dict[str, Any], tokens: int) -> int:
     """Of one training step under a dense mask, with the head on every row."""
-    return flops(Shape.of(config), tokens=tokens, pairs=tokens * tokens, scored=tokens)
+    return flops(sizes_of(config), tokens=tokens, pairs=tokens * tokens, scored=tokens)

@@ -44,8 +44,7 @@ def plan(
 
     Example: `lbr-ds plan huatuo-7b --nodes 4 --gpus 8 --gpu h100`
     """
-    from lbr_ds.cluster.plan import Cluster, find_gpu
-    from lbr_ds.cluster.plan import plan as make_plan
+    from lbr_ds.cluster.plan import Cluster, find_gpu, make_plan
     from lbr_ds.cluster.plan.table import show_plan, write
     from lbr_ds.config import load
 

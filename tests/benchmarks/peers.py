@@ -20,7 +20,7 @@ from lbr_ds.batching import Sequence, TextEncoder
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.bench.attention import dense_ib_mask
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
-from lbr_ds.cluster.flops import Shape, bottleneck_pairs, flops
+from lbr_ds.cluster.flops import Sizes, bottleneck_pairs, flops, sizes_of
 from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.distributed import join, no_local_rank
@@ -91,7 +91,7 @@ def stage1_over_hf_dense(data: Path | None, rounds: int, layers: int) -> Row:
             goal=2.5,
             better="higher",
             floor=1.5,
-            theory=dense_over_ib(Shape.of(config), batches[1:]),
+            theory=dense_over_ib(sizes_of(config), batches[1:]),
             about=f"tokens/s of whole steps, {SAMPLES} answers of at most {TARGET} tokens a step, "
             "ZeRO-3 on one rank over transformers.Trainer with a dense 4D mask, SDPA, padding to "
             "the longest; losses equal at every step; theory: FLOPs of a padded dense step / ours",
@@ -222,7 +222,7 @@ def compare(losses: tuple[list[float], list[float]]) -> None:
         )
 
 
-def dense_over_ib(shape: Shape, batches: list[list[Sequence]]) -> float:
+def dense_over_ib(shape: Sizes, batches: list[list[Sequence]]) -> float:
     """FLOPs of padded dense steps over those of packed ones."""
     dense = ours = 0
     for batch in batches:

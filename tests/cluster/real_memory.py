@@ -84,7 +84,7 @@ def check(run: RunConfig, config: Path | None = None) -> dict[str, Any] | None:
                 checkpointing=run.model.activation_checkpointing,
                 gpu=on_gpu,
             )
-            sizes = {**planned.stays, "host": planned.host}
+            sizes = {**planned.states, "host": planned.host}
             parts = {part: (sizes[part], size) for part, size in measured.items()}
             parts["peak"] = (_touched(planned, shape, layout, on_gpu), peak)
             stages.append({"stage": number, "bytes": parts})
@@ -175,9 +175,9 @@ def _touched(planned: Memory, shape: Shape, layout: Layout, on_gpu: bool) -> int
     """The planned peak; on a CPU with what is offloaded, less the bucket's unwritten part."""
     if on_gpu:
         return planned.peak
-    bucket = planned.stays["reduction bucket"]
-    learnt = shape.learnt * layout.width
-    return planned.peak + planned.host - bucket + min(bucket, learnt)
+    bucket = planned.states["reduction bucket"]
+    trainable = shape.trainable * layout.width
+    return planned.peak + planned.host - bucket + min(bucket, trainable)
 
 
 def _resident() -> int:

@@ -24,8 +24,8 @@ from lbr_ds.cluster.benchmark.derive import derive
 from lbr_ds.cluster.benchmark.rank import drawn_work, work_flops
 from lbr_ds.cluster.benchmark.traffic import joined, length
 from lbr_ds.cluster.flops import bottleneck_pairs, flops
-from lbr_ds.cluster.plan.gpus import gpu_of
-from lbr_ds.cluster.plan.shape import find, shape_of
+from lbr_ds.cluster.plan.gpus import gpu_of_device
+from lbr_ds.cluster.plan.shape import find_shape, shape_of
 from lbr_ds.cluster.plan.work import work_of
 from lbr_ds.config import load
 from lbr_ds.distributed import World
@@ -337,14 +337,14 @@ def test_strict_count_of_random_work_is_the_plans(
     shape = shape_of(run)
     work = drawn_work(run, STAGES[number], World(), shape.vocab)
     told = work_of(run, number, 1)
-    assert work_flops(run, work, shape.sizes, shape.in_adapters) == told.useful(shape)
+    assert work_flops(run, work, shape, shape.adapter_parameters) == told.useful_flops(shape)
     assert work.num_tokens == told.tokens
     assert len(work.micro_batches) == told.micro_batches
 
 
 def test_strict_count_of_unequal_texts(recipe: Path) -> None:
     run = load(recipe)
-    shape = find(run.model, run.bottleneck.count).sizes
+    shape = find_shape(run.model, run.bottleneck.count)
     sizes = [(3, 5), (9, 1), (4, 4)]
     batch = pack([Sequence([1] * (x + 2), 2, [1] * y) for x, y in sizes])
     work = Work(0, 3, 0, [batch], [torch.arange(3)], [])
@@ -376,7 +376,7 @@ def test_spans_of_time_are_joined() -> None:
     ],
 )
 def test_gpu_by_its_drivers_name(device: str, name: str | None) -> None:
-    found = gpu_of(device)
+    found = gpu_of_device(device)
     assert (found and found.name) == name
 
 

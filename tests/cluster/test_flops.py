@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lbr_ds.batching import Sequence
-from lbr_ds.cluster.flops import Shape, bottleneck_pairs, causal_pairs, flops
+from lbr_ds.cluster.flops import bottleneck_pairs, causal_pairs, flops, sizes_of
 from tests.dense import dense_mask
 from tests.tiny import SHAPE
 
@@ -27,7 +27,7 @@ def test_a_step_counts_what_torch_counts() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, vocab_size=96))
     model.set_attn_implementation("eager")
     tokens = torch.randint(96, (1, 11))
-    shape = Shape.of(model.config.to_dict())
+    shape = sizes_of(model.config.to_dict())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(tokens)
     forward = flops(shape, tokens=11, pairs=121, scored=11, passes=1)

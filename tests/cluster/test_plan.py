@@ -17,10 +17,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from lbr_ds.batching import Sequence, pack
-from lbr_ds.cluster.plan import Cluster, find_gpu, plan
+from lbr_ds.cluster.plan import Cluster, find_gpu, make_plan
 from lbr_ds.cluster.plan.memory import activations, memory_of
-from lbr_ds.cluster.plan.pace import traffic_of
-from lbr_ds.cluster.plan.shape import adapted, find, known_backbones, of_config, shape_of
+from lbr_ds.cluster.plan.shape import (
+    find_shape,
+    known_backbones,
+    shape_of,
+    shape_of_config,
+    with_adapters,
+)
+from lbr_ds.cluster.plan.speed import traffic_of
 from lbr_ds.cluster.plan.work import Work, work_of
 from lbr_ds.cluster.synthetic import write_backbone
 from lbr_ds.config import LoraConfig, load
@@ -53,23 +59,23 @@ def test_parameters_are_those_of_the_real_module(
     """From the config.json that transformers writes; every tensor's shape, not only the sum."""
     model = module(family, tie_word_embeddings=tied, **extra)
     model.config.save_pretrained(tmp_path)
-    shape = of_config(json.loads((tmp_path / "config.json").read_text()), family)
+    shape = shape_of_config(json.loads((tmp_path / "config.json").read_text()), family)
     real = sorted(tuple(p.shape) for p in model.parameters())
     assert sorted(shape.tensors) == real
     assert shape.total == sum(math.prod(s) for s in real)
     linear = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, torch.nn.Linear))
-    assert shape.linear == linear
+    assert shape.body == linear
 
 
 def test_bundled_shapes_have_the_published_counts() -> None:
     for name, entry in known_backbones().items():
-        assert of_config(entry["config"], name).total == entry["parameters"], name
+        assert shape_of_config(entry["config"], name).total == entry["parameters"], name
 
 
 def test_every_shipped_recipe_can_be_planned_without_a_network() -> None:
     for path in resources.shipped_folder("recipes").glob("*.yaml"):
         run = load(path)
-        shape = find(run.model, run.bottleneck.count)
+        shape = find_shape(run.model, run.bottleneck.count)
         assert shape.layers == (run.model.num_layers or shape.layers)
 
 
@@ -116,7 +122,7 @@ def test_activations_are_what_autograd_saves(
             segments=batch.segments,
         ).last_hidden_state
     assert states.shape[1] == batch.num_tokens
-    shape = of_config(model.config.to_dict(), family)
+    shape = shape_of_config(model.config.to_dict(), family)
     work = Work(
         stage, 16, context + target, target, 4 if stage == 1 else 0, 0.0, 16, 1, False, 0, 0
     )
@@ -139,9 +145,9 @@ def test_flops_are_those_that_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, use_cache=False).logits.sum().backward()
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
-    shape = of_config(model.config.to_dict(), "llama")
+    shape = shape_of_config(model.config.to_dict(), "llama")
     work = Work(1, 32, 1, 1, 0, 0.0, 32, 1, False, 0, 0)
-    assert work.useful(shape) == pytest.approx(counted, rel=0.02)
+    assert work.useful_flops(shape) == pytest.approx(counted, rel=0.02)
 
 
 def test_flops_with_adapters_are_those_that_torch_counts() -> None:
@@ -156,9 +162,9 @@ def test_flops_with_adapters_are_those_that_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, use_cache=False).logits.sum().backward()
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
-    shape = adapted(of_config(model.config.to_dict(), "llama"), lora, 1)
+    shape = with_adapters(shape_of_config(model.config.to_dict(), "llama"), lora, 1)
     work = Work(1, 32, 1, 1, 0, 0.0, 32, 1, False, 0, 0)
-    assert work.useful(shape) == pytest.approx(counted, rel=0.02)
+    assert work.useful_flops(shape) == pytest.approx(counted, rel=0.02)
 
 
 def test_pairs_of_a_mixture_are_the_mean() -> None:
@@ -180,7 +186,7 @@ def test_pairs_of_a_mixture_are_the_mean() -> None:
 def test_traffic_by_hand() -> None:
     """7B on 4 x 8: three times the weights over the links, their share between nodes."""
     run = load("huatuo-7b")
-    shape = find(run.model, run.bottleneck.count)
+    shape = find_shape(run.model, run.bottleneck.count)
     work = work_of(run, 1, 32)
     assert (work.sequences, work.length, work.micro_batches) == (8, 1024, 1)
     traffic = traffic_of(shape, layout.load("zero3"), work, Cluster(4, 8, find_gpu("h100")))
@@ -193,10 +199,10 @@ def test_traffic_by_hand() -> None:
 def test_second_copies_keep_all_but_the_first_gather_inside_a_node() -> None:
     """ZeRO++ with gradient caching: a step's first forward reads the network, all others do not."""
     run = load("huatuo-7b", ["stage2.micro_batch_tokens=2048"])
-    shape = find(run.model, run.bottleneck.count)
+    shape = find_shape(run.model, run.bottleneck.count)
     work = work_of(run, 2, 32)
     assert work.cached
-    numbers, times = shape.total, work.passes + work.micro_batches
+    numbers, times = shape.total, work.forwards + work.micro_batches
     config = layout.read("zero3_zeropp")
     vectors = 2 * work.candidates * 32 * shape.hidden * 4
     for width, reduced in ((1, 0.25), (2, 1)):  # bytes of a gathered number, share of gradients
@@ -213,7 +219,7 @@ def test_second_copies_keep_all_but_the_first_gather_inside_a_node() -> None:
 def test_states_by_hand() -> None:
     """ZeRO-3 in bf16: 2 + 2 + 12 bytes a number, over the ranks; offloaded ones on the host."""
     run = load("huatuo-7b")
-    shape = find(run.model, run.bottleneck.count)
+    shape = find_shape(run.model, run.bottleneck.count)
     work = work_of(run, 1, 8)
 
     def states(name: str) -> Any:
@@ -222,41 +228,41 @@ def test_states_by_hand() -> None:
     share = shape.total / 8
     whole = 2 * shape.persistent(100_000)
     found = states("zero3")
-    assert found.stays["parameters"] == pytest.approx(2 * share + whole, rel=1e-4)
-    assert found.stays["gradients"] == pytest.approx(2 * share, rel=1e-4)
-    assert found.stays["optimizer"] == pytest.approx(12 * share, rel=1e-4)
+    assert found.states["parameters"] == pytest.approx(2 * share + whole, rel=1e-4)
+    assert found.states["gradients"] == pytest.approx(2 * share, rel=1e-4)
+    assert found.states["optimizer"] == pytest.approx(12 * share, rel=1e-4)
     # On the host: gradients as they come and in fp32, and the optimizer's three numbers.
     optimizer = states("zero3_offload")
-    assert optimizer.stays["parameters"] == found.stays["parameters"]
-    assert {"gradients", "optimizer"}.isdisjoint(optimizer.stays)
+    assert optimizer.states["parameters"] == found.states["parameters"]
+    assert {"gradients", "optimizer"}.isdisjoint(optimizer.states)
     assert optimizer.host == pytest.approx((2 + 4 + 12) * share, rel=1e-4)
     away = states("zero3_offload_params")
-    assert away.stays["parameters"] == whole
+    assert away.states["parameters"] == whole
     assert away.host == pytest.approx((2 + 4 + 12 + 2) * share, rel=1e-4)
     # A second copy, cut over one node.
     twice = states("zero3_zeropp")
-    assert twice.stays.pop("second copy") == pytest.approx(2 * share, rel=1e-3)
-    assert twice.stays == found.stays
+    assert twice.states.pop("second copy") == pytest.approx(2 * share, rel=1e-3)
+    assert twice.states == found.states
 
 
 def test_adapters_states_by_hand() -> None:
     """Rank 16 on 7B: 16 x (numbers in + out) of seven matrices a layer, and four rows of 4096."""
     whole, run = load("huatuo-7b"), load("huatuo-7b", ["lora.rank=16"])
     shape, work = shape_of(run), work_of(run, 1, 8)
-    assert shape_of(whole) == find(run.model, run.bottleneck.count)
-    learnt = 32 * 16 * (4 * 8192 + 3 * (4096 + 11008)) + 4 * 4096
-    assert (shape.learnt, shape.total) == (learnt, shape_of(whole).total + learnt)
+    assert shape_of(whole) == find_shape(run.model, run.bottleneck.count)
+    trainable = 32 * 16 * (4 * 8192 + 3 * (4096 + 11008)) + 4 * 4096
+    assert (shape.trainable, shape.total) == (trainable, shape_of(whole).total + trainable)
 
     def found(shape: Any, name: str) -> Any:
         return memory_of(shape, layout.load(name), work, world=8, checkpointing=True)
 
-    stays = found(shape, "zero3").stays
-    assert stays["gradients"] == pytest.approx(2 * learnt / 8, rel=1e-4)
-    assert stays["optimizer"] == pytest.approx(12 * learnt / 8, rel=1e-4)
-    parameters = found(shape_of(whole), "zero3").stays["parameters"]
+    states = found(shape, "zero3").states
+    assert states["gradients"] == pytest.approx(2 * trainable / 8, rel=1e-4)
+    assert states["optimizer"] == pytest.approx(12 * trainable / 8, rel=1e-4)
+    parameters = found(shape_of(whole), "zero3").states["parameters"]
     small = 32 * 11 * 16 * 4096 + 4 * 4096  # below the threshold, and so whole on every rank
-    assert stays["parameters"] == pytest.approx(parameters + 2 * (learnt / 8 + small), rel=1e-4)
-    assert found(shape, "zero1").stays["gradients"] == 2 * learnt
+    assert states["parameters"] == pytest.approx(parameters + 2 * (trainable / 8 + small), rel=1e-4)
+    assert found(shape, "zero1").states["gradients"] == 2 * trainable
     assert found(shape, "zero3").phases["head"] < found(shape_of(whole), "zero3").phases["head"]
     with pytest.raises(ConfigError, match="'query' is no linear layer"):
         shape_of(load("huatuo-7b", ["lora.rank=16", "lora.targets=[query]"]))
@@ -265,10 +271,10 @@ def test_adapters_states_by_hand() -> None:
 def test_best_is_the_least_traffic_that_fits() -> None:
     """1 GPU of 80 GB: 7B in bf16 with fp32 states needs 16 bytes a number, so only offload fits."""
     run = load("huatuo-7b")
-    one = plan(run, Cluster(1, 1, find_gpu("h100")))
+    one = make_plan(run, Cluster(1, 1, find_gpu("h100")))
     reasons = {row["ds_config"]: row["reason"] for row in one["layouts"]}
-    assert "GiB a GPU" in reasons["zero3"]
-    eight = plan(run, Cluster(1, 8, find_gpu("h100")))
+    assert "GiB per GPU" in reasons["zero3"]
+    eight = make_plan(run, Cluster(1, 8, find_gpu("h100")))
     fitting = [row for row in eight["layouts"] if row["fits"]]
     exact = [row for row in fitting if not row["lossy"]]
     assert eight["best"] == min(exact, key=lambda r: r["traffic_gib"])["ds_config"]
@@ -285,7 +291,7 @@ def test_best_is_the_least_traffic_that_fits() -> None:
 
 def test_seven_billion_on_eight_h100_is_near_what_others_publish() -> None:
     """llm-foundry: 10,643 tokens/s a GPU for MPT-7B; here with recomputation."""
-    result = plan(load("huatuo-7b"), Cluster(1, 8, find_gpu("h100")))
+    result = make_plan(load("huatuo-7b"), Cluster(1, 8, find_gpu("h100")))
     (row,) = [r for r in result["layouts"] if r["ds_config"] == "zero3"]
     assert 0.7 * 10_643 <= row["stages"][0]["tokens_per_second_per_gpu"] <= 10_643
 
@@ -354,7 +360,7 @@ def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
 
 def test_no_room_for_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = load("huatuo-7b")
-    shape = find(run.model, run.bottleneck.count)
+    shape = find_shape(run.model, run.bottleneck.count)
     free = 2 * shape.total - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
     with pytest.raises(EnvironmentProblem, match=r"13\.5 GB free, 13\.5 needed .+ larger disk"):
@@ -367,7 +373,7 @@ def test_a_gpu_of_ones_own(tmp_path: Path) -> None:
     mine.write_text("{name: B9, memory_gib: 500, tflops: 2000, hbm: 8000, link: 900}\n")
     gpu = find_gpu(str(mine), network=100)
     assert (gpu.name, gpu.network) == ("B9", 100)
-    assert plan(load("huatuo-7b"), Cluster(1, 1, gpu))["best"] == "zero1"
+    assert make_plan(load("huatuo-7b"), Cluster(1, 1, gpu))["best"] == "zero1"
     mine.write_text("{name: B9, memory_gib: 500}\n")
     with pytest.raises(ConfigError, match="tflops"):
         find_gpu(str(mine))
@@ -401,4 +407,4 @@ def test_bad_input_is_one_line(arguments: list[str], words: str) -> None:
 
 def test_unknown_build_is_refused() -> None:
     with pytest.raises(ConfigError, match="gpt2"):
-        of_config({"model_type": "gpt2"}, "gpt2")
+        shape_of_config({"model_type": "gpt2"}, "gpt2")

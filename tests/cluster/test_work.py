@@ -11,7 +11,7 @@ from lbr_ds.batching import TextEncoder
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.bench.peak_memory import peak_bytes
 from lbr_ds.cluster.plan.memory import head
-from lbr_ds.cluster.plan.shape import of_config
+from lbr_ds.cluster.plan.shape import shape_of_config
 from lbr_ds.cluster.plan.work import Work, work_of
 from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig, load
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
@@ -68,7 +68,7 @@ def test_the_heads_memory_is_what_the_loss_holds(rows: int, hidden: int) -> None
     """Logits of one chunk, the gradients of the weight and of the rows that are read, in fp32."""
     vocab = 2000
     config = {**SHAPE, "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden}
-    shape = of_config(config, "made-up")
+    shape = shape_of_config(config, "made-up")
     work = Work(1, 1, rows, rows, 0, 0.0, 1, 1, False, 0, 0)
     states = torch.randn(rows, hidden, requires_grad=True)
     weight = torch.randn(vocab, hidden, requires_grad=True)

@@ -87,7 +87,14 @@ class Verb:
 
 def warm_up() -> None:
     """Import what the verbs need, so that no fork has to."""
-    for room in ("evaluate.run", "export", "mining.mine", "plan.table", "report", "train.loop"):
+    for room in (
+        "evaluate.run",
+        "export",
+        "mining.mine",
+        "cluster.plan.table",
+        "report",
+        "train.loop",
+    ):
         importlib.import_module(f"lbr_ds.{room}")
     for library in _IMPORTED_LATE:
         importlib.import_module(library)

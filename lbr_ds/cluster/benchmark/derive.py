@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from lbr_ds.cluster.plan import Cluster, Gpu, find_gpu, predict
-from lbr_ds.cluster.plan.gpus import gpu_of
+from lbr_ds.cluster.plan.gpus import gpu_of_device
 from lbr_ds.cluster.plan.shape import Shape, shape_of
 from lbr_ds.config import RunConfig, load
 from lbr_ds.config import ds_config as layouts
@@ -28,7 +28,7 @@ def derive(result: dict[str, Any], sweep: Sweep, run: RunConfig) -> dict[str, An
     many a step; None where there is nothing to compare with.
     """
     devices = [row["figures"]["device"] for row in result["rows"] if row["figures"]]
-    gpu = find_gpu(sweep.gpu) if sweep.gpu else gpu_of(devices[0]) if devices else None
+    gpu = find_gpu(sweep.gpu) if sweep.gpu else gpu_of_device(devices[0]) if devices else None
     auto = "zero3_cpu" if "CPU" in devices else "zero3"
     result["gpu"] = None if gpu is None else gpu.model_dump()
     shape = _shape(run) if gpu else None

@@ -23,8 +23,8 @@ from lbr_ds.batching import Sequence
 from lbr_ds.batching.contrastive import Pairs
 from lbr_ds.cluster.benchmark.traffic import bandwidth, shares
 from lbr_ds.cluster.device import clock, forget_peak
-from lbr_ds.cluster.flops import Shape, causal_pairs, flops
-from lbr_ds.cluster.plan.shape import find
+from lbr_ds.cluster.flops import Sizes, causal_pairs, flops, sizes_of
+from lbr_ds.cluster.plan.shape import find_shape
 from lbr_ds.cluster.plan.work import work_of
 from lbr_ds.cluster.synthetic import random_ids, write_backbone
 from lbr_ds.config import RunConfig
@@ -127,7 +127,7 @@ def _random(
     run: RunConfig, stage: Stage, layout: Layout, world: World, total: int
 ) -> tuple[Engine, Iterator[Work]]:
     """Random weights of the backbone's shape, once for all configurations, and random texts."""
-    shape = find(run.model, run.bottleneck.count)
+    shape = find_shape(run.model, run.bottleneck.count)
     drawn = [drawn_work(run, stage, world, shape.vocab) for _ in range(_DRAWN)]
     folder = run.run / "backbone"
     if world.first and not (folder / CARD).is_file():
@@ -199,7 +199,7 @@ def _figures(
     world: World,
 ) -> dict[str, Any]:
     """Rates, waiting and the slowest rank, over the timed steps. All ranks call it."""
-    shape = Shape.of(json.loads((run.run / "backbone" / "config.json").read_text()))
+    shape = sizes_of(json.loads((run.run / "backbone" / "config.json").read_text()))
     rows = run.bottleneck.count * shape.hidden
     adapters = 0 if run.lora.rank is None else engine.num_learning - rows
     every = [
@@ -227,7 +227,7 @@ def _figures(
     }
 
 
-def work_flops(run: RunConfig, work: Work, shape: Shape, adapters: int = 0) -> int:
+def work_flops(run: RunConfig, work: Work, shape: Sizes, adapters: int = 0) -> int:
     """Operations of a rank's share, strictly counted (cluster/flops.py), from what attention sees.
 
     A cut sequence's second segment begins with copies of B, whose pairs among each other are in

@@ -25,7 +25,7 @@ import torch
 from lbr_ds import runs
 from lbr_ds.cluster.doctor import gpus
 from lbr_ds.cluster.plan import Cluster, find_gpu, predict
-from lbr_ds.cluster.plan.shape import Shape, adapted, find
+from lbr_ds.cluster.plan.shape import Shape, find_shape, with_adapters
 from lbr_ds.cluster.plan.work import num_steps
 from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.config import ds_config as layouts
@@ -62,10 +62,10 @@ class Duty:
         rows = run.bottleneck.count
         there = (0, prepared) if prepared.is_file() else (rows, None)  # they are in it
         try:
-            shape = find(run.model, *there)
+            shape = find_shape(run.model, *there)
         except ConfigError:
             return None
-        return adapted(shape, run.lora, rows)
+        return with_adapters(shape, run.lora, rows)
 
 
 def examine(duty: Duty) -> str:
@@ -181,7 +181,7 @@ def folder(duty: Duty) -> str:
         return f"{_gib(free)} free in {place}, which is not judged: the backbone is not known"
     each, count = checkpoint_bytes(shape, duty.layout), most_checkpoints(run, duty.stage)
     # What lies frozen is one file in all that a process saves: twice when another goes on.
-    linked = max(0, count - 2) * (shape.total - shape.learnt) * duty.layout.width
+    linked = max(0, count - 2) * (shape.total - shape.trainable) * duty.layout.width
     there = _size(runs.saved(run.run / f"stage{duty.stage}"))
     if free < (need := count * each - linked - there):
         raise EnvironmentProblem(
@@ -198,8 +198,8 @@ def checkpoint_bytes(shape: Shape, layout: Layout) -> int:
     frozen under adapters is kept as it is, beside the merged model.
     """
     state = layout.master_width + 2 * layout.moment_width + layout.width * (layout.stage < 3)
-    frozen = shape.total - shape.learnt
-    return shape.learnt * state + (2 * frozen or shape.total) * layout.width
+    frozen = shape.total - shape.trainable
+    return shape.trainable * state + (2 * frozen or shape.total) * layout.width
 
 
 def most_checkpoints(run: RunConfig, stage: int) -> int:
@@ -237,7 +237,7 @@ def memory(duty: Duty) -> str:
         states = checkpoint_bytes(shape, layout) - whole
         save["a copy for saving in the background"] = states / duty.nodes
     if not torch.cuda.is_available():
-        save["CPU ranks"] = duty.ranks * sum(planned["gpu_gib"]["stays"].values()) * _GIB
+        save["CPU ranks"] = duty.ranks * sum(planned["gpu_gib"]["states"].values()) * _GIB
     parts = max(start, save, key=lambda parts: sum(parts.values()))
     need = sum(parts.values())
     if have < need:

@@ -1,4 +1,4 @@
-"""Nodes, GPUs, and what a GPU can do. gpus.yaml is the table; a file of yours adds to it."""
+"""GPUs and clusters of them. gpus.yaml is the table of GPUs; a file of your own adds to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Gpu(Section):
 
 @dataclass(frozen=True)
 class Cluster:
-    """`nodes` nodes of `per_node` GPUs each, one rank a GPU."""
+    """`nodes` nodes of `per_node` GPUs each, with one rank per GPU."""
 
     nodes: int
     per_node: int
@@ -40,11 +40,11 @@ class Cluster:
 
     @property
     def world(self) -> int:
-        """Ranks."""
+        """Number of ranks."""
         return self.nodes * self.per_node
 
 
-def gpu_of(device: str) -> Gpu | None:
+def gpu_of_device(device: str) -> Gpu | None:
     """Return the table's GPU for a name that a driver reports, such as "NVIDIA H100 80GB HBM3".
 
     None for a device that the table lacks. A PCIe or NVL build is never taken for an SXM one, which
@@ -60,9 +60,14 @@ def gpu_of(device: str) -> Gpu | None:
 
 
 def find_gpu(name: str, network: float | None = None) -> Gpu:
-    """A GPU by its name in the table, or by the path of a YAML file.
+    """Return a GPU by its name in the table, or from a YAML file.
 
-    network: GB/s to other nodes in place of the table's. Raises ConfigError.
+    Args:
+        name: a key of gpus.yaml, or the path of a file with one such mapping.
+        network: GB/s per GPU to other nodes, instead of the table's value.
+
+    Raises:
+        ConfigError: no such GPU, or a file with a wrong key or value.
     """
     table = _table()
     if Path(name).is_file():

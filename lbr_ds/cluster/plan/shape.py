@@ -1,10 +1,10 @@
-"""A backbone's config.json -> its parameters, one by one, without weights.
+"""Read a backbone's parameters from its config.json, one by one, without weights.
 
     shape = shape_of(run)
     shape.total, shape.tensors
 
-Known: decoders built like Llama (llama, mistral, qwen2, qwen3): embeddings, per layer attention and
-a gated MLP with two norms, a last norm, a head that may be tied.
+Supported are decoders built like Llama (llama, mistral, qwen2, qwen3): embeddings, in each layer
+attention and a gated MLP with two norms, a last norm, and a head that may be tied.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.cluster import flops
+from lbr_ds.cluster.flops import Sizes, sizes_of
 from lbr_ds.config import LoraConfig, ModelConfig, RunConfig
 from lbr_ds.errors import ConfigError
 from lbr_ds.system.yaml_json import read_json, read_yaml
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-_ROUND_TO = 64  # a table that gets longer is rounded up so (model/bottleneck.py)
+_ROUND_TO = 64  # the rows of a table that is extended are rounded up to it (model/bottleneck.py)
 _NEEDED = (
     "hidden_size",
     "intermediate_size",
@@ -33,19 +33,18 @@ _NEEDED = (
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a decoder; `vocab` includes the bottleneck's rows. config: what they were read from,
-    brought up to date with them. adapters: shapes of LoRA's matrices, beside which only the
-    `new_rows` of the bottleneck learn; none: all learns."""
+class Shape(Sizes):
+    """The parameters of a decoder. `vocab` includes the rows of the bottleneck tokens.
+
+    Attributes:
+        name: the backbone's, for messages.
+        tied: whether the head is the table of embeddings.
+        config: the config.json that it was read from, changed as the sizes are.
+        adapters: shapes of LoRA's matrices; without any, all weights are trainable.
+        new_rows: with adapters, the rows of the bottleneck, which are trainable beside them.
+    """
 
     name: str
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocab: int
     tied: bool
     qkv_bias: bool
     out_bias: bool
@@ -57,7 +56,7 @@ class Shape:
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """One layer's linear layers by name: (numbers out, numbers in)."""
+        """One layer's linear layers by name: (outputs, inputs)."""
         d, i = self.hidden, self.inner
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         return {
@@ -75,10 +74,10 @@ class Shape:
         """Shapes of one layer's parameters, without adapters."""
         d, i = self.hidden, self.inner
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        found: list[tuple[int, ...]] = [*self.matrices.values()]
-        found += [(q,), (kv,), (kv,)] * self.qkv_bias + [(d,)] * self.out_bias
-        found += [(self.head_size,)] * 2 * self.qk_norm + [(i,), (i,), (d,)] * self.mlp_bias
-        return [*found, (d,), (d,)]
+        shapes: list[tuple[int, ...]] = [*self.matrices.values()]
+        shapes += [(q,), (kv,), (kv,)] * self.qkv_bias + [(d,)] * self.out_bias
+        shapes += [(self.head_size,)] * 2 * self.qk_norm + [(i,), (i,), (d,)] * self.mlp_bias
+        return [*shapes, (d,), (d,)]
 
     @property
     def tensors(self) -> list[tuple[int, ...]]:
@@ -87,8 +86,8 @@ class Shape:
         return [*tables, *self.layer * self.layers, (self.hidden,), *self._added]
 
     @property
-    def learning(self) -> list[tuple[int, ...]]:
-        """Shapes of the parameters that have gradients and an optimizer's states."""
+    def trainable_tensors(self) -> list[tuple[int, ...]]:
+        """Shapes of the parameters that have gradients and optimizer states."""
         return self._added or self.tensors
 
     @property
@@ -98,72 +97,69 @@ class Shape:
 
     @property
     def total(self) -> int:
-        """Numbers in all parameters."""
+        """Number of parameters."""
         return sum(math.prod(t) for t in self.tensors)
 
     @property
-    def learnt(self) -> int:
-        """Numbers in the parameters that learn."""
-        return sum(math.prod(t) for t in self.learning)
+    def trainable(self) -> int:
+        """Number of trainable parameters."""
+        return sum(math.prod(t) for t in self.trainable_tensors)
 
     @property
     def decayed(self) -> int:
-        """Numbers that weight decay applies to; the others are a group of their own."""
-        return self.in_adapters or self.linear
+        """Number of parameters with weight decay; the others are a group of their own."""
+        return self.adapter_parameters or self.body
 
     @property
-    def in_adapters(self) -> int:
-        """Numbers in the adapters' matrices; 0 where all weights learn."""
+    def adapter_parameters(self) -> int:
+        """Number of parameters in the adapters; 0 if all weights are trainable."""
         return sum(math.prod(t) for t in self.adapters)
 
     @property
-    def per_layer(self) -> int:
-        """Numbers in one decoder layer, without adapters."""
+    def layer_parameters(self) -> int:
+        """Number of parameters in one decoder layer, without adapters."""
         return sum(math.prod(t) for t in self.layer)
 
-    @property
-    def sizes(self) -> flops.Shape:
-        """What FLOPs depend on."""
-        names = [f.name for f in dataclasses.fields(flops.Shape)]
-        return flops.Shape(**{name: getattr(self, name) for name in names})
+    def shard(self, world: int, above: int = 0) -> int:
+        """Return the parameters of one rank's shard under ZeRO-3.
 
-    @property
-    def table(self) -> int:
-        """Numbers in the embeddings, or in the head."""
-        return self.sizes.head
+        Every tensor is divided evenly and rounded up.
 
-    @property
-    def linear(self) -> int:
-        """Numbers in the layers' matrices, without head and embeddings."""
-        return self.sizes.body
-
-    def sharded(self, world: int, above: int = 0) -> int:
-        """Numbers of one rank's share under ZeRO-3: every tensor is cut evenly, rounded up.
-
-        above: of tensors with more numbers than that.
+        Args:
+            world: number of ranks.
+            above: count only tensors with more parameters than this.
         """
-        return _cut((t for t in self.tensors if math.prod(t) > above), world)
+        return _divided((t for t in self.tensors if math.prod(t) > above), world)
 
-    def learning_share(self, world: int) -> int:
-        """The same of the parameters that learn."""
-        return _cut(self.learning, world)
+    def trainable_shard(self, world: int) -> int:
+        """Return the trainable parameters of one rank's shard."""
+        return _divided(self.trainable_tensors, world)
 
     def persistent(self, threshold: int) -> int:
-        """Numbers in parameters of at most `threshold`, which ZeRO-3 keeps whole on every rank."""
+        """Return the parameters in tensors up to `threshold`, which ZeRO-3 keeps on every rank."""
         return sum(n for n in map(math.prod, self.tensors) if n <= threshold)
 
 
-def _cut(tensors: Iterable[tuple[int, ...]], world: int) -> int:
+def _divided(tensors: Iterable[tuple[int, ...]], world: int) -> int:
     return sum(-(-math.prod(t) // world) for t in tensors)
 
 
 def shape_of(run: RunConfig, config: Path | None = None) -> Shape:
-    """`find` for a recipe, with its adapters. Raises ConfigError, also for unknown lora.targets."""
-    return adapted(find(run.model, run.bottleneck.count, config), run.lora, run.bottleneck.count)
+    """Return the shape of a recipe's backbone with its bottleneck and its adapters.
+
+    Args:
+        run: the recipe.
+        config: see `find_shape`.
+
+    Raises:
+        ConfigError: the shape cannot be found, or `lora.targets` names no layer of it.
+    """
+    shape = find_shape(run.model, run.bottleneck.count, config)
+    return with_adapters(shape, run.lora, run.bottleneck.count)
 
 
-def adapted(shape: Shape, lora: LoraConfig, new_rows: int) -> Shape:
-    """The same with the adapters that `lora` asks for, if it does."""
+def with_adapters(shape: Shape, lora: LoraConfig, new_rows: int) -> Shape:
+    """Return the shape with the adapters that the recipe's `lora` section asks for, if any."""
     if (rank := lora.rank) is None:
         return shape
     if unknown := [name for name in lora.targets if name not in shape.matrices]:
@@ -176,32 +172,41 @@ def adapted(shape: Shape, lora: LoraConfig, new_rows: int) -> Shape:
     return dataclasses.replace(shape, adapters=tuple(added), new_rows=new_rows)
 
 
-def find(model: ModelConfig, num_bottleneck: int, config: Path | None = None) -> Shape:
-    """The prepared backbone's shape, from its config.json alone; nothing is fetched.
+def find_shape(model: ModelConfig, num_bottleneck: int, config: Path | None = None) -> Shape:
+    """Return the prepared backbone's shape, from its config.json alone; nothing is downloaded.
 
-    Looked for in: `config`, the backbone as a folder, the hub's cache on this disk, and the table
-    of the shipped recipes' backbones. How many rows of a table are spare is not in a config, so the
-    bottleneck's K rows are added to it as if none were (at most 64 + K rows too many).
-    Raises ConfigError when there is no config, or one of another build.
+    The config is taken from the first of: `config`, the backbone if it is a folder, the hub's cache
+    on this disk, and the table of the shipped recipes' backbones. A config does not say how many
+    rows of a table are unused, so the K rows of the bottleneck are added as if none were (at most
+    64 + K rows too many).
+
+    Args:
+        model: the recipe's `model` section.
+        num_bottleneck: K; 0: a folder that has the bottleneck already.
+        config: a config.json, or a folder with one.
+
+    Raises:
+        ConfigError: no config is found, or its architecture is not supported.
     """
     raw = _config(model, config)
-    shape = of_config(raw, model.backbone.split("/")[-1].split("#")[0])
+    shape = shape_of_config(raw, model.backbone.split("/")[-1].split("#")[0])
     layers = model.num_layers or shape.layers
     if layers > shape.layers:
         raise ConfigError(f"model.num_layers={layers}, but the backbone has {shape.layers}")
-    vocab = -(-(shape.vocab + num_bottleneck) // _ROUND_TO) * _ROUND_TO
-    return resized(shape, layers=layers, vocab=vocab if num_bottleneck else shape.vocab)
+    vocab = shape.vocab
+    if num_bottleneck:
+        vocab = -(-(vocab + num_bottleneck) // _ROUND_TO) * _ROUND_TO
+    changed = {**shape.config, "num_hidden_layers": layers, "vocab_size": vocab}
+    changed.pop("layer_types", None)
+    return dataclasses.replace(shape, layers=layers, vocab=vocab, config=changed)
 
 
-def resized(shape: Shape, *, layers: int, vocab: int) -> Shape:
-    """The same with other counts, in `config` too."""
-    config = {**shape.config, "num_hidden_layers": layers, "vocab_size": vocab}
-    config.pop("layer_types", None)
-    return Shape(**{**vars(shape), "layers": layers, "vocab": vocab, "config": config})
+def shape_of_config(raw: dict[str, Any], name: str) -> Shape:
+    """Return the shape that a config.json describes.
 
-
-def of_config(raw: dict[str, Any], name: str) -> Shape:
-    """A config.json's content as a Shape. Raises ConfigError for a build that is not known."""
+    Raises:
+        ConfigError: the architecture is not supported, or a size is missing.
+    """
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ConfigError(
@@ -211,18 +216,10 @@ def of_config(raw: dict[str, Any], name: str) -> Shape:
     for key in _NEEDED:
         if not isinstance(raw.get(key), int):
             raise ConfigError(f"{name}: its config.json has no whole number {key}")
-    heads = raw["num_attention_heads"]
     bias = family in ("llama", "qwen3") and bool(raw.get("attention_bias", False))
     return Shape(
+        **vars(sizes_of(raw)),
         name=name,
-        hidden=raw["hidden_size"],
-        inner=raw["intermediate_size"],
-        layers=raw["num_hidden_layers"],
-        heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_size=raw.get("head_dim")
-        or (128 if family == "qwen3" else raw["hidden_size"] // heads),
-        vocab=raw["vocab_size"],
         tied=bool(raw.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2" or bias,
         out_bias=bias,
@@ -233,12 +230,12 @@ def of_config(raw: dict[str, Any], name: str) -> Shape:
 
 
 def known_backbones() -> dict[str, Any]:
-    """shapes.yaml: the backbones of the shipped recipes."""
+    """Return shapes.yaml: the backbones of the shipped recipes by name."""
     return read_yaml(Path(__file__).with_name("shapes.yaml"), "the table")
 
 
 def _config(model: ModelConfig, given: Path | None) -> dict[str, Any]:
-    """The first config.json that there is."""
+    """Return the first config.json that exists (see `find_shape`)."""
     name = model.backbone
     if given is not None:
         return _read_config(given / "config.json" if given.is_dir() else given)
@@ -256,15 +253,15 @@ def _config(model: ModelConfig, given: Path | None) -> dict[str, Any]:
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """config.json of a hub model that lies on this disk."""
+    """Return the config.json of a hub model that is cached on this disk."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        path = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A plan on a terminal: dicts in, lines of at most 100 columns out."""
+"""Print a plan on a terminal, in lines of at most 100 columns."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _WIDTH = 100
 
 
 def show_plan(result: dict[str, Any], recipe: str) -> None:
-    """Both stages as a table each, then the verdict and what to type."""
+    """Print each stage as a table, the recommended ds_config, and the command for stage 1."""
     console = _console()
     model, cluster = result["model"], result["cluster"]
     gpu = cluster["gpu"]
-    steps = "on" if model["activation_checkpointing"] else "off"
-    learning = ""
-    if model["learning"] < model["parameters"]:
-        learning = f", {model['learning'] / 1e6:.1f}M of them learn"
+    checkpointing = "on" if model["activation_checkpointing"] else "off"
+    trainable = ""
+    if model["trainable"] < model["parameters"]:
+        trainable = f", {model['trainable'] / 1e6:.1f}M trainable"
     console.print(
-        f"{result['recipe']}: {model['parameters'] / 1e9:.2f}B parameters{learning} "
+        f"{result['recipe']}: {model['parameters'] / 1e9:.2f}B parameters{trainable} "
         f"({model['layers']} layers of {model['hidden']}), {cluster['nodes']} x "
-        f"{cluster['gpus_per_node']} {gpu['name']}, activation checkpointing {steps}",
+        f"{cluster['gpus_per_node']} {gpu['name']}, activation checkpointing {checkpointing}",
         highlight=False,
     )
     for number in (1, 2):
@@ -40,7 +40,7 @@ def show_plan(result: dict[str, Any], recipe: str) -> None:
 
 
 def _stage(console: Console, result: dict[str, Any], number: int) -> None:
-    """One stage: a line of what a step is, and a row for each layout."""
+    """Print one stage: a line about its step, and a row for each layout."""
     work = result["layouts"][0]["stages"][number - 1]["work"]
     console.print(
         f"\nstage {number}: a rank's step is {work['sequences']} sequences of {work['length']} "
@@ -78,22 +78,22 @@ def _stage(console: Console, result: dict[str, Any], number: int) -> None:
     for row in result["layouts"]:
         stage, line = row["stages"][number - 1], ""
         if stage["host_gib_per_node"]:
-            line = f"keeps {stage['host_gib_per_node']:.0f} GiB a node on the host"
+            line = f"{stage['host_gib_per_node']:.0f} GiB per node on the host"
         if stage["reason"]:
-            line = f"is out: {stage['reason']}"
+            line = str(stage["reason"])
         if line:
-            console.print(f"  {row['ds_config']} {line}", style="dim", highlight=False)
+            console.print(f"  {row['ds_config']}: {line}", style="dim", highlight=False)
 
 
 def _cells(stage: dict[str, Any]) -> list[str]:
     memory, traffic = stage["gpu_gib"], stage["traffic_gib"]
     with_and_without = (memory["peak_with_checkpointing"], memory["peak_without_checkpointing"])
     other = next((p for p in with_and_without if p != memory["peak"]), memory["peak"])
-    stays = memory["stays"]
+    states = memory["states"]
     kept = ("parameters", "gradients", "optimizer")
     return [
-        *(f"{stays.get(part, 0):.1f}" for part in kept),
-        f"{memory['peak'] - sum(stays.get(part, 0) for part in kept):.1f}",
+        *(f"{states.get(part, 0):.1f}" for part in kept),
+        f"{memory['peak'] - sum(states.get(part, 0) for part in kept):.1f}",
         f"{memory['peak']:.1f}",
         f"{other:.0f}",
         f"{traffic['links']:.0f}",
@@ -106,21 +106,21 @@ def _cells(stage: dict[str, Any]) -> list[str]:
 
 
 def _notes(result: dict[str, Any]) -> str:
-    """What the columns are and what was taken for granted."""
+    """Return what the columns are, and the assumptions."""
     gpu, assumed = result["cluster"]["gpu"], result["assumed"]
     peak = f"{assumed['reserve_gib']:.0f} GiB for CUDA and NCCL"
     return (
-        "\nparams to peak: GiB on a GPU; step: bucket, gathered parameters, activations, loss,\n"
+        "\nparams to peak: GiB per GPU; step: bucket, gathered parameters, activations, loss,\n"
         f"{peak}; the column after it: the peak with checkpointing the other way.\n"
-        "links, net: GiB a GPU and step, inside the node and between nodes. tok/s: a GPU.\n"
+        "links, net: GiB per GPU and step, in the node and between nodes. tok/s: per GPU.\n"
         f"Assumed: texts as long as the recipe allows, matmuls at {gpu['matmul']:.0%} of "
         f"{gpu['tflops']:g} TFLOP/s,\n{assumed['bandwidth']:.0%} of {gpu['link']:g} GB/s links and "
-        f"of {gpu['network']:g} GB/s network a GPU. MFU: strict causal count."
+        f"of {gpu['network']:g} GB/s network per GPU. MFU: strict causal count."
     )
 
 
 def _verdict(result: dict[str, Any]) -> str:
-    """One line: the layout to take, or that none fits and the nearest cure."""
+    """Return one line: the layout to take, or that none fits and what to change."""
     gpu = result["cluster"]["gpu"]
     if result["best"] is None:
         least = min(
@@ -134,7 +134,7 @@ def _verdict(result: dict[str, Any]) -> str:
     row = next(r for r in result["layouts"] if r["ds_config"] == result["best"])
     peak = max(_peak(s) for s in row["stages"])
     days = [s["days"] for s in row["stages"]]
-    time = "" if None in days else f", {_time(sum(days))} in all"
+    time = "" if None in days else f", {_time(sum(days))} in total"
     own = result["recipe_layout"]
     differs = "" if own == row["ds_config"] else f" (the recipe says {own})"
     return (
@@ -155,7 +155,7 @@ def _time(days: float) -> str:
 
 
 def _command(result: dict[str, Any], recipe: str) -> str:
-    """The line that starts stage 1 so."""
+    """Return the command line that starts stage 1 with the recommended layout."""
     cluster = result["cluster"]
     per_node = cluster["gpus_per_node"]
     changed = ""
@@ -168,7 +168,7 @@ def _command(result: dict[str, Any], recipe: str) -> str:
 
 
 def write(result: dict[str, Any], out: Path | None) -> None:
-    """The result as JSON, where it was asked for."""
+    """Write the plan as JSON if `out` is given."""
     if out is not None:
         write_json(out, result)
         print(f"written to {out}")
@@ -179,7 +179,7 @@ def _right(name: str) -> Column:
 
 
 def _console() -> Console:
-    """A terminal's own width up to 100 columns; 100 where there is none (a pipe, a job's log)."""
+    """Use the terminal's width up to 100 columns; 100 without a terminal (a pipe, a job's log)."""
     console = Console()
-    asked = "COLUMNS" in os.environ or console.is_terminal
-    return Console(width=min(_WIDTH, console.width)) if asked else Console(width=_WIDTH)
+    known = "COLUMNS" in os.environ or console.is_terminal
+    return Console(width=min(_WIDTH, console.width) if known else _WIDTH)

@@ -1,14 +1,14 @@
-"""What one step sends through the model, on one rank, when every text is as long as it may be.
+"""What one rank computes in one step, if every text is as long as the recipe allows.
 
-Shorter texts take proportionally less time and no more memory: a micro-batch holds a number of
-tokens, and the rehearsal step before training fills one to the brim.
+Shorter texts take proportionally less time and no more memory: a micro-batch holds a fixed number
+of tokens, and the rehearsal step before training fills one completely.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbr_ds.cluster import flops
+from lbr_ds.cluster.flops import bottleneck_pairs, causal_pairs, flops
 from lbr_ds.cluster.plan.shape import Shape
 from lbr_ds.config import OBJECTIVES, STAGES, RunConfig
 from lbr_ds.errors import ConfigError
@@ -16,13 +16,20 @@ from lbr_ds.errors import ConfigError
 
 @dataclass(frozen=True)
 class Work:
-    """A rank's share of one step of a stage.
+    """One rank's share of a step.
 
-    sequences of `length` tokens, `supervised` of them with a loss; `copies` rows that attention
-    sees twice (the bottleneck's); `pairs` query-key pairs; all four a sequence. packed: sequences
-    in a full micro-batch. micro_batches: how many the share makes. cached: gradient caching, so
-    each micro-batch is encoded once more without a graph. queries and candidates: vectors of this
-    rank that InfoNCE compares; 0 in stage 1.
+    Attributes:
+        stage: 1 or 2.
+        sequences: number of sequences, each of `length` tokens.
+        length: tokens of a sequence.
+        supervised: tokens of a sequence with a loss.
+        copies: rows of a sequence that attention sees twice (those of the bottleneck).
+        pairs: query-key pairs of a sequence.
+        packed: sequences in a full micro-batch.
+        micro_batches: number of micro-batches.
+        cached: whether gradients are cached, so that each micro-batch is encoded once more.
+        queries: vectors of this rank's queries that InfoNCE compares; 0 in stage 1.
+        candidates: vectors of this rank's passages; 0 in stage 1.
     """
 
     stage: int
@@ -48,33 +55,37 @@ class Work:
         return self.packed * self.length
 
     @property
-    def passes(self) -> int:
-        """Times that the layers are gathered for a forward, over the whole step."""
+    def forwards(self) -> int:
+        """Forwards of a step, each of which gathers all layers."""
         return self.micro_batches * (2 if self.cached else 1)
 
-    def useful(self, shape: Shape) -> int:
-        """Operations of the share, strictly counted (cluster/flops.py)."""
-        return flops.flops(
-            shape.sizes,
+    def useful_flops(self, shape: Shape) -> int:
+        """Return the FLOPs of the share by the strict count of cluster/flops.py."""
+        return flops(
+            shape,
             tokens=self.tokens,
             pairs=round(self.sequences * self.pairs),
             scored=self.sequences * self.supervised,
-            adapters=shape.in_adapters,
+            adapters=shape.adapter_parameters,
         )
 
-    def again(self, shape: Shape) -> int:
-        """Operations of one more forward through the layers, without the head."""
-        return flops.flops(
-            shape.sizes,
+    def recompute_flops(self, shape: Shape) -> int:
+        """Return the FLOPs of one more forward through the layers, without the head."""
+        return flops(
+            shape,
             tokens=self.tokens,
             pairs=round(self.sequences * self.pairs),
             passes=1,
-            adapters=shape.in_adapters,
+            adapters=shape.adapter_parameters,
         )
 
 
 def work_of(run: RunConfig, stage: int, world: int) -> Work:
-    """The share of each of `world` ranks. Raises ConfigError when a step cannot be shared so."""
+    """Return the share of each of `world` ranks.
+
+    Raises:
+        ConfigError: the samples of a step cannot be divided among the ranks.
+    """
     part = run.stage(stage)
     if part.samples_per_step % world:
         raise ConfigError(
@@ -82,14 +93,15 @@ def work_of(run: RunConfig, stage: int, world: int) -> Work:
             f"{world} ranks; take other --nodes and --gpus, or "
             f"stage{stage}.samples_per_step={-(-part.samples_per_step // world) * world}"
         )
-    samples, context = part.samples_per_step // world, run.model.max_length
+    samples = part.samples_per_step // world
     if stage == 1:
-        length, target, copies, pairs = _generative(run)
+        length, target, copies, pairs = _generative_sequence(run)
         sequences, queries, candidates = samples, 0, 0
     else:
-        target, copies, pairs = 0, 0, float(flops.causal_pairs(context))
+        length, target, copies = run.model.max_length, 0, 0
+        pairs = float(causal_pairs(length))
         queries, candidates = samples, samples * (1 + run.stage2.num_negatives)
-        sequences, length = queries + candidates, context
+        sequences = queries + candidates
     packed = max(1, part.micro_batch_tokens // length)
     count = -(-sequences // packed)
     return Work(
@@ -107,7 +119,7 @@ def work_of(run: RunConfig, stage: int, world: int) -> Work:
     )
 
 
-def _generative(run: RunConfig) -> tuple[int, int, int, float]:
+def _generative_sequence(run: RunConfig) -> tuple[int, int, int, float]:
     """Return (length, supervised, copies, pairs) of a stage-1 sequence: means over the mixture."""
     rows = run.bottleneck.count
     total = sum(run.stage1.objective.values())
@@ -115,30 +127,33 @@ def _generative(run: RunConfig) -> tuple[int, int, int, float]:
     target = run.stage1.max_target_length
     copies = 0
     for name, weight in run.stage1.objective.items():
-        kind = OBJECTIVES[name]
-        context, target = kind.longest(
+        objective = OBJECTIVES[name]
+        context, target = objective.longest(
             max_length=run.model.max_length,
             max_target_length=run.stage1.max_target_length,
             num_bottleneck=rows,
         )
         length += weight / total * (context + target)
-        if kind.cut:
+        if objective.cut:
             copies = rows
-            pairs += weight / total * flops.bottleneck_pairs(context - rows, rows, target)
+            pairs += weight / total * bottleneck_pairs(context - rows, rows, target)
         else:
-            pairs += weight / total * flops.causal_pairs(context + target)
+            pairs += weight / total * causal_pairs(context + target)
     return round(length), target, copies, pairs
 
 
-def num_steps(run: RunConfig, stage: int, prepared: int | None) -> int | None:
-    """Optimizer steps of the stage; None when the recipe tells neither steps nor record counts.
+def num_steps(run: RunConfig, stage: int, records: int | None) -> int | None:
+    """Return the optimizer steps of a stage; None if they depend on data that is not prepared.
 
-    prepared: records of the stage's split where the data stands already.
+    Args:
+        run: the recipe.
+        stage: 1 or 2.
+        records: records of the stage's split, if the data is prepared.
     """
     part = run.stage(stage)
     if part.num_steps is not None:
         return part.num_steps
-    if prepared is None and not run.data.splits.are_shares:
-        asked = getattr(run.data.splits, STAGES[stage].split)
-        prepared = int(asked) or None  # protocol knowledge gives gl no size
-    return None if prepared is None else part.steps(prepared)
+    if records is None and not run.data.splits.are_shares:
+        # The protocol `knowledge` gives the split gl no size.
+        records = int(getattr(run.data.splits, STAGES[stage].split)) or None
+    return None if records is None else part.steps(records)

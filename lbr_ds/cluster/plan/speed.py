@@ -1,0 +1,124 @@
+"""Predict the bytes that a rank receives in a step and how long the step takes.
+
+The assumptions are in ASSUMED. A gather of S bytes over N ranks on n nodes of g GPUs: a rank gets
+S (N-1)/N over its links; a node gets S (n-1)/n once from the other nodes, through its g network
+ports together. A reduce-scatter costs the same in the other direction, an all-reduce both. ZeRO-3
+gathers the layers for each forward and each backward and reduces the gradients of each micro-batch
+(DeepSpeed accumulates shards, not whole gradients). ZeRO++'s second copy is made by the first
+forward of a step and dropped by its update, so all further gathers stay among the ranks that share
+it (stage3.py, _post_step). ZeRO-2 reduces each micro-batch and ZeRO-1 once a step, by all-reduce;
+both gather the new parameters once a step. Gathers that `Layout.reuse` saves are not subtracted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lbr_ds.cluster.plan.gpus import Cluster
+from lbr_ds.cluster.plan.memory import layer_activations
+from lbr_ds.cluster.plan.shape import Shape
+from lbr_ds.cluster.plan.work import Work
+from lbr_ds.config.ds_config import Layout
+
+ASSUMED = {
+    "bandwidth": 0.75,  # share of links and network that collectives reach
+    "hbm": 0.8,  # share of memory bandwidth that element-wise kernels reach
+    "moves": 6,  # times that a saved activation goes through memory in forward and backward
+    "hidden_cost": 0.15,  # share of the traffic behind computation that slows it down all the same
+    "host_adam": 30e9,  # bytes/s per rank of the optimizer on the host
+}
+# Bytes that mixed-precision Adam reads and writes per parameter: 2 + 4 + 3 x 4, most of them twice.
+_ADAM_BYTES = 28
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one rank receives or sends in a step: in its node, between nodes, to the host."""
+
+    links: float
+    network: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.links + self.network + self.host
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step and their parts. exposed: waiting for traffic."""
+
+    seconds: float
+    compute: float
+    exposed: float
+    optimizer: float
+
+
+def traffic_of(shape: Shape, layout: Layout, work: Work, cluster: Cluster) -> Traffic:
+    """Return the traffic of one rank in one step."""
+    size, trainable = shape.total * layout.width, shape.trainable * layout.width
+    group = layout.group(cluster.world)
+    gathered = near = 0.0  # among all ranks, and among those that share a second copy
+    if layout.stage == 3:
+        # Quantized to 8 bits, forward and backward (partition_parameters.py).
+        once = size / layout.width if layout.quantized_weights else size
+        gathered = (work.forwards + work.micro_batches) * once
+        if 1 < group <= cluster.per_node:
+            gathered, near = once, gathered - once
+        # Quantized to 4 bits, and only between nodes (stage3.py, __avg_scatter_grads).
+        quarter = layout.quantized_gradients and cluster.nodes > 1
+        reduced = work.micro_batches * trainable * (0.5 / layout.width if quarter else 1)
+    elif layout.stage == 2:
+        gathered, reduced = trainable, 2.0 * work.micro_batches * trainable
+    else:
+        gathered, reduced = trainable, 2.0 * trainable
+    vectors = 2.0 * work.candidates * cluster.world * shape.hidden * 4
+    everywhere = gathered + reduced + vectors
+    links = everywhere * (1 - 1 / cluster.world) + near * (1 - 1 / group)
+    network = everywhere * (1 - 1 / cluster.nodes) / cluster.per_node
+    return Traffic(links, network, _to_host(shape, layout, work, cluster.world))
+
+
+def _to_host(shape: Shape, layout: Layout, work: Work, world: int) -> float:
+    """Return the bytes between a GPU and its host."""
+    trainable, size = shape.trainable_shard(world), 0.0
+    if layout.offload_parameters:
+        size += (work.forwards + work.micro_batches) * shape.shard(world) * layout.width
+    if layout.offload_optimizer:
+        # Each further micro-batch fetches the accumulated gradients, adds, and stores them again.
+        size += (2 * work.micro_batches - 1) * trainable * layout.gradient_width
+        size += trainable * layout.width
+    return size
+
+
+def step_time(
+    shape: Shape, layout: Layout, work: Work, cluster: Cluster, checkpointing: bool
+) -> StepTime:
+    """Return the time of a step: the longer of computation and traffic, then the optimizer."""
+    gpu = cluster.gpu
+    compute = _compute(shape, work, cluster, checkpointing, layout.width)
+    traffic = traffic_of(shape, layout, work, cluster)
+    reached = 1e9 * ASSUMED["bandwidth"]
+    wire = max(
+        traffic.links / (gpu.link * reached),
+        traffic.network / (gpu.network * reached),
+        traffic.host / (gpu.host_link * reached),
+    )
+    exposed = wire if not layout.overlap else max(0.0, wire - compute)
+    exposed += ASSUMED["hidden_cost"] * (wire - exposed)
+    rate = ASSUMED["host_adam"] if layout.offload_optimizer else gpu.hbm * 1e9 * ASSUMED["hbm"]
+    optimizer = shape.trainable_shard(cluster.world) * _ADAM_BYTES / rate
+    return StepTime(compute + exposed + optimizer, compute, exposed, optimizer)
+
+
+def _compute(shape: Shape, work: Work, cluster: Cluster, checkpointing: bool, width: int) -> float:
+    """Return the seconds of arithmetic and of element-wise memory traffic, with recomputation."""
+    gpu = cluster.gpu
+    # Checkpointing and gradient caching each add a forward of the layers.
+    recomputed = int(checkpointing) + int(work.cached)
+    arithmetic = work.useful_flops(shape) + recomputed * work.recompute_flops(shape)
+    saved = shape.layers * layer_activations(shape, work, width, width) / work.micro_tokens
+    moved = saved * work.tokens * ASSUMED["moves"] * (1 + recomputed / 3)
+    peak = gpu.tflops * 1e12 * gpu.matmul
+    return arithmetic / peak + moved / (gpu.hbm * 1e9 * ASSUMED["hbm"])
