@@ -197,7 +197,7 @@ def _newest_unchanged(found: list[Path]) -> Path:
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedModel:
     """What a user's MODEL stands for.
 
     Attributes:
@@ -211,7 +211,7 @@ class Found:
     packed: bool = False
 
 
-def find_model(model: str) -> Found:
+def resolve_model(model: str) -> ResolvedModel:
     """What `model` stands for: a folder, a run, a stage, a checkpoint, or a name.
 
     A folder with `modules.json`, and a plain Hugging Face folder, is for sentence-transformers; a
@@ -223,14 +223,14 @@ def find_model(model: str) -> Found:
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise ConfigError(f"{model}: no such folder; give a folder, a run, or a model's name")
-        return Found(None)
+        return ResolvedModel(None)
     ours = (folder / "lbr.json").is_file()
     if (folder / "modules.json").is_file():
-        return Found(_unchanged(folder, folder) if ours else folder, ours)
+        return ResolvedModel(_unchanged(folder, folder) if ours else folder, ours)
     if not ours and (folder / "config.json").is_file():
-        return Found(folder)
+        return ResolvedModel(folder)
     if ours or any(_holds(folder)):
-        return Found(model_folder(folder), ours=True, packed=True)
+        return ResolvedModel(model_folder(folder), ours=True, packed=True)
     raise ConfigError(
         f"{model}: holds no model (no modules.json, lbr.json or config.json, no checkpoint); "
         "give a run, a checkpoint or an exported folder"

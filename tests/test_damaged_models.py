@@ -12,10 +12,10 @@ import pytest
 
 from lbr_ds import runs
 from lbr_ds.config import BottleneckConfig, ModelConfig
+from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError
 from lbr_ds.evaluate import load_model
 from lbr_ds.export import export
-from lbr_ds.mining.encoders import find_encoder
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.system.locate import file_sha256
 from tests.tiny import backbone
@@ -53,7 +53,7 @@ def flip(path: Path, count: int = 60) -> None:
 
 READERS = [
     lambda place: load_model(str(place)),
-    lambda place: find_encoder(str(place)),
+    lambda place: Encoder(str(place)),
     lambda place: export(place, place.with_name("out")),
 ]
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_with_flipped_bytes_is_never_used(
         ):
             read(place)
     for place in (run, run / "stage2"):
-        assert runs.find_model(str(place)).folder == older / "model"
+        assert runs.resolve_model(str(place)).folder == older / "model"
     assert f"{newer} is damaged and skipped: model/model.safetensors" in caplog.text
     flip(older / "model" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"all 2 checkpoints are damaged \(step-000005"):
@@ -102,7 +102,7 @@ def test_what_is_read_is_verified_once(run: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_export_is_verified_too(backbone_made: Path, tmp_path: Path) -> None:
     export(backbone_made, tmp_path / "out")
     (tmp_path / "out" / "README.md").write_text("mine")  # its user's to edit
-    assert runs.find_model(str(tmp_path / "out")).ours
+    assert runs.resolve_model(str(tmp_path / "out")).ours
     flip(tmp_path / "out" / "model.safetensors")
     for read in READERS[:2]:
         with pytest.raises(
@@ -110,7 +110,7 @@ def test_an_export_is_verified_too(backbone_made: Path, tmp_path: Path) -> None:
         ):
             read(tmp_path / "out")
     (tmp_path / "out" / runs.MANIFEST).unlink()  # a folder of before, or one changed on purpose
-    assert runs.find_model(str(tmp_path / "out")).ours
+    assert runs.resolve_model(str(tmp_path / "out")).ours
 
 
 def test_a_damaged_backbone_is_prepared_again(

@@ -25,12 +25,12 @@ from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.corpora.prepare import prepare
+from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.evaluate import held_out_tasks, load_model, official_tasks
-from lbr_ds.evaluate.run import recorded
+from lbr_ds.evaluate.scoring import recorded
 from lbr_ds.export import export
 from lbr_ds.instructions import Instructed, Instructions, Used, bare, instruction_of
-from lbr_ds.mining.encoders import find_encoder
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.encoder import PackedEncoder
 from lbr_ds.records import Record
@@ -383,12 +383,12 @@ def test_one_vector_everywhere(name: str, request: pytest.FixtureRequest, tmp_pa
             "mteb, our encoder": by_mteb(own, texts, side),
             "mteb, export": by_mteb(exported, texts, side),
             "mteb, plain": by_mteb(SentenceTransformerEncoderWrapper(stock), texts, side),
-            "mining": find_encoder(str(model)).encode(
+            "mining": Encoder(str(model)).encode(
                 [r.asked() if side == "query" else r.told(r.positives[0]) for r in found],
-                "query" if side == "query" else "passage",
+                side,
             ),
         }
-        for encoder in (own, exported):
+        for place, encoder in (("run", own), ("export", exported)):
             with recorded(encoder, task) as seen:
                 mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False)
             known = {
@@ -397,7 +397,7 @@ def test_one_vector_everywhere(name: str, request: pytest.FixtureRequest, tmp_pa
                     task.judged.queries if side == "query" else task.judged.documents
                 ).items()
             }
-            got[f"eval, {type(encoder).__name__}"] = np.stack([known[t] for t in texts])
+            got[f"eval, {place}"] = np.stack([known[t] for t in texts])
         apart = {part: float(np.abs(vectors - wanted).max()) for part, vectors in got.items()}
         assert max(apart.values()) <= 1e-5, apart
         assert np.abs(stock.encode(texts) - wanted).max() > 1e-3
@@ -438,7 +438,7 @@ def test_several_instructions_are_listed_and_none_is_the_default(
         assert np.abs(by_mteb(free, texts, "query") - model.encode(texts)).max() <= 1e-5
         caplog.clear()
         with caplog.at_level(logging.WARNING, "lbr_ds"):
-            free.say_what_is_unsettled()
+            free.warn_of_several_instructions()
         assert "2 instructions for the query side" in caplog.text
         with pytest.raises(ConfigError, match=r"three: .*; choose one of: one, two"):
             load_model(str(folder), instructions_of="three")

@@ -22,6 +22,7 @@ ORDER = [
     "corpora",
     "batching",
     "model",
+    "encoder",
     "distributed",
     "objectives",
     "evaluate",
@@ -40,6 +41,7 @@ ORDER = [
 TORCH = {
     "batching",
     "model",
+    "encoder",
     "distributed",
     "objectives",
     "evaluate",

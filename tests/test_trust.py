@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import load_file
 
 from lbr_ds.config import BottleneckConfig, ModelConfig, load
+from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError, LbrError
 from lbr_ds.evaluate.models import _runs_own_code, load_model
-from lbr_ds.mining.encoders import find_encoder
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.system import environment
 from tests.ranks import run_cli
@@ -100,7 +100,7 @@ def as_scored(folder: Path) -> None:
 
 
 def as_miner(folder: Path) -> None:
-    find_encoder(str(folder)).encode(["a"], "query")
+    Encoder(str(folder)).encode(["a"], "query")
 
 
 @pytest.mark.parametrize("use", [as_backbone, as_scored, as_miner])

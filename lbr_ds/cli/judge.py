@@ -136,15 +136,17 @@ def evaluate(
             data=data,
             tasks=judged.split_names(tasks),
             output=output,
-            max_queries=max_queries,
-            examples=examples,
-            trust_remote_code=trust_remote_code,
-            allow_overlap=allow_overlap,
-            generation=generation,
-            states=states,
+            options=judged.EvalOptions(
+                max_queries=max_queries,
+                examples=examples,
+                trust_remote_code=trust_remote_code,
+                allow_overlap=allow_overlap,
+                generation=generation,
+                states=states,
+                instructed=instructed,
+                instructions_of=instructions_of,
+            ),
             world=world,
-            instructed=instructed,
-            instructions_of=instructions_of,
         )
     if world.first:
         show_scores(result)
@@ -163,7 +165,7 @@ def _report_files(folder: Path, output: Path, result: dict[str, Any]) -> None:
 def _default_output(model: str) -> Path:
     from lbr_ds import runs
 
-    found = runs.find_model(model)
+    found = runs.resolve_model(model)
     run = runs.run_of(Path(model)) if found.ours else None
     if run is None or found.folder is None:
         return Path(Path(model).name + ".json")

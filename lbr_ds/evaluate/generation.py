@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from lbr_ds.batching import Sequence
 from lbr_ds.corpora.curate.segmentation import tokens
 from lbr_ds.errors import ConfigError
-from lbr_ds.evaluate.overlaps import bleu_4, chrf, mean, rouge_l
 from lbr_ds.evaluate.tasks import Judgements
+from lbr_ds.evaluate.text_metrics import bleu_4, chrf, mean, rouge_l
 from lbr_ds.instructions import bare
 
 if TYPE_CHECKING:

@@ -1,11 +1,10 @@
-"""MODEL (a folder, a run, a checkpoint, a name) -> an encoder that mteb can use."""
+"""Load a model (a folder, a run, a checkpoint, a name) as one that mteb can evaluate."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 import re
-from pathlib import Path
 from typing import Any, cast
 
 import mteb
@@ -14,76 +13,37 @@ from datasets import Dataset
 from mteb.models import ModelMeta, MTEBModels, SentenceTransformerEncoderWrapper
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
+from mteb.types import PromptType
 from torch.utils.data import DataLoader
 
-from lbr_ds import runs
 from lbr_ds.distributed import ALONE, World, shared
+from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError, LbrError
 from lbr_ds.evaluate.baselines import BM25, check_ranks, resolve
 from lbr_ds.evaluate.bm25 import Bm25
-from lbr_ds.instructions import SIDES, Instructed, Instructions
-from lbr_ds.model.bottleneck import CARD
+from lbr_ds.instructions import SIDES, Instructed, Side
 from lbr_ds.model.complete import complete
-from lbr_ds.model.sentences import Exported
-from lbr_ds.model.stock import cannot_load, load_sentences
+from lbr_ds.model.stock import cannot_load
 from lbr_ds.model.trust import no_pickles
 
 log = logging.getLogger(__name__)
 
 
-class Trained:
-    """What the two forms of a model of ours share: the instructions that it was trained with.
+class OwnModel(AbsEncoder):
+    """An lbr-ds model behind mteb's interface; each rank of `world` encodes its share of a call.
 
-    Their `encode` takes `instructed`: the texts to encode in place of the inputs', each after its
-    own instruction. Left out, as on official tasks, a text gets the model's instruction for its
-    prompt type by mteb's rule (`model_prompts`, as sentence-transformers' `prompts`).
+    Held-out tasks pass the texts after their own instructions (`instructed`). On official tasks a
+    text gets the model's instruction for its prompt type by mteb's rule (`model_prompts`, as
+    sentence-transformers' `prompts`).
     """
 
-    name: str
-    instructions: Instructions
-    model_prompts: dict[str, str] | None
-
-    def learn_instructions(self, folder: Path, source: str) -> None:
-        """Read those of the model folder. Raises DataError for a `source` that has none."""
-        self.name, self.instructions = str(folder), Instructions.load(folder)
-        if source:
-            self.instructions = self.instructions.of_source(source, self.name)
-        self.model_prompts = {side: self.instructions.only(side) or "" for side in SIDES}
-
-    def say_what_is_unsettled(self) -> None:
-        """One line when official tasks are asked without an instruction since there are several."""
-        for side in self.instructions.unsettled():
-            log.warning(
-                "%s was trained with %d instructions for the %s side, so official tasks are scored "
-                "without one; choose those of a source with --instructions-of",
-                self.name,
-                len(self.instructions.distinct(side)),
-                side,
-            )
-
-
-class PackedModel(AbsEncoder, Trained):
-    """A checkpoint's `model/` folder behind mteb's interface: the trainer's own forward code.
-
-    With several ranks in `world` each encodes its share of every call.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        batch_tokens: int | None = None,
-        world: World = ALONE,
-        trust_remote_code: bool = False,
-        instructions_of: str = "",
-    ) -> None:
-        from lbr_ds.model.encoder import PackedEncoder
-
-        self.model = PackedEncoder(folder, trust_remote_code=trust_remote_code)
-        self.learn_instructions(folder, instructions_of)
-        self.batch_tokens, self.world = batch_tokens, world
+    def __init__(self, encoder: Encoder, world: World = ALONE) -> None:
+        assert encoder.folder is not None
+        self.encoder, self.world = encoder, world
+        self.model_prompts = {side: encoder.instructions.only(side) or "" for side in SIDES}
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
-                "name": f"lbr-ds/{folder.resolve().name}",
+                "name": f"lbr-ds/{encoder.folder.resolve().name}",
                 "similarity_fn_name": ScoringFunction.COSINE,
             }
         )
@@ -91,17 +51,34 @@ class PackedModel(AbsEncoder, Trained):
     def encode(
         self, inputs: Any, *, instructed: list[str] | None = None, **kwargs: Any
     ) -> np.ndarray:
-        """Batches of {"text": [...]} -> (N, D) float32, unit length."""
+        """Encode batches of {"text": [...]} as mteb asks; returns (N, D) float32, normalised.
+
+        instructed: the texts to encode in place of those of the batches.
+        """
+        prompt_type = kwargs.get("prompt_type")
         if instructed is None:
-            name = self.get_prompt_name(kwargs["task_metadata"], kwargs.get("prompt_type"))
-            prompt = (self.model_prompts or {}).get(name or "", "")
+            name = self.get_prompt_name(kwargs["task_metadata"], prompt_type)
+            prompt = self.model_prompts.get(name or "", "")
             instructed = [Instructed(prompt, t) for batch in inputs for t in batch["text"]]
+        side: Side = "query" if prompt_type == PromptType.query else "document"
         progress = bool(kwargs.get("show_progress_bar", False))
 
         def encode(part: list[str]) -> np.ndarray:
-            return self.model.encode(part, batch_tokens=self.batch_tokens, progress=progress)
+            return self.encoder.encode(part, side, progress=progress)
 
         return shared(self.world, instructed, encode)
+
+    def warn_of_several_instructions(self) -> None:
+        """Log that official tasks are scored without an instruction where there are several."""
+        instructions = self.encoder.instructions
+        for side in instructions.unsettled():
+            log.warning(
+                "%s was trained with %d instructions for the %s side, so official tasks are scored "
+                "without one; choose those of a source with --instructions-of",
+                self.encoder.folder,
+                len(instructions.distinct(side)),
+                side,
+            )
 
 
 class SharedSentences(SentenceTransformerEncoderWrapper):
@@ -112,7 +89,7 @@ class SharedSentences(SentenceTransformerEncoderWrapper):
         self.world = world
 
     def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
-        """Batches of {"text": [...]} -> (N, D) float32."""
+        """Encode batches of {"text": [...]}; returns (N, D) float32."""
         texts = [text for batch in inputs for text in batch["text"]]
         alone = super().encode
 
@@ -123,84 +100,58 @@ class SharedSentences(SentenceTransformerEncoderWrapper):
         return shared(self.world, texts, encode)
 
 
-class ExportedModel(SharedSentences, Trained):
-    """An exported folder of ours by way of sentence-transformers."""
-
-    def __init__(self, model: Any, folder: Path, world: World, instructions_of: str = "") -> None:
-        super().__init__(model, world)
-        self.learn_instructions(folder, instructions_of)
-        self.exported = Exported(folder, model)
-
-    def encode(
-        self, inputs: Any, *, instructed: list[str] | None = None, **kwargs: Any
-    ) -> np.ndarray:
-        """Batches of {"text": [...]} -> (N, D) float32."""
-        if instructed is None:
-            return super().encode(inputs, **kwargs)
-        options = {k: kwargs[k] for k in ("batch_size", "show_progress_bar") if k in kwargs}
-
-        def encode(part: list[str]) -> np.ndarray:
-            return self.exported.encode(part, **options)
-
-        return shared(self.world, instructed, encode)
-
-
-OWN = (PackedModel, ExportedModel)
-
-
 def load_model(
     model: str,
     *,
     batch_tokens: int | None = None,
+    batch_size: int = 64,
     trust_remote_code: bool = False,
     instructions_of: str = "",
     world: World = ALONE,
 ) -> MTEBModels:
-    """The encoder that `model` stands for.
+    """Load the model that `model` names as one that mteb can evaluate.
 
-    - a folder with `modules.json`, or a plain Hugging Face folder: sentence-transformers;
-    - a run, one of its stages, or a checkpoint: its newest model (see `runs`), our own encoder;
-    - `bm25`, or another short name of `baselines.py`;
-    - anything else: a name of mteb's registry, or one that sentence-transformers can fetch.
-    instructions_of: the source whose instructions a model of ours uses on official tasks; without
-    it they get none where its sources have different ones. The ranks of `world` share the work of
-    the first two. Raises ConfigError for the others then, for a folder that holds no model and for
-    a model that would run code of its own without `trust_remote_code`; CheckpointError for a
-    damaged or incomplete one; EnvironmentProblem when it cannot be loaded.
+    A folder, a run or a checkpoint is loaded by `Encoder`. So is a name, unless it is a short name
+    of `baselines.py` or one of mteb's registry, which mteb's own loader then loads.
+
+    Args:
+        model: A folder, a run, a stage, a checkpoint, or a name.
+        batch_tokens: As for `Encoder`.
+        batch_size: As for `Encoder`.
+        trust_remote_code: As for `Encoder`.
+        instructions_of: As for `Encoder`; it matters on official tasks.
+        world: Its ranks share the encoding; only for folders.
+
+    Raises:
+        ConfigError: As `Encoder`, and for a name with several ranks.
+        CheckpointError: As `Encoder`.
+        EnvironmentProblem: As `Encoder`.
     """
     check_ranks(model, world.size)
-    found = runs.find_model(model)
-    if found.folder is None:
+    encoder = Encoder(
+        model,
+        batch_tokens=batch_tokens,
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+        instructions_of=instructions_of,
+    )
+    if encoder.folder is None:
         return _by_name(resolve(model), trust_remote_code)
-    if found.packed:
-        encoder = PackedModel(found.folder, batch_tokens, world, trust_remote_code, instructions_of)
-        return cast("MTEBModels", encoder)
-    return _sentence_transformer(str(found.folder), trust_remote_code, world, instructions_of)
-
-
-def is_ours(model: str) -> bool:
-    """Whether `load_model` would give a model that was trained here, with its instructions."""
-    return runs.find_model(model).ours
-
-
-def _sentence_transformer(
-    name: str, trust_remote_code: bool, world: World = ALONE, instructions_of: str = ""
-) -> SentenceTransformerEncoderWrapper:
-    """A folder or a hub name by way of sentence-transformers."""
-    model = load_sentences(name, trust_remote_code=trust_remote_code)
-    if (Path(name) / CARD).is_file():
-        return ExportedModel(model, Path(name), world, instructions_of)
+    encoder.load()
+    if encoder.ours:
+        return cast("MTEBModels", OwnModel(encoder, world))
     if world.size > 1:
-        return SharedSentences(model, world)
-    return SentenceTransformerEncoderWrapper(model)
+        return SharedSentences(encoder.sentence_model, world)
+    return SentenceTransformerEncoderWrapper(encoder.sentence_model)
 
 
 def _by_name(name: str, trust_remote_code: bool) -> MTEBModels:
-    """mteb's own loader where its registry knows the name: it has the model's prompts."""
+    """Use mteb's own loader where its registry knows the name: it has the model's prompts."""
     try:
         meta = mteb.get_model_meta(name)
     except KeyError:
-        return _sentence_transformer(name, trust_remote_code)
+        encoder = Encoder(name, trust_remote_code=trust_remote_code)
+        return SentenceTransformerEncoderWrapper(encoder.sentence_model)
     if _runs_own_code(meta) and not trust_remote_code:
         raise ConfigError(
             f"{name} runs code from its own repository; allow it with trust_remote_code "

@@ -14,7 +14,7 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.abstask import AbsTask
 
 from lbr_ds.errors import ConfigError
-from lbr_ds.evaluate.judged import Judgements, read_held_out
+from lbr_ds.evaluate.judgements import Judgements, read_held_out
 from lbr_ds.evaluate.languages import languages_of
 from lbr_ds.instructions import Side, bare
 from lbr_ds.system.urls import public_url
@@ -96,28 +96,6 @@ class HeldOutTask(AbsTaskRetrieval):
         self.per_query = {i: round(s["ndcg_cut_10"], 5) for i, s in scores.items()}
         self.rankings = results
         return {}
-
-
-def held_out_task(
-    data: Path | str,
-    *,
-    max_queries: int | None = None,
-    query_ids: Sequence[str] = (),
-    seed: int = 0,
-) -> HeldOutTask:
-    """The task over the `eval` split of a prepared folder or its URL; against the whole corpus.
-
-    max_queries: at most so many queries, drawn by `seed`; query_ids: exactly these instead.
-    Raises DataError when the split is missing or empty, ConfigError for an unknown query id.
-    """
-    task = held_out_tasks(data, max_queries=None if query_ids else max_queries, seed=seed)[0]
-    unknown = [i for i in query_ids if i not in task.judged.queries]
-    if unknown:
-        raise ConfigError(f"{public_url(data)}: no eval record has the id {unknown[0]!r}")
-    if not query_ids:
-        return task
-    chosen = task.judged.choose(query_ids)
-    return HeldOutTask(task.metadata.name, chosen, task.told_by, task.wanted)
 
 
 def held_out_tasks(

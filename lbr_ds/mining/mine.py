@@ -28,8 +28,8 @@ from lbr_ds.config import MiningConfig, RunConfig
 from lbr_ds.corpora.curate import leaks
 from lbr_ds.corpora.prepare import MINING
 from lbr_ds.distributed import ALONE, World, leave
+from lbr_ds.encoder import Encoder
 from lbr_ds.errors import DataError
-from lbr_ds.mining.encoders import TextVectors, find_encoder
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.mining.rewrite import rewrite, source_split
@@ -97,7 +97,7 @@ def encode(run: RunConfig, world: World, progress: Progress | None = None) -> No
         _, pool = _read(run, manifest)
         for encoder in encoders.values():
             embed_share(_queries(pool), encoder, "query", work, world, progress)
-            embed_share(pool.told, encoder, "passage", work, world, progress)
+            embed_share(pool.told, encoder, "document", work, world, progress)
     leave()
 
 
@@ -128,14 +128,15 @@ def _queries(pool: Pool) -> list[str]:
     return [record.asked() for record in pool.queries]
 
 
-def _encoders(mining: MiningConfig) -> dict[str, TextVectors]:
+def _encoders(mining: MiningConfig) -> dict[str, Encoder]:
     """The models by what they do: `dense`, `guide`; the same name is one model."""
     names = {"dense": mining.model if "dense" in mining.methods else "", "guide": mining.guide}
-    found = {name: find_encoder(name, mining.trust_remote_code) for name in names.values() if name}
-    return {part: found[name] for part, name in names.items() if name}
+    trust = mining.trust_remote_code
+    encoders = {name: Encoder(name, trust_remote_code=trust) for name in names.values() if name}
+    return {part: encoders[name] for part, name in names.items() if name}
 
 
-def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, TextVectors]) -> str:
+def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, Encoder]) -> str:
     """Hash of all that decides the negatives; a model counts by its content, not by its name."""
     shards = [
         s.sha256
@@ -161,7 +162,7 @@ def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, TextVec
 def _search(
     run: RunConfig,
     pool: Pool,
-    encoders: dict[str, TextVectors],
+    encoders: dict[str, Encoder],
     work: Path,
     progress: Progress | None,
 ) -> tuple[Chooser, list[list[Negative]]]:
@@ -172,7 +173,7 @@ def _search(
     for part, encoder in encoders.items():
         vectors[part] = (
             embed(queries, encoder, "query", work, progress),
-            embed(pool.told, encoder, "passage", work, progress),
+            embed(pool.told, encoder, "document", work, progress),
         )
     ranked: dict[str, Iterator[Ranking]] = {}
     for method in run.mining.methods:
@@ -207,11 +208,11 @@ class _VectorGuide(Guide):
 
 
 def _forget_others(
-    work: Path, queries: Sequence[str], passages: Sequence[str], encoders: Iterable[TextVectors]
+    work: Path, queries: Sequence[str], passages: Sequence[str], encoders: Iterable[Encoder]
 ) -> None:
     """Remove vectors of other texts or models: nothing would ever ask for them again."""
     kept = {cache_key(queries, e, "query") for e in encoders}
-    kept |= {cache_key(passages, e, "passage") for e in encoders}
+    kept |= {cache_key(passages, e, "document") for e in encoders}
     for folder in work.iterdir() if kept else ():
         if folder.name not in kept and is_key(folder.name):
             shutil.rmtree(folder)
@@ -234,7 +235,7 @@ def _audit(
     pool: Pool,
     chooser: Chooser,
     chosen: Sequence[Sequence[Negative]],
-    encoders: dict[str, TextVectors],
+    encoders: dict[str, Encoder],
     fingerprint: str,
 ) -> dict[str, Any]:
     """What mining.json holds: no times and no places, so that it is the same each time."""

@@ -1,7 +1,7 @@
 """Texts -> vectors on disk, in blocks; a killed run goes on after its last whole block.
 
 A set of vectors lies in `WORK/KEY/00000.npy` ..., where KEY is a hash of the model's fingerprint,
-the role and every text in order. So other texts or another model never meet old vectors. A block
+the side and every text in order. So other texts or another model never meet old vectors. A block
 appears in one rename, and one that is damaged is made again.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.distributed import World
-from lbr_ds.instructions import instruction_of
-from lbr_ds.mining.encoders import Role, TextVectors
+from lbr_ds.encoder import Encoder
+from lbr_ds.instructions import Side, instruction_of
 from lbr_ds.system.atomic import atomic_file
 
 ROWS = 1024  # texts a block; also what a killed run may lose
@@ -48,8 +48,8 @@ class Vectors:
 
 def embed(
     texts: Sequence[str],
-    encoder: TextVectors,
-    role: Role,
+    encoder: Encoder,
+    side: Side,
     work: Path,
     progress: Progress | None = None,
 ) -> Vectors:
@@ -57,20 +57,20 @@ def embed(
 
     Memory: one block of vectors and the model. Raises OSError when the disk is full.
     """
-    folder = work / cache_key(texts, encoder, role)
+    folder = work / cache_key(texts, encoder, side)
     blocks = []
     for first in range(0, len(texts), ROWS):
         part = list(texts[first : first + ROWS])
-        blocks.append(_block(folder, first // ROWS, part, encoder, role))
+        blocks.append(_block(folder, first // ROWS, part, encoder, side))
         if progress:
-            progress(f"encode {role} ({encoder.name})", first + len(part), len(texts))
+            progress(f"encode {side} ({encoder.name})", first + len(part), len(texts))
     return Vectors(blocks, len(texts))
 
 
 def embed_share(
     texts: Sequence[str],
-    encoder: TextVectors,
-    role: Role,
+    encoder: Encoder,
+    side: Side,
     work: Path,
     world: World,
     progress: Progress | None = None,
@@ -79,30 +79,30 @@ def embed_share(
 
     A block is one call of the encoder either way, so its bytes do not depend on the ranks.
     """
-    folder = work / cache_key(texts, encoder, role)
+    folder = work / cache_key(texts, encoder, side)
     for first in range(world.rank * ROWS, len(texts), world.size * ROWS):
         part = list(texts[first : first + ROWS])
-        _block(folder, first // ROWS, part, encoder, role)
+        _block(folder, first // ROWS, part, encoder, side)
         if progress:
-            progress(f"encode {role} ({encoder.name})", first + len(part), len(texts))
+            progress(f"encode {side} ({encoder.name})", first + len(part), len(texts))
 
 
 def _block(
-    folder: Path, number: int, texts: list[str], encoder: TextVectors, role: Role
+    folder: Path, number: int, texts: list[str], encoder: Encoder, side: Side
 ) -> NDArray[np.float32]:
     """Block `number`, mapped; made when it is missing or not whole."""
     path = folder / f"{number:05d}.npy"
     block = _load(path, len(texts))
     if block is None:
-        _save(path, encoder.encode(texts, role))
+        _save(path, encoder.encode(texts, side))
         block = _load(path, len(texts))
         assert block is not None, path
     return block
 
 
-def cache_key(texts: Sequence[str], encoder: TextVectors, role: Role) -> str:
+def cache_key(texts: Sequence[str], encoder: Encoder, side: Side) -> str:
     """20 hex digits for these texts by this model."""
-    digest = hashlib.sha256(f"{encoder.fingerprint} {role} {ROWS}\n".encode())
+    digest = hashlib.sha256(f"{encoder.fingerprint} {side} {ROWS}\n".encode())
     for text in texts:
         raw, begin = text.encode(), len(instruction_of(text))
         digest.update(f"{len(raw)}{f'-{begin}' if begin else ''}:".encode() + raw)

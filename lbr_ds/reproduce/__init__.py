@@ -22,10 +22,10 @@ from typing import Any
 
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
-from lbr_ds.reproduce.draw import draw
 from lbr_ds.reproduce.jobs import Job, Source, in_order, jobs_of, link
 from lbr_ds.reproduce.paper import PAPER
-from lbr_ds.reproduce.result import Row, collect, render
+from lbr_ds.reproduce.plot import draw
+from lbr_ds.reproduce.results import Row, collect, render
 from lbr_ds.reproduce.tables import TABLES, Table
 from lbr_ds.shards import Manifest
 from lbr_ds.system.atomic import write_json, write_text
@@ -232,7 +232,7 @@ def _score(job: Job, max_queries: int | None, generation: bool) -> str:
     """Score a job's model if that is not done. Returns why not, for another's model, else ""."""
     if job.scored(max_queries, generation):
         return ""
-    from lbr_ds.evaluate import evaluate
+    from lbr_ds.evaluate import EvalOptions, evaluate
 
     log.info("== scoring %s", job.folder.name)
     try:
@@ -240,8 +240,7 @@ def _score(job: Job, max_queries: int | None, generation: bool) -> str:
             job.scored_model,
             data=job.run.data.folder,
             output=job.scores,
-            max_queries=max_queries,
-            generation=generation and not job.model,
+            options=EvalOptions(max_queries=max_queries, generation=generation and not job.model),
         )
     except (ConfigError, EnvironmentProblem) as error:
         if not job.model:

@@ -1,7 +1,7 @@
 """What the model in training makes of held-out texts, between two steps.
 
-The task is the final one (`evaluate/judged.py`), on a sample unless told otherwise, with the same
-scores and the same measures of the space. All ranks share the encoding through the engine, in
+The task is the final one (`evaluate/judgements.py`), on a sample unless told otherwise, with the
+same scores and the same measures of the space. All ranks share the encoding through the engine, in
 micro-batches of training's size, so memory is bounded as in a step.
 
 Nothing of training changes: no generator is drawn from, the module's mode is put back, and a
@@ -27,8 +27,8 @@ from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, shared
 from lbr_ds.errors import DataError
 from lbr_ds.evaluate import geometry
-from lbr_ds.evaluate.judged import Judgements, read_held_out
-from lbr_ds.evaluate.ranking import rank_scores
+from lbr_ds.evaluate.judgements import Judgements, read_held_out
+from lbr_ds.evaluate.retrieval_metrics import rank_scores
 from lbr_ds.records import Record
 from lbr_ds.train.deepspeed.engine import Engine
 from lbr_ds.train.preempt import Preemption

@@ -18,8 +18,8 @@ from lbr_ds.runs import (
     best_first,
     checkpoints,
     evaluation,
-    find_model,
     model_folder,
+    resolve_model,
     saved,
     step_of,
 )
@@ -53,7 +53,7 @@ def starting_point(run: RunConfig, number: int, world: World) -> Path:
         for path in checkpoints(stage1):
             if step_of(path) == int(source):
                 return model_folder(path).parent  # raises for a damaged one
-    elif source not in ("best", "last") and (folder := find_model(source).folder):
+    elif source not in ("best", "last") and (folder := resolve_model(source).folder):
         return folder
     raise CheckpointError(
         f"stage2.from={source}: no such checkpoint below {stage1}; "

@@ -14,10 +14,10 @@ from lbr_ds.batching import Sequence, pack
 from lbr_ds.cli import app
 from lbr_ds.config import load
 from lbr_ds.errors import ConfigError
-from lbr_ds.evaluate import evaluate
+from lbr_ds.evaluate import EvalOptions, evaluate
 from lbr_ds.evaluate.generation import contexts, score_generation
-from lbr_ds.evaluate.judged import Judgements
-from lbr_ds.evaluate.overlaps import bleu_4, rouge_l
+from lbr_ds.evaluate.judgements import Judgements
+from lbr_ds.evaluate.text_metrics import bleu_4, rouge_l
 from lbr_ds.model import generate
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.encoder import PackedEncoder
@@ -176,11 +176,15 @@ def test_by_the_command_line(folder: Path, tmp_path: Path) -> None:
         own = list(found["per_query"][prompt].values())
         assert scores["rouge_l"] == pytest.approx(sum(own) / 6, abs=1e-3)
     with pytest.raises(ConfigError, match="--generation and --states need a run"):
-        evaluate("bm25", data=folder / "data", generation=True)
+        evaluate("bm25", data=folder / "data", options=EvalOptions(generation=True))
 
 
 def test_without_a_bottleneck_there_is_one_prompt(folder: Path) -> None:
     run = load(folder / "recipe.yaml", ["bottleneck.count=0", "stage1.objective=plain_sft"])
     prepare_backbone(run.model, run.bottleneck, folder / "plain" / "backbone", 0)
-    found = evaluate(str(folder / "plain"), data=folder / "data", generation=True, max_queries=3)
+    found = evaluate(
+        str(folder / "plain"),
+        data=folder / "data",
+        options=EvalOptions(generation=True, max_queries=3),
+    )
     assert set(found["generation"]["prompts"]) == {"visible"}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.evaluate import held_out_task, held_out_tasks, judge, official_tasks, split_names
-from lbr_ds.evaluate.ranking import rank_scores
+from lbr_ds.evaluate import held_out_tasks, official_tasks, score_task, split_names
+from lbr_ds.evaluate.retrieval_metrics import rank_scores
 from lbr_ds.instructions import bare
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, write_split
@@ -39,8 +39,8 @@ def scores_by_hand(
 
 
 def test_scores_equal_the_definitions(encoder: Any, data: Path, records: list[Record]) -> None:
-    task = held_out_task(data)
-    scores = judge(encoder, task)
+    task = held_out_tasks(data)[0]
+    scores = score_task(encoder, task)
     assert scores["queries"] == 40
     assert scores["documents"] == len({t for r in records for t in (*r.positives, *r.negatives)})
     expected = scores_by_hand(encoder, records)
@@ -55,7 +55,7 @@ def test_another_model_gets_instructions_on_request(
     encoder: Any, data: Path, records: list[Record]
 ) -> None:
     (task,) = held_out_tasks(data, instructed=True)
-    scores = judge(encoder, task)
+    scores = score_task(encoder, task)
     expected = scores_by_hand(encoder, records, instructed=True)
     assert {k: scores[k] for k in expected} == pytest.approx(expected, abs=2e-5)
     assert expected != scores_by_hand(encoder, records)
@@ -70,8 +70,8 @@ def test_our_own_ranking_is_mtebs(
     drawn = encoder.vector
     for vector in (drawn, lambda text: np.sign(drawn(text)[:4])):
         monkeypatch.setattr(encoder, "vector", vector)
-        task = held_out_task(data)
-        scores = judge(encoder, task)
+        task = held_out_tasks(data)[0]
+        scores = score_task(encoder, task)
         queries, passages = (
             np.stack([vector(bare(text)) for text in part.values()])
             for part in (task.judged.queries, task.judged.documents)
@@ -84,7 +84,7 @@ def test_our_own_ranking_is_mtebs(
 
 def test_fewer_documents_keep_the_right_ones(data: Path, records: list[Record]) -> None:
     records.append(Record("mate", "made-up", "another question", ["third use"], group="it"))
-    judged = held_out_task(data).judged
+    judged = held_out_tasks(data)[0].judged
     judged = judged.choose(["use0", "q4"])
     few = judged.narrow(5, seed=1)
     assert len(few.documents) == 5
@@ -104,7 +104,7 @@ def test_the_vectors_of_the_search_are_measured(
 ) -> None:
     """The separation ratio from its definition, text by text; each text is encoded once."""
     records.append(Record("mate", "made-up", "another question", ["third use"], group="it"))
-    scores = judge(encoder, held_out_task(data))
+    scores = score_task(encoder, held_out_tasks(data)[0])
     assert len(encoder.calls) == len(set(encoder.calls))
     corpus = sorted({t for r in records for t in (*r.positives, *r.negatives)})
     uses = {"one use", "another use"}
@@ -123,7 +123,7 @@ def test_the_vectors_of_the_search_are_measured(
 
 
 def test_texts_that_repeat_are_one_document(data: Path) -> None:
-    judged = held_out_task(data).judged
+    judged = held_out_tasks(data)[0].judged
     assert len(set(judged.documents.values())) == len(judged.documents)
     assert judged.relevant["use0"] == judged.relevant["use1"]
     assert len(judged.relevant["use0"]) == 2
@@ -132,13 +132,13 @@ def test_texts_that_repeat_are_one_document(data: Path) -> None:
 
 def test_one_id_in_two_corpora_stays_two_queries(data: Path, records: list[Record]) -> None:
     records.append(Record(id="q1", source="other", query="else", positives=["something else"]))
-    judged = held_out_task(data).judged
+    judged = held_out_tasks(data)[0].judged
     assert judged.queries["q1"] == "question 1"
     assert judged.queries["q1#2"] == "else"
 
 
 def test_a_sample_of_queries_keeps_the_corpus(data: Path) -> None:
-    whole, some = held_out_task(data), held_out_task(data, max_queries=7, seed=1)
+    whole, some = held_out_tasks(data)[0], held_out_tasks(data, max_queries=7, seed=1)[0]
     assert len(some.judged.queries) == 7
     assert some.judged.documents == whole.judged.documents
     assert list(some.judged.queries) == whole.judged.sample(7, 1) != whole.judged.sample(7, 2)
@@ -147,18 +147,16 @@ def test_a_sample_of_queries_keeps_the_corpus(data: Path) -> None:
 def test_real_shards(tmp_path: Path, records: list[Record]) -> None:
     files = write_split(tmp_path, "eval", records, seed=0, records_per_shard=16)
     Manifest(tmp_path, {"eval": files}, [], 0, "made", "test").save()
-    judged = held_out_task(tmp_path).judged
+    judged = held_out_tasks(tmp_path)[0].judged
     assert set(judged.queries) == {record.id for record in records}
 
 
 def test_wrong_data_is_one_line(data: Path, records: list[Record]) -> None:
     with pytest.raises(DataError, match="lbr-ds prepare"):
-        held_out_task(data / "missing")
-    with pytest.raises(ConfigError, match="no eval record has the id 'nobody'"):
-        held_out_task(data, query_ids=["q1", "nobody"])
+        held_out_tasks(data / "missing")
     records.clear()
     with pytest.raises(DataError, match="no query"):
-        held_out_task(data)
+        held_out_tasks(data)[0]
 
 
 @pytest.mark.parametrize(
@@ -204,8 +202,8 @@ def test_eval_split_behind_a_url(
     folder = tmp_path / "corpus"
     shards = write_split(folder, "eval", records, seed=0, records_per_shard=9)
     Manifest(folder, {"eval": shards}, [], 0, "print", "test").save()
-    far, near = held_out_task(f"file://{folder}/"), held_out_task(folder)
+    far, near = held_out_tasks(f"file://{folder}/")[0], held_out_tasks(folder)[0]
     assert far.judged == near.judged
     assert far.metadata.name == near.metadata.name == "corpus-eval"
     with pytest.raises(DataError, match=r"file:///nowhere holds no manifest.json"):
-        held_out_task("file:///nowhere")
+        held_out_tasks("file:///nowhere")[0]

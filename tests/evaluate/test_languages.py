@@ -13,12 +13,12 @@ import pytest
 from lbr_ds.corpora.curate import language as identification
 from lbr_ds.evaluate import evaluate
 from lbr_ds.evaluate.bm25 import word_options
-from lbr_ds.evaluate.judged import Judgements
+from lbr_ds.evaluate.judgements import Judgements
 from lbr_ds.evaluate.languages import languages_of
+from lbr_ds.evaluate.library_logs import silence_libraries
 from lbr_ds.evaluate.models import load_model
-from lbr_ds.evaluate.quiet import quiet
-from lbr_ds.evaluate.run import judge
-from lbr_ds.evaluate.tasks import HeldOutTask, held_out_task
+from lbr_ds.evaluate.scoring import score_task
+from lbr_ds.evaluate.tasks import HeldOutTask, held_out_tasks
 from lbr_ds.records import Record
 from tests.corpora.test_segmentation import CASES, questions
 from tests.tiny import records as english_records
@@ -75,8 +75,8 @@ def bm25() -> Any:
 def test_bm25_finds_words_of_any_script(language: str, bm25: Any) -> None:
     """By chance 0.2 of the queries have their answer among ten of fifty."""
     task = HeldOutTask(language, Judgements.of(answers(language)))
-    with quiet():
-        assert judge(bm25, task, show=False)["recall_at_10"] >= 0.95
+    with silence_libraries():
+        assert score_task(bm25, task, show=False)["recall_at_10"] >= 0.95
 
 
 def test_bm25_of_english_is_mtebs(bm25: Any) -> None:
@@ -85,8 +85,10 @@ def test_bm25_of_english_is_mtebs(bm25: Any) -> None:
     for made in (answers("en"), rows):
         tasks = [HeldOutTask("one", Judgements.of(made)) for _ in range(2)]
         assert tasks[0].metadata.eval_langs == ["eng-Latn"]
-        with quiet():
-            scores = [judge(m, t, show=False) for m, t in zip((bm25, theirs), tasks, strict=True)]
+        with silence_libraries():
+            scores = [
+                score_task(m, t, show=False) for m, t in zip((bm25, theirs), tasks, strict=True)
+            ]
         assert scores[0] == scores[1]
         assert tasks[0].rankings == tasks[1].rankings
 
@@ -125,9 +127,9 @@ def test_metadata_of_prepared_data(tmp_path: Path) -> None:
     made = prepare(data, 0)
     assert made["languages"] == ["zh"]
     assert json.loads((data.folder / "curation.json").read_text())["languages"] == ["zh"]
-    task = held_out_task(data.folder)
+    task = held_out_tasks(data.folder)[0]
     assert task.metadata.eval_langs == ["zho-Hans"]
-    one = next(iter(task.judged.queries))
-    assert held_out_task(data.folder, query_ids=[one]).metadata.eval_langs == ["zho-Hans"]
+    (one,) = held_out_tasks(data.folder, max_queries=1)
+    assert one.metadata.eval_langs == ["zho-Hans"]
     scores = evaluate("bm25", data=data.folder)["tasks"]["data-eval"]
     assert scores["recall_at_10"] == 1

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from lbr_ds.config import BottleneckConfig, ModelConfig
+from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.evaluate.generation import score_generation
 from lbr_ds.export import TOLERANCE, export, proof_texts
-from lbr_ds.mining.encoders import find_encoder
 from lbr_ds.model.bottleneck import Card, prepare_backbone
 from lbr_ds.model.encoder import PackedEncoder
 from tests.tiny import backbone
@@ -70,7 +70,7 @@ def test_every_reader_takes_both(untied: Path, layout: str) -> None:
     expected = PackedEncoder(untied / "made").encode(TEXTS)
     folder = untied / layout
     assert np.array_equal(PackedEncoder(folder).encode(TEXTS), expected)
-    mined = find_encoder(str(folder)).encode(TEXTS, "passage")
+    mined = Encoder(str(folder)).encode(TEXTS, "document")
     assert np.abs(mined - expected).max() <= TOLERANCE
 
 

@@ -88,7 +88,7 @@ class Verb:
 def warm_up() -> None:
     """Import what the verbs need, so that no fork has to."""
     for room in (
-        "evaluate.run",
+        "evaluate.evaluation",
         "export",
         "mining.mine",
         "cluster.plan.table",

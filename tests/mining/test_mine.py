@@ -43,7 +43,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def install(*models: Words) -> None:
         by_name = {m.name: m for m in models}
-        monkeypatch.setattr(mining, "find_encoder", lambda name, trust: by_name[name])
+        monkeypatch.setattr(mining, "Encoder", lambda name, **options: by_name[name])
 
     return install
 

@@ -67,8 +67,8 @@ def test_blocks_equal_the_full_matrix(
     pool, encoder = toy_pool(), Words()
     asked = [record.query for record in pool.queries]
     of_queries = vectors.embed(asked, encoder, "query", tmp_path)
-    of_passages = vectors.embed(pool.passages, encoder, "passage", tmp_path)
-    full = encoder.encode(asked, "query") @ encoder.encode(pool.passages, "passage").T
+    of_passages = vectors.embed(pool.passages, encoder, "document", tmp_path)
+    full = encoder.encode(asked, "query") @ encoder.encode(pool.passages, "document").T
     for number, ranking in enumerate(dense.rank(pool, of_queries, of_passages, 10)):
         assert ranking.positive == pytest.approx(
             full[number][pool.positives[number]].min(), abs=1e-6

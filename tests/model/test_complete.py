@@ -18,10 +18,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaCo
 
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.distributed import ALONE
+from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem, LbrError
 from lbr_ds.evaluate import load_model
 from lbr_ds.export import export
-from lbr_ds.mining.encoders import find_encoder
 from lbr_ds.model import tokens
 from lbr_ds.model.bottleneck import Card, prepare_backbone
 from lbr_ds.model.complete import NO_PREFIX, common_prefix, fit, not_finite, positions
@@ -67,7 +67,7 @@ def as_scored(folder: Path) -> Any:
 
 
 def as_miner(folder: Path) -> Any:
-    return find_encoder(str(folder)).encode(["acute pain"], "query")
+    return Encoder(str(folder)).encode(["acute pain"], "query")
 
 
 def with_a_card(folder: Path) -> Path:
@@ -252,7 +252,7 @@ def test_an_embedding_model_has_no_head(
     whole = prepare(sound, tmp_path / "whole")
     assert Card.load(whole).head is True
     texts = ["acute pain", "a cyst of the liver"]
-    ours, theirs = (find_encoder(str(f)).encode(texts, "query") for f in (made, whole))
+    ours, theirs = (Encoder(str(f)).encode(texts, "query") for f in (made, whole))
     assert np.array_equal(ours, theirs)
     assert np.isfinite(as_scored(raw)).all()
     # A head that nothing trains is taken from where there is one.
@@ -395,9 +395,9 @@ def test_no_pad_token(
     """As Qwen's first models: batches need one, and which one does not matter."""
     assert AutoTokenizer.from_pretrained(sound).pad_token is None
     texts = ["acute pain", "a cyst of the liver and of the kidney"]
-    encoder = find_encoder(str(sound))
-    together = encoder.encode(texts, "passage")
-    alone = np.concatenate([encoder.encode([text], "passage") for text in texts])
+    encoder = Encoder(str(sound))
+    together = encoder.encode(texts, "document")
+    alone = np.concatenate([encoder.encode([text], "document") for text in texts])
     assert np.abs(together - alone).max() < 1e-5
     assert "has no pad token; batches are filled up with '</s>'" in caplog.text
     assert np.isfinite(read(sound)).all()

@@ -14,7 +14,7 @@ from lbr_ds.config import load
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.reproduce import list_jobs, reproduce
 from lbr_ds.reproduce.jobs import Job, Source, in_order, jobs_of, link
-from lbr_ds.reproduce.result import _ranks, separation_predicts
+from lbr_ds.reproduce.results import _ranks, separation_predicts
 from lbr_ds.reproduce.tables import TABLES, Variant
 from tests.tiny import seal, tiny_recipe
 

@@ -20,7 +20,7 @@ from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, DataError
 from lbr_ds.evaluate import evaluate
-from lbr_ds.evaluate.overlap import texts_trained_on
+from lbr_ds.evaluate.contamination import texts_trained_on
 from lbr_ds.export import export
 from lbr_ds.lineage import Lineage
 from lbr_ds.model.bottleneck import bottleneck_ids, prepare_backbone

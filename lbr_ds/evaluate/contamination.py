@@ -66,7 +66,7 @@ def texts_trained_on(model: str) -> list[trained_texts.TrainedTexts]:
 
     Empty for any other model. Datasets without hashes are named in the log.
     """
-    place = runs.find_model(model)
+    place = runs.resolve_model(model)
     if place.folder is None or not place.ours:
         return []
     found = trained_texts.load(place.folder)

@@ -10,7 +10,7 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 
 from lbr_ds.corpora.curate.segmentation import spaced, tokens
-from lbr_ds.evaluate.overlaps import bleu_4, chrf, mean, rouge_l
+from lbr_ds.evaluate.text_metrics import bleu_4, chrf, mean, rouge_l
 from tests.corpora.test_segmentation import CASES
 
 EXTRA = {

@@ -23,8 +23,8 @@ from torch.nn.functional import normalize
 
 from lbr_ds.batching import pack, split_by_tokens
 from lbr_ds.evaluate import geometry
-from lbr_ds.evaluate.judged import Judgements
-from lbr_ds.evaluate.ranking import rank_scores
+from lbr_ds.evaluate.judgements import Judgements
+from lbr_ds.evaluate.retrieval_metrics import rank_scores
 
 if TYPE_CHECKING:
     from lbr_ds.model.encoder import PackedEncoder
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _BATCH_TOKENS = 2048
 
 
-def score_states(folder: Path, judged: Judgements) -> list[dict[str, Any]]:
+def score_layers(folder: Path, judged: Judgements) -> list[dict[str, Any]]:
     """A row for each layer and reading; folder: one with `lbr.json`.
 
     Returns [{"layer", "read", "recall_at_10", "ndcg_at_10", "separation_ratio"}]. All states of all

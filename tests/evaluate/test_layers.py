@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lbr_ds.config import load
-from lbr_ds.evaluate import evaluate
-from lbr_ds.evaluate.states import states
+from lbr_ds.evaluate import EvalOptions, evaluate
+from lbr_ds.evaluate.layers import states
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.encoder import PackedEncoder
 from tests.tiny import records, tiny_recipe
@@ -49,7 +49,9 @@ def test_states_are_those_of_the_plain_backbone(folder: Path) -> None:
 
 
 def test_the_last_layer_is_what_eval_scores(folder: Path) -> None:
-    result = evaluate(str(folder / "run" / "backbone"), data=folder / "data", states=True)
+    result = evaluate(
+        str(folder / "run" / "backbone"), data=folder / "data", options=EvalOptions(states=True)
+    )
     (scores,) = result["tasks"].values()
     layers = max(row["layer"] for row in result["states"])
     (last,) = (r for r in result["states"] if (r["layer"], r["read"]) == (layers, "last"))

@@ -13,8 +13,8 @@ from lbr_ds.cli import app
 from lbr_ds.config import load
 from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.errors import CheckpointError, DataError
-from lbr_ds.evaluate import evaluate
-from lbr_ds.evaluate.overlap import texts_trained_on
+from lbr_ds.evaluate import EvalOptions, evaluate
+from lbr_ds.evaluate.contamination import texts_trained_on
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split, write_split
@@ -73,7 +73,9 @@ def test_planted_overlap_is_refused_and_allowed_by_the_flag(
 
 
 def test_its_own_held_out_split_is_scored(model: Path) -> None:
-    assert "overlap" not in evaluate(str(model), data=model.parent / "data", max_queries=5)
+    assert "overlap" not in evaluate(
+        str(model), data=model.parent / "data", options=EvalOptions(max_queries=5)
+    )
 
 
 def test_a_model_without_hashes_is_not_asked(model: Path, planted: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lbr_ds.evaluate.geometry import normalised
-from lbr_ds.evaluate.judged import Judgements
+from lbr_ds.evaluate.judgements import Judgements
 
 _DEPTH = 10
 _TILE = 512  # queries whose scores stand in memory at a time

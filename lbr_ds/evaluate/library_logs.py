@@ -13,7 +13,7 @@ CHATTY = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingf
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Only errors from libraries that otherwise tell each step, and no bars for small things."""
     from transformers.utils import logging as transformers_logging
 

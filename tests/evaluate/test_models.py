@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lbr_ds.config import load
 from lbr_ds.errors import ConfigError, EnvironmentProblem
-from lbr_ds.evaluate import PackedModel, load_model
+from lbr_ds.evaluate import OwnModel, load_model
 from lbr_ds.evaluate.baselines import resolve
 from lbr_ds.evaluate.models import _runs_own_code
-from lbr_ds.runs import find_model
-from tests.tiny import seal
+from lbr_ds.model.bottleneck import prepare_backbone
+from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.runs import resolve_model
+from tests.tiny import seal, tiny_recipe
 
 
 def checkpoint(run: Path, stage: int, step: int, whole: bool = True) -> Path:
@@ -32,7 +33,7 @@ def test_the_newest_whole_checkpoint_of_the_last_stage(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def found(place: Path) -> Path | None:
-        model = find_model(str(place))
+        model = resolve_model(str(place))
         assert (model.ours, model.packed) == (True, True)
         return model.folder
 
@@ -50,36 +51,24 @@ def test_the_newest_whole_checkpoint_of_the_last_stage(
 
 
 def test_folders_of_others(tmp_path: Path) -> None:
-    assert find_model("owner/name").folder is None
+    assert resolve_model("owner/name").folder is None
     for name in ("config.json", "modules.json"):
         (tmp_path / name).write_text("{}")
-        model = find_model(str(tmp_path))
+        model = resolve_model(str(tmp_path))
         assert (model.folder, model.ours, model.packed) == (tmp_path, False, False)
     (tmp_path / "lbr.json").write_text("{}")  # an export of ours
-    model = find_model(str(tmp_path))
+    model = resolve_model(str(tmp_path))
     assert (model.folder, model.ours, model.packed) == (tmp_path, True, False)
 
 
-def test_a_run_loads_through_the_packed_encoder(
-    encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class PackedEncoder:
-        def __init__(self, folder: Path, trust_remote_code: bool) -> None:
-            assert trust_remote_code is False
-            self.folder = folder
-
-        def encode(self, texts: list[str], batch_tokens: int, progress: bool) -> np.ndarray:
-            assert (batch_tokens, progress) == (4096, False)
-            return np.stack([encoder.vector(text) for text in texts]).astype(np.float32)
-
-    stand_in = types.SimpleNamespace(PackedEncoder=PackedEncoder)
-    monkeypatch.setitem(sys.modules, "lbr_ds.model.encoder", stand_in)
-    last = checkpoint(tmp_path, 2, 3)
-    model: Any = load_model(str(tmp_path), batch_tokens=4096)
-    assert isinstance(model, PackedModel)
-    assert model.model.folder == last
+def test_a_run_is_loaded_as_a_model_of_ours(tmp_path: Path) -> None:
+    run = load(tiny_recipe(tmp_path, prepared=False))
+    prepare_backbone(run.model, run.bottleneck, run.run / "backbone", 0)
+    model: Any = load_model(str(run.run), batch_tokens=40)
+    assert isinstance(model, OwnModel)
+    assert model.encoder.folder == run.run / "backbone"
     vectors = model.encode([], instructed=["a", "b", "c"])
-    assert vectors.shape == (3, 16)
+    assert np.array_equal(vectors, PackedEncoder(run.run / "backbone").encode(["a", "b", "c"], 40))
     assert np.allclose(model.similarity(vectors, vectors).diagonal(), 1)
 
 
