@@ -39,7 +39,10 @@ def open_tokenizer(
     except Exception as error:  # each format's reader raises its own
         if cure := lacking(Path(name)):
             raise EnvironmentProblem(f"{what}: {cure}") from None
-        raise ConfigError(f"{what}: its tokenizer cannot be loaded: {why_not(error)}") from None
+        again = "; copy or fetch the GGUF file again" if "gguf_file" in options else ""
+        raise ConfigError(
+            f"{what}: its tokenizer cannot be loaded: {why_not(error)}{again}"
+        ) from None
     if not tokenizer.is_fast:
         raise ConfigError(
             f"{what} has no fast tokenizer; convert it to a tokenizer.json "
