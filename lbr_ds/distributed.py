@@ -1,11 +1,10 @@
-"""Rank, world size, gather with gradient, agreed numbers. The only door for torch.distributed.
+"""Ranks and what they exchange. The only module that imports torch.distributed.
 
-Everything works with no process group too: then the world is one rank.
+Everything also works without a process group: the world then has one rank.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ import re
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -30,29 +29,35 @@ from lbr_ds.system import environment
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_WORDS_SECONDS = 10  # until the host of the store counts as gone
+_STORE_SECONDS = 10  # until the host of the store counts as gone
 _GLOO = re.compile(r"gloo|Connection (closed|reset) by peer|Socket Timeout|Broken pipe")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place. device is where its tensors live."""
+    """The place of this process among all ranks.
+
+    Attributes:
+        rank: 0 to size - 1.
+        size: Number of ranks.
+        device: Where this rank's tensors are.
+        store: Key-value store for heartbeats and failures (`train/watch.py`); None: one rank.
+    """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    store: Any = field(default=None, compare=False, repr=False)  # small words; None: no others
+    store: Any = field(default=None, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, the one that writes and speaks."""
+        """Whether this is rank 0, which writes files and logs to the terminal."""
         return self.rank == 0
 
     def gather(self, x: Tensor) -> Tensor:
-        """(n, ...) on each rank -> (size * n, ...) in rank order; gradients flow back summed.
+        """Gather x (n, ...) of each rank into (size * n, ...), in rank order, with gradient.
 
-        n must be the same on all ranks.
+        The gradient of x is the sum over the ranks. n must be the same on all ranks.
         """
         return x if self.size == 1 else _Gather.apply(x.contiguous())
 
@@ -61,15 +66,15 @@ class World:
         dist.all_gather_into_tensor(whole, part)
 
     def reduce_scatter(self, part: Tensor, whole: Tensor) -> None:
-        """Fill `part` (n,) with this rank's piece of the ranks' `whole` (size * n,) added up."""
+        """Fill `part` (n,) with this rank's part of the sum of all ranks' `whole` (size * n,)."""
         dist.reduce_scatter_tensor(part, whole)
 
     def sum(self, *values: float) -> list[float]:
-        """Each value added up over the ranks, in float64."""
+        """Return the sum of each value over the ranks, in float64."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def max(self, *values: float) -> list[float]:
-        """The largest of each value over the ranks."""
+        """Return the maximum of each value over the ranks."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def _reduce(self, values: tuple[float, ...], op: Any) -> list[float]:
@@ -80,7 +85,7 @@ class World:
         return numbers.tolist()
 
     def share(self, value: Any, source: int = 0) -> Any:
-        """The value of rank `source` (any picklable thing of our own) on every rank."""
+        """Return the value of rank `source` (any picklable object of our own) on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -88,11 +93,11 @@ class World:
         return box[0]
 
     def collect(self, value: Any) -> list[Any]:
-        """Each rank's value (any picklable thing of our own), in rank order, on every rank."""
-        found = [value] * self.size
+        """Return the values of all ranks (picklable objects of our own), in rank order."""
+        values = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(found, value)
-        return found
+            dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -103,13 +108,13 @@ class World:
 ALONE = World()
 
 
-def shared(
+def encode_across_ranks(
     world: World, texts: list[str], encode: Callable[[list[str]], NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """(N, D) float32: `encode(texts)`, but each rank encodes a share and all get all rows.
+    """Return `encode(texts)`, (N, D) float32, where each rank encodes a share of the texts.
 
-    Every rank calls it with the same texts. Shares are dealt by length, so each has as much to do;
-    the rows travel and lie in host memory.
+    Every rank calls it with the same texts and gets all rows, in host memory. The shares are dealt
+    by length, so that each rank has as much work as the others.
     """
     if world.size == 1 or not texts:
         return encode(texts)
@@ -139,7 +144,7 @@ class _Gather(torch.autograd.Function):
 
 
 def launched_ranks() -> int:
-    """How many ranks a launcher (ours, torchrun or srun) has started, this one of them; 0: none."""
+    """Return how many ranks a launcher (ours, torchrun, srun) started; 0: there is no launcher."""
     if "RANK" in os.environ:
         size = os.environ.get("WORLD_SIZE", "1")
         return int(size) if size.isdigit() and int(size) else 1  # `join` refuses any other
@@ -147,7 +152,7 @@ def launched_ranks() -> int:
 
 
 def _slurm_tasks() -> int:
-    """How many tasks srun has started of this program, this one of them; 0: not one of several.
+    """Return how many tasks of this program srun started; 0: this is not one of several.
 
     The step's own count is what matters. SLURM_NTASKS is the job's in a batch script and in shells:
     those of `salloc` (a step of one task, with an id above all others) and of `srun --pty`. A shell
@@ -163,7 +168,7 @@ def _slurm_tasks() -> int:
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal, wherever its output goes."""
+    """Return whether this process has a controlling terminal, wherever its output goes."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -175,12 +180,18 @@ _joined: World | None = None
 
 
 def join(timeout_minutes: float) -> World:
-    """Read this process's place from the environment and join the process group, once.
+    """Join the process group that the environment describes; a second call returns the same.
 
-    torchrun's names (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's (SLURM_PROCID, SLURM_STEP_NUM_TASKS,
-    SLURM_LOCALID), with MASTER_ADDR and MASTER_PORT. Always makes a group, for DeepSpeed wants one.
-    A second call returns the same place. Raises EnvironmentProblem when the rendezvous is not
-    described or fails, and on a rank whose versions are not rank 0's.
+    Reads torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK) or SLURM's (SLURM_PROCID,
+    SLURM_STEP_NUM_TASKS, SLURM_LOCALID), with MASTER_ADDR and MASTER_PORT. Always creates a group,
+    because DeepSpeed needs one.
+
+    Args:
+        timeout_minutes: After which a collective without an answer fails.
+
+    Raises:
+        EnvironmentProblem: The variables are incomplete, the ranks cannot meet, or the versions of
+            this rank differ from those of rank 0.
     """
     global _joined
     if _joined is not None and dist.is_initialized():
@@ -199,7 +210,7 @@ def join(timeout_minutes: float) -> World:
         raise EnvironmentProblem(
             "MASTER_ADDR and MASTER_PORT are not set; slurm/common.sh shows how to derive them"
         )
-    local = _place(env)
+    local = _local_rank(env)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local % torch.cuda.device_count())
@@ -210,29 +221,30 @@ def join(timeout_minutes: float) -> World:
     if alone or _on_one_machine(env):
         for library in ("GLOO", "NCCL"):  # where they listen for the other ranks
             env.setdefault(f"{library}_SOCKET_IFNAME", "lo")
-    rank, size, store, words = 0, 1, dist.HashStore(), None
+    rank, size, store, heartbeats = 0, 1, dist.HashStore(), None
     try:
         if not alone:
-            store, rank, size = _meet(env, timeout)
-            words = words_of(store)
-            agree(store, rank, environment.versions())
-        place = dist.PrefixStore("ranks", store)
-        dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=timeout)
+            store, rank, size = _rendezvous(env, timeout)
+            heartbeats = heartbeat_store(store)
+            check_same_versions(store, rank, environment.versions())
+        ranks = dist.PrefixStore("ranks", store)
+        dist.init_process_group(backend, store=ranks, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
         raise EnvironmentProblem(_refused(env, alone, short(error))) from None
-    _joined = World(rank, size, local, device, words)
+    _joined = World(rank, size, device, heartbeats)
     return _joined
 
 
 def _refused(env: Mapping[str, str], alone: bool, why: str) -> str:
     where = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
     cure = "check that MASTER_ADDR can be reached from every node and that MASTER_PORT is free"
-    told = "the process group cannot be created" if alone else f"the ranks cannot meet at {where}"
-    return f"{told}: {why}" if alone else f"{told}: {why}; {cure}"
+    if alone:
+        return f"the process group cannot be created: {why}"
+    return f"the ranks cannot meet at {where}: {why}; {cure}"
 
 
 def _on_one_machine(env: Mapping[str, str]) -> bool:
-    """Whether all ranks run on this machine, as far as the environment tells."""
+    """Return whether all ranks run on this machine, as far as the environment shows."""
     if env["MASTER_ADDR"] in _LOOPBACK or env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]:
         return True
     # A launcher inside of a step of one node may have started ranks on others as well.
@@ -240,11 +252,11 @@ def _on_one_machine(env: Mapping[str, str]) -> bool:
     return own and env.get("SLURM_STEP_NUM_NODES") == "1"
 
 
-def _meet(env: Mapping[str, str], timeout: timedelta) -> tuple[Any, int, int]:
-    """The store where the ranks meet, this rank and their number.
+def _rendezvous(env: Mapping[str, str], timeout: timedelta) -> tuple[Any, int, int]:
+    """Return the store where the ranks meet, this rank, and the number of ranks.
 
-    Whoever reaches the store can read and change what ranks tell each other. On one machine rank 0
-    lets it listen on the loopback interface alone; by itself torch listens on all of them.
+    Whoever can connect to the store can read and change what ranks exchange in it. On one machine
+    rank 0 therefore listens on the loopback interface only; torch's default is all interfaces.
     """
     if env.get(_AGENT_STORE) == "True" or not _on_one_machine(env):
         return next(rendezvous("env://", timeout=timeout))
@@ -254,7 +266,7 @@ def _meet(env: Mapping[str, str], timeout: timedelta) -> tuple[Any, int, int]:
 
 
 def _local_store(port: int, timeout: timedelta, *, host: bool, **options: Any) -> Any:
-    """A store at a port of the loopback interface; host: it lives in this process (0: any port)."""
+    """Return a store at a port of the loopback interface; host: this process has it (0: any)."""
     if host:
         listening = socket.create_server((_LOOPBACK[0], port), backlog=1024)
         port = listening.getsockname()[1]
@@ -262,13 +274,13 @@ def _local_store(port: int, timeout: timedelta, *, host: bool, **options: Any) -
     return dist.TCPStore(_LOOPBACK[0], port, is_master=host, timeout=timeout, **options)
 
 
-def _place(env: Mapping[str, str]) -> int:
-    """LOCAL_RANK. Raises EnvironmentProblem unless all that a launcher sets are whole numbers."""
+def _local_rank(env: Mapping[str, str]) -> int:
+    """Return LOCAL_RANK. Raise EnvironmentProblem for variables that are no whole numbers."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT") if "RANK" in env else ():
         if not env.get(name, "").isdigit():
-            told = f"is {short(env[name], 40)!r}" if name in env else "is not set"
+            state = f"is {short(env[name], 40)!r}" if name in env else "is not set"
             raise EnvironmentProblem(
-                f"RANK is set in the environment and {name} {told}; a launcher (torchrun, srun) "
+                f"RANK is set in the environment and {name} {state}; a launcher (torchrun, srun) "
                 "sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_PORT to whole numbers: unset RANK to "
                 "run without one"
             )
@@ -280,11 +292,10 @@ def _place(env: Mapping[str, str]) -> int:
     return int(env["LOCAL_RANK"])
 
 
-def agree(store: Any, rank: int, versions: dict[str, Any]) -> None:
-    """Rank 0 leaves its versions in the store, the others hold theirs against them.
+def check_same_versions(store: Any, rank: int, versions: dict[str, Any]) -> None:
+    """Raise EnvironmentProblem if this rank's versions differ from those of rank 0.
 
-    Raises EnvironmentProblem on a rank that has others: ranks that run different programs hang in a
-    collective, or train apart without a word. The launcher ends the rest.
+    Ranks that run different programs hang in a collective or diverge silently.
     """
     if rank == 0:
         store.set("versions", json.dumps(versions))
@@ -296,51 +307,41 @@ def agree(store: Any, rank: int, versions: dict[str, Any]) -> None:
         )
 
 
-@contextlib.contextmanager
-def no_local_rank() -> Iterator[None]:
-    """Hide a world of one from libraries that take LOCAL_RANK for a launcher's word."""
-    kept = os.environ.pop("LOCAL_RANK")
-    try:
-        yield
-    finally:
-        os.environ["LOCAL_RANK"] = kept
-
-
-def words_of(store: Any) -> Any:
-    """A connection of one's own to the words that `train/watch.py` leaves in a store."""
-    own = dist.PrefixStore("words", store.clone())
-    own.set_timeout(timedelta(seconds=_WORDS_SECONDS))
+def heartbeat_store(store: Any) -> Any:
+    """Return a separate connection to the part of a store that `train/watch.py` uses."""
+    own = dist.PrefixStore("watch", store.clone())
+    own.set_timeout(timedelta(seconds=_STORE_SECONDS))
     return own
 
 
 def host_store() -> Any:
-    """A store in this process for ranks of this machine: it outlives them. `port` is where."""
+    """Return a store in this process for ranks of this machine; it outlives them."""
     return _local_store(0, timedelta(minutes=5), host=True, wait_for_workers=False)
 
 
-# What a launcher that hosts the store tells its ranks; torchrun's agent does the same.
-HOSTED = {_AGENT_STORE: "True"}
+# What a launcher that hosts the store sets for its ranks; torchrun's agent does the same.
+HOSTED_STORE = {_AGENT_STORE: "True"}
 
 
 def is_collective_error(error: BaseException) -> bool:
-    """Whether a peer's end looks like this: NCCL's errors have a type, gloo's have its words."""
+    """Return whether a collective failed: NCCL's errors have types, gloo's only texts."""
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
         return True
     return isinstance(error, RuntimeError) and bool(_GLOO.search(str(error)))
 
 
 def leave() -> None:
-    """Leave the process group together; only for ranks that all end in good order."""
+    """Leave the process group; all ranks call it, at their normal end."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def end(code: int) -> None:
-    """End a process that has joined others, at once and with this code; else do nothing.
+    """End this process at once with this exit code if it has joined others; else do nothing.
 
-    The interpreter's own way out destroys C++ threads of gloo and DeepSpeed in an order that aborts
-    about one CPU rank in thirty (torch 2.13), long after all work is done and saved.
+    The interpreter's normal exit destroys C++ threads of gloo and DeepSpeed in an order that aborts
+    about one CPU rank in thirty (torch 2.13), after all work is done and saved.
     """
     if _joined is not None:
         logging.shutdown()

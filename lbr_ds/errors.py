@@ -63,7 +63,7 @@ class CheckpointError(LbrError):
 
 
 class TrainingError(LbrError):
-    """Training that another try would not cure: updates left out, restarts without progress."""
+    """Training that another try would not cure: updates skipped, restarts without progress."""
 
     exit_code = 5
 
@@ -75,7 +75,7 @@ class EnvironmentProblem(LbrError):
 
 
 class LostRank(LbrError):
-    """A rank that was killed or hangs. The last checkpoint stands: another try may go on."""
+    """A rank was killed or hangs. The last checkpoint is kept, so training can be resumed."""
 
     exit_code = 86
 

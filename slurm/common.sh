@@ -166,7 +166,7 @@ wait_for_step() {
 }
 
 # What the exit code means for this job (README.md has the table). 85 is the program's word for
-# "saved, run me again", 86 for "a rank is gone, the last checkpoint stands". Above 128 a task was
+# "saved, run me again", 86 for "a rank is gone, the last checkpoint is kept". Above 128 a task was
 # killed: by the kernel for memory, with its node, or by a stop before it listened.
 end() {
     case $code in

@@ -130,7 +130,7 @@ def test_non_finite_loss_stops_and_keeps_the_checkpoint(trained: RunConfig, tmp_
     done = run_cli("train", str(recipe), "--stage", "1", "--nproc", "2")
     assert done.returncode == 5, done.stderr
     assert "gradient norm" in done.stderr
-    assert "last checkpoint stands" in done.stderr
+    assert "last checkpoint is kept" in done.stderr
     states = sorted((tmp_path / "run" / "stage1" / "checkpoints").glob("step-*/state.json"))
     assert states
     assert json.loads(states[-1].read_text())["step"] >= 1

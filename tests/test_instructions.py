@@ -25,6 +25,7 @@ from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.corpora.prepare import prepare
+from lbr_ds.distributed import World
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.evaluate import held_out_tasks, load_model, official_tasks
@@ -37,7 +38,7 @@ from lbr_ds.records import Record
 from lbr_ds.runs import model_folder
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.train.feed import open_feed
-from lbr_ds.train.loop import text_encoder
+from lbr_ds.train.session import text_encoder
 from lbr_ds.train.stages import STAGES
 from tests.ranks import run_cli
 from tests.tiny import records, tiny_recipe
@@ -238,7 +239,7 @@ def test_an_instruction_without_room_is_refused_before_training(tmp_path: Path) 
     short = run.model_copy(update={"model": run.model.model_copy(update={"max_length": 24})})
     encoder = text_encoder(short)
     with pytest.raises(DataError, match=r"source cases, query side: its .*=24 for the text"):
-        open_feed(short, STAGES[2], encoder, rank=0, world=1, start=0, stop=1)
+        open_feed(short, STAGES[2], encoder, World(), start=0, stop=1)
     record = next(iter(read_split(run.data.folder, "cl")))
     with pytest.raises(DataError, match=rf"record {record.id} of cases: its instruction"):
         encoder.embed([record.asked()])

@@ -185,7 +185,7 @@ def engine_step(
 
     def run() -> float:
         begin = clock()
-        engine.backward(loss(engine(batch)), last=True)
+        engine.backward(loss(engine.forward(batch)), last=True)
         engine.step(1e-6)
         return clock() - begin
 

@@ -16,7 +16,7 @@ from mteb.models.model_meta import ScoringFunction
 from mteb.types import PromptType
 from torch.utils.data import DataLoader
 
-from lbr_ds.distributed import ALONE, World, shared
+from lbr_ds.distributed import ALONE, World, encode_across_ranks
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError, LbrError
 from lbr_ds.evaluate.baselines import BM25, check_ranks, resolve
@@ -66,7 +66,7 @@ class OwnModel(AbsEncoder):
         def encode(part: list[str]) -> np.ndarray:
             return self.encoder.encode(part, side, progress=progress)
 
-        return shared(self.world, instructed, encode)
+        return encode_across_ranks(self.world, instructed, encode)
 
     def warn_of_several_instructions(self) -> None:
         """Log that official tasks are scored without an instruction where there are several."""
@@ -97,7 +97,7 @@ class SharedSentences(SentenceTransformerEncoderWrapper):
             loader: Any = DataLoader(cast("Any", Dataset.from_dict({"text": part})), len(part))
             return np.asarray(alone(loader, **kwargs), np.float32)
 
-        return shared(self.world, texts, encode)
+        return encode_across_ranks(self.world, texts, encode)
 
 
 def load_model(

@@ -1,4 +1,4 @@
-"""Shards -> the rank's work, step by step: stream -> encode -> pack, ahead of the training step."""
+"""Read, encode and pack this rank's samples in loader processes, ahead of the training step."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lbr_ds.batching import TextEncoder
 from lbr_ds.config import RunConfig
+from lbr_ds.distributed import World
 from lbr_ds.errors import DataError, LbrError
 from lbr_ds.shards import Manifest, steps
 from lbr_ds.system import children
-from lbr_ds.train.stages import Stage, Work
+from lbr_ds.train.stages import Stage
+from lbr_ds.train.work import Work
 
 log = logging.getLogger(__name__)
 _AHEAD = 4  # steps that each loader process prepares in advance
@@ -26,7 +28,7 @@ _AHEAD = 4  # steps that each loader process prepares in advance
 
 @dataclass
 class _Feed(IterableDataset):
-    """Steps start..stop of one rank; loader process w of W makes steps w, w + W, ..."""
+    """Steps start..stop of one rank; loader process w of W makes steps w, w + W, and so on."""
 
     run: RunConfig
     stage: Stage
@@ -38,7 +40,7 @@ class _Feed(IterableDataset):
     fingerprint: str
 
     def __iter__(self) -> Iterator[Work | LbrError]:
-        """An error of ours travels as a value: a loader would wrap it in a traceback's text."""
+        """Yield our errors as values: a DataLoader would wrap them in a traceback's text."""
         try:
             yield from self._work()
         except LbrError as error:
@@ -67,7 +69,7 @@ class _Feed(IterableDataset):
             yield self.stage.collate(self.run, self.encoder, step)
 
     def _changed(self) -> DataError | None:
-        """What to say where records cannot be read because the folder holds other data by now."""
+        """Return the error for records that cannot be read because the data has been replaced."""
         try:
             now = Manifest.load(self.run.data.folder)
         except LbrError:
@@ -75,8 +77,8 @@ class _Feed(IterableDataset):
         if not self.fingerprint or now.fingerprint == self.fingerprint:
             return None
         return DataError(
-            f"{now.place} was prepared anew during the training (data {self.fingerprint} -> "
-            f"{now.fingerprint}); the last checkpoint was trained on the former data: "
+            f"{now.place} was prepared again during the training (data {self.fingerprint} -> "
+            f"{now.fingerprint}); the last checkpoint was trained on the earlier data: "
             "restore that data, or give a new run folder with run=..."
         )
 
@@ -85,24 +87,34 @@ def open_feed(
     run: RunConfig,
     stage: Stage,
     encoder: TextEncoder,
+    world: World,
     *,
-    rank: int,
-    world: int,
     start: int,
     stop: int,
     fingerprint: str = "",
 ) -> Iterator[Work]:
-    """The rank's work for steps start..stop, in order, whatever the number of loader processes.
+    """Return the rank's work for steps start..stop, in order.
 
-    Those start at once, as forks: what this process holds now, each of them holds for good.
-    Raises what reading and encoding raise (DataError), also from a loader process, and at once for
-    an instruction in the manifest that leaves no room for text. fingerprint: see `shards.steps`.
+    The loader processes are forked at once, and each keeps a copy of the memory of this process.
+
+    Args:
+        run: The recipe.
+        stage: The stage.
+        encoder: Turns texts into token ids.
+        world: This rank's place.
+        start: First step, from 0.
+        stop: Number of steps of the stage.
+        fingerprint: Of the data; see `shards.steps`.
+
+    Raises:
+        DataError: Records cannot be read or encoded, also in a loader process; or, immediately, an
+            instruction in the manifest leaves no room for text.
     """
     used = Manifest.load(run.data.folder).instructions.within(stage.split)
     encoder.check(used.stated())
     if used.any and not run.model.pool_instruction and run.model.pooling == "last":
         log.info("model.pool_instruction=false has no effect with model.pooling=last")
-    feed = _Feed(run, stage, encoder, rank, world, start, stop, fingerprint)
+    feed = _Feed(run, stage, encoder, world.rank, world.size, start, stop, fingerprint)
     workers = min(run.data.workers, max(0, stop - start))
     loader: Iterable[Work | LbrError] = feed
     if workers:
@@ -112,31 +124,31 @@ def open_feed(
             num_workers=workers,
             prefetch_factor=_AHEAD,
             worker_init_fn=functools.partial(_begin_worker, os.getpid()),
-            # From the rank's own generator each start would take a number, each resume one more.
+            # Else it would draw from the rank's own generator, at every start and resume.
             generator=torch.Generator().manual_seed(run.seed),
         )
-    return _or_raised(iter(loader))
+    return _raise_errors(iter(loader))
 
 
-def _or_raised(found: Iterator[Work | LbrError]) -> Iterator[Work]:
-    for work in found:
+def _raise_errors(works: Iterator[Work | LbrError]) -> Iterator[Work]:
+    for work in works:
         if isinstance(work, LbrError):
             raise work
         yield work
 
 
 def _begin_worker(rank: int, worker: int) -> None:
-    """A loader process ends with its rank (a process id), and leaves signals to that one.
+    """Set up a loader process: it ends with its rank (a process id), and ignores signals.
 
-    It inherits the rank's handlers, which would only set a flag in its copy. A first SIGTERM is
+    The handlers inherited from the rank would only set a flag in this process. A first SIGTERM is
     ignored: `scancel` sends it to every process of a job, and the rank still needs batches to end
     its step and save. DataLoader sends another one to a process that does not end by itself.
     """
     children.follow(rank)
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_to_the_rank)
+    signal.signal(signal.SIGTERM, _ignore_once)
 
 
-def _leave_to_the_rank(number: int, frame: FrameType | None) -> None:
+def _ignore_once(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Start the ranks of one machine and see them through. Under SLURM srun does this instead."""
+"""Start the ranks of one machine and wait for them. Under SLURM, srun does this instead."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from typing import Any
 import torch
 
 from lbr_ds.corpora.process_pool import cores
-from lbr_ds.distributed import HOSTED, host_store, words_of
+from lbr_ds.distributed import HOSTED_STORE, heartbeat_store, host_store
 from lbr_ds.errors import EnvironmentProblem, LbrError, LostRank
 from lbr_ds.shards.stream import check_world
 from lbr_ds.system import children
 from lbr_ds.system.environment import free_host_memory
-from lbr_ds.train.watch import last_seen, tell_all
+from lbr_ds.train.watch import last_heartbeat, report_failure
 
-_GRACE_SECONDS = 10  # between asking the other ranks to stop and killing them
-# glibc gives large tensors back to the kernel and asks for them again at every step; on CPU ranks
+_GRACE_SECONDS = 10  # between the end of a rank and killing the others
+# glibc returns large tensors to the kernel and allocates them again at every step; on CPU ranks
 # that was a fifth of all processor time. Keeping them halves the time spent in the kernel.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
-_RANKS_PER_CORE = 4  # on CPU: more ranks than cores are slow, but useful for tests of a layout
-_RANK_BYTES = 256 << 20  # of a process that has imported torch and DeepSpeed, without any model
+_RANKS_PER_CORE = 4  # on CPU: more ranks than cores are slow, but useful to test a layout
+_RANK_BYTES = 256 << 20  # of a process that has imported torch and DeepSpeed, without a model
 
 
 def check_nproc(nproc: int, samples_per_step: Iterable[int] = ()) -> None:
     """Check that this machine can run `nproc` ranks, before any is started.
 
-    Whether a model fits into memory is the question of `lbr-ds plan` and `lbr-ds doctor`; here only
-    the processes themselves count.
+    Whether a model fits into memory is checked by `lbr-ds plan` and `lbr-ds doctor`; here only the
+    processes themselves are counted.
 
     Args:
-        samples_per_step: of the stages that the ranks will train.
+        nproc: Number of ranks.
+        samples_per_step: Of the stages that the ranks will train.
 
     Raises:
         ConfigError: `nproc` does not divide the samples of a step.
-        EnvironmentProblem: there are too few GPUs, or, without a GPU, too few cores or too little
+        EnvironmentProblem: There are too few GPUs, or, without a GPU, too few cores or too little
             memory.
     """
     if gpus := torch.cuda.device_count():
@@ -61,14 +62,17 @@ def check_nproc(nproc: int, samples_per_step: Iterable[int] = ()) -> None:
 
 
 def launch(arguments: list[str], nproc: int, module: str = "lbr_ds") -> int:
-    """Run `python -m MODULE ARGUMENTS` as `nproc` ranks; returns the first non-zero exit code or 0.
+    """Run `python -m MODULE ARGUMENTS` as `nproc` ranks.
 
     When one rank fails the others are stopped: they would wait for it in a collective. Signals are
     passed on to all ranks.
 
+    Returns:
+        The first non-zero exit code, or 0.
+
     Raises:
-        EnvironmentProblem: this machine has no room for so many ranks.
-        LostRank: a rank was killed by a signal.
+        EnvironmentProblem: This machine cannot run so many ranks.
+        LostRank: A rank was killed by a signal.
     """
     check_nproc(nproc)
     store = host_store()
@@ -81,7 +85,7 @@ def launch(arguments: list[str], nproc: int, module: str = "lbr_ds") -> int:
                 env = {
                     **allocator,
                     **os.environ,
-                    **HOSTED,
+                    **HOSTED_STORE,
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
                     "WORLD_SIZE": str(nproc),
@@ -92,19 +96,19 @@ def launch(arguments: list[str], nproc: int, module: str = "lbr_ds") -> int:
                 }
                 command = [sys.executable, "-m", module, *arguments]
                 ranks.append(subprocess.Popen(command, env=children.environment(env)))
-            children.send_signals(ranks, signals)  # those that came while some ranks were not there
-            return _wait(ranks, words_of(store), signals)
+            children.send_signals(ranks, signals)  # those that came before all ranks had started
+            return _wait(ranks, heartbeat_store(store), signals)
         finally:
             _stop(ranks)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], words: Any, signals: list[int]) -> int:
-    """Until all have ended well, or the first has not."""
+def _wait(ranks: list[subprocess.Popen[bytes]], heartbeats: Any, signals: list[int]) -> int:
+    """Wait until all ranks have succeeded, or one has failed."""
     while True:
         codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
             if code is not None and code < 0:
-                raise _killed(rank, -code, words, signals)
+                raise _killed(rank, -code, heartbeats, signals)
         failed = [code for code in codes if code]
         if failed:
             return min(failed)
@@ -113,30 +117,30 @@ def _wait(ranks: list[subprocess.Popen[bytes]], words: Any, signals: list[int]) 
         time.sleep(0.05)
 
 
-def _killed(rank: int, number: int, words: Any, signals: list[int]) -> LbrError:
-    """The error for a rank that signal `number` has ended; the other ranks know of it then."""
+def _killed(rank: int, number: int, heartbeats: Any, signals: list[int]) -> LbrError:
+    """Return the error for a rank that signal `number` ended, after reporting it to the others."""
     name = signal.Signals(number).name
-    if number in signals:  # the user's or scheduler's own, before or after the time to save
+    if number in signals:  # from the user or the scheduler, outside of the loop that saves
         stopped = LbrError(
             f"stopped by {name} before a new checkpoint could be saved; run the same command "
             "again: training resumes from its last checkpoint, if it has saved one"
         )
         stopped.exit_code = children.shell_exit_code(-number)
         return stopped
-    seen = last_seen(words, rank)
+    seen = last_heartbeat(heartbeats, rank)
     where = f" ({seen})" if seen else ""
-    # Not "out of memory", by which `bench cluster` knows layouts that need more than there is.
-    hint = "" if number != signal.SIGKILL else "often the host has no memory left for it; "
+    # Not "out of memory", by which `bench cluster` recognises layouts that need too much.
+    hint = "" if number != signal.SIGKILL else "often the host had no memory left for it; "
     lost = LostRank(
         f"rank {rank} was killed by {name}{where}; {hint}run the same command again: training "
         "resumes from its last checkpoint, if it has saved one"
     )
-    tell_all(words, lost.exit_code, str(lost))
+    report_failure(heartbeats, lost.exit_code, str(lost))
     return lost
 
 
 def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """Leave no rank behind. A rank that saves on SIGTERM cannot: a peer is gone. So kill late."""
+    """End all ranks. They have some time to end by themselves; a SIGTERM would make them save."""
     running = [process for process in ranks if process.poll() is None]
     deadline = time.monotonic() + _GRACE_SECONDS
     while running and time.monotonic() < deadline:

@@ -1,9 +1,8 @@
-"""What happened in each step -> metrics.jsonl, TensorBoard, log and progress bar. Rank 0 only.
+"""Write metrics to metrics.jsonl, TensorBoard, the log and a progress bar. Rank 0 only.
 
-Evaluations go to a file of their own, evaluations.jsonl, and to TensorBoard as `evaluation/...`.
-
-The only door for tensorboard. A line of metrics.jsonl is complete when `log` returns, so a killed
-run keeps all but the step that it was in.
+Evaluations are written to evaluations.jsonl, and to TensorBoard as `evaluation/...`. A line is
+complete when `log` returns, so a killed run keeps all steps but the one that it was in. This is the
+only module that imports tensorboard.
 """
 
 from __future__ import annotations
@@ -28,10 +27,11 @@ from lbr_ds.system.atomic import write_text
 from lbr_ds.system.failures import writing
 
 log = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
-_LINE_SECONDS = 10  # without a terminal: at most one progress line in so many seconds
+_LINE_SECONDS = 10  # between two progress lines, without a terminal
 
-_TOLD = {
+_TITLES = {
     "recall_at_10": "R@10",
     "ndcg_at_10": "N@10",
     "separation_ratio": "separation",
@@ -41,26 +41,26 @@ _TOLD = {
 
 
 def memory_gib() -> float:
-    """Peak memory of this process: of its GPU if it has one, else resident on the host."""
+    """Return the peak memory of this process: of its GPU if it has one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def free_memory(world: World) -> float:
-    """Bytes that a rank may still take: of its GPU, or its share of the host's."""
+    """Return the bytes that a rank may still allocate: of its GPU, or its share of the host's."""
     if world.device.type == "cuda":
         return float(torch.cuda.mem_get_info(world.device)[0])
     return psutil.virtual_memory().available / world.size
 
 
 class Meter:
-    """Open for the length of a stage: `with Meter(...) as meter: meter.log(step, ...)`."""
+    """Context manager of a stage: `with Meter(...) as meter: meter.log(step, ...)`."""
 
     def __init__(self, folder: Path, *, start: int, stop: int, every: int, world: World) -> None:
         self.folder, self.start, self.stop, self.every = folder, start, stop, every
         self.world = world
-        self._began = self._spoke = time.perf_counter()
+        self._began = self._last_line = time.perf_counter()
         self._file: IO[str] | None = None
         self._board: SummaryWriter | None = None
         self._bar: Progress | None = None
@@ -69,10 +69,7 @@ class Meter:
     def __enter__(self) -> Meter:
         if self.world.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / "metrics.jsonl"
-            forget_after(path, self.start)
-            forget_after(self.folder / EVALUATIONS, self.start)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = (self.folder / METRICS).open("a", encoding="utf-8")
             self._board = SummaryWriter(self.folder / "tensorboard", purge_step=self.start + 1)
             self._open_bar()
         return self
@@ -95,9 +92,14 @@ class Meter:
         )
 
     def log(self, step: int, values: Mapping[str, float | list[float]]) -> None:
-        """Record optimizer step `step` (from 1) if it is due. A list has a number a rank.
+        """Write the metrics of optimizer step `step` (from 1) if that is due.
 
-        Raises EnvironmentProblem when the disk takes no more.
+        Args:
+            step: Number of the step, from 1.
+            values: The metrics; a list has one number per rank.
+
+        Raises:
+            EnvironmentProblem: The disk is full.
         """
         if self._file is None or self._board is None:
             return
@@ -113,15 +115,16 @@ class Meter:
             note += f"  accuracy {values['accuracy']:.2f}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, note=note)
-        elif time.perf_counter() - self._spoke > _LINE_SECONDS or step == self.stop:
-            self._spoke = time.perf_counter()
-            left = (self._spoke - self._began) / (step - self.start) * (self.stop - step)
+        elif time.perf_counter() - self._last_line > _LINE_SECONDS or step == self.stop:
+            self._last_line = time.perf_counter()
+            left = (self._last_line - self._began) / (step - self.start) * (self.stop - step)
             log.info("step %d/%d  %s  %.0f s left", step, self.stop, note, left)
 
     def evaluation(self, step: int, figures: Mapping[str, float | None]) -> None:
-        """Record what `held_out.Examiner` found after `step`, if it found anything.
+        """Write the figures of an evaluation after `step`, if there are any.
 
-        Raises EnvironmentProblem as `log` does.
+        Raises:
+            EnvironmentProblem: The disk is full.
         """
         if self._board is None or not figures:
             return
@@ -132,10 +135,10 @@ class Meter:
             if value is not None:
                 self._board.add_scalar(f"evaluation/{name}", value, step)
         known = {
-            title: value for k, title in _TOLD.items() if (value := figures.get(k)) is not None
+            title: value for k, title in _TITLES.items() if (value := figures.get(k)) is not None
         }
-        told = "  ".join(f"{title} {value:.3f}" for title, value in known.items())
-        log.info("step %d, held out: %s (%.1f s)", step, told, figures["seconds"])
+        line = "  ".join(f"{title} {value:.3f}" for title, value in known.items())
+        log.info("step %d, held out: %s (%.1f s)", step, line, figures["seconds"])
 
     def __exit__(
         self,
@@ -151,7 +154,7 @@ class Meter:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resume is about to take again, and a line cut short."""
+    """Drop the lines about steps after `step`, and incomplete lines, from a JSON Lines file."""
     if not path.exists():
         return
     kept = []

@@ -1,4 +1,4 @@
-"""Stage 2 learns from negatives: without any its loss is 0, whatever the model says."""
+"""Check that stage 2 has negatives: without any its loss is 0 whatever the model predicts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CURE = (
 
 
 def check_negatives(run: RunConfig, stage: int, manifest: Manifest) -> None:
-    """Refuse a stage 2 in which no query can have a negative, as far as recipe and data tell.
+    """Check that queries can have negatives, as far as recipe and data show.
 
     Raises:
-        ConfigError: a step is one sample, and the recipe takes no hard negatives.
-        DataError: the split is one record or one group, whose positives are no negatives.
+        ConfigError: A step is one sample, and the recipe uses no hard negatives.
+        DataError: The split is one record or one group, whose positives are not negatives.
     """
     if stage != 2 or run.stage2.num_negatives:
         return
@@ -45,15 +45,15 @@ def check_negatives(run: RunConfig, stage: int, manifest: Manifest) -> None:
         )
 
 
-def warn_without(step: int, stats: Mapping[str, object], *, first: bool) -> None:
+def warn_without_negatives(step: int, stats: Mapping[str, object], *, first: bool) -> None:
     """Log a warning when no query of a run's first step had a negative.
 
     The metric `no_negatives` says for every step which share of its queries had none.
     """
     if first and stats.get("no_negatives") == 1:
         log.warning(
-            "step %d: no query has a negative (one sample, or one group), so nothing is learnt "
-            "from it; %s",
+            "step %d: no query has a negative (one sample, or one group), so the loss has no "
+            "gradient; %s",
             step,
             _CURE,
         )

@@ -1,4 +1,4 @@
-"""Parameter groups and the learning-rate schedule, as pure functions."""
+"""Optimizer parameter groups and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "rows.diff
 
 
 def decays(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether weight decay applies: matrices only; not norms, biases, embeddings or the head."""
+    """Return whether weight decay applies: to matrices, except embeddings and the head."""
     return len(shape) >= 2 and not any(table in name for table in _TABLES)
 
 
 def parameter_groups(
     shapes: dict[str, tuple[int, ...]], parameters: dict[str, Any], optim: OptimConfig
 ) -> list[dict[str, Any]]:
-    """Two groups for the optimizer, with and without weight decay; an empty one is left out."""
+    """Return the optimizer's groups, with and without weight decay; empty ones are omitted."""
     groups = []
     for wanted, decay in ((True, optim.weight_decay), (False, 0.0)):
         chosen = [parameters[n] for n, shape in shapes.items() if decays(n, shape) is wanted]
@@ -28,7 +28,7 @@ def parameter_groups(
 
 
 def learning_rate(step: int, num_steps: int, optim: OptimConfig) -> float:
-    """The rate of step `step` (from 0): a linear rise, then a cosine down to the floor."""
+    """Return the rate of step `step` (from 0): linear warm-up, then cosine decay to the minimum."""
     warmup = round(optim.warmup_ratio * num_steps)
     if step < warmup:
         return optim.lr * (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""Signals -> a flag that all ranks agree on at the end of a step."""
+"""Turn signals into a flag that all ranks agree on at the end of a step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 from lbr_ds.distributed import World
 
-_ONE_ORDER = 5.0  # seconds within which two signals are one
+_SAME_SIGNAL = 5.0  # seconds within which two signals count as one
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class Preemption:
-    """While entered, SIGUSR1, SIGUSR2 and SIGTERM only set a flag; a later SIGTERM kills.
+    """Context manager in which SIGUSR1, SIGUSR2 and SIGTERM only set a flag.
 
-    Later: a launcher passes on what a scheduler sent to every process; the first comes twice then.
+    A second SIGTERM kills, but only some seconds later: a launcher passes on what a scheduler sent
+    to every process, so the first one may come twice.
     """
 
     def __init__(self, world: World) -> None:
@@ -42,12 +43,12 @@ class Preemption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if number == signal.SIGTERM and now - self._since > _ONE_ORDER:
+        if number == signal.SIGTERM and now - self._since > _SAME_SIGNAL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
         self._since = min(now, self._since)
         self.signalled = number
 
     def agreed(self) -> bool:
-        """Whether any rank was signalled. All ranks call it at the same step."""
+        """Return whether any rank received a signal. All ranks call it at the same step."""
         return self.world.max(self.signalled)[0] > 0

@@ -1,6 +1,6 @@
-"""A job that is requeued again and again without getting anywhere stops.
+"""Choose what a stage starts from, and stop a job that is requeued without making progress.
 
-Every start of a stage leaves a line in RUN/stageN/starts.jsonl, with what it started from.
+Every start of a stage writes a line to RUN/stageN/starts.jsonl, with what it started from.
 """
 
 from __future__ import annotations
@@ -26,26 +26,28 @@ from lbr_ds.runs import (
 from lbr_ds.train.checkpoint.resume import first_whole
 
 log = logging.getLogger(__name__)
-_SAME = 3  # starts of a job from one step: one may be bad luck, two a coincidence
+_MAX_STARTS = 3  # of one SLURM job from the same step
 NAME = "starts.jsonl"
 
 
 def starting_point(run: RunConfig, number: int, world: World) -> Path:
-    """The checkpoint, or folder of weights, that a stage starts from at step 0. All ranks call it.
+    """Return the checkpoint or folder of weights that a stage starts from at step 0.
 
-    Once stage 2 has a checkpoint of its own this is settled. Raises CheckpointError when it is not
-    there or damaged, or no checkpoint of stage 1 is whole, ConfigError for a folder without a
-    model.
+    All ranks call it. It is not needed once stage 2 has a checkpoint of its own.
+
+    Raises:
+        CheckpointError: It does not exist or is damaged, or no checkpoint of stage 1 is complete.
+        ConfigError: A folder has no model.
     """
     source = run.stage2.start_from
     if number == 1 or source == "backbone":
         return run.run / "backbone"
     stage1 = run.run / "stage1"
     if source in ("best", "last"):
-        found = saved(stage1)[::-1]
-        best = best_first(found[::-1]) if source == "best" else []
-        # The others come after: a best one that is damaged is passed over.
-        order = world.share(best + [path for path in found if path not in best])
+        newest = saved(stage1)[::-1]
+        best = best_first(newest[::-1]) if source == "best" else []
+        # The others follow, in case the best one is damaged.
+        order = world.share(best + [path for path in newest if path not in best])
         if chosen := first_whole(order, world):
             log.info("stage 2 starts from %s (%s)", chosen, _why(chosen, source, len(best)))
             return chosen
@@ -66,16 +68,19 @@ def _why(chosen: Path, source: str, judged: int) -> str:
     if source == "last":
         return "the last"
     if ratio is None:
-        return "the last: no whole one has been evaluated"
+        return "the last: no complete one has been evaluated"
     return f"Separation Ratio {ratio:.3f}, the best of {judged} evaluated"
 
 
 def note_start(folder: Path, step: int, origin: Path, world: World) -> None:
-    """Write down that the stage begins at `step`, from `origin`. All ranks call it.
+    """Record that the stage starts at `step`, from `origin`. All ranks call it.
 
-    Raises TrainingError, on all ranks, when this SLURM job has begun there `_SAME` times before:
-    each time it ended with no new checkpoint. Who submits it anew, or starts it by hand, gets
-    through: only the restarts of one job count.
+    Only restarts of one SLURM job are counted: a new submission or a start by hand is always let
+    through.
+
+    Raises:
+        TrainingError: On all ranks: this job has started at this step `_MAX_STARTS` times before,
+            and each time it ended without a new checkpoint.
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
@@ -88,7 +93,7 @@ def note_start(folder: Path, step: int, origin: Path, world: World) -> None:
                 if (past.get("job"), past.get("step")) != (job, step):
                     break
                 looped += 1
-        if looped < _SAME:
+        if looped < _MAX_STARTS:
             line = json.dumps(
                 {
                     "step": step,
@@ -102,16 +107,16 @@ def note_start(folder: Path, step: int, origin: Path, world: World) -> None:
             with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
     looped = world.share(looped)
-    if looped >= _SAME:
+    if looped >= _MAX_STARTS:
         raise TrainingError(
-            f"job {job} has begun at step {step} {looped} times and never reached another "
-            f"checkpoint ({folder / NAME}); find out why in its output, then submit it anew"
+            f"job {job} has started at step {step} {looped} times and never reached another "
+            f"checkpoint ({folder / NAME}); find the cause in its output, then submit it again"
         )
 
 
 def _parsed(line: str) -> dict[str, object]:
     try:
-        found = json.loads(line)
-    except ValueError:  # cut short by a kill
+        entry = json.loads(line)
+    except ValueError:  # incomplete: the process was killed while writing it
         return {}
-    return found if isinstance(found, dict) else {}
+    return entry if isinstance(entry, dict) else {}

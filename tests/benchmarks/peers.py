@@ -16,23 +16,20 @@ from typing import Any, cast
 
 import torch
 
-from lbr_ds.batching import Sequence, TextEncoder
+from lbr_ds.batching import Sequence
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.bench.attention import dense_ib_mask
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
 from lbr_ds.cluster.flops import Sizes, bottleneck_pairs, flops, sizes_of
 from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.distributed import join, no_local_rank
+from lbr_ds.distributed import join
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.train.deepspeed.engine import Engine, load_layout
+from lbr_ds.train.deepspeed.engine import Engine
 from lbr_ds.train.feed import open_feed
-from lbr_ds.train.guard import Guard
-from lbr_ds.train.loop import build, take_step
-from lbr_ds.train.meter import Meter
-from lbr_ds.train.preempt import Preemption
-from lbr_ds.train.stages import STAGES, Work, cut
-from lbr_ds.train.watch import Watch
+from lbr_ds.train.loop import take_step
+from lbr_ds.train.session import Session, build_engine, build_session
+from lbr_ds.train.work import Work, split_into_micro_batches
 from tests.benchmarks import peers_stage2
 from tests.benchmarks.texts import pairs
 
@@ -73,18 +70,18 @@ def stage1_over_hf_dense(data: Path | None, rounds: int, layers: int) -> Row:
                 "stage1.optim={lr: 1.0e-5, weight_decay: 0, clip: 1.0}",
             ],
         )
-        engine, encoder = build(run, STAGES[1], load_layout("auto"), join(30))
+        session = build_session(run, 1, build_engine(run, 1, join(30)))
         records = pairs(data, SAMPLES * (rounds + 1))
         sequences = [
-            generative_sequence(record, "ib_sft", encoder, turn=0, max_target_length=TARGET)
+            generative_sequence(record, "ib_sft", session.encoder, turn=0, max_target_length=TARGET)
             for record in records
         ]
         batches = [sequences[i : i + SAMPLES] for i in range(0, len(sequences), SAMPLES)]
         losses: tuple[list[float], list[float]] = ([], [])
-        ours = our_step(engine, run, batches, losses)
+        ours = our_step(session, batches, losses)
         theirs = hugging_face_step(run, batches, losses)
         found = interleaved(ours, theirs, rounds)
-        config = engine.engine.module.backbone.config.to_dict()
+        config = session.engine.engine.module.backbone.config.to_dict()
         return ratio(
             "stage1_over_hf_dense",
             [(b, a) for a, b in found],
@@ -106,21 +103,19 @@ def demo_run(folder: Path, overrides: list[str]) -> RunConfig:
 
 
 def our_step(
-    engine: Engine,
-    run: RunConfig,
+    session: Session,
     batches: list[list[Sequence]],
     losses: tuple[list[float], list[float]],
 ) -> Callable[[], float]:
     """Seconds of our next step, packing included."""
-    world = join(30)
-    care = Guard(run.guard, {}, run.run, 0, world), Watch(world, run.engine.timeout_minutes)
 
     def run_step() -> float:
         number = len(losses[0])
         batch = batches[number]
         begin = perf_counter()
-        work = Work(number, len(batch), 0, *cut(batch, run.stage1.micro_batch_tokens), [])
-        values = take_step(engine, STAGES[1], run, iter([work]), run.stage1.optim.lr, world, *care)
+        packed = split_into_micro_batches(batch, session.config.micro_batch_tokens)
+        session.feed = iter([Work(number, len(batch), 0, *packed, [])])
+        values = take_step(session, session.config.optim.lr)
         seconds = perf_counter() - begin
         losses[0].append(cast("float", values["loss"]))
         compare(losses)
@@ -151,7 +146,7 @@ def hugging_face_step(
             self.end = perf_counter()
 
     optim = run.stage1.optim
-    with no_local_rank():
+    with peers_stage2.no_local_rank():
         args = TrainingArguments(
             output_dir=str(run.run / "peer"),
             use_cpu=not torch.cuda.is_available(),
@@ -187,7 +182,7 @@ def hugging_face_step(
 
     def run_step() -> float:
         trainer.train_dataset = batches[len(losses[1])]
-        with no_local_rank():
+        with peers_stage2.no_local_rank():
             done = trainer.train()
         losses[1].append(done.training_loss)
         compare(losses)
@@ -254,27 +249,23 @@ def trainer_over_bare_loop(data: Path | None, rounds: int) -> Row:
                 f"data.sources=[{{path: '{corpus}'}}]",
                 f"stage1.num_steps={total}",
                 "model.max_length=64",
+                "every.log=1",
             ],
         )
         prepare(run.data, run.seed)
-        stage, world = STAGES[1], join(30)
-        engine, encoder = build(run, stage, load_layout("auto"), world)
-        ready = list(feed(run, encoder, total))
-        live = feed(run, encoder, total)
-        meter = Meter(folder / "meter", start=0, stop=total, every=1, world=world)
-        guard = Guard(run.guard, {}, folder / "meter", 0, world)
-        watching = Watch(world, run.engine.timeout_minutes)
-        with watching as watch, meter, Preemption(world) as preemption:
-            taken = iter(range(1, total + 1))
+        session = build_session(run, 1, build_engine(run, 1, join(30)))
+        ready = list(feed(session))
+        session.feed = feed(session)
+        with session.watch, session.meter, session.preemption:
 
             def ours() -> float:
                 begin = perf_counter()
-                values = take_step(engine, stage, run, live, 1e-6, world, guard, watch)
-                meter.log(next(taken), values)
-                preemption.agreed()
+                values = take_step(session, 1e-6)
+                session.meter.log(session.step, values)
+                session.preemption.agreed()
                 return perf_counter() - begin
 
-            found = interleaved(ours, bare_loop(engine, ready), rounds)
+            found = interleaved(ours, bare_loop(session.engine, ready), rounds)
         return ratio(
             "trainer_over_bare_loop",
             found,
@@ -287,9 +278,10 @@ def trainer_over_bare_loop(data: Path | None, rounds: int) -> Row:
         )
 
 
-def feed(run: RunConfig, encoder: TextEncoder, stop: int) -> Iterator[Work]:
-    """Stage 1's work for steps 0..stop, as the trainer gets it."""
-    return open_feed(run, STAGES[1], encoder, rank=0, world=1, start=0, stop=stop)
+def feed(session: Session) -> Iterator[Work]:
+    """The work of all steps, as the trainer gets it."""
+    run, stop = session.run, session.num_steps
+    return open_feed(run, session.stage, session.encoder, session.world, start=0, stop=stop)
 
 
 def bare_loop(engine: Engine, ready: list[Work]) -> Callable[[], float]:

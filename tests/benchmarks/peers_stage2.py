@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -28,16 +29,13 @@ from transformers import TrainerCallback
 
 from lbr_ds.bench.measure import ROUNDS, Row, ratio
 from lbr_ds.config import RunConfig
-from lbr_ds.distributed import join, no_local_rank
+from lbr_ds.distributed import join
 from lbr_ds.errors import LbrError
 from lbr_ds.export import export
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
-from lbr_ds.train.deepspeed.engine import load_layout
-from lbr_ds.train.guard import Guard
-from lbr_ds.train.loop import build, take_step
-from lbr_ds.train.stages import STAGES
-from lbr_ds.train.watch import Watch
+from lbr_ds.train.loop import take_step
+from lbr_ds.train.session import build_engine, build_session
 from tests.benchmarks.texts import MAX_LENGTH, backbone, pairs, with_stage2
 
 LR = 1e-5
@@ -109,28 +107,33 @@ def _side_by_side(
     return [(len(records) / a, len(records) / b) for a, b in seconds], ours.tokens
 
 
+@contextlib.contextmanager
+def no_local_rank() -> Iterator[None]:
+    """Hide a world of one rank from libraries that take LOCAL_RANK as the sign of a launcher."""
+    kept = os.environ.pop("LOCAL_RANK")
+    try:
+        yield
+    finally:
+        os.environ["LOCAL_RANK"] = kept
+
+
 class _Ours:
     """Our trainer's own step on one batch, from texts on."""
 
     def __init__(self, run: RunConfig, records: list[Record], world: Any) -> None:
-        self.run, self.world = run, world
         samples = [Sample(lane, 0, record, 0, lane) for lane, record in enumerate(records)]
         self.batch = Step(0, samples, 0)
-        self.engine, self.encoder = build(run, STAGES[2], load_layout("auto"), world)
-        self.care = (
-            Guard(run.guard, {}, run.run, 0, world),
-            Watch(world, run.engine.timeout_minutes),
-        )
+        self.session = build_session(run, 2, build_engine(run, 2, world))
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.tokens = 0
 
     def step(self) -> None:
         begin = perf_counter()
-        work = STAGES[2].collate(self.run, self.encoder, self.batch)
-        values = take_step(
-            self.engine, STAGES[2], self.run, iter([work]), LR, self.world, *self.care
-        )
+        session = self.session
+        work = session.stage.collate(session.run, session.encoder, self.batch)
+        session.feed = iter([work])
+        values = take_step(session, LR)
         self.seconds.append(perf_counter() - begin)
         self.losses.append(cast("float", values["loss"]))
         self.tokens = work.num_tokens

@@ -32,12 +32,12 @@ from lbr_ds.model.embedder import build_embedder
 from lbr_ds.objectives.contrastive import Rules, info_nce
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
-from lbr_ds.train.deepspeed.engine import load_layout
 from lbr_ds.train.deepspeed.library import gathered
 from lbr_ds.train.deepspeed.weights import load_weights
 from lbr_ds.train.launch import launch
-from lbr_ds.train.loop import build
-from lbr_ds.train.stages import STAGES, Work
+from lbr_ds.train.session import Session, build_engine, build_session
+from lbr_ds.train.stages import STAGES
+from lbr_ds.train.work import Work
 from tests.benchmarks.process_memory import extra_bytes
 from tests.benchmarks.texts import backbone, pairs, with_stage2
 
@@ -132,32 +132,33 @@ def gradcache_memory(data: Path | None, count: int, times: int = 16) -> Row:
 
 def learn(data: str | None, count: int, chunk: int) -> Callable[[], object]:
     """Work for `peak`: forwards and backwards of one step in chunks, from texts on."""
-    run, world = _cut_run(chunk), join(1)
-    engine, encoder = build(run, STAGES[2], load_layout("auto"), world)
+    session = _session(_cut_run(chunk), join(1))
     records = pairs(None if data is None else Path(data), count)
 
-    def work() -> None:
-        found = STAGES[2].learn(engine, _work(run, encoder, records), run, world)
-        engine.step(0.0)
-        assert found["loss"] > 0
+    def step() -> None:
+        stats = session.stage.forward_backward(
+            session, _work(session.run, session.encoder, records)
+        )
+        session.engine.step(0.0)
+        assert stats["loss"] > 0
 
-    return work
+    return step
 
 
 def gradcache_time(data: Path | None, rounds: int, count: int, num_layers: int = 6) -> Row:
     """One engine, the same batch whole and in chunks in turn; a whole step with its update."""
     records = pairs(data, count)
-    run, world = with_stage2(backbone(num_layers), micro_batch_tokens=1 << 24), join(1)
-    engine, encoder = build(run, STAGES[2], load_layout("auto"), world)
-    whole = _work(run, encoder, records)
+    run = with_stage2(backbone(num_layers), micro_batch_tokens=1 << 24)
+    session = _session(run, join(1))
+    whole = _work(run, session.encoder, records)
     chunk = max(run.model.max_length, whole.num_tokens // 4)
-    cut = _work(with_stage2(run, micro_batch_tokens=chunk), encoder, records)
+    cut = _work(with_stage2(run, micro_batch_tokens=chunk), session.encoder, records)
 
     def step(work: Work) -> Callable[[], float]:
         def once() -> float:
             begin = perf_counter()
-            STAGES[2].learn(engine, work, run, world)
-            engine.step(LR)
+            session.stage.forward_backward(session, work)
+            session.engine.step(LR)
             return perf_counter() - begin
 
         return once
@@ -242,13 +243,17 @@ def _draw_weights(folder: Path) -> None:
 def _rank(folder: Path, data: Path | None, count: int) -> None:
     """One of the two ranks: its lanes of the step, in chunks; rank 0 writes the gradient."""
     run, world = _in_folder(folder), join(2)
-    engine, encoder = build(run, STAGES[2], load_layout("auto"), world)
+    session = _session(run, world)
     mine = pairs(data, count)[world.rank :: world.size]
-    STAGES[2].learn(engine, _work(run, encoder, mine), run, world)
-    gradients = dict(engine.gradients())
+    session.stage.forward_backward(session, _work(run, session.encoder, mine))
+    gradients = dict(session.engine.gradients())
     if world.first:
         torch.save(gradients, folder / "gradients.pt")
     leave()
+
+
+def _session(run: RunConfig, world: World) -> Session:
+    return build_session(run, 2, build_engine(run, 2, world))
 
 
 def _cut_run(chunk: int) -> RunConfig:

@@ -120,7 +120,7 @@ def _take_step(
     for _ in range(2):
         forget_peak()
         for last in (False, True):
-            engine.backward(engine(batch).sum() * 1e-3, last=last)
+            engine.backward(engine.forward(batch).sum() * 1e-3, last=last)
         until_update = _until_update(engine)
         engine.step(1e-5)
     on_gpu = torch.cuda.is_available()

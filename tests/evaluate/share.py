@@ -14,7 +14,7 @@ from datasets import Dataset
 from mteb.types import PromptType
 from torch.utils.data import DataLoader
 
-from lbr_ds.distributed import ALONE, World, end, join, leave, shared
+from lbr_ds.distributed import ALONE, World, encode_across_ranks, end, join, leave
 from lbr_ds.evaluate import load_model, official_tasks
 from tests.tiny import records
 
@@ -55,7 +55,7 @@ if __name__ == "__main__":
     for count in (0, 1, 2, 3, 8):
         texts, seen = ["abcdefgh"[n] * (1 + n % 4) for n in range(count)], list[list[str]]()
         expected = lengths([])(texts)
-        assert (shared(world, texts, lengths(seen)) == expected).all(), count
+        assert (encode_across_ranks(world, texts, lengths(seen)) == expected).all(), count
         assert len(seen[0]) == -(-count // world.size)
     np.savez(
         out / f"{world.rank}.npz",

@@ -112,10 +112,6 @@ class Ranks:
         found = re.search(r"steps (\d+) to \d+", self.said())
         return int(found[1]) if found else None
 
-    def running(self) -> list[ForkServerProcess]:
-        """The ranks that have not ended."""
-        return [process for process in self.processes if process.is_alive()]
-
     def until(self, ready: Callable[[], bool], limit: float = 60) -> bool:
         """Wait for ready(); false when a rank ended, or `limit` seconds passed, before it was."""
         end = time.monotonic() + limit

@@ -98,7 +98,7 @@ def guard_faults(scene: Scene) -> list[Outcome]:
     """A gradient or loss that is not finite, a spike; a rank that dies, hangs, stops or lags."""
     poisons: list[tuple[str, int, tuple[str, ...], What, str, str]] = [
         ("non-finite gradient", 3, (), "gradient", "step 3: loss", "gradient norm n"),
-        ("non-finite loss", 4, (), "loss", "step 4: loss nan", "update left out"),
+        ("non-finite loss", 4, (), "loss", "step 4: loss nan", "update skipped"),
         (
             "loss spike",
             _SPIKE_STEP,
@@ -163,26 +163,30 @@ def disturb(rank: int, *, victim: int, first: int, last: int, what: What) -> Non
     if rank != victim:
         return
     step = 0
-    take_step, forward, backward = loop.take_step, Engine.__call__, Engine.backward
+    take_step, backward = loop.take_step, Engine.backward
 
     def taken(*args: Any, **more: Any) -> Any:
         nonlocal step
         step += 1
         return take_step(*args, **more)
 
-    def forwarded(engine: Engine, batch: Any) -> Any:
+    def forwarded(engine: Engine) -> Any:
+        return functools.partial(forward, engine.engine)
+
+    def forward(module: Any, batch: Any) -> Any:
         # Inside a step, where a rank's own work is timed.
         if first <= step <= last and what in ("hang", "slow"):
             time.sleep(3600 if what == "hang" else 0.3)
         factor = {"loss": float("nan"), "spike": 1000.0}.get(what, 1.0)
-        result = forward(engine, batch)
+        result = module(batch)
         return result * factor if first <= step <= last else result
 
     def backed(engine: Engine, loss: Any, **more: Any) -> None:
         here = what == "gradient" and first <= step <= last
         backward(engine, loss * float("nan") if here else loss, **more)
 
-    loop.take_step, Engine.__call__, Engine.backward = taken, forwarded, backed  # type: ignore
+    loop.take_step, Engine.backward = taken, backed  # type: ignore
+    Engine.forward = property(forwarded)  # type: ignore
 
 
 def storage_faults(scene: Scene) -> list[Outcome]:

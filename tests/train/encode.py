@@ -17,21 +17,19 @@ from lbr_ds.config import load
 from lbr_ds.distributed import end, join, leave
 from lbr_ds.runs import step_of
 from lbr_ds.train.checkpoint.resume import find_checkpoint, load_checkpoint
-from lbr_ds.train.deepspeed.engine import load_layout
-from lbr_ds.train.loop import build
-from lbr_ds.train.stages import STAGES
+from lbr_ds.train.session import build_engine, text_encoder
 
 if __name__ == "__main__":
     run, out = load(sys.argv[1]), Path(sys.argv[2])
     world = join(timeout_minutes=2)
-    engine, encoder = build(run, STAGES[2], load_layout(run.engine.ds_config), world)
+    engine = build_engine(run, 2, world)
     found = find_checkpoint(run, 2, world)
     assert found is not None
     assert step_of(found) == run.stage2.num_steps
     load_checkpoint(found, engine, world)
-    sequences = encoder.embed(json.loads((out / "texts.json").read_text()))
+    sequences = text_encoder(run).embed(json.loads((out / "texts.json").read_text()))
     with torch.no_grad():
-        vectors = engine(pack(sequences))
+        vectors = engine.forward(pack(sequences))
     if world.first:
         np.save(out / "vectors.npy", vectors.numpy())
     leave()

@@ -14,12 +14,8 @@ from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.train.checkpoint.random_states import random_states
 from lbr_ds.train.checkpoint.resume import find_checkpoint
-from lbr_ds.train.deepspeed.engine import load_layout
-from lbr_ds.train.held_out import Examiner, draw_sample
-from lbr_ds.train.loop import build
-from lbr_ds.train.preempt import Preemption
-from lbr_ds.train.stages import STAGES
-from lbr_ds.train.watch import Watch
+from lbr_ds.train.held_out import measure, read_held_out_sample
+from lbr_ds.train.session import build_engine, build_session
 
 # name: (stage, overrides)
 CASES: dict[str, tuple[int, list[str]]] = {
@@ -36,22 +32,21 @@ def examine(name: str, recipe: str, out: Path, world: World) -> None:
     stage, overrides = CASES[name]
     run = load(recipe, overrides)
     found = find_checkpoint(run, stage, world, force=True)
-    engine, encoder = build(run, STAGES[stage], load_layout(run.engine.ds_config), world, found)
-    module = engine.engine.module
+    session = build_session(run, stage, build_engine(run, stage, world, origin=found), start=6)
+    module = session.engine.engine.module
     module.head.eval()  # the mode that is found comes back, whatever it is
     before = [part.training for part in module.modules()], str(random_states())
-    preemption, watch = Preemption(world), Watch(world, 2)
-    examiner = Examiner(
-        run, stage, engine, encoder, draw_sample(run, world), world, watch, preemption
-    )
-    figures = examiner.examine(6)
+    sample = read_held_out_sample(run, world)
+    assert sample is not None
+    figures = measure(session, sample)
     assert bool(figures) is world.first
     if world.first:
         (out / f"{name}-{world.size}.json").write_text(json.dumps(figures))
     if world.rank == world.size - 1:
-        preemption.signalled = signal.SIGUSR1
-    assert examiner.examine(7) == {}
-    assert watch.step == 6  # it ended before the next forward
+        session.preemption.signalled = signal.SIGUSR1
+    session.step = 7
+    assert measure(session, sample) == {}
+    assert session.watch.step == 6  # it ended before the next forward
     assert ([part.training for part in module.modules()], str(random_states())) == before
     assert not any(p.grad is not None for p in module.parameters())
 

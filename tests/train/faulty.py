@@ -1,6 +1,6 @@
 """`lbr-ds` as one rank of several, with a fault planted into one of them.
 
-`python -m tests.train.faulty FAULT+FAULT RANK STEP train RECIPE ...`: when it is to learn from step
+`python -m tests.train.faulty FAULT+FAULT RANK STEP train RECIPE ...`: at step
 STEP (counted from 0) rank RANK is killed, stopped, hangs, is slow, raises, or loses its gradient.
 hang and suspend: 6 s without progress end the run.
 """
@@ -20,29 +20,32 @@ from lbr_ds.errors import DataError
 from lbr_ds.train import stages, watch
 
 
-def spoiled(sound: Any, engine: Any, *rest: Any) -> Any:
-    """Learn, with a gradient that is not a number."""
+def spoiled(sound: Any, session: Any, work: Any) -> Any:
+    """Forward and backward, with a gradient that is not a number."""
+    engine = session.engine
     backward = engine.backward
     engine.backward = lambda loss, *, last: backward(loss * math.nan, last=last)
     try:
-        return sound(engine, *rest)
+        return sound(session, work)
     finally:
         engine.backward = backward
 
 
 def plant(faults: list[str], rank: int, first: int) -> None:
     """Put the faults in front of stage 1's learning."""
-    sound = stages.STAGES[1].learn
+    sound = stages.STAGES[1].forward_backward
 
-    def learn(engine: Any, work: Any, run: Any, world: Any) -> Any:
+    def forward_backward(session: Any, work: Any) -> Any:
+        world = session.world
         if work.step == first:
             # Not before: a start may take longer than a test can wait for a hang.
             short = "hang" in faults or "suspend" in faults
-            running.limit, watch._SILENT = (6.0 if short else running.limit), 4.0
+            session.watch.limit = 6.0 if short else session.watch.limit
+            watch._SILENT_SECONDS = 4.0
         if world.rank == rank and work.step >= first and "slow" in faults:
             time.sleep(1.0)
         if world.rank != rank or work.step != first:
-            return sound(engine, work, run, world)
+            return sound(session, work)
         for name, number in (("kill", signal.SIGKILL), ("stop", signal.SIGSTOP)):
             if name in faults:
                 os.kill(os.getpid(), number)
@@ -50,21 +53,11 @@ def plant(faults: list[str], rank: int, first: int) -> None:
             time.sleep(3600)
         if "raise" in faults:
             raise DataError("a planted fault")
-        work_of = spoiled if "nan" in faults else lambda sound, *rest: sound(*rest)
-        return work_of(sound, engine, work, run, world)
+        return spoiled(sound, session, work) if "nan" in faults else sound(session, work)
 
-    stages.STAGES[1] = dataclasses.replace(stages.STAGES[1], learn=learn)
-    enter = watch.Watch.__enter__
+    planted = dataclasses.replace(stages.STAGES[1], forward_backward=forward_backward)
+    stages.STAGES[1] = planted
 
-    def noted(self: watch.Watch) -> watch.Watch:
-        global running
-        running = self
-        return enter(self)
-
-    watch.Watch.__enter__ = noted  # type: ignore[method-assign]
-
-
-running: watch.Watch
 
 if __name__ == "__main__":
     faults, rank, first, *sys.argv[1:] = sys.argv[1:]

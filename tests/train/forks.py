@@ -14,17 +14,17 @@ from unittest import mock
 
 from lbr_ds.config import load
 from lbr_ds.distributed import end
-from lbr_ds.train import loop
+from lbr_ds.train import loop, setup
 
 if __name__ == "__main__":
     run, out = load(sys.argv[1], ["stage1.num_steps=2", "data.workers=2"]), Path(sys.argv[2])
-    build_engine = loop.build_engine
+    build_engine = setup.build_engine
 
-    def noting(*args: Any) -> Any:
+    def noting(*args: Any, **options: Any) -> Any:
         forks = len(multiprocessing.active_children())
         (out / f"forks-{os.environ['RANK']}").write_text(str(forks))
-        return build_engine(*args)
+        return build_engine(*args, **options)
 
-    with mock.patch.object(loop, "build_engine", noting):
+    with mock.patch.object(setup, "build_engine", noting):
         loop.train(run, 1)
     end(0)

@@ -15,22 +15,21 @@ import torch
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.shards import Step, steps
-from lbr_ds.train.deepspeed.engine import Engine, load_layout
-from lbr_ds.train.loop import build
-from lbr_ds.train.stages import STAGES
+from lbr_ds.train.deepspeed.engine import load_layout
+from lbr_ds.train.session import Session, build_engine, build_session
 
 LAYOUTS = ("zero1", "zero2", "zero3", "zero3_cpu")
 PLAIN = ("good", "good", "good")
 MIXED = ("good", "nan", "inf", "refused", "good", "nan", "good")
 
 
-def take(engine: Engine, run: Any, encoder: Any, data: Step, kind: str, world: World) -> Any:
+def take(session: Session, data: Step, kind: str) -> Any:
     """One step on the same data; rank 1 alone spoils its gradient. Returns (norm, applied)."""
-    stage = STAGES[1]
+    stage, engine = session.stage, session.engine
     backward = engine.backward
-    factor = {"nan": math.nan, "inf": math.inf}.get(kind, 1.0) if world.rank == 1 else 1.0
+    factor = {"nan": math.nan, "inf": math.inf}.get(kind, 1.0) if session.world.rank == 1 else 1.0
     engine.backward = lambda loss, *, last: backward(loss * factor, last=last)  # type: ignore[method-assign]
-    stage.learn(engine, stage.collate(run, encoder, data), run, world)
+    stage.forward_backward(session, stage.collate(session.run, session.encoder, data))
     engine.backward = backward  # type: ignore[method-assign]
     return engine.step(1e-2, lambda norm: kind != "refused")
 
@@ -44,11 +43,12 @@ def probe(recipe: str, out: Path, world: World) -> None:
     for layout in LAYOUTS:
         found = []
         for kinds in (PLAIN, MIXED):
-            engine, encoder = build(run, STAGES[1], load_layout(layout), world)
+            engine = build_engine(run, 1, world, layout=load_layout(layout))
+            session = build_session(run, 1, engine)
             results, good = [], iter(data)
             for kind in kinds:
                 batch = next(good) if kind == "good" else data[0]
-                results.append((kind, *take(engine, run, encoder, batch, kind, world)))
+                results.append((kind, *take(session, batch, kind)))
             found.append(
                 {
                     "results": results,

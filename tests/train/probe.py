@@ -22,8 +22,7 @@ from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.shards import steps
 from lbr_ds.train.deepspeed.engine import Engine, load_layout
 from lbr_ds.train.deepspeed.library import gathered
-from lbr_ds.train.loop import build
-from lbr_ds.train.stages import STAGES
+from lbr_ds.train.session import build_engine, build_session
 
 # name: (stage, ds_config, tokens of a micro-batch, further overrides)
 CHECKPOINTING = ["model.activation_checkpointing=true"]
@@ -73,22 +72,22 @@ def probe(recipe: str, out: Path, world: World) -> None:
     for case, (number, layout, tokens, more) in cases.items():
         overrides = [f"stage{number}.micro_batch_tokens={tokens}", "stage2.from=backbone", *more]
         run = load(recipe, overrides)
-        stage = STAGES[number]
         chosen = load_layout(f"{out / layout}.json" if case in LORA else layout)
         chosen.config["zero_optimization"].update(CHANGES.get(case, {}))
         chosen = Layout.of(layout, chosen.config)
-        engine, encoder = build(run, stage, chosen, world)
-        size = run.stage(number).samples_per_step
+        engine = build_engine(run, number, world, layout=chosen)
+        session = build_session(run, number, engine)
+        stage = session.stage
         stream = steps(
             run.data.folder,
             stage.split,
             seed=run.seed,
-            samples_per_step=size,
+            samples_per_step=session.config.samples_per_step,
             rank=world.rank,
             world=world.size,
             stop=1,
         )
-        work = stage.collate(run, encoder, next(iter(stream)))
+        work = stage.collate(run, session.encoder, next(iter(stream)))
         if case == "cl-reduced-each":
             engine._one_reduction = False
         found: dict[str, Any] = {
@@ -98,7 +97,8 @@ def probe(recipe: str, out: Path, world: World) -> None:
         }
         for turn in ("", "second_"):
             heard = Heard(engine)
-            found[f"{turn}stats"] = stage.learn(cast("Engine", heard), work, run, world)
+            session.engine = cast("Engine", heard)
+            found[f"{turn}stats"] = stage.forward_backward(session, work)
             found[f"{turn}heard"] = [output.detach() for output in heard.outputs]
             found[f"{turn}grads"] = dict(engine.gradients())
             found[f"{turn}norm"], applied = engine.step(1e-3)
@@ -116,8 +116,8 @@ class Heard:
         self.engine = engine
         self.outputs: list[Tensor] = []
 
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        self.outputs.append(self.engine(batch))
+    def forward(self, batch: PackedBatch) -> Tensor:
+        self.outputs.append(self.engine.forward(batch))
         return self.outputs[-1]
 
     def __getattr__(self, name: str) -> Any:

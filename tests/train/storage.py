@@ -20,9 +20,8 @@ from lbr_ds.runs import fault, saved
 from lbr_ds.train.checkpoint import saver as saving
 from lbr_ds.train.checkpoint.resume import find_checkpoint, load_checkpoint
 from lbr_ds.train.checkpoint.saver import Saver
-from lbr_ds.train.deepspeed.engine import Engine, load_layout
-from lbr_ds.train.loop import build
-from lbr_ds.train.stages import STAGES
+from lbr_ds.train.deepspeed.engine import Engine
+from lbr_ds.train.session import build_engine
 
 
 def failing_save(run: RunConfig, engine: Engine, world: World, code: int, culprit: int) -> None:
@@ -37,7 +36,7 @@ def failing_save(run: RunConfig, engine: Engine, world: World, code: int, culpri
     save_tensors, saving.save_tensors = saving.save_tensors, fail
     message = ""
     try:
-        with Saver(run, 1, engine, world) as saver:
+        with Saver(run, 1, engine) as saver:
             saver.save(9, {})
             saver.finish()
     except CheckpointError as error:
@@ -66,7 +65,7 @@ def many_files(run: RunConfig, engine: Engine, world: World) -> None:
     save_files, saving.save_files = saving.save_files, note
     with (
         mock.patch("lbr_ds.model.files.FILE_BYTES", 20_000),
-        Saver(run, 1, engine, world) as saver,
+        Saver(run, 1, engine) as saver,
     ):
         saver.save(8, {})
     saving.save_files = save_files
@@ -91,7 +90,7 @@ def slow_save(run: RunConfig, engine: Engine, world: World) -> None:
         save_tensors(state, path)
 
     save_tensors, saving.save_tensors = saving.save_tensors, dawdle
-    with Saver(run, 1, engine, world) as saver:
+    with Saver(run, 1, engine) as saver:
         saver.save(9, {"skipped": 3})
         for parameter in engine.optimizer.fp32_partitioned_groups_flat:
             parameter.data.zero_()  # the next steps must not reach what is being written
@@ -114,7 +113,7 @@ def slow_save(run: RunConfig, engine: Engine, world: World) -> None:
 if __name__ == "__main__":
     place = join(timeout_minutes=2)
     later, at_once = (load(sys.argv[1], [f"every.save_async={on}"]) for on in ("true", "false"))
-    model, _ = build(later, STAGES[1], load_layout(later.engine.ds_config), place)
+    model = build_engine(later, 1, place)
     found = find_checkpoint(later, 1, place)
     load_checkpoint(found, model, place)
     failing_save(later, model, place, errno.ENOSPC, culprit=1)

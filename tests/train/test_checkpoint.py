@@ -1,4 +1,4 @@
-"""A checkpoint that is not whole is named and passed over; one that does not fit is refused."""
+"""A damaged checkpoint is named and skipped; one that does not fit the run is refused."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def test_force_goes_on_with_another_recipe_and_number_of_ranks(copied: RunConfig
         find_checkpoint(changed, 1, World())
     done = run_cli("train", recipe, "--stage", "1", "--force", "stage1.optim.lr=0.002")
     assert done.returncode == 0, done.stderr
-    assert "made by another recipe (stage1.optim.lr: 0.001 -> 0.002); going on" in done.stderr
-    assert "laid out for 1 ranks, was 2" in done.stderr
+    assert "made with another recipe (stage1.optim.lr: 0.001 -> 0.002); resuming" in done.stderr
+    assert "converting from 2 to 1 ranks" in done.stderr
     assert saved(stage)[-1].name == "step-000006"
     assert fault(saved(stage)[-1]) == ""
 
@@ -167,7 +167,7 @@ def rewrite(folder: Path, facts: dict[str, object]) -> None:
     [(1, None, [10]), (2, None, [8, 10]), (1, 4, [4, 8, 10]), (3, 6, [6, 8, 10])],
 )
 def test_what_is_kept(tmp_path: Path, keep: int, keep_every: int | None, left: list[int]) -> None:
-    """Step 12 is one that was passed over."""
+    """Step 12 is one that was skipped as damaged."""
     for step in (2, 4, 6, 8, 10, 12):
         folder = tmp_path / "checkpoints" / f"step-{step:06d}"
         folder.mkdir(parents=True)
@@ -219,5 +219,5 @@ def test_enums_of_older_pythons_are_read_and_no_other_attributes(tmp_path: Path)
     for name in ("old.pt", "new.pt"):
         assert read_state(tmp_path / name) == {"zero_stage": member}
     torch.save(Attribute(LossScaler, "backward"), tmp_path / "other.pt")
-    with pytest.raises(UnpicklingError, match="LossScaler is no enum"):
+    with pytest.raises(UnpicklingError, match="LossScaler is not an enum"):
         read_state(tmp_path / "other.pt")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import load
+from lbr_ds.distributed import World
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.train.feed import open_feed
-from lbr_ds.train.loop import text_encoder
+from lbr_ds.train.session import text_encoder
 from lbr_ds.train.stages import STAGES
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
@@ -27,9 +28,10 @@ def test_a_loader_process_leaves_sigterm_to_its_rank(tmp_path: Path) -> None:
     """`scancel` sends it to every process of a job, and the rank still has to end its step."""
     run = load(tiny_recipe(tmp_path), ["data.workers=1"])
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
-    options: Any = {"rank": 0, "world": 1, "start": 0, "stop": 12}
-    expected = [work.names for work in open_feed(run, STAGES[1], text_encoder(run), **options)]
-    feed = open_feed(run, STAGES[1], text_encoder(run), **options)
+    options: Any = {"start": 0, "stop": 12}
+    source: Any = (run, STAGES[1], text_encoder(run), World())
+    expected = [work.names for work in open_feed(*source, **options)]
+    feed = open_feed(*source, **options)
     names = [next(feed).names]
     (worker,) = multiprocessing.active_children()
     assert worker.pid is not None

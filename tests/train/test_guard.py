@@ -17,8 +17,8 @@ from lbr_ds.distributed import World
 from lbr_ds.errors import TrainingError
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.shards import Manifest
-from lbr_ds.train.guard import NAME, WINDOW, Guard
-from lbr_ds.train.stages import Work
+from lbr_ds.train.guard import SKIPPED, WINDOW, Guard
+from lbr_ds.train.work import Work
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 from tests.train.guarded import LAYOUTS
@@ -47,14 +47,16 @@ def test_left_out_updates_leave_nothing_behind(run: RunConfig) -> None:
 def guard(
     run: RunConfig, folder: Path, counters: dict[str, object] | None = None, **settings: object
 ) -> Guard:
-    return Guard(GuardConfig(**settings), counters or {}, folder, 0, World())  # type: ignore[arg-type]
+    made = Guard(GuardConfig(**settings), folder, World())  # type: ignore[arg-type]
+    made.load_state_dict(counters or {})
+    return made
 
 
 def take(own: Guard, run: RunConfig, step: int, loss: float, norm: float) -> bool:
     """What the loop does with a step; returns whether its update is applied."""
     work = Work(step, 1, 0, [], [], [("r1", 0, 3)])
-    applied = own.judge(loss)(norm)
-    own.count(work, applied, 2, run.data.folder, "gl")
+    applied = own.criterion(loss)(norm)
+    own.record(work, applied, 2, run.data.folder, "gl")
     return applied
 
 
@@ -64,15 +66,15 @@ def test_non_finite_steps_are_counted_named_and_end_the_run(run: RunConfig, tmp_
     seen = [take(own, run, i, *pair) for i, pair in enumerate([*bad, (1.0, 1.0), *bad])]
     assert seen == [False, False, True, False, False]
     assert (own.total, own.in_a_row, own.samples) == (4, 2, 10)
-    lines = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / SKIPPED).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 4, 5]
     where = Manifest.load(run.data.folder).shards("gl")[0].file
     assert lines[0]["samples"] == {"0": [f"r1 ({where} record 3)"]}
     assert lines[0]["reason"] == "loss nan, gradient norm 1"
-    with pytest.raises(TrainingError, match=r"step 6: .*3 updates left out.*max_skipped=2"):
+    with pytest.raises(TrainingError, match=r"step 6: .*3 updates skipped.*max_skipped=2"):
         take(own, run, 5, math.nan, 1.0)
-    again = guard(run, tmp_path, own.state(), max_skipped=9, max_skipped_total=4)
-    with pytest.raises(TrainingError, match=r"6 updates left out.*max_skipped_total=4"):
+    again = guard(run, tmp_path, own.state_dict(), max_skipped=9, max_skipped_total=4)
+    with pytest.raises(TrainingError, match=r"6 updates skipped.*max_skipped_total=4"):
         take(again, run, 6, math.nan, 1.0)
 
 
@@ -86,7 +88,7 @@ def test_spikes_against_the_rule_written_out(run: RunConfig, tmp_path: Path) -> 
     own, seen = guard(run, tmp_path, **settings), []
     for step, pair in enumerate(values):
         if step == 200:
-            own = guard(run, tmp_path, json.loads(json.dumps(own.state())), **settings)
+            own = guard(run, tmp_path, json.loads(json.dumps(own.state_dict())), **settings)
         seen.append(take(own, run, step, *pair))
     wanted, windows = [], (deque[float](maxlen=WINDOW), deque[float](maxlen=WINDOW))
     for pair in values:

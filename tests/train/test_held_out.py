@@ -21,7 +21,7 @@ from lbr_ds.model.bottleneck import load_tokenizer
 from lbr_ds.records import Record
 from lbr_ds.runs import checkpoints, evaluation
 from lbr_ds.shards import Manifest, read_split, write_split
-from lbr_ds.train.held_out import draw_sample
+from lbr_ds.train.held_out import read_held_out_sample
 from tests.dense import dense_mask
 from tests.faults.compare import differing_bits
 from tests.ranks import run_cli, run_ranks
@@ -186,19 +186,19 @@ def test_without_queries_it_is_off(
         run = load(trained.run / "recipe.yaml", [f"data.folder={folder}"])
         caplog.clear()
         with caplog.at_level(logging.WARNING, "lbr_ds"):
-            assert draw_sample(run, World()) is None
+            assert read_held_out_sample(run, World()) is None
         (line,) = caplog.messages
-        assert line.startswith("training goes without evaluation: ")
+        assert line.startswith("training without evaluation: ")
         assert why in line
     off = load(trained.run / "recipe.yaml", ["every.evaluate=null"])
-    assert draw_sample(off, World()) is None
+    assert read_held_out_sample(off, World()) is None
 
 
 def test_the_sample_has_all_right_answers_and_is_drawn_by_seed(trained: RunConfig) -> None:
     path = trained.run / "recipe.yaml"
     few = ["evaluation.max_queries=10", "evaluation.max_passages=20"]
     first, again, other = (
-        draw_sample(load(path, [*few, *more]), World()) for more in ([], [], ["seed=1"])
+        read_held_out_sample(load(path, [*few, *more]), World()) for more in ([], [], ["seed=1"])
     )
     assert first is not None
     assert other is not None
@@ -210,6 +210,6 @@ def test_the_sample_has_all_right_answers_and_is_drawn_by_seed(trained: RunConfi
         assert text == record.query
         answers = {first.judged.documents[i] for i in first.judged.relevant[query_id]}
         assert answers == set(record.positives)
-    tight = draw_sample(load(path, ["evaluation.max_passages=1"]), World())
+    tight = read_held_out_sample(load(path, ["evaluation.max_passages=1"]), World())
     assert tight is not None
     assert len(tight.judged.documents) == len(tight.judged.queries) == 48

@@ -30,7 +30,7 @@ from lbr_ds.runs import MANIFEST, checkpoints
 from lbr_ds.shards import Manifest, read_split, write_split
 from lbr_ds.train.checkpoint import provenance
 from lbr_ds.train.feed import open_feed
-from lbr_ds.train.loop import text_encoder
+from lbr_ds.train.session import text_encoder
 from lbr_ds.train.stages import STAGES
 from tests.ranks import run_ranks
 from tests.shards.server import serve
@@ -198,8 +198,7 @@ def test_data_exchanged_during_a_training_ends_it_where_it_cannot_be_read(
         run,
         STAGES[1],
         text_encoder(run),
-        rank=0,
-        world=1,
+        World(),
         start=0,
         stop=8,
         fingerprint="F000000000000000",
@@ -207,20 +206,19 @@ def test_data_exchanged_during_a_training_ends_it_where_it_cannot_be_read(
     assert next(feed).samples == 2
     shutil.rmtree(data)
     make_data(data, "G", per_shard=2)
-    line = r"data was prepared anew during the training \(data F0+ -> G0+\); the last checkpoint"
+    line = r"data was prepared again during the training \(data F0+ -> G0+\); the last checkpoint"
     with pytest.raises(DataError, match=line):
         list(feed)
     feed = open_feed(
         run,
         STAGES[1],
         text_encoder(run),
-        rank=0,
-        world=1,
+        World(),
         start=0,
         stop=8,
         fingerprint="F000000000000000",
     )
-    with pytest.raises(DataError, match=r"anew during the training \(data F0+ -> G0+\)"):
+    with pytest.raises(DataError, match=r"again during the training \(data F0+ -> G0+\)"):
         next(feed)
 
 

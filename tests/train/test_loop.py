@@ -10,8 +10,8 @@ import pytest
 from lbr_ds.config import load
 from lbr_ds.distributed import World
 from lbr_ds.system import environment
-from lbr_ds.train import loop
-from lbr_ds.train.stages import STAGES
+from lbr_ds.train import session
+from lbr_ds.train.deepspeed.engine import load_layout
 from tests.tiny import tiny_recipe
 
 
@@ -26,8 +26,8 @@ def test_a_cpu_that_is_slow_in_bf16_is_named(
 ) -> None:
     run = load(tiny_recipe(tmp_path, prepared=False))
     monkeypatch.setattr(environment, "cpu_lacks_bf16", lambda: lacking)
-    monkeypatch.setattr(loop, "Engine", lambda *args, **options: None)
+    monkeypatch.setattr(session, "Engine", lambda *args, **options: None)
     with caplog.at_level(logging.WARNING, "lbr_ds"):
-        loop.build_engine(run, STAGES[1], loop.load_layout(layout), World(), tmp_path)
+        session.build_engine(run, 1, World(), layout=load_layout(layout), origin=tmp_path)
     said = "no instructions for bf16" in caplog.text
     assert said is (lacking and layout == "zero2")

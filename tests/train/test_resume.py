@@ -104,8 +104,8 @@ def test_only_the_last_k_checkpoints_stay(trained: RunConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["stage1.optim.lr=0.5"], "made by another recipe (stage1.optim.lr: 0.001 -> 0.5)"),
-        (["seed=9"], "made by another recipe (seed: 0 -> 9)"),
+        (["stage1.optim.lr=0.5"], "made with another recipe (stage1.optim.lr: 0.001 -> 0.5)"),
+        (["seed=9"], "made with another recipe (seed: 0 -> 9)"),
     ],
 )
 def test_another_recipe_is_refused(copied: Path, change: list[str], message: str) -> None:

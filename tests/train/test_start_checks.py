@@ -14,7 +14,7 @@ from lbr_ds.config import RunConfig, load
 from lbr_ds.distributed import ALONE
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.train.loop import check_backbone
+from lbr_ds.train.setup import check_backbone
 from lbr_ds.train.starts import starting_point
 from tests.tiny import backbone, tiny_recipe
 
@@ -48,7 +48,7 @@ def test_stage_1_needs_a_head(tmp_path: Path) -> None:
     check_backbone(run, 2, ALONE)
     with pytest.raises(
         ConfigError,
-        match=r"holds no language-model head \(lm_head.weight\) .*"
+        match=r"has no language-model head \(lm_head.weight\) .*"
         r"stage2.from=backbone",
     ):
         check_backbone(run, 1, ALONE)

@@ -26,7 +26,7 @@ def test_only_a_job_without_progress_is_stopped(
         start(step, "7", restart)
     start(1000, "7", 5)
     start(1000, "7", 6)
-    with pytest.raises(TrainingError, match=r"job 7 has begun at step 1000 3 times .* anew"):
+    with pytest.raises(TrainingError, match=r"job 7 has started at step 1000 3 times .* again"):
         start(1000, "7", 7)
     with pytest.raises(TrainingError):
         start(1000, "7", 8)

@@ -28,18 +28,20 @@ from lbr_ds.cluster.plan.shape import find_shape
 from lbr_ds.cluster.plan.work import work_of
 from lbr_ds.cluster.synthetic import random_ids, write_backbone
 from lbr_ds.config import RunConfig
-from lbr_ds.config.ds_config import Layout
 from lbr_ds.distributed import World, join, leave
 from lbr_ds.model.bottleneck import CARD, prepare_backbone
 from lbr_ds.system.atomic import write_json
 from lbr_ds.system.urls import is_url
-from lbr_ds.train.deepspeed.engine import Engine, load_layout
+from lbr_ds.train.deepspeed.engine import Engine
 from lbr_ds.train.feed import open_feed
 from lbr_ds.train.guard import Guard
-from lbr_ds.train.loop import build_engine, open_log, take_step, text_encoder
+from lbr_ds.train.logs import open_log
+from lbr_ds.train.loop import take_step
 from lbr_ds.train.meter import memory_gib
-from lbr_ds.train.stages import STAGES, Stage, Work, cut, rehearse
+from lbr_ds.train.session import Session, build_engine, build_session, text_encoder
+from lbr_ds.train.stages import STAGES, Stage, rehearse
 from lbr_ds.train.watch import Watch
+from lbr_ds.train.work import Work, split_into_micro_batches
 
 WARM_UP = 3  # steps: ZeRO-3 learns the order of modules, allocators and caches fill
 PROFILED = 2  # steps under the profiler, after those that are timed
@@ -58,8 +60,7 @@ def measure_network(run: RunConfig, row: Path) -> None:
 
 def measure_training(run: RunConfig, number: int, row: Path, steps: int) -> None:
     """`steps` timed steps of stage `number` on these ranks, their figures into `row` (rank 0)."""
-    stage, folder = STAGES[number], row.with_suffix("")
-    layout = load_layout(run.engine.ds_config)
+    folder = row.with_suffix("")
     world = join(run.engine.timeout_minutes)
     open_log(folder, world)
     total = WARM_UP + steps + PROFILED
@@ -67,23 +68,24 @@ def measure_training(run: RunConfig, number: int, row: Path, steps: int) -> None
         watch.mark(0, "starts")
         prepared = is_prepared(run)
         make = _real if prepared else _random
-        engine, feed = make(run, stage, layout, world, total)
-        guard = Guard(run.guard, {}, folder, 0, world)
+        session = make(run, STAGES[number], watch, total)
+        session.guard = Guard(run.guard, folder, world)
         works: list[Work] = []
-        seen = _noting(feed, works)
+        session.feed = _noting(session.feed, works)
 
         def take() -> dict[str, Any]:
-            return take_step(engine, stage, run, seen, 0.0, world, guard, watch)
+            return take_step(session, lr=0.0)
 
         for _ in range(WARM_UP):
             take()
         forget_peak()
         seconds, values = _timed(take, steps)
         memory = memory_gib()
+        timed = works[WARM_UP : WARM_UP + steps]
         found = {
             **_place(world),
             "data": "real" if prepared else "random",
-            **_figures(run, engine, works[WARM_UP : WARM_UP + steps], seconds, values, world),
+            **_figures(run, session.engine, timed, seconds, values, world),
             "memory_gib": world.max(memory)[0],
             **_shares(lambda: [take() for _ in range(PROFILED)], world),
         }
@@ -109,34 +111,31 @@ def _write(row: Path, found: dict[str, Any], world: World) -> None:
     leave()
 
 
-def _real(
-    run: RunConfig, stage: Stage, layout: Layout, world: World, total: int
-) -> tuple[Engine, Iterator[Work]]:
+def _real(run: RunConfig, stage: Stage, watch: Watch, total: int) -> Session:
     """The recipe's backbone and its data, as `train` takes them, the rehearsal included."""
+    world = watch.world
     if world.first:
         prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     world.barrier()
-    encoder = text_encoder(run)
-    feed = open_feed(run, stage, encoder, rank=world.rank, world=world.size, start=0, stop=total)
-    engine = build_engine(run, stage, layout, world)
-    rehearse(engine, stage, run, encoder, world)
-    return engine, feed
+    feed = open_feed(run, stage, text_encoder(run), world, start=0, stop=total)
+    engine = build_engine(run, stage.number, world)
+    session = build_session(run, stage.number, engine, watch, feed=feed)
+    rehearse(session)
+    return session
 
 
-def _random(
-    run: RunConfig, stage: Stage, layout: Layout, world: World, total: int
-) -> tuple[Engine, Iterator[Work]]:
+def _random(run: RunConfig, stage: Stage, watch: Watch, total: int) -> Session:
     """Random weights of the backbone's shape, once for all configurations, and random texts."""
-    shape = find_shape(run.model, run.bottleneck.count)
+    world, shape = watch.world, find_shape(run.model, run.bottleneck.count)
     drawn = [drawn_work(run, stage, world, shape.vocab) for _ in range(_DRAWN)]
     folder = run.run / "backbone"
     if world.first and not (folder / CARD).is_file():
         write_backbone(shape, run, folder)
     world.barrier()
-    engine = build_engine(run, stage, layout, world)
-    return engine, (
-        replace(w, step=step) for step, w in zip(range(total), itertools.cycle(drawn), strict=False)
-    )
+    engine = build_engine(run, stage.number, world)
+    steps = zip(range(total), itertools.cycle(drawn), strict=False)
+    feed = (replace(work, step=step) for step, work in steps)
+    return build_session(run, stage.number, engine, watch, feed=feed)
 
 
 def drawn_work(run: RunConfig, stage: Stage, world: World, vocab: int) -> Work:
@@ -162,7 +161,7 @@ def drawn_work(run: RunConfig, stage: Stage, world: World, vocab: int) -> Work:
         pairs = Pairs([], groups, texts[: told.queries, None], texts, real)
         if sum(map(len, sequences)) > budget:
             budget = run.stage2.chunk_tokens or budget
-    batches, members = cut(sequences, budget)
+    batches, members = split_into_micro_batches(sequences, budget)
     return Work(0, told.queries or told.sequences, 0, batches, members, [], pairs)
 
 
@@ -201,7 +200,7 @@ def _figures(
     """Rates, waiting and the slowest rank, over the timed steps. All ranks call it."""
     shape = sizes_of(json.loads((run.run / "backbone" / "config.json").read_text()))
     rows = run.bottleneck.count * shape.hidden
-    adapters = 0 if run.lora.rank is None else engine.num_learning - rows
+    adapters = 0 if run.lora.rank is None else engine.num_trainable - rows
     every = [
         world.sum(w.num_tokens, work_flops(run, w, shape, adapters), len(w.micro_batches))
         for w in works

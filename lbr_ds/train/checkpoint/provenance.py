@@ -1,8 +1,8 @@
-"""What a stage starts from must fit the recipe, and its checkpoints say what they were trained on.
+"""Check what a stage starts from, and record in each checkpoint what it was trained on.
 
-At the start of a stage rank 0 writes `lineage.json` and `trained.u64` into RUN/stageN: those of the
-weights that it starts from, and this stage with the data as it is now. Every checkpoint takes them
-from there, so that data which is prepared anew during a training changes neither.
+At the start of a stage rank 0 writes `lineage.json` and `trained.u64` into RUN/stageN: the records
+of the weights that it starts from, plus this stage and its data. Every checkpoint copies them from
+there, so preparing the data again during a training changes neither.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lbr_ds.train.checkpoint.writing import link_files
 
 log = logging.getLogger(__name__)
 FILES = (lineage.NAME, trained_texts.NAME)
-# Keys of a config that name its writer or how it is loaded.
-_BESIDES = (
+# Keys of a config.json that do not change a model's output.
+_IRRELEVANT_KEYS = (
     "_name_or_path",
     "transformers_version",
     "architectures",
@@ -40,18 +40,18 @@ _BESIDES = (
 
 
 def weights_of(origin: Path) -> Path:
-    """The model folder of a checkpoint; a folder of weights is its own."""
+    """Return the model folder of a checkpoint; a folder of weights is returned as it is."""
     return origin / "model" if (origin / "model").is_dir() else origin
 
 
 def backbone_now(run: RunConfig) -> Backbone | None:
-    """The recipe's backbone by content; None when that cannot be had without a download."""
+    """Identify the recipe's backbone by content; None when that would need a download."""
     known = lineage.load(run.run / "backbone")
     return identify(run.model, known.backbone if known else None)
 
 
 def same_backbone(run: RunConfig, origin: Path) -> bool:
-    """Whether `origin` is known to come from the recipe's backbone, wherever that is now."""
+    """Return whether `origin` is known to come from the recipe's backbone, wherever that is now."""
     was, now = lineage.load(weights_of(origin)), backbone_now(run)
     return bool(was and was.backbone and now and not was.backbone.differences(now))
 
@@ -63,7 +63,11 @@ def check_origin(
 
     All ranks call it twice: before the backbone is prepared, so that nothing in the run folder has
     changed when it raises, and after (`prepared`), for weights without lineage, which are compared
-    with it. Raises CheckpointError that names the first difference; force logs them all instead.
+    with the prepared backbone.
+
+    Raises:
+        CheckpointError: They differ; the first difference is named. With `force` all differences
+            are logged instead.
     """
     reasons = world.share(_differences(run, origin, prepared) if world.first else [])
     for reason in reasons:
@@ -74,7 +78,7 @@ def check_origin(
                 "despite the difference"
             )
         if world.first:
-            log.warning("--force: %s; continuing all the same", reason)
+            log.warning("--force: %s; continuing nevertheless", reason)
 
 
 def _differences(run: RunConfig, origin: Path, prepared: bool) -> list[str]:
@@ -105,7 +109,7 @@ def _differences(run: RunConfig, origin: Path, prepared: bool) -> list[str]:
 
 
 def _descends(was: Lineage, now: Backbone, run: RunConfig, model: Path) -> bool:
-    """Whether the weights come from the recipe's backbone, or are that backbone."""
+    """Return whether the weights come from the recipe's backbone, or are that backbone."""
     if was.descends_from(now):
         return True
     itself = identify(run.model.model_copy(update={"backbone": str(model)}))
@@ -113,11 +117,11 @@ def _descends(was: Lineage, now: Backbone, run: RunConfig, model: Path) -> bool:
 
 
 def _differences_of_files(run: RunConfig, model: Path) -> list[str]:
-    """Of weights without lineage: whether tokenizer and config are those of the prepared backbone.
+    """Compare tokenizer and config of weights without lineage with the prepared backbone's.
 
-    A file that they lack is not compared.
+    A file that the weights lack is not compared.
     """
-    log.info("%s has no %s: what it was trained on before is not known", model, lineage.NAME)
+    log.info("%s has no %s: its earlier training data is not known", model, lineage.NAME)
     backbone, trust = run.run / "backbone", run.model.trust_remote_code
     contents: dict[str, Callable[[Path], Any]]
     contents = {"tokenizer": lineage.tokenizer_hash, "config": partial(_config, trust=trust)}
@@ -132,9 +136,11 @@ def _differences_of_files(run: RunConfig, model: Path) -> list[str]:
 
 
 def _config(folder: Path, *, trust: bool) -> Any:
-    """What of config.json decides a hidden state, as this version of transformers spells it."""
+    """Return what in config.json changes hidden states, in this transformers' own names."""
     plain = AutoConfig.from_pretrained(folder, trust_remote_code=trust).to_dict()
-    return {k: v for k, v in plain.items() if k not in _BESIDES and not k.endswith("_token_id")}
+    return {
+        k: v for k, v in plain.items() if k not in _IRRELEVANT_KEYS and not k.endswith("_token_id")
+    }
 
 
 def _has_trained(run: RunConfig) -> bool:
@@ -142,14 +148,24 @@ def _has_trained(run: RunConfig) -> bool:
 
 
 def begin(run: RunConfig, number: int, split: str, origin: Path, *, resumed: bool) -> Dataset:
-    """Rank 0: write the stage's lineage and training texts to RUN/stageN; returns its data.
+    """Write the stage's lineage and training texts to RUN/stageN. Rank 0 calls it.
 
-    origin: the checkpoint or the folder of weights that the stage starts from; resumed: that is a
-    checkpoint of this stage. Raises DataError when the data has no training texts to carry.
+    Args:
+        run: The recipe.
+        number: 1 or 2.
+        split: The split of the data that the stage trains on.
+        origin: The checkpoint or folder of weights that the stage starts from.
+        resumed: Whether `origin` is a checkpoint of this stage.
+
+    Returns:
+        The data.
+
+    Raises:
+        DataError: The training texts belong to other data.
     """
     folder, parents = run.run / f"stage{number}", [weights_of(origin), run.run / "backbone"]
     folder.mkdir(parents=True, exist_ok=True)
-    known = [found for parent in parents if (found := lineage.load(parent))]
+    known = [earlier for parent in parents if (earlier := lineage.load(parent))]
     data = Dataset.of(run.data.folder)
     texts = trained_texts.of_data(run.data.folder)
     if not texts:
@@ -176,26 +192,27 @@ def begin(run: RunConfig, number: int, split: str, origin: Path, *, resumed: boo
 
 
 def data_of(stage_folder: Path) -> Dataset:
-    """The data of the stage, as it was when the stage began; `begin` comes before."""
-    found = lineage.load(stage_folder)
-    assert found is not None
-    return found.history[-1].data
+    """Return the data of the stage, as `begin` wrote it down."""
+    started = lineage.load(stage_folder)
+    assert started is not None
+    return started.history[-1].data
 
 
 def describe(stage_folder: Path, step: int, samples: int, model: Path) -> list[Path]:
-    """Put the stage's lineage, after `step` steps, and its training texts into a model folder.
+    """Write the stage's lineage, after `step` steps, and its training texts into a model folder.
 
-    Returns the files made.
+    Returns:
+        The files written.
     """
-    found = lineage.load(stage_folder)
-    assert found is not None
-    *past, training = found.history
+    started = lineage.load(stage_folder)
+    assert started is not None
+    *past, training = started.history
     training = training.model_copy(update={"steps": step, "samples": samples})
-    found.model_copy(update={"history": (*past, training)}).save(model)
+    started.model_copy(update={"history": (*past, training)}).save(model)
     texts = [trained_texts.NAME] if (stage_folder / trained_texts.NAME).is_file() else []
     return [model / lineage.NAME, *link_files(texts, stage_folder, model)]
 
 
 def fingerprint_of(data: Manifest | Dataset, stage: int) -> str:
-    """The fingerprint of what the stage reads: stage 1 does not read mined negatives."""
+    """Return the fingerprint of what the stage reads: stage 1 does not read mined negatives."""
     return data.prepared if stage == 1 else data.fingerprint

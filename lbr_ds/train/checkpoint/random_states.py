@@ -1,4 +1,4 @@
-"""Where a process's random generators stand, and back there."""
+"""Save and restore the states of a process's random generators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """This process's random generators, as numbers and tensors only."""
+    """Return the states of this process's random generators, as numbers and tensors only."""
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     states = {
@@ -24,7 +24,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo `random_states`."""
+    """Restore what `random_states` returned."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = states["numpy"]

@@ -26,98 +26,105 @@ log = logging.getLogger(__name__)
 def find_checkpoint(
     run: RunConfig, stage: int, world: World, *, force: bool = False
 ) -> Path | None:
-    """The checkpoint to go on from: the newest that is whole; None when there never was one.
+    """Return the checkpoint to resume from, the newest complete one; None if there is none.
 
-    All ranks call it, before anything in the run folder is changed. Raises CheckpointError when
-    none is whole, or that one was made by a recipe or from data that give other numbers; force
-    accepts those.
+    All ranks call it, before anything in the run folder is changed.
+
+    Raises:
+        CheckpointError: None is complete; or, without `force`, the newest one was made with a
+            recipe or data that give different results.
     """
     folder = run.run / f"stage{stage}"
     if world.first:
         sweep(folder)
     world.barrier()
-    found = newest_whole(folder, world)
-    if found is not None:
-        _check_fit(found, run, stage, world, force=force)
-    return found
+    checkpoint = newest_whole(folder, world)
+    if checkpoint is not None:
+        _check_fit(checkpoint, run, stage, world, force=force)
+    return checkpoint
 
 
-def load_checkpoint(found: Path | None, engine: Engine, world: World) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path | None, engine: Engine, world: World) -> dict[str, Any]:
     """Load the checkpoint that `find_checkpoint` returned and return its counters ({} for None).
 
-    All ranks call it. Raises CheckpointError when the checkpoint cannot be loaded, for example
-    after a change of ZeRO stage or precision.
+    All ranks call it.
+
+    Raises:
+        CheckpointError: It cannot be loaded, for example after a change of ZeRO stage or precision.
     """
-    if found is None:
+    if checkpoint is None:
         return {}
-    facts = _facts_of(found)
+    facts = _facts_of(checkpoint)
     for key, now in (("zero_stage", engine.stage), ("dtype", str(engine.dtype))):
         if facts[key] != now:
             raise CheckpointError(
-                f"{found} was saved with {key} {facts[key]} and engine.ds_config now gives {now}; "
-                "use the ds_config of before"
+                f"{checkpoint} was saved with {key} {facts[key]} and engine.ds_config now "
+                f"gives {now}; use the earlier ds_config"
             )
     if facts["world_size"] == world.size:
-        engine.load_state(found / "state")
+        engine.load_state(checkpoint / "state")
     else:
-        log.info("%s: laid out for %d ranks, was %d", found, world.size, facts["world_size"])
-        engine.load_reshaped(found / "state", found.with_suffix(".universal"))
-    # Of more ranks than there were, some start from the same numbers: nothing in a step is drawn
-    # from where they stand (dropout is seeded by the step).
-    mine = found / "state" / f"random-{world.rank % facts['world_size']}.pt"
+        log.info("%s: converting from %d to %d ranks", checkpoint, facts["world_size"], world.size)
+        engine.load_reshaped(checkpoint / "state", checkpoint.with_suffix(".universal"))
+    # With more ranks than before, some start from equal random states: no step draws from them
+    # (dropout is seeded by the step).
+    mine = checkpoint / "state" / f"random-{world.rank % facts['world_size']}.pt"
     restore_random_states(torch.load(mine, weights_only=True))
     counters: dict[str, Any] = facts["counters"]
     return counters
 
 
 def newest_whole(stage_folder: Path, world: World) -> Path | None:
-    """The newest checkpoint that is whole; see `first_whole`."""
+    """Return the newest complete checkpoint; see `first_whole`."""
     return first_whole(world.share(saved(stage_folder)[::-1]), world)
 
 
-def first_whole(found: list[Path], world: World) -> Path | None:
-    """The first checkpoint whose files are as they were saved; the ranks share the reading.
+def first_whole(checkpoints: list[Path], world: World) -> Path | None:
+    """Return the first checkpoint whose files are as they were saved; each rank reads a share.
 
-    Damaged ones are named in the log and passed over. Raises CheckpointError when all are.
+    Damaged ones are logged and skipped.
+
+    Raises:
+        CheckpointError: All are damaged.
     """
-    for path in found:
+    for path in checkpoints:
         mine = fault(path, part=world.rank, parts=world.size)
         (finder,) = world.max(world.rank + 1 if mine else 0)
         if not finder:
             return Path(path)
         why = world.share(mine, source=int(finder) - 1)
         log.warning("%s is damaged and skipped: %s", path, why)
-    if found:
+    if checkpoints:
         raise CheckpointError(
-            f"{found[0].parent}: all {len(found)} checkpoints are damaged ({found[-1].name}: "
-            f"{why}); restore one, or remove them to start from step 0"
+            f"{checkpoints[0].parent}: all {len(checkpoints)} checkpoints are damaged "
+            f"({checkpoints[-1].name}: {why}); restore one, or remove them to start from step 0"
         )
     return None
 
 
-def _check_fit(found: Path, run: RunConfig, stage: int, world: World, *, force: bool) -> None:
-    """Raises CheckpointError unless the checkpoint is of this recipe and data."""
-    facts, reasons = _facts_of(found), []
-    if world.share(world.first and provenance.same_backbone(run, found)):
-        for key in ("backbone", "revision"):  # the same content may be at another place now
+def _check_fit(checkpoint: Path, run: RunConfig, stage: int, world: World, *, force: bool) -> None:
+    """Raise CheckpointError unless the checkpoint was made with this recipe and data."""
+    facts, reasons = _facts_of(checkpoint), []
+    if world.share(world.first and provenance.same_backbone(run, checkpoint)):
+        for key in ("backbone", "revision"):  # the same content may be in another place now
             facts["recipe"]["model"][key] = getattr(run.model, key)
     if changed := ", ".join(environment.differences(facts["recipe"], run.result_settings(stage))):
-        reasons.append(f"was made by another recipe ({changed})")
+        reasons.append(f"was made with another recipe ({changed})")
     if facts["data"] != (data := provenance.fingerprint_of(Manifest.load(run.data.folder), stage)):
         reasons.append(
             f"was trained on data {facts['data'][:12]} and {run.data.folder} now holds {data[:12]}"
         )
     if reasons and not force:
         raise CheckpointError(
-            f"{found} {' and '.join(reasons)}; undo the change, give a new run folder with "
-            "run=..., or go on all the same with --force"
+            f"{checkpoint} {' and '.join(reasons)}; undo the change, give a new run folder with "
+            "run=..., or resume nevertheless with --force"
         )
     for reason in reasons:
-        log.warning("--force: %s %s; going on all the same", found, reason)
+        log.warning("--force: %s %s; resuming nevertheless", checkpoint, reason)
     if other := ", ".join(environment.differences(facts["versions"], environment.versions())):
-        log.warning("%s was made with other versions (%s); numbers may differ", found, other)
+        log.warning("%s was made with other versions (%s); results may differ", checkpoint, other)
 
 
-def _facts_of(found: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((found / "state.json").read_text(encoding="utf-8"))
+def _facts_of(checkpoint: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return facts

@@ -1,11 +1,11 @@
-"""Checkpoints: saved while training goes on, found again, and taken up only when they fit.
+"""Save checkpoints in the background while training continues.
 
 RUN/stageN/checkpoints/step-000500/
-    files.json   every file's size and sha256; written last, so it vouches for a whole folder
-    state.json   step, counters, evaluation, ranks, versions, the keys that decide the numbers, the
-                 data's hash
-    state/       the engine's shards (what learns, optimizer) and each rank's random states
-    state/base/  under adapters (lora.rank): the frozen weights that they lie over
+    files.json   size and sha256 of every file; written last, so a folder with it is complete
+    state.json   step, counters, evaluation, number of ranks, versions, the recipe's keys that
+                 change results, and the fingerprint of the data
+    state/       the engine's shards (trainable weights, optimizer) and each rank's random states
+    state/base/  with adapters (lora.rank): the frozen weights under them
     model/       the weights as a Hugging Face folder, for stage 2, export and evaluation; adapters
                  are merged
 """
@@ -25,9 +25,7 @@ from typing import Any
 
 import torch
 
-from lbr_ds.config import RunConfig
-from lbr_ds.corpora.curate.leaks import TRAINED
-from lbr_ds.distributed import World
+from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.errors import CheckpointError
 from lbr_ds.instructions import Instructions
 from lbr_ds.model.files import in_files, save_files, save_index, share_of
@@ -43,38 +41,47 @@ from lbr_ds.train.deepspeed.engine import Engine
 
 log = logging.getLogger(__name__)
 Counters = dict[str, Any]  # JSON-ready
-_BASE = Path("state", "base")  # what lies frozen below adapters: the same at every step
+_BASE = Path("state", "base")  # frozen weights under adapters: the same at every step
 _POLL_SECONDS = 0.02
-_GRACE_SECONDS = 10  # that a failing rank gives a save under way
+_GRACE_SECONDS = 10  # that a failing rank waits for a save in progress
 
 
 class Saver:
-    """Open for the length of a stage: `with Saver(...) as saver: saver.save(step, counters)`.
+    """Context manager of a stage: `with Saver(...) as saver: saver.save(step, counters)`.
 
-    Entered or left, all ranks call every method at the same steps. An error inside the `with`
-    leaves without collectives, since another rank may be gone, but lets the writing end.
+    All ranks call every method at the same steps. On an error inside the `with` it issues no
+    collectives, since another rank may be gone, but waits for a save in progress.
+
+    Attributes:
+        seconds: For which training has waited for saves.
     """
 
-    def __init__(self, run: RunConfig, stage: int, engine: Engine, world: World) -> None:
-        self.run, self.stage, self.engine, self.world = run, stage, engine, world
-        self.seconds = 0.0  # that training has stood still for saving
+    def __init__(self, run: RunConfig, stage: int, engine: Engine) -> None:
+        self.run, self.stage, self.engine, self.world = run, stage, engine, engine.world
+        self.seconds = 0.0
         self._memory = HostMemory() if run.every.save_async else None
         self._writing: Writing | None = None
         self._before: Path | None = None  # what this process saved last
         self._folder = run.run / f"stage{stage}"
-        self._data = provenance.data_of(self._folder)
-        split = TRAINED[stage - 1]
-        self._instructions = Manifest.load(run.data.folder).instructions.within(split)
 
     def __enter__(self) -> Saver:
+        self._data = provenance.data_of(self._folder)
+        instructions = Manifest.load(self.run.data.folder).instructions
+        self._instructions = instructions.within(STAGES[self.stage].split)
         return self
 
     def save(self, step: int, counters: Counters, evaluation: Counters | None = None) -> None:
-        """Save after `step` optimizer steps: copy the state, and write the copy meanwhile.
+        """Start to save: copy the state now, and write the copy in the background.
 
-        `counters` are numbers of the whole run, equal on all ranks; `resume` gives them back.
-        evaluation: held-out figures of this state, on rank 0; `stage2.from: best` goes by them.
-        Waits for the save before. Raises CheckpointError when that or (not save_async) this fails.
+        Waits until the previous save has ended.
+
+        Args:
+            step: Optimizer steps done.
+            counters: State of the run, equal on all ranks; `load_checkpoint` returns it.
+            evaluation: Held-out figures, on rank 0; `stage2.from: best` compares them.
+
+        Raises:
+            CheckpointError: The previous save failed, or, without `every.save_async`, this one.
         """
         self.finish()
         with self._timed():
@@ -84,16 +91,17 @@ class Saver:
             self.finish()
 
     def poll(self) -> None:
-        """At a step's end: agree on how the save under way is getting on.
+        """Check at the end of a step whether the save in progress has ended or failed.
 
-        Raises CheckpointError on all ranks when one could not write; its `.part` is removed.
+        Raises:
+            CheckpointError: On all ranks, when one could not write; its `.part` is removed.
         """
         if self._writing is not None:
             with self._timed():
                 self._agree(self._writing)
 
     def finish(self) -> None:
-        """Wait until the save under way, if any, stands. Raises as `poll` does."""
+        """Wait until the save in progress, if any, has ended. Raises as `poll` does."""
         with self._timed():
             while self._writing is not None and not self._agree(self._writing):
                 time.sleep(_POLL_SECONDS)
@@ -105,7 +113,7 @@ class Saver:
         self.seconds += time.perf_counter() - began
 
     def _agree(self, writing: Writing) -> bool:
-        """Whether the writing has ended, on all ranks."""
+        """Return whether the writing has ended on all ranks."""
         busy = writing.is_alive()
         mine = 0 if busy or not writing.failure else self.world.rank + 1
         failed, still_busy = self.world.max(mine, busy)
@@ -136,8 +144,8 @@ class Saver:
         if self.world.first:
             shutil.rmtree(part, ignore_errors=True)
         raise CheckpointError(
-            f"{part}: rank {source} cannot write the checkpoint: {why}; make room or give another "
-            "run folder with run=..., and start again: the checkpoints before it stand"
+            f"{part}: rank {source} cannot write the checkpoint: {why}; free disk space or set "
+            "another run folder with run=..., and start again: earlier checkpoints are kept"
         )
 
     def _plan(self, step: int, counters: Counters, evaluation: Counters) -> Plan:
@@ -203,7 +211,7 @@ def describe_model(
     folder: Path,
     used: Instructions,
 ) -> list[Path]:
-    """Config, tokenizer and instructions beside the weights. Returns the files made."""
+    """Write config, tokenizer and instructions beside the weights; return the files made."""
     save_index(weights, folder)
     for path in (run.run / "backbone").iterdir():
         own = path.name in (*provenance.FILES, MANIFEST) or ".index." in path.name
@@ -212,8 +220,8 @@ def describe_model(
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    write_legacy_rope(folder)  # a backbone that was prepared before has the new keys alone
+    write_legacy_rope(folder)  # a backbone prepared by an earlier version has the new keys only
     if used.any:
         used.save(folder)
-    found = (path for path in folder.iterdir() if path.is_file())
-    return sorted(path for path in found if path.suffix != ".safetensors")
+    files = (path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in files if path.suffix != ".safetensors")

@@ -1,4 +1,4 @@
-"""Nested state -> the same with every tensor copied to host memory, fast enough to stop for."""
+"""Copy nested state to host memory, so that training waits for the copy only."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from torch import Tensor
 
 
 class HostMemory:
-    """Host buffers that are filled again at every snapshot.
+    """Host buffers that are reused for every snapshot.
 
-    New memory costs more than the copy into it (page faults on a CPU, pinning for a GPU), so the
-    buffers stay: a rank holds its share of the engine's state once more for as long as it trains.
+    Allocating memory costs more than copying into it (page faults on a CPU, pinning for a GPU), so
+    the buffers are kept: a rank holds a second copy of its share of the engine's state.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def copy(self, name: str, state: Any) -> Any:
-        """`state` (tensors in dicts, lists, tuples) as of now; `name` tells states apart.
+        """Return a copy of `state`; the copy returned before for the same name is overwritten.
 
-        What was returned for the same name before is overwritten.
+        Args:
+            name: Name of the state.
+            state: Tensors in dicts, lists and tuples.
         """
         copied = self._copy(name, state)
         if torch.cuda.is_available():
@@ -50,7 +52,7 @@ class HostMemory:
 
 def _member(kind: Any, name: str) -> Any:
     if not issubclass(kind, Enum):
-        raise UnpicklingError(f"{kind.__name__} is no enum, so {name} of it is not read")
+        raise UnpicklingError(f"{kind.__name__} is not an enum, so {name} of it is not read")
     return kind[name]
 
 

@@ -1,8 +1,8 @@
-"""A checkpoint's files onto the disk, in a thread of each rank: whole, or not there at all.
+"""Write a checkpoint's files in a thread of each rank, so that it is complete or does not exist.
 
-No rank waits for another in a collective here. Each writes its files into `step-N.part`, flushes
-them to the disk, and leaves `rank-K.json` with their sizes and hashes. Rank 0 waits for all of
-those, writes the manifest and renames the folder: only then is there a checkpoint.
+No collectives are used here. Each rank writes its files into `step-N.part`, flushes them to disk,
+and writes `rank-K.json` with their sizes and hashes. Rank 0 waits for all of those, writes the
+manifest and renames the folder: only then does the checkpoint exist.
 """
 
 from __future__ import annotations
@@ -29,28 +29,42 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Plan:
-    """What one rank writes. `files` makes its files in the folder given and says which."""
+    """What one rank writes.
 
-    final: Path  # .../checkpoints/step-000500
+    Attributes:
+        final: The checkpoint's folder, .../checkpoints/step-000500.
+        rank: This rank.
+        size: Number of ranks.
+        files: `files(folder)` writes the rank's files and returns their paths.
+        facts: Content of state.json.
+        keep: How many of the newest checkpoints are kept.
+        keep_every: Checkpoints whose step is a multiple of it are kept too.
+        keep_best: Whether the best one is kept too.
+    """
+
+    final: Path
     rank: int
     size: int
     files: Callable[[Path], list[Path]]
-    facts: dict[str, Any]  # state.json
+    facts: dict[str, Any]
     keep: int
     keep_every: int | None
     keep_best: bool
 
     @property
     def part(self) -> Path:
-        """The folder that becomes `final` when it is whole."""
+        """The folder that becomes `final` when it is complete."""
         return self.final.with_suffix(".part")
 
 
 class Writing(threading.Thread):
-    """One rank's share of one checkpoint, under way from `start()` on.
+    """Thread that writes one rank's share of one checkpoint.
 
-    `failure` is the reason why it could not be written, once the thread has ended; `cancel` makes
-    it end early. On rank 0 a thread that ended without failure means that the checkpoint stands.
+    On rank 0, a thread that ended without failure means that the checkpoint is complete.
+
+    Attributes:
+        failure: Why the share could not be written, once the thread has ended; or "".
+        cancel: Set it to end the thread early.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -60,7 +74,7 @@ class Writing(threading.Thread):
         self.cancel = threading.Event()
 
     def run(self) -> None:
-        """Write, flush, and on rank 0 publish. Never raises: it has nobody to tell."""
+        """Write, flush, and on rank 0 publish; errors are kept in `failure`."""
         try:
             self._write()
             if self.plan.rank == 0:
@@ -96,34 +110,40 @@ class Writing(threading.Thread):
             aside = plan.final.with_suffix(".damaged")
             shutil.rmtree(aside, ignore_errors=True)
             plan.final.rename(aside)
-            log.warning("%s was passed over; it is now %s", plan.final, aside.name)
+            log.warning("%s was damaged and skipped; renamed to %s", plan.final, aside.name)
         plan.part.rename(plan.final)
         fsync(plan.final.parent)
         prune(plan.final, plan.keep, plan.keep_every, plan.keep_best)
 
 
 def prune(newest: Path, keep: int, keep_every: int | None, keep_best: bool) -> None:
-    """Remove the checkpoints before `newest` but `keep` (with it) and every `keep_every`-th step's.
+    """Remove old checkpoints.
 
-    keep_best: nor the best of them, by the evaluation that was saved with each. Those after
-    `newest` were passed over as damaged: they do not count, and stay for their owner to look at, as
-    all do that are not whole. One on its way out is renamed first, and no checkpoint.
+    Checkpoints after `newest` were skipped as damaged: they are not counted and not removed, and
+    neither is any other incomplete one. A checkpoint is renamed before it is removed, so a partly
+    removed one is never taken for a checkpoint.
+
+    Args:
+        newest: The checkpoint just written.
+        keep: How many of the newest ones are kept, with it.
+        keep_every: Those whose step is a multiple of it are kept too; None: no others.
+        keep_best: Whether the best one, by the evaluation saved with each, is kept too.
     """
-    found = runs.checkpoints(newest.parent.parent)
-    found = found[: found.index(newest) + 1]
-    best = runs.best_first(found)[:1] if keep_best else []
-    for old in found[:-keep]:
+    saved = runs.checkpoints(newest.parent.parent)
+    saved = saved[: saved.index(newest) + 1]
+    best = runs.best_first(saved)[:1] if keep_best else []
+    for old in saved[:-keep]:
         if old not in best and (keep_every is None or runs.step_of(old) % keep_every):
-            going = old.with_suffix(".part")
+            renamed = old.with_suffix(".part")
             try:
-                old.rename(going)
-                shutil.rmtree(going)
-            except OSError as error:  # the new checkpoint stands all the same
+                old.rename(renamed)
+                shutil.rmtree(renamed)
+            except OSError as error:  # the new checkpoint is complete nevertheless
                 log.warning("%s cannot be removed: %s", old, error.strerror)
 
 
 def sweep(stage_folder: Path) -> None:
-    """Remove what a killed save or resume left. Rank 0 calls it before any rank saves."""
+    """Remove what a killed process left behind. Rank 0 calls it before any rank saves."""
     for suffix in (".part", ".universal"):
         for path in (stage_folder / "checkpoints").glob(f"step-*{suffix}"):
             shutil.rmtree(path, ignore_errors=True)
@@ -131,9 +151,9 @@ def sweep(stage_folder: Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What the operating system said, if it is at the root of `error`; else what `error` says.
+    """Return the operating system's message if an OSError is the cause of `error`, else its own.
 
-    torch.save closes its archive over an OSError and then complains of that archive.
+    torch.save closes its archive after an OSError and then raises another error about the archive.
     """
     root: BaseException | None = error
     while root is not None and not isinstance(root, OSError):
@@ -142,16 +162,16 @@ def reason(error: BaseException) -> str:
 
 
 def save_tensors(state: Any, path: Path) -> None:
-    """torch.save through a Python file, so that a full disk is an OSError that says so."""
+    """Call torch.save on a Python file, so that a full disk raises an OSError that says so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         torch.save(state, file)
 
 
 def link_files(names: Iterable[str], source: Path, folder: Path) -> list[Path]:
-    """Files of an earlier checkpoint once more, in `folder`; copied where links are not to be had.
+    """Hard-link files of an earlier checkpoint into `folder`, or copy them where links fail.
 
-    A checkpoint is whole without the others all the same: a file goes with its last name.
+    Each checkpoint is complete on its own: a linked file exists until its last name is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = [folder / name for name in names]
@@ -164,6 +184,6 @@ def link_files(names: Iterable[str], source: Path, folder: Path) -> list[Path]:
 
 
 def seal(path: Path) -> dict[str, Any]:
-    """Make a file durable; returns what the manifest says of it."""
+    """Flush a file to disk; return its entry in the manifest."""
     fsync(path)
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

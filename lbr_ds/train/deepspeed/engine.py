@@ -1,8 +1,9 @@
-"""DeepSpeed behind six methods; the only file that imports it.
+"""A sharded model with its optimizer, on DeepSpeed.
 
-The engine builds the model sharded (under ZeRO-3 no rank ever holds it whole), runs forwards and
-backwards, adds gradients up over micro-batches, steps, and saves. What it is told comes from two
-places that may not overlap: the ds_config says how memory is laid out, the recipe says the rest.
+The engine builds the model in shards (under ZeRO-3 no rank ever holds it whole), runs forward and
+backward passes, accumulates gradients over micro-batches, updates, and gives out its state for
+checkpoints. Its settings come from two places that do not overlap: the ds_config sets the memory
+layout and the precision, the recipe sets everything else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbr_ds.batching import PackedBatch
 from lbr_ds.config import OptimConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.distributed import World
@@ -28,7 +30,7 @@ from lbr_ds.train.checkpoint.snapshot import HostMemory
 from lbr_ds.train.deepspeed.extensions import wait_for_compiler
 from lbr_ds.train.deepspeed.leaf_layers import by_layer
 from lbr_ds.train.deepspeed.library import StateCollector, deepspeed, gathered, silenced
-from lbr_ds.train.deepspeed.universal import mend, to_universal
+from lbr_ds.train.deepspeed.universal import repair_loaded, to_universal
 from lbr_ds.train.deepspeed.weights import Origin, load_weights, shape_of
 from lbr_ds.train.meter import free_memory
 from lbr_ds.train.optim import parameter_groups
@@ -37,9 +39,10 @@ log = logging.getLogger(__name__)
 
 
 def load_layout(name: str) -> layouts.Layout:
-    """The ds_config by shipped name or path; `auto` is zero3, or zero3_cpu without a GPU.
+    """Load a ds_config by shipped name or path; `auto` is zero3, or zero3_cpu without a GPU.
 
-    Raises ConfigError (see layout.read).
+    Raises:
+        ConfigError: It cannot be read or used (see config/ds_config.py).
     """
     return layouts.load(layouts.resolve_name(name, gpu=torch.cuda.is_available()))
 
@@ -57,19 +60,25 @@ class Engine:
         world: World,
         adapt: Callable[[Embedder], None] | None = None,
     ) -> None:
-        """make(dtype) builds the module; its parameters are then read from the folder `weights`.
+        """Build the module, load its weights, and wrap it in DeepSpeed's engine.
 
-        adapt: freezes them and lays what learns over them (model/lora.py); None: all learn.
+        Args:
+            make: `make(dtype)` builds the module without weights.
+            weights: Folder of the weights.
+            layout: The ds_config.
+            optim: Settings of the optimizer.
+            world: This rank's place.
+            adapt: Freezes the weights and adds adapters (model/lora.py); None: all are trained.
         """
         if reason := layout.unfit(world.size, gpus=world.device.type == "cuda"):
-            raise ConfigError(f"engine.ds_config: {reason}; take zero3, or zero3_cpu on CPU ranks")
+            raise ConfigError(f"engine.ds_config: {reason}; use zero3, or zero3_cpu on CPU ranks")
         self.world = world
         self._one_reduction: bool | None = None
         self.stage = layout.stage
         self.dtype = torch.bfloat16 if layout.width == 2 else torch.float32
         config = {
             **layout.config,
-            "train_micro_batch_size_per_gpu": 1,  # micro-batches are cut by tokens, not by rows
+            "train_micro_batch_size_per_gpu": 1,  # micro-batches are filled by tokens, not by rows
             "gradient_accumulation_steps": 1,  # and their number differs: see backward(last=)
             "gradient_clipping": optim.clip,
             "steps_per_print": 1_000_000_000,
@@ -85,88 +94,100 @@ class Engine:
         if adapt is not None:
             adapt(model)  # outside of zero.Init, which would take the new parameters' values away
         self.num_parameters = sum(shape_of(p).numel() for p in model.parameters())
-        learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        shapes = {n: tuple(shape_of(p)) for n, p in learning.items()}
-        self.num_learning = sum(map(math.prod, shapes.values()))
-        groups = parameter_groups(shapes, learning, optim)
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        shapes = {n: tuple(shape_of(p)) for n, p in trainable.items()}
+        self.num_trainable = sum(map(math.prod, shapes.values()))
+        groups = parameter_groups(shapes, trainable, optim)
         config["zero_optimization"] = by_layer(model.backbone, layout)
         with silenced():
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=model, optimizer=_optimizer(groups, layout, optim), config=config
             )
-        self._judge_norms()
-        # DeepSpeed puts a script beside every checkpoint; rank 0 alone would fail on a full disk.
+        self._intercept_norm()
+        # DeepSpeed adds a script to every checkpoint; rank 0 alone would fail on a full disk.
         self.engine._copy_recovery_script = lambda folder: None
 
     def _sharded(self, config: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
-        """Where the module is built: parameters are cut up as each submodule is made."""
+        """Return the context in which parameters are sharded as each submodule is made."""
         if self.stage < 3:
             return contextlib.nullcontext()
-        # Not dtype=, which is bf16 on CPUs without fp16 whatever one says (DeepSpeed #8428).
+        # Not dtype=, which is bf16 on CPUs without fp16 whatever is given (DeepSpeed #8428).
         return deepspeed.zero.Init(config_dict_or_path=config)
 
     def __str__(self) -> str:
-        whole, learning = self.num_parameters / 1e6, self.num_learning / 1e6
-        return f"ZeRO stage {self.stage}, {whole:.1f}M parameters, {learning:.1f}M of them learn"
+        whole, trainable = self.num_parameters / 1e6, self.num_trainable / 1e6
+        return f"ZeRO stage {self.stage}, {whole:.1f}M parameters, {trainable:.1f}M trainable"
 
-    def __call__(self, batch: Any) -> Tensor:
+    @property
+    def forward(self) -> Callable[[PackedBatch], Tensor]:
         """The module's forward. All ranks must call it equally often, in the same order."""
-        return self.engine(batch)
+        return self.engine
 
     @contextlib.contextmanager
-    def looking(self) -> Iterator[None]:
-        """Around forwards that nothing is learnt from: no graph, no dropout; then all as before."""
-        learning = [module for module in self.engine.module.modules() if module.training]
+    def evaluation_mode(self) -> Iterator[None]:
+        """Run without graphs and dropout, for an evaluation; restore the mode afterwards."""
+        training = [module for module in self.engine.module.modules() if module.training]
         self.engine.module.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            for module in learning:
+            for module in training:
                 module.training = True
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add a scalar's gradients up, averaged over ranks. last: the step's last micro-batch."""
+        """Accumulate the gradients of `loss`, a scalar, averaged over the ranks.
+
+        Args:
+            loss: The loss of a micro-batch.
+            last: Whether it is the step's last micro-batch.
+        """
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
     @contextlib.contextmanager
-    def cached_backwards(self) -> Iterator[None]:
-        """Around all backwards of a step that gradient caching has cut into chunks.
+    def coalesced_reduction(self) -> Iterator[None]:
+        """Reduce gradients once, after all backward passes of a step of gradient caching.
 
-        One reduction over ranks at the end instead of one a chunk, where every rank has room for a
-        whole gradient; the sums are the same. Decided at the first such step: the rehearsal has
-        then taken the memory that a step needs, so what is free is free.
+        Only where every rank has room for a whole gradient; else they are reduced after every
+        chunk, and the sums are the same. This is decided at the first such step: the rehearsal has
+        allocated by then what a step needs.
         """
         if self._one_reduction is None:
             self._one_reduction = self._fits_whole_gradient()
         if not self._one_reduction:
             yield
             return
-        # DeepSpeed puts back at the end the boundary that it found here, and step() asks for it.
+        # DeepSpeed restores at the end the boundary that it found here, and step() needs it set.
         self.engine.set_gradient_accumulation_boundary(True)
         with self.engine.coalesce_grad_reduction():
             yield
 
     def _fits_whole_gradient(self) -> bool:
-        """Whether a gradient that is not sharded takes at most half of what is free on any rank."""
-        need, free = self.num_learning * self.dtype.itemsize, free_memory(self.world)
-        (lacking,) = self.world.max(float(need > free / 2))
+        """Return whether an unsharded gradient takes at most half of every rank's free memory."""
+        need, free = self.num_trainable * self.dtype.itemsize, free_memory(self.world)
+        (too_large,) = self.world.max(float(need > free / 2))
         log.info(
             "gradient caching: %s (a whole gradient is %.2f GiB, %.1f GiB are free)",
-            "a reduction each chunk" if lacking else "one reduction a step",
+            "one reduction per chunk" if too_large else "one reduction per step",
             need / 2**30,
             free / 2**30,
         )
-        return not lacking
+        return not too_large
 
     def step(
         self, lr: float, accept: Callable[[float], bool] = math.isfinite
     ) -> tuple[float, bool]:
-        """Clip, update, forget the gradients. Returns (gradient norm before clipping, applied).
+        """Clip the gradients, update the weights, and clear the gradients.
 
-        accept(norm) decides before anything changes, on numbers that are the same on all ranks.
-        Where it says no, or the norm is not finite, parameters and optimizer stay as they were.
+        Args:
+            lr: The learning rate.
+            accept: `accept(norm)` decides whether the update is applied, from values that are equal
+                on all ranks. Where it returns False, or the norm is not finite, parameters and
+                optimizer state stay as they were.
+
+        Returns:
+            The gradient norm before clipping, and whether the update was applied.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -174,33 +195,37 @@ class Engine:
         self.engine.step()
         return self._norm, self.engine.was_step_applied()
 
-    def _judge_norms(self) -> None:
-        """Put `accept` where DeepSpeed 0.19 asks for the norm.
+    def _intercept_norm(self) -> None:
+        """Call `accept` where DeepSpeed 0.19 computes the norm.
 
-        Its optimizers (stage3.py, stage_1_and_2.py: step) leave an update out on all ranks, and
-        forget the gradients, when the norm is infinite; so that is what a refused one becomes.
-        ZeRO-1 and 2 look at the gradients first and never ask when those are not finite.
+        Its optimizers (stage3.py, stage_1_and_2.py: step) skip an update on all ranks, and clear
+        the gradients, when the norm is infinite; so a refused update reports an infinite norm.
+        ZeRO-1 and 2 check the gradients first and compute no norm when those are not finite.
         """
         name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
-        ask = getattr(self.optimizer, name)
+        compute = getattr(self.optimizer, name)
 
-        def judged() -> Any:
-            found = ask()
-            parts = [float(n) for n in (found if self.stage == 3 else [found])]
-            # -1 stands for a norm that is not finite.
-            self._norm = math.nan if min(parts) < 0 else math.hypot(*parts)
+        def checked() -> Any:
+            result = compute()
+            norms = [float(n) for n in (result if self.stage == 3 else [result])]
+            # DeepSpeed writes -1 for a norm that is not finite.
+            self._norm = math.nan if min(norms) < 0 else math.hypot(*norms)
             if math.isfinite(self._norm) and self._accept(self._norm):
-                return found
+                return result
             refused = torch.full((), math.inf, device=self.world.device)
             return [refused] if self.stage == 3 else refused
 
-        setattr(self.optimizer, name, judged)
+        setattr(self.optimizer, name, checked)
 
     def snapshot(self, memory: HostMemory | None) -> dict[str, Any]:
-        """This rank's share of what learns, optimizer and counts: file name -> what to torch.save.
+        """Return this rank's part of trainable weights, optimizer and counters. All ranks call it.
 
-        With `memory` it is a copy as of now, on the host; without, the tensors live on and must
-        be written before the next step. The files lie as DeepSpeed's own. All ranks call it.
+        Args:
+            memory: Host memory to copy the state to; None: the tensors are the live ones and must
+                be written before the next step.
+
+        Returns:
+            File name (as DeepSpeed's own) -> object for torch.save.
         """
         collector = StateCollector(memory)
         self.engine.checkpoint_engine = collector
@@ -211,19 +236,30 @@ class Engine:
         return collector.files
 
     def load_state(self, folder: Path) -> None:
-        """Take over what `snapshot` gave on as many ranks, and `base`. Raises CheckpointError."""
+        """Load what `snapshot` and `base` gave on the same number of ranks.
+
+        Raises:
+            CheckpointError: The state cannot be loaded.
+        """
         self._load(folder, "ranks")
         self._load_base(folder)
 
     def load_reshaped(self, folder: Path, scratch: Path) -> None:
-        """As `load_state`, from any number of ranks, by way of DeepSpeed's universal format.
+        """Load the state of another number of ranks, through DeepSpeed's universal format.
 
-        Rank 0 makes `scratch` (24 bytes a parameter, half of it for a moment) on a file system that
-        all ranks see, and removes it. Random states are none of DeepSpeed's business.
+        Random states are not part of it.
+
+        Args:
+            folder: As for `load_state`.
+            scratch: A folder on a file system that all ranks share; rank 0 makes and removes it. It
+                takes 24 bytes per parameter, half of them only briefly.
+
+        Raises:
+            CheckpointError: The state cannot be converted or loaded.
         """
         failure = to_universal(folder / "ranks", scratch / "all") if self.world.first else ""
         if failure := self.world.share(failure):
-            raise CheckpointError(f"{folder}: cannot be laid out for other ranks: {failure}")
+            raise CheckpointError(f"{folder}: cannot be converted for other ranks: {failure}")
         groups = [
             {k: v for k, v in group.items() if k != "params"}
             for group in self.optimizer.param_groups
@@ -231,7 +267,7 @@ class Engine:
         self.engine._config.load_universal_checkpoint = True
         self._load(scratch, "all")
         self.engine._config.load_universal_checkpoint = False
-        mend(self.optimizer, groups, self.world.device)
+        repair_loaded(self.optimizer, groups, self.world.device)
         self._load_base(folder)
         self.world.barrier()
         if self.world.first:
@@ -250,15 +286,15 @@ class Engine:
             raise CheckpointError(f"{folder}: holds no state for {self.world.size} ranks")
 
     def _load_base(self, folder: Path) -> None:
-        """What lies frozen below adapters: DeepSpeed's universal format leaves it out."""
+        """Load the frozen weights under adapters: DeepSpeed's universal format omits them."""
         if self.adapted:
-            below = ((name, own[0]) for name, own, _ in parts(self.engine.module))
-            load_weights(below, folder / "base", self.world, gathered)
+            frozen = ((name, own[0]) for name, own, _ in parts(self.engine.module))
+            load_weights(frozen, folder / "base", self.world, gathered)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole gradient) of what learns one by one, after the last backward before `step`.
+        """Yield (name, whole gradient) of every trainable parameter, after the last backward.
 
-        All ranks iterate; each gets the average over ranks, in fp32.
+        All ranks iterate; each gets the average over the ranks, in fp32.
         """
         for name, parameter in self.engine.module.named_parameters():
             if parameter.requires_grad:
@@ -266,9 +302,9 @@ class Engine:
                 yield name.removeprefix("backbone."), whole
 
     def weights(self, mine: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor on the CPU) of those in `mine`, one by one. All ranks iterate.
+        """Yield (name, whole tensor on the CPU) of the weights in `mine`. All ranks iterate.
 
-        Names are the backbone's own, as `from_pretrained` wants them; adapters are merged.
+        Names are the backbone's own, as `from_pretrained` needs them; adapters are merged.
         """
         for name, own, make in parts(self.engine.module):
             with gathered(*own):
@@ -276,22 +312,27 @@ class Engine:
                     yield name, make().to("cpu", copy=True)
 
     def base(self, mine: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """As `weights`, but what lies frozen below adapters; nothing where all weights learn."""
+        """Yield the frozen weights under adapters, as `weights`; none where all are trained."""
         for name, own, _ in parts(self.engine.module) if self.adapted else ():
             with gathered(own[0]):
                 if name in mine:
                     yield name, own[0].detach().to("cpu", copy=True)
 
     def sizes(self) -> dict[str, int]:
-        """Name: bytes of each of `weights`, whole."""
-        found = parts(self.engine.module)
-        return {name: shape_of(own[0]).numel() * own[0].itemsize for name, own, _ in found}
+        """Return the size of each of `weights` in bytes, by name."""
+        return {
+            name: shape_of(own[0]).numel() * own[0].itemsize
+            for name, own, _ in parts(self.engine.module)
+        }
 
 
 def _optimizer(
     groups: list[dict[str, Any]], layout: layouts.Layout, optim: OptimConfig
 ) -> torch.optim.Optimizer:
-    """AdamW: torch's own, fused (a sixth of the time, on a CPU too), or DeepSpeed's for offload."""
+    """Return AdamW: torch's fused one, or DeepSpeed's where the optimizer is offloaded.
+
+    The fused one takes a sixth of the time, on a CPU too.
+    """
     options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
     if layout.offload_optimizer:
         wait_for_compiler("cpu_adam")

@@ -1,7 +1,7 @@
-"""Extensions that torch compiles at their first use, as DeepSpeed's Adam for the host.
+"""Wait for extensions that torch compiles at their first use, such as DeepSpeed's CPU Adam.
 
-Whoever compiles holds a file `lock`, and all others wait until it is gone. A process that is killed
-meanwhile leaves its lock behind, and every later start would wait for good
+The process that compiles holds a file `lock`, and all others wait until it is removed. A process
+that is killed while compiling leaves its lock behind, and every later start would wait forever
 (torch/utils/file_baton.py, torch 2.13).
 """
 
@@ -15,27 +15,27 @@ from pathlib import Path
 from torch.utils.cpp_extension import get_default_build_root
 
 log = logging.getLogger(__name__)
-SECONDS = 300.0  # a compiler is done in one minute; a lock that is older has lost its owner
+SECONDS = 300.0  # compiling takes about a minute; the owner of an older lock is dead
 
 
 def wait_for_compiler(extension: str, seconds: float = SECONDS) -> None:
-    """Return when nobody compiles `extension`; a lock older than `seconds` is removed, and said."""
+    """Return when no process compiles `extension`; a lock older than `seconds` is removed."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     for lock in root.glob(f"**/{extension}/lock"):
-        told = False
+        logged = False
         while (age := _age(lock)) is not None and age < seconds:
-            if not told:
-                log.info("%s: another process compiles, or was killed; waiting", lock)
-            told = True
+            if not logged:
+                log.info("%s: another process is compiling, or was killed; waiting", lock)
+            logged = True
             time.sleep(min(1.0, seconds - age))
         if age is not None:
-            # At once: another rank may have removed it too, and be about to take a lock of its own.
+            # Immediately: another rank may have removed it too, and may soon take its own lock.
             lock.unlink(missing_ok=True)
             log.warning("%s: %.0f s old, so its owner was killed; removed", lock, age)
 
 
 def _age(file: Path) -> float | None:
-    """Seconds since it was written; None where there is none."""
+    """Return the seconds since a file was written; None where there is none."""
     try:
         return time.time() - file.stat().st_mtime
     except FileNotFoundError:

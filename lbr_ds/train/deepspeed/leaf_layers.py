@@ -1,9 +1,9 @@
-"""Which modules ZeRO-3 gathers in one go: decoder layers, where the ds_config has room for one.
+"""Gather whole decoder layers under ZeRO-3, where the ds_config has room for one.
 
-DeepSpeed gathers module by module, so a layer is some seven gathers, and with activation
-checkpointing its linear maps are gathered for the second forward and again for their backward. A
-layer that is marked as a *leaf module* is gathered whole at its start, once each way, and reduces
-its gradients at its end; its inner modules bear no hooks. The numbers are the same.
+DeepSpeed gathers module by module, so a layer takes about seven gathers, and with activation
+checkpointing its linear modules are gathered for the second forward and again for their backward. A
+layer marked as a *leaf module* is gathered whole, once in each direction, and its gradients are
+reduced once; its inner modules have no hooks. The results are the same.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from lbr_ds.config.ds_config import Layout
 
 
 def by_layer(backbone: PreTrainedModel, layout: Layout) -> dict[str, Any]:
-    """The `zero_optimization` of a ds_config, with the backbone's layers as leaf modules.
+    """Return the `zero_optimization` of a ds_config, with the backbone's layers as leaf modules.
 
-    Unchanged where a layer is larger than the prefetch bucket (see Layout.by_layer), and where the
-    file names leaf modules of its own.
+    It is unchanged where a layer is larger than the prefetch bucket (see Layout.by_layer), and
+    where the ds_config names leaf modules of its own.
     """
     zero: dict[str, Any] = layout.config["zero_optimization"]
     names = set(backbone._no_split_modules or ())

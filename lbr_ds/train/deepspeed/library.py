@@ -1,6 +1,6 @@
-"""DeepSpeed itself: set up before its first import, and kept from printing.
+"""Import and configure DeepSpeed.
 
-Everything in this folder takes `deepspeed` from here, and nothing outside of it imports DeepSpeed.
+The modules of this folder take `deepspeed` from here; no module outside of it imports DeepSpeed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 
 for name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(name).setLevel(logging.WARNING)
-    # Says of every refused update that its gradients are not finite; the guard says which and why.
+    # It reports gradients that are not finite for every refused update; the guard says why.
     logging.getLogger(name).addFilter(lambda record: "OVERFLOW" not in record.getMessage())
-# On CPU ranks DeepSpeed would compile a shared-memory all-reduce that only its inference uses.
+# On CPU ranks DeepSpeed would compile a shared-memory all-reduce that only inference uses.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
@@ -62,7 +62,7 @@ class StateCollector(TorchCheckpointEngine):
 
 
 def gathered(*parameters: nn.Parameter, writer: int | None = None) -> Any:
-    """A context in which sharded parameters are whole; what rank `writer` writes stays."""
+    """Return a context in which sharded parameters are whole, and changes of `writer` are kept."""
     if not hasattr(parameters[0], "ds_id"):
         return contextlib.nullcontext()
     return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=writer)
@@ -70,6 +70,6 @@ def gathered(*parameters: nn.Parameter, writer: int | None = None) -> Any:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """DeepSpeed prints to stdout whatever the log level; our stdout is for results."""
+    """Discard standard output: DeepSpeed prints to it at any log level, and ours is for results."""
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         yield

@@ -1,4 +1,4 @@
-"""A checkpoint's state -> DeepSpeed's universal format, which any number of ranks can load."""
+"""Convert a checkpoint's state to DeepSpeed's universal format, for any number of ranks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from lbr_ds.system import children
 
 
 def to_universal(folder: Path, out: Path) -> str:
-    """Convert one tag of a DeepSpeed checkpoint, in a process of its own; returns what failed.
+    """Convert one tag of a DeepSpeed checkpoint; return what failed, or "".
 
-    The converter forks workers, which a rank with its communication threads must not.
+    The converter runs in a process of its own because it forks workers, which a rank with
+    communication threads must not do.
     """
     workers = str(min(8, os.cpu_count() or 1))
     command = children.following_command(
@@ -38,11 +39,16 @@ def to_universal(folder: Path, out: Path) -> str:
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
-def mend(optimizer: Any, groups: list[dict[str, Any]], device: torch.device) -> None:
-    """What DeepSpeed 0.19.8's universal load gets wrong under ZeRO-3; groups: the options before.
+def repair_loaded(optimizer: Any, groups: list[dict[str, Any]], device: torch.device) -> None:
+    """Correct what DeepSpeed 0.19.8's universal load gets wrong under ZeRO-3.
 
-    It gives every parameter group the first one's options, weight decay among them, and all states
-    one and the same step tensor, which Adam then counts up once for each of them.
+    It gives every parameter group the options of the first one, weight decay among them, and all
+    states the same step tensor, which Adam then increments once for each of them.
+
+    Args:
+        optimizer: The optimizer after the load.
+        groups: The options of its parameter groups before the load.
+        device: This rank's device.
     """
     for group, options in zip(optimizer.param_groups, groups, strict=True):
         group.update(options)

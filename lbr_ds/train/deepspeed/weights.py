@@ -1,4 +1,4 @@
-"""A folder's safetensors -> parameters, whole or sharded."""
+"""Load a folder's safetensors into parameters, whole or sharded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Origin(NamedTuple):
-    """Where weights come from.
+    """Where weights are loaded from.
 
     Attributes:
-        folder: has all of them.
-        spare: gives a language-model head that `folder` lacks, where no head is trained; or None.
+        folder: Has all weights.
+        spare: Folder of a language-model head to use if `folder` has none and no head is trained.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class Origin(NamedTuple):
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:
-    """The shape of the whole, sharded or not."""
+    """Return the shape of the whole parameter, sharded or not."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
@@ -42,32 +42,39 @@ def load_weights(
     world: World,
     gathered: Callable[..., Any],
 ) -> None:
-    """Fill parameters by name from a folder's safetensors, one tensor at a time. All ranks call it.
+    """Load parameters by name from a folder's safetensors, one at a time. All ranks call it.
 
-    gathered(parameter, writer=0): where a sharded one is whole, and what rank 0 writes stays; rank
-    0 then reads and the others receive their parts. Raises CheckpointError, on all ranks, when a
-    parameter has no tensor of its name and shape, or one that is not finite.
+    Args:
+        parameters: Names and parameters to fill.
+        origin: The folder, or an Origin.
+        world: This rank's place.
+        gathered: `gathered(parameter, writer=0)` is a context in which a sharded parameter is whole
+            and what rank 0 writes is kept: rank 0 reads, and the others receive their shards.
+
+    Raises:
+        CheckpointError: On all ranks: a parameter has no tensor of its name and shape, or one that
+            is not finite.
     """
     folder, spare = origin if isinstance(origin, Origin) else (origin, None)
     stored, wanted = Stored(folder), dict(parameters)
-    found = fit(wanted, stored.names())
-    stored.rename(found.stored)
-    if spare and found.missing and all(is_head(name) for name in found.missing):
-        log.info("%s has no language-model head; that of %s is kept", folder, spare)
-        stored.add(Stored(spare), found.missing)
-        found = replace(found, missing=[])
+    match = fit(wanted, stored.names())
+    stored.rename(match.stored)
+    if spare and match.missing and all(is_head(name) for name in match.missing):
+        log.info("%s has no language-model head; using that of %s", folder, spare)
+        stored.add(Stored(spare), match.missing)
+        match = replace(match, missing=[])
     shapes = {
         name: (stored.shape(name), shape_of(parameter))
         for name, parameter in wanted.items()
         if name in stored and stored.shape(name) != shape_of(parameter)
     }
-    if fault := misfit(found.missing, found.unexpected, shapes):
+    if fault := misfit(match.missing, match.unexpected, shapes):
         raise CheckpointError(
             f"{folder}: {fault}; the weights do not fit the recipe's backbone: set stage2.from to "
             "a model of the same architecture and size"
         )
-    report_prefixes(str(folder), found.prefixes)
-    report_unused(str(folder), found.unexpected)
+    report_prefixes(str(folder), match.prefixes)
+    report_unused(str(folder), match.unexpected)
     _check_values(stored, list(wanted), world)
     for name, parameter in wanted.items():
         sharded = hasattr(parameter, "ds_id")
@@ -77,7 +84,7 @@ def load_weights(
 
 
 def _check_values(stored: Stored, names: list[str], world: World) -> None:
-    """Raise CheckpointError on all ranks for a value that is not finite; they share the reading."""
+    """Raise CheckpointError on all ranks for a value that is not finite; each reads a share."""
     own = (not_finite(name, stored.read(name)) for name in names[world.rank :: world.size])
     fault = next((clause for clause in own if clause), "")
     (finder,) = world.max(world.rank + 1 if fault else 0)

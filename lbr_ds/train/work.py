@@ -1,0 +1,115 @@
+"""Turn a rank's share of a step into packed micro-batches, in a loader process.
+
+Which sequences share a micro-batch follows from their lengths alone, so that there are few
+micro-batches and they are full (`fill_by_tokens`). A rank tokenises only the samples of its own
+lanes: to balance tokens between ranks, each rank would have to read the whole step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lbr_ds.batching import PackedBatch, Sequence, TextEncoder, fill_by_tokens, pack
+from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
+from lbr_ds.batching.generative import draw, generative_sequence, with_bag
+from lbr_ds.config import RunConfig
+from lbr_ds.shards import Step
+
+SampleName = tuple[str, int, int]  # record id, number of its shard, row in the shard
+
+
+@dataclass(frozen=True)
+class Work:
+    """A rank's share of one step, packed into micro-batches.
+
+    Attributes:
+        step: Number of the step, from 0.
+        samples: How many samples the share has.
+        skipped: How many samples of the share could not be read.
+        micro_batches: The sequences, packed; on the CPU.
+        members: For each micro-batch the indices of its sequences within the share, int64.
+        names: Of each sample, for messages.
+        pairs: Stage 2: which sequence is a query and which of the others are its candidates.
+    """
+
+    step: int
+    samples: int
+    skipped: int
+    micro_batches: list[PackedBatch]
+    members: list[Tensor]
+    names: list[SampleName]
+    pairs: Pairs | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens that go through the model."""
+        return sum(m.num_tokens for m in self.micro_batches)
+
+    @property
+    def num_targets(self) -> int:
+        """Number of supervised tokens (stage 1)."""
+        return sum(len(m.targets) for m in self.micro_batches if m.targets is not None)
+
+    @property
+    def num_bags(self) -> int:
+        """Number of texts with a bag-of-words loss (stage 1)."""
+        return sum(len(m.bags.read) for m in self.micro_batches if m.bags is not None)
+
+
+def sample_names(step: Step) -> list[SampleName]:
+    """Return what names a step's samples in messages."""
+    return [(sample.record.id, sample.shard, sample.row) for sample in step.samples]
+
+
+def split_into_micro_batches(
+    sequences: list[Sequence], max_tokens: int
+) -> tuple[list[PackedBatch], list[Tensor]]:
+    """Pack sequences into micro-batches of at most `max_tokens` tokens.
+
+    Returns:
+        The micro-batches, and for each of them the indices of its sequences, int64.
+    """
+    chosen = fill_by_tokens(sequences, max_tokens)
+    batches = [pack([sequences[i] for i in numbers]) for numbers in chosen]
+    return batches, [torch.tensor(numbers) for numbers in chosen]
+
+
+def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work:
+    """Stage 1: draw each sample's objective by (seed, epoch, step, lane), and pack [X ; B ; Y].
+
+    The draw does not depend on earlier steps, so a mixture of objectives resumes exactly.
+    """
+    sequences = []
+    for sample in step.samples:
+        key = (run.seed, sample.epoch, step.index, sample.lane)
+        objective = draw(run.stage1.objective, *key)
+        sequence = generative_sequence(
+            sample.record,
+            objective,
+            encoder,
+            turn=sample.epoch,
+            max_target_length=run.stage1.max_target_length,
+        )
+        sequences.append(with_bag(sequence, encoder) if run.stage1.bag_of_words else sequence)
+    batches, members = split_into_micro_batches(sequences, run.stage1.micro_batch_tokens)
+    return Work(step.index, len(sequences), step.skipped, batches, members, sample_names(step))
+
+
+def collate_contrastive(run: RunConfig, encoder: TextEncoder, step: Step) -> Work:
+    """Stage 2: pack queries and candidates [X ; B]; a micro-batch may have some of each.
+
+    A share that fits into micro_batch_tokens is one micro-batch; a larger one is split into
+    micro-batches of chunk_tokens.
+    """
+    records = [sample.record for sample in step.samples]
+    turns = [sample.epoch for sample in step.samples]
+    pairs = contrastive_pairs(records, turns, encoder, run.stage2.num_negatives)
+    budget = whole = run.stage2.micro_batch_tokens
+    if sum(len(sequence) for sequence in pairs.sequences) > whole:
+        budget = run.stage2.chunk_tokens or whole
+    batches, members = split_into_micro_batches(pairs.sequences, budget)
+    pairs = replace(pairs, sequences=[])  # they are in the micro-batches
+    return Work(step.index, len(records), step.skipped, batches, members, sample_names(step), pairs)
