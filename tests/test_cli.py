@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from lbr_ds.cli import app
 from lbr_ds.config import RunConfig
 from tests.ranks import run_cli
 from tests.tiny import tiny_recipe
@@ -147,23 +151,39 @@ def test_init_copies_what_a_project_needs(tmp_path: Path) -> None:
     assert "slurm exists already" in again.stderr
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "init",
-        "prepare",
-        "mine",
-        "train",
-        "plan",
-        "doctor",
-        "export",
-        "eval",
-        "report",
-        "reproduce",
-        "demo",
-    ],
-)
-def test_help_has_an_example(verb: str) -> None:
-    done = run_cli(verb, "--help")
-    assert done.returncode == 0
-    assert f"Example: lbr-ds {verb}" in done.stdout
+def verbs() -> list[str]:
+    """All verbs that the program has, as they are typed."""
+    found = [str(info.name) for info in app.registered_commands]
+    for group in app.registered_groups:
+        inner = group.typer_instance.registered_commands if group.typer_instance else []
+        found += [f"{group.name} {i.name or getattr(i.callback, '__name__', '')}" for i in inner]
+    return found
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_help_is_one_line_and_has_an_example(verb: str) -> None:
+    done = CliRunner().invoke(app, [*verb.split(), "--help"])
+    assert done.exit_code == 0
+    assert f"Example: lbr-ds {verb.removesuffix(' suite')}" in " ".join(done.output.split())
+
+
+def test_wrong_input_of_train_is_found_before_torch_is_imported(tmp_path: Path) -> None:
+    """Torch and DeepSpeed take seconds to import."""
+    recipe = tiny_recipe(tmp_path)
+    (tmp_path / "file").write_text("")
+    wrong = {
+        "nowhere.yaml": 2,
+        f"{recipe} seed=x": 2,
+        f"{recipe} data.folder=/nowhere": 3,
+        f"{recipe} engine.ds_config=zero9": 2,
+        f"{recipe} run={tmp_path}/file": 6,
+        f"{recipe} --nproc 3": 2,
+    }
+    script = (
+        "import sys; from lbr_ds.cli import run\n"
+        "codes = [run(['train', *line.split(), '--stage', '1']) for line in sys.argv[1:]]\n"
+        "print(codes, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, *wrong]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == f"{list(wrong.values())} False", done.stderr

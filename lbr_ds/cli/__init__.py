@@ -12,17 +12,51 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from lbr_ds.cli import build, config, judge, measure
+from lbr_ds.cli import (
+    bench,
+    config,
+    demo,
+    doctor,
+    eval,
+    export,
+    init,
+    mine,
+    plan,
+    prepare,
+    push,
+    report,
+    reproduce,
+    train,
+)
 from lbr_ds.cli.app import app
 from lbr_ds.errors import ConfigError, LostRank, short
 from lbr_ds.system import children
 from lbr_ds.system.failures import as_lbr_error
 from lbr_ds.system.urls import expand_home, mask_record, mask_secrets
 
-__all__ = ["app", "build", "config", "judge", "main", "measure", "run"]
+__all__ = ["app", "main", "run"]
 
 _READER_LEFT = 128 + signal.SIGPIPE  # as shells say it of programs that the signal ends
 _LINE = 2000  # characters of an error at most
+
+_VERBS = {  # in the order of `lbr-ds --help`
+    "demo": demo.demo,
+    "init": init.init,
+    "config": config.config,
+    "prepare": prepare.prepare,
+    "mine": mine.mine,
+    "train": train.train,
+    "eval": eval.evaluate,
+    "export": export.export,
+    "push": push.push,
+    "report": report.report,
+    "reproduce": reproduce.reproduce,
+    "plan": plan.plan,
+    "doctor": doctor.doctor,
+}
+for _name, _verb in _VERBS.items():
+    app.command(_name)(_verb)
+app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:
@@ -49,7 +83,7 @@ def run(arguments: list[str]) -> int:
     Whatever a verb raises becomes one line on stderr. LBR_TRACEBACK=1 shows the traceback too.
     """
     try:
-        return _verb(arguments)
+        return _run_verb(arguments)
     except Exception as error:
         if isinstance(error, OSError) and (refused := _output_refused()):
             if isinstance(refused, BrokenPipeError):
@@ -68,7 +102,7 @@ def run(arguments: list[str]) -> int:
         return found.exit_code
 
 
-def _verb(arguments: list[str]) -> int:
+def _run_verb(arguments: list[str]) -> int:
     """The verb's exit code, with typer's own ways to end a program."""
     try:
         code = app([_expanded(word) for word in arguments], "lbr-ds", standalone_mode=False)

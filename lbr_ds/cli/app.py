@@ -1,8 +1,9 @@
-"""The program and what its verbs have in common."""
+"""The program, and the arguments and options that several verbs share."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from lbr_ds.distributed import World
 
 app = typer.Typer(
-    help="Learn Before Represent: a causal LLM becomes the embedding model of one domain.",
+    help="Learn Before Represent: turn a causal LLM into the embedding model of one domain.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,17 +27,27 @@ Recipe = Annotated[str, typer.Argument(help="A recipe: a YAML file, or a shipped
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Override recipe keys.")
 ]
-
-Sharing = Annotated[
-    int | None, typer.Option("--nproc", min=1, help="Ranks here that share the encoding.")
+Stage = Annotated[
+    int, typer.Option(min=1, max=2, help="1: generative (IB-GL). 2: contrastive (GR-CL).")
+]
+EncodingRanks = Annotated[
+    int | None, typer.Option("--nproc", min=1, help="Ranks on this machine that encode texts.")
+]
+MaxQueries = Annotated[
+    int | None, typer.Option(min=1, help="Use a random sample of the held-out queries (seeded).")
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", dir_okay=False, help="Also write the result to this file.")
 ]
 
 
-def as_ranks(nproc: int | None, timeout_minutes: float) -> World:
-    """This process's place among the ranks that a launcher has started, or --nproc of this verb.
+def join_or_launch(nproc: int | None, timeout_minutes: float) -> World:
+    """Return this process's place among the ranks of a launcher, or launch `nproc` ranks.
 
-    The process that starts those does not come back: it ends with their code. Raises ConfigError
-    when a launcher has started another number of ranks than --nproc says.
+    A process that launches ranks does not return: it exits with their exit code.
+
+    Raises:
+        ConfigError: a launcher has started another number of ranks than --nproc says.
     """
     from lbr_ds.distributed import ALONE, join, launched_ranks
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lbr_ds.cli.app import Overrides, app
+from lbr_ds.cli.app import Overrides
 from lbr_ds.errors import ConfigError
 
 if TYPE_CHECKING:
     from lbr_ds.config.reference import Key
 
 
-@app.command()
 def config(
     recipe: Annotated[
         str | None, typer.Argument(help="A recipe: a YAML file, or a shipped name (demo).")

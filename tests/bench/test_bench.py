@@ -9,7 +9,7 @@ import pytest
 
 from lbr_ds.bench import Row, as_result, interleaved, ratio, run_suite
 from lbr_ds.bench.loader import QUICK, suite
-from lbr_ds.cli.console import show_bench
+from lbr_ds.cli.bench import show_bench
 from lbr_ds.config import DataConfig
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import ConfigError

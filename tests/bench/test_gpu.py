@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lbr_ds.bench import Row, as_result, gpu
-from lbr_ds.cli.console import show_bench
+from lbr_ds.cli.bench import show_bench
 from lbr_ds.cluster.plan import find_gpu
 from lbr_ds.errors import EnvironmentProblem
 from tests.benchmarks.texts import TINY

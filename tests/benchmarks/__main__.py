@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from lbr_ds.bench import as_result, run_suite
-from lbr_ds.cli.console import show_bench
+from lbr_ds.cli.bench import show_bench
 from lbr_ds.distributed import end
 from lbr_ds.errors import LbrError
 from lbr_ds.system.atomic import write_json

@@ -11,7 +11,7 @@ import torch
 from lbr_ds.batching import Sequence
 from lbr_ds.bench import Row, as_result
 from lbr_ds.bench.workload import embedder, random_model
-from lbr_ds.cli.console import show_bench
+from lbr_ds.cli.bench import show_bench
 from tests.benchmarks import attention, peers, stage1
 from tests.benchmarks.plot import QUICK, draw, sweep
 from tests.benchmarks.texts import TINY

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from lbr_ds.bench import as_result
-from lbr_ds.cli.console import show_bench
+from lbr_ds.cli.bench import show_bench
 from lbr_ds.system.atomic import write_json
 from tests.faults.campaign import LONG, SHORT, suite
 

@@ -1,0 +1,33 @@
+"""`lbr-ds doctor`: check a node before a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lbr_ds.cli.app import Overrides, Recipe, Stage
+
+
+def doctor(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Stage = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that take part.")] = 1,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks of each node; default: one per GPU.")
+    ] = None,
+) -> None:
+    """Check that this node is ready for a run: data, disk, memory, GPUs.
+
+    Example: `lbr-ds doctor demo --stage 1 --nproc 2`
+    """
+    from lbr_ds.config import load
+
+    run = load(recipe, overrides or [])
+    import torch
+
+    from lbr_ds.cluster.doctor import Duty, examine
+
+    ranks = nproc or max(1, torch.cuda.device_count())
+    typer.echo(examine(Duty(run, stage, nodes, ranks)))

@@ -1,0 +1,163 @@
+"""`lbr-ds eval`: retrieval scores of a model."""
+
+from __future__ import annotations
+
+import operator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lbr_ds.cli.app import EncodingRanks, MaxQueries, join_or_launch
+from lbr_ds.system.failures import check_writable, writing
+
+_TIMEOUT_MINUTES = 30  # how long ranks of `eval` wait for each other
+
+Model = Annotated[
+    str, typer.Argument(help="A folder, run or checkpoint, bm25, or a name that MTEB knows.")
+]
+Data = Annotated[
+    str | None, typer.Option(help="A prepared folder or its URL: score on its held-out split.")
+]
+Tasks = Annotated[str, typer.Option(help="MTEB tasks or benchmarks, comma-separated.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(dir_okay=False, help="JSON; default: RUN/eval/STAGE.json, or MODEL.json here."),
+]
+Examples = Annotated[int, typer.Option(min=0, help="Queries to show with their passages.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")
+]
+AllowOverlap = Annotated[
+    bool, typer.Option("--allow-overlap", help="Score even on texts that the model trained on.")
+]
+Generation = Annotated[
+    bool, typer.Option("--generation", help="Also generate answers: BLEU-4, chrF and ROUGE-L.")
+]
+States = Annotated[
+    bool, typer.Option("--states", help="Also score retrieval by layer and by pooling.")
+]
+Instructed = Annotated[
+    bool,
+    typer.Option(
+        "--instructed",
+        help="Give the data's instructions also to models that lbr-ds did not train.",
+    ),
+]
+InstructionsOf = Annotated[
+    str, typer.Option(help="For --tasks: the source whose instructions an lbr-ds model uses.")
+]
+
+
+def evaluate(
+    model: Model,
+    data: Data = None,
+    tasks: Tasks = "",
+    out: Output = None,
+    max_queries: MaxQueries = None,
+    examples: Examples = 5,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_overlap: AllowOverlap = False,
+    generation: Generation = False,
+    states: States = False,
+    instructed: Instructed = False,
+    instructions_of: InstructionsOf = "",
+    nproc: EncodingRanks = None,
+) -> None:
+    """Score a model's retrieval with MTEB, on the held-out split or on official tasks.
+
+    The scores of an exported folder are also written into its model card.
+
+    Example: `lbr-ds eval runs/demo --data data/icd10cm`
+    """
+    import lbr_ds.evaluate as evaluation
+    from lbr_ds.evaluate.baselines import check_ranks
+
+    check_ranks(model, nproc or 1)
+    world = join_or_launch(nproc, _TIMEOUT_MINUTES)
+    output = check_writable(out or _default_output(model))
+    with writing(output):
+        result = evaluation.evaluate(
+            model,
+            data=data,
+            tasks=evaluation.split_names(tasks),
+            output=output,
+            options=evaluation.EvalOptions(
+                max_queries=max_queries,
+                examples=examples,
+                trust_remote_code=trust_remote_code,
+                allow_overlap=allow_overlap,
+                generation=generation,
+                states=states,
+                instructed=instructed,
+                instructions_of=instructions_of,
+            ),
+            world=world,
+        )
+    if world.first:
+        show_scores(result)
+        _report_files(Path(model).expanduser(), output, result)
+
+
+def _report_files(folder: Path, output: Path, result: dict[str, Any]) -> None:
+    """Print where the scores are; where the model is an exported folder, its card has them too."""
+    typer.echo(f"written to {output}")
+    if (folder / "parity.json").is_file():
+        from lbr_ds.export.card import add_scores
+
+        add_scores(folder, result)
+
+
+def _default_output(model: str) -> Path:
+    from lbr_ds import runs
+
+    found = runs.resolve_model(model)
+    run = runs.run_of(Path(model)) if found.ours else None
+    if run is None or found.folder is None:
+        return Path(Path(model).name + ".json")
+    stage = next((p.name for p in found.folder.parents if p.name[:5] == "stage"), "")
+    return run / "eval" / f"{stage or 'base'}.json"
+
+
+def show_scores(result: dict[str, Any]) -> None:
+    """The tables that `eval` prints."""
+    table = Table("task", "R@10", "N@10", "separation", "queries", "passages")
+    for name, score in result["tasks"].items():
+        figures = [
+            score.get("recall_at_10"),
+            score.get("ndcg_at_10", score.get("main_score")),
+            score.get("separation_ratio"),
+        ]
+        cells = ["-" if f is None else f"{f:.4f}" for f in figures]
+        table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
+    console = Console()
+    console.print(table)
+    if "protocol" in result:
+        console.print(result["protocol"], highlight=False)
+    if "generation" in result:
+        written = Table("answers written from", "BLEU-4", "ROUGE-L", "chrF", "words")
+        for prompt, score in result["generation"]["prompts"].items():
+            known = (score[key] for key in ("bleu_4", "rouge_l", "chrf"))
+            figures = ["-" if figure is None else f"{figure:.2f}" for figure in known]
+            written.add_row(prompt, *figures, f"{score['words']:.1f}")
+        console.print(written)
+    if "states" in result:
+        _show_states(console, result["states"])
+
+
+def _show_states(console: Console, rows: list[dict[str, Any]]) -> None:
+    """R@10 and Separation Ratio by layer, a pair of columns for each reading."""
+    reads = list(dict.fromkeys(row["read"] for row in rows))
+    heads = (head for read in reads for head in (f"{read}\nR@10", "\nseparation"))
+    table = Table("\nlayer", *heads, box=None)  # without a frame it fits 80 columns
+    best = max(rows, key=operator.itemgetter("recall_at_10"))
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        cells = []
+        for row in (r for r in rows if r["layer"] == layer):
+            ratio = row["separation_ratio"]  # None: all passages coincide
+            figures = [f"{row['recall_at_10']:.4f}", "-" if ratio is None else f"{ratio:.3f}"]
+            cells += [f"[bold]{f}[/bold]" if row is best else f for f in figures]
+        table.add_row(str(layer), *cells)
+    console.print(table)

@@ -1,0 +1,52 @@
+"""`lbr-ds export`: a checkpoint as a folder for stock tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lbr_ds.system.failures import writing
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint of it.")],
+    out: Annotated[Path, typer.Argument(file_okay=False, help="A new folder.")],
+    causal_lm: Annotated[
+        bool,
+        typer.Option(
+            "--causal-lm",
+            help="Export the causal LM with its head, for further training or generation.",
+        ),
+    ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write ONNX files, for onnxruntime and fastembed.")
+    ] = False,
+    onnx_int8: Annotated[
+        bool,
+        typer.Option(
+            "--onnx-int8",
+            help="Also write ONNX with 8-bit weights and measure the loss of accuracy.",
+        ),
+    ] = False,
+) -> None:
+    """Export a checkpoint for sentence-transformers, MTEB and servers, and verify its vectors.
+
+    Example: `lbr-ds export runs/demo models/demo --onnx`
+    """
+    from lbr_ds.export import export as export_model
+
+    with writing(out):
+        parity = export_model(run, out, causal_lm=causal_lm, onnx=onnx, int8=onnx_int8)
+    typer.echo(
+        f"{out}: {len(parity['texts'])} texts agree with the trainer's own vectors, "
+        f"largest difference {parity['largest_difference']:.1e}"
+    )
+    if (onnx_proof := parity.get("onnx")) is not None:
+        int8 = ""
+        if "int8_least_cosine" in onnx_proof:
+            int8 = f"; 8 bits: cosine {onnx_proof['int8_least_cosine']:.4f} or more"
+        typer.echo(f"{out}/onnx: largest difference {onnx_proof['largest_difference']:.1e}{int8}")
+    if parity["needs"]:
+        typer.echo(f"{out}: needs {parity['needs']}")

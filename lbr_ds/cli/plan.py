@@ -1,0 +1,45 @@
+"""`lbr-ds plan`: what a cluster must have, by arithmetic alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lbr_ds.cli.app import JsonFile, Overrides, Recipe
+from lbr_ds.system.failures import check_writable, writing
+
+
+def plan(
+    recipe: Recipe,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")],
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str,
+        typer.Option(help="h100, h200, b200, ... or a YAML file (lbr_ds/cluster/plan/gpus.yaml)."),
+    ] = "h100",
+    network: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s to other nodes, per GPU and direction.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The backbone's config.json, if it cannot be found.")
+    ] = None,
+    out: JsonFile = None,
+) -> None:
+    """Estimate memory, traffic and time of both stages on a cluster, without a GPU.
+
+    Example: `lbr-ds plan huatuo-7b --nodes 4 --gpus 8 --gpu h100`
+    """
+    from lbr_ds.cluster.plan import Cluster, find_gpu, make_plan
+    from lbr_ds.cluster.plan.table import show_plan, write
+    from lbr_ds.config import load
+
+    run = load(recipe, overrides or [])
+    if out is not None:
+        check_writable(out)
+    result = make_plan(run, Cluster(nodes, gpus, find_gpu(gpu, network)), config)
+    show_plan(result, recipe)
+    with writing(out or "standard output"):
+        write(result, out)

@@ -1,0 +1,28 @@
+"""`lbr-ds report`: curves, scores and examples of runs as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lbr_ds.system.failures import writing
+
+
+def report(
+    run: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="A folder; default: the first run.")
+    ] = None,
+) -> None:
+    """Write curves, scores and held-out examples of runs: report.html, report.md, report.json.
+
+    Example: `lbr-ds report runs/demo`
+    """
+    from lbr_ds.report import write_report
+
+    output = out or run[0]
+    with writing(output):
+        write_report(run, output)
+    typer.echo(f"{output / 'report.html'}")

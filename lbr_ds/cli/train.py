@@ -1,0 +1,77 @@
+"""`lbr-ds train`: one stage of training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lbr_ds.cli.app import Overrides, Recipe, Stage
+from lbr_ds.errors import SAVED_AND_STOPPED, ConfigError
+from lbr_ds.system.failures import check_writable
+
+if TYPE_CHECKING:
+    from lbr_ds.config import RunConfig
+
+
+def train(
+    recipe: Recipe,
+    stage: Stage,
+    overrides: Overrides = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on this machine; default: one per GPU.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Resume even if the recipe or the data changed.")
+    ] = False,
+) -> None:
+    """Train one stage, resuming from the newest checkpoint of the run folder.
+
+    Stage 2 starts from the stage-1 checkpoint with the best held-out evaluation (stage2.from).
+
+    Example: `lbr-ds train demo --stage 1 --nproc 2 stage1.num_steps=50`
+    """
+    from lbr_ds.config import load
+
+    run = load(recipe, overrides or [])
+    check_start(run, stage, nproc)
+    from lbr_ds.distributed import launched_ranks
+
+    if not launched_ranks():
+        import torch
+
+        count = nproc or max(1, torch.cuda.device_count())
+        if count > 1:
+            from lbr_ds.train.launch import check_nproc, launch
+
+            check_nproc(count, [run.stage(stage).samples_per_step])
+            arguments = ["train", recipe, *(overrides or []), "--stage", str(stage)]
+            raise typer.Exit(launch([*arguments, *(["--force"] if force else [])], count))
+    elif nproc is not None:
+        raise ConfigError(
+            f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
+        )
+    from lbr_ds.train.loop import train as train_stage
+
+    if not train_stage(run, stage, force=force):
+        raise typer.Exit(SAVED_AND_STOPPED)
+
+
+def check_start(run: RunConfig, stage: int, nproc: int | None) -> None:
+    """Check what can be checked before torch is imported, which takes seconds.
+
+    Raises:
+        ConfigError: the ds_config is wrong, or `nproc` does not divide the samples of a step.
+        DataError: the data folder is not prepared, or lacks the split of the stage.
+        EnvironmentProblem: the run folder cannot be written.
+    """
+    from lbr_ds.config import STAGES, ds_config
+    from lbr_ds.shards import Manifest
+    from lbr_ds.shards.stream import check_world
+
+    if run.engine.ds_config != "auto":
+        ds_config.load(run.engine.ds_config)
+    if nproc is not None:
+        check_world(run.stage(stage).samples_per_step, nproc)
+    Manifest.load(run.data.folder, run.data.cache_gib).records(STAGES[stage].split)
+    check_writable(run.run / "recipe.yaml")
