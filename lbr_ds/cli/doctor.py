@@ -27,7 +27,7 @@ def doctor(
     run = load(recipe, overrides or [])
     import torch
 
-    from lbr_ds.cluster.doctor import Duty, examine
+    from lbr_ds.cluster.doctor import NodeTask, check_node
 
     ranks = nproc or max(1, torch.cuda.device_count())
-    typer.echo(examine(Duty(run, stage, nodes, ranks)))
+    typer.echo(check_node(NodeTask(run, stage, nodes, ranks)))

@@ -1,4 +1,4 @@
-"""What ends a run later is named before it, with the host and the cure; a fit host says so."""
+"""Whatever would end a run later is named before it, with the host and the cure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from lbr_ds.cluster import doctor
-from lbr_ds.cluster.doctor import Duty, checkpoint_bytes, examine, gpus, most_checkpoints
-from lbr_ds.cluster.doctor.gpus import Gpu
+from lbr_ds.cluster import doctor, gpu_check
+from lbr_ds.cluster.doctor import NodeTask, check_node, checkpoint_bytes, most_checkpoints
+from lbr_ds.cluster.gpu_check import GpuState
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.runs import saved
@@ -47,25 +47,25 @@ def recipe(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def duty(recipe: Path, *overrides: str, stage: int = 1, nodes: int = 1, ranks: int = 2) -> Duty:
-    return Duty(load(recipe, overrides), stage, nodes, ranks)
+def task(recipe: Path, *overrides: str, stage: int = 1, nodes: int = 1, ranks: int = 2) -> NodeTask:
+    return NodeTask(load(recipe, overrides), stage, nodes, ranks)
 
 
 def disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1 << 40, 0, free))
 
 
-def test_a_fit_host_says_what_it_has(recipe: Path) -> None:
-    line = examine(duty(recipe))
-    assert line.startswith("n7 is fit: 4 shard(s) of gl; 2 checkpoint(s) of 0.5 MiB fit into ")
+def test_a_ready_host_says_what_it_has(recipe: Path) -> None:
+    line = check_node(task(recipe))
+    assert line.startswith("n7 is ready: 4 shard(s) of gl; 2 checkpoint(s) of 0.5 MiB fit into ")
     assert line.endswith(" host memory; no GPU")
-    assert "3 shard(s) of cl" in examine(duty(recipe, stage=2))
+    assert "3 shard(s) of cl" in check_node(task(recipe, stage=2))
     assert not (recipe.parent / "run").exists()  # it only looks
 
 
 def test_a_checkpoint_is_as_large_as_counted(trained: RunConfig) -> None:
     """The oracle is a saved one: its tensors, without tokenizer and random states."""
-    here = Duty(trained, 1, 1, 2)
+    here = NodeTask(trained, 1, 1, 2)
     assert here.shape is not None
     counted = checkpoint_bytes(here.shape, here.layout)
     for checkpoint in saved(trained.run / "stage1"):
@@ -120,112 +120,127 @@ def shard_is_a_folder(data: Path) -> None:
         (shutil.rmtree, r"^n7: .*/data holds no manifest.json; run `lbr-ds prepare`"),
         (truncate, r"^n7: .*gl/00002.tar: truncated, \d+ bytes and not the manifest's \d+; copy"),
         (remove_shard, r"^n7: .*gl/00000.tar: the manifest names this shard and it is missing"),
-        (shard_is_a_folder, r"^n7: .*gl/00000.tar: cannot be read \(Is a directory\); look at"),
+        (shard_is_a_folder, r"^n7: .*gl/00000.tar: cannot be read \(Is a directory\); check its"),
     ],
 )
 def test_faults_of_the_data(recipe: Path, fault: Callable[[Path], Any], words: str) -> None:
     fault(recipe.parent / "data")
     with pytest.raises(DataError, match=words):
-        examine(duty(recipe))
+        check_node(task(recipe))
 
 
 def test_what_skip_passes_over_is_no_fault(recipe: Path) -> None:
     truncate(recipe.parent / "data")
-    assert "is fit" in examine(duty(recipe, "data.on_error=skip"))
+    assert "is ready" in check_node(task(recipe, "data.on_error=skip"))
 
 
 def test_data_behind_a_url(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first shard is fetched, and the others must have room."""
     data = recipe.parent / "data"
     shards = Manifest.load(data).shards("gl")
-    here = duty(recipe, f"data.folder=file://{data}")
-    assert "4 shard(s) of gl" in doctor.data(here)
+    here = task(recipe, f"data.folder=file://{data}")
+    assert "4 shard(s) of gl" in doctor.check_data(here)
     cached = recipe.parents[1] / "cache" / "shards"
     assert [path.stem for path in cached.glob("*.tar")] == [shards[0].sha256]
     need = sum(shard.bytes for shard in shards[1:])
     disk(monkeypatch, need)
-    doctor.data(here)
+    doctor.check_data(here)
     disk(monkeypatch, need - 1)
-    with pytest.raises(EnvironmentProblem, match=r"cache/shards: .* still to come; name a folder"):
-        doctor.data(here)
+    with pytest.raises(EnvironmentProblem, match=r"cache/shards: .* to be fetched; name a"):
+        doctor.check_data(here)
     all_but_one = (need - 1) / 2**30  # the cache takes no more than that, and holds one already
-    doctor.data(duty(recipe, f"data.folder=file://{data}", f"data.cache_gib={all_but_one}"))
+    doctor.check_data(task(recipe, f"data.folder=file://{data}", f"data.cache_gib={all_but_one}"))
     monkeypatch.undo()
     (data / "gl" / "00000.tar").write_bytes(b"x" * shards[0].bytes)
     shutil.rmtree(cached)
     monkeypatch.setenv("LBR_DS_CACHE", str(recipe.parents[1] / "cache"))
     with pytest.raises(DataError, match=r"gl/00000\.tar: altered"):
-        doctor.data(here)
+        doctor.check_data(here)
 
 
 def test_the_run_folder(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EnvironmentProblem, match=r"^n7: run=/proc/x/run: /proc cannot be written"):
-        examine(duty(recipe, "run=/proc/x/run"))
-    here = duty(recipe)
+        check_node(task(recipe, "run=/proc/x/run"))
+    here = task(recipe)
     assert here.shape is not None
     need = 2 * checkpoint_bytes(here.shape, here.layout)
     disk(monkeypatch, need)
-    doctor.folder(here)
+    doctor.check_run_folder(here)
     disk(monkeypatch, need - 1)
     with pytest.raises(EnvironmentProblem, match=r"needed for up to 2 checkpoints of 0\.5 MiB"):
-        doctor.folder(here)
+        doctor.check_run_folder(here)
     there = recipe.parent / "run/stage1/checkpoints/step-000003"
     there.mkdir(parents=True)
     (there / "x").write_bytes(b"x")
-    doctor.folder(here)  # what lies there has its room already
+    doctor.check_run_folder(here)  # what lies there has its room already
 
 
 def test_host_memory(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < doctor.host_memory() <= total
-    here = duty(recipe)
+    assert 0 < doctor.free_host_memory() <= total
+    here = task(recipe)
     assert here.shape is not None
     numbers = here.shape.total
     # CPU ranks under ZeRO-3: parameters, gradients, optimizer and bucket of each, and at a save the
     # weights once more and a copy of the optimizer.
     bucket = 2 * 4 * here.layout.reduce_bucket
     least = 4 * numbers + 12 * numbers + 20 * numbers + bucket
-    monkeypatch.setattr(doctor, "host_memory", lambda: round(0.9 * least))
+    monkeypatch.setattr(doctor, "free_host_memory", lambda: round(0.9 * least))
     with pytest.raises(EnvironmentProblem, match=r"needed at least \(weights at a save"):
-        doctor.memory(here)
-    monkeypatch.setattr(doctor, "host_memory", lambda: round(1.1 * least))
-    doctor.memory(here)
+        doctor.check_host_memory(here)
+    monkeypatch.setattr(doctor, "free_host_memory", lambda: round(1.1 * least))
+    doctor.check_host_memory(here)
     with pytest.raises(ConfigError, match="is not a multiple of 3 ranks"):
-        doctor.memory(duty(recipe, ranks=3))
+        doctor.check_host_memory(task(recipe, ranks=3))
 
 
-def test_a_backbone_that_is_not_known_is_not_judged(recipe: Path) -> None:
+def test_a_backbone_that_is_not_known_is_not_checked(recipe: Path) -> None:
     config = recipe.parent / "backbone" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "other"}))
-    line = examine(duty(recipe))
+    line = check_node(task(recipe))
     assert "free in " in line
-    assert line.count("not judged") == 2
+    assert line.count("not checked") == 2
 
 
-SOUND = [Gpu("H100", 0, "", 0.0010), Gpu("H100", 0, "", 0.0012)]
+SOUND = [GpuState("H100", 0, "", 0.0010), GpuState("H100", 0, "", 0.0012)]
 
 
 @pytest.mark.parametrize(
     ("found", "promised", "ranks", "words"),
     [
-        (SOUND, 3, 2, r"SLURM gave 3 GPU\(s\), 2 can be used here"),
+        (SOUND, 3, 2, r"SLURM allocated 3 GPU\(s\), 2 can be used here"),
         (SOUND, 2, 3, r"3 ranks for 2 GPU\(s\), .* --ntasks-per-node=2"),
-        ([*SOUND, Gpu("H100", 3 << 30)], 0, 1, r"GPU 2 \(H100\): 3.0 GiB of its memory are taken"),
-        ([Gpu("H100", fault="fails (x)"), *SOUND], 0, 1, r"GPU 0 \(H100\): fails \(x\)"),
-        ([*SOUND, Gpu("H100", 0, "", 0.0014)], 0, 1, r"GPU 2 \(H100\): .* 1.40 ms, 1.00 ms beside"),
-        ([Gpu("CPU", fault="a product is not finite")], 0, 1, "the processor: a product is not"),
+        (
+            [*SOUND, GpuState("H100", 3 << 30)],
+            0,
+            1,
+            r"GPU 2 \(H100\): 3.0 GiB of its memory are",
+        ),
+        ([GpuState("H100", fault="fails (x)"), *SOUND], 0, 1, r"GPU 0 \(H100\): fails \(x\)"),
+        (
+            [*SOUND, GpuState("H100", 0, "", 0.0014)],
+            0,
+            1,
+            r"GPU 2 \(H100\): .* 1.40 ms, 1.00 ms on",
+        ),
+        (
+            [GpuState("CPU", fault="a product is not finite")],
+            0,
+            1,
+            "the processor: a product is not",
+        ),
     ],
 )
-def test_faults_of_gpus(found: list[Gpu], promised: int, ranks: int, words: str) -> None:
+def test_faults_of_gpus(found: list[GpuState], promised: int, ranks: int, words: str) -> None:
     with pytest.raises(EnvironmentProblem, match=rf"^{words}.*; or leave .* --exclude=n7$"):
-        gpus.judge(found, promised=promised, ranks=ranks, host="n7")
+        gpu_check.check(found, promised=promised, ranks=ranks, host="n7")
 
 
 def test_sound_gpus() -> None:
-    assert gpus.judge(SOUND, promised=2, ranks=2, host="n7") == "2 x H100"
-    other = Gpu("A100", 0, "", 0.0030)  # of another kind: slower, and not ill
-    assert gpus.judge([*SOUND, other], promised=2, ranks=1, host="n7") == "3 x H100"
-    assert gpus.judge(gpus.look(), promised=0, ranks=4, host="n7") == "no GPU"
+    assert gpu_check.check(SOUND, promised=2, ranks=2, host="n7") == "2 x H100"
+    other = GpuState("A100", 0, "", 0.0030)  # of another kind: slower, and not ill
+    assert gpu_check.check([*SOUND, other], promised=2, ranks=1, host="n7") == "3 x H100"
+    assert gpu_check.check(gpu_check.probe(), promised=0, ranks=4, host="n7") == "no GPU"
 
 
 def test_wrong_products_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,24 +252,24 @@ def test_wrong_products_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         result[3, 5] += 0.01 * (len(calls) == 21)  # the last of the second round
         return result
 
-    assert gpus.product(cpu)[0] == ""
+    assert gpu_check.product(cpu)[0] == ""
     monkeypatch.setattr(torch.Tensor, "__matmul__", wrong_once)
-    assert "differs from time to time" in gpus.product(cpu)[0]
+    assert "gives different results" in gpu_check.product(cpu)[0]
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: right(a, b) / 0)
-    assert "not finite" in gpus.product(cpu)[0]
+    assert "not finite" in gpu_check.product(cpu)[0]
 
 
 def test_by_the_command_line(recipe: Path) -> None:
     words = ["doctor", str(recipe), "--stage", "1", "--nodes", "2", "--nproc", "2"]
     done = run_cli(*words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("n7 is fit: ")
+    assert done.stdout.startswith("n7 is ready: ")
     truncate(recipe.parent / "data")
     done = run_cli(*words, "run=/proc/x", SLURM_GPUS_ON_NODE="2")
     assert (done.returncode, done.stdout) == (3, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("lbr-ds: error: n7: ")
-    for word in ("truncated", "run=/proc/x", "SLURM gave 2 GPU(s), 0 can be used here"):
+    for word in ("truncated", "run=/proc/x", "SLURM allocated 2 GPU(s), 0 can be used here"):
         assert word in line
 
 
@@ -265,8 +280,8 @@ def test_what_hangs_is_named(recipe: Path) -> None:
     os.mkfifo(manifest)
     program = (
         "import sys; from lbr_ds.cluster import doctor; from lbr_ds.config import load;"
-        "doctor.SECONDS = 1;"
-        "doctor.examine(doctor.Duty(load(sys.argv[1]), 1, 1, 1))"
+        "doctor.TIMEOUT_SECONDS = 1;"
+        "doctor.check_node(doctor.NodeTask(load(sys.argv[1]), 1, 1, 1))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(recipe)],

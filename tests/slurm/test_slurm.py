@@ -61,8 +61,8 @@ def test_both_stages_run_on_two_nodes_and_are_scored(cluster: SlurmCluster, chec
         assert state["NumNodes"] == "2"
         assert Path(state["StdOut"]) == checkout / f"slurm-lbr-stage{stage}-{job}.out"
         assert "world size 2" in log
-        assert [f"n{i} is fit: 4 shard(s) of gl" in log for i in (1, 2)] == [stage == 1] * 2
-        assert [f"n{i} is fit: 3 shard(s) of cl" in log for i in (1, 2)] == [stage == 2] * 2
+        assert [f"n{i} is ready: 4 shard(s) of gl" in log for i in (1, 2)] == [stage == 1] * 2
+        assert [f"n{i} is ready: 3 shard(s) of cl" in log for i in (1, 2)] == [stage == 2] * 2
         steps = steps_of(checkout / f"runs/tiny/stage{stage}/metrics.jsonl")
         assert steps == list(range(1, {1: 6, 2: 4}[stage] + 1))
     staged = {path.stem for path in (checkout / "local-disk/shards").glob("*.tar")}
