@@ -1,4 +1,7 @@
-"""The command line: one verb, one function. Heavy imports happen inside the verbs."""
+"""The command line: one file and one function per verb. Heavy imports happen inside the verbs.
+
+`main` runs a verb and turns any exception into one line and an exit code (README.md lists them).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ from lbr_ds.system.urls import expand_home, mask_record, mask_secrets
 
 __all__ = ["app", "main", "run"]
 
-_READER_LEFT = 128 + signal.SIGPIPE  # as shells say it of programs that the signal ends
+_OUTPUT_CLOSED = 128 + signal.SIGPIPE  # as in shells, for a program that the signal ends
 _LINE = 2000  # characters of an error at most
 
 _VERBS = {  # in the order of `lbr-ds --help`
@@ -60,13 +63,13 @@ app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:
-    """Run a verb; a user's error is one line on stderr and its class's exit code."""
+    """Run a verb and exit; an error is one line on stderr, and its class decides the exit code."""
     children.follow_starter()
-    _open_console()
+    _set_up_logging()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader processes fork
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a lost peer gets one line, of ours
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # lost ranks are reported by us
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars are noise in a log file
     code = run(sys.argv[1:])
@@ -78,17 +81,17 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb of a command line; return its exit code.
+    """Run the verb of a command line and return its exit code.
 
-    Whatever a verb raises becomes one line on stderr. LBR_TRACEBACK=1 shows the traceback too.
+    Any exception becomes one line on stderr. LBR_TRACEBACK=1 also prints the traceback.
     """
     try:
         return _run_verb(arguments)
     except Exception as error:
-        if isinstance(error, OSError) and (refused := _output_refused()):
-            if isinstance(refused, BrokenPipeError):
-                return _READER_LEFT
-            error = refused
+        if isinstance(error, OSError) and (output_error := _output_error()):
+            if isinstance(output_error, BrokenPipeError):
+                return _OUTPUT_CLOSED
+            error = output_error
         if os.environ.get("LBR_TRACEBACK") == "1":
             sys.stderr.write(mask_secrets("".join(traceback.format_exception(error))))
         if isinstance(error, RuntimeError) and _lost_peer(error):
@@ -96,32 +99,31 @@ def run(arguments: list[str]) -> int:
                 "another rank ended unexpectedly; see the error of that rank (for training, "
                 "RUN/stageN/log/rank-N.log)"
             )
-        found = as_lbr_error(error)
-        if not found.reported:
-            _complain(str(found))
-        return found.exit_code
+        lbr_error = as_lbr_error(error)
+        if not lbr_error.reported:
+            _print_error(str(lbr_error))
+        return lbr_error.exit_code
 
 
 def _run_verb(arguments: list[str]) -> int:
-    """The verb's exit code, with typer's own ways to end a program."""
+    """Return the verb's exit code, however typer ends the program."""
     try:
-        code = app([_expanded(word) for word in arguments], "lbr-ds", standalone_mode=False)
+        code = app([_expand_argument(word) for word in arguments], "lbr-ds", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except SystemExit as error:  # how typer ends when nobody reads what it writes
+    except SystemExit as error:  # how typer ends when its output is closed
         if isinstance(error.__context__, BrokenPipeError):
-            return _READER_LEFT
+            return _OUTPUT_CLOSED
         raise
     except TyperException as error:
-        # Typer's own faults have a form of their own (format_message).
-        _complain(f"{getattr(error, 'format_message', error.__str__)()} (see lbr-ds --help)")
+        _print_error(f"{getattr(error, 'format_message', error.__str__)()} (see lbr-ds --help)")
         return ConfigError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
 
 
-def _expanded(word: str) -> str:
-    """A word with the home folder for `~` at its start and, as shells do not, behind its `=`."""
+def _expand_argument(word: str) -> str:
+    """Replace `~` by the home folder at the start of an argument and, unlike shells, after `=`."""
     name, equals, value = word.partition("=")
     try:
         return name + equals + expand_home(value) if equals else expand_home(word)
@@ -129,20 +131,20 @@ def _expanded(word: str) -> str:
         raise ConfigError(f"{word}: {error}; write the path out") from None
 
 
-def _output_refused() -> OSError | None:
-    """Why standard output takes no more (nobody reads it, as behind `| head`; a full disk)."""
+def _output_error() -> OSError | None:
+    """Return why standard output cannot be written: closed, as by `| head`, or a full disk."""
     try:
         sys.stdout.flush()
     except OSError as error:
         error.filename = "standard output"
-        with contextlib.suppress(OSError, ValueError):  # what is left in it goes nowhere
+        with contextlib.suppress(OSError, ValueError):  # discard what is still in the buffer
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
     return None
 
 
 def _lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed, in a verb that has joined other ranks."""
+    """Return whether a collective operation failed because another rank ended."""
     if "lbr_ds.distributed" not in sys.modules:
         return False
     from lbr_ds.distributed import is_collective_error
@@ -150,19 +152,19 @@ def _lost_peer(error: RuntimeError) -> bool:
     return is_collective_error(error)
 
 
-def _complain(message: str) -> None:
-    """One line, whatever the message was made of."""
+def _print_error(message: str) -> None:
+    """Print a message as one line on stderr."""
     line = mask_secrets(short(message, _LINE))
     with contextlib.suppress(OSError):  # nobody reads standard error either
         print("lbr-ds: error:", line, file=sys.stderr, flush=True)
 
 
-def _open_console() -> None:
-    """Our own log speaks on stderr (each rank also writes a file); libraries only warn."""
+def _set_up_logging() -> None:
+    """Send our log to stderr (each rank also writes a file); libraries only log warnings."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     own = logging.getLogger("lbr_ds")
     own.setLevel(logging.INFO)
     own.propagate = False
-    speaker = logging.StreamHandler(sys.stderr)
-    speaker.addFilter(mask_record)
-    own.addHandler(speaker)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(mask_record)
+    own.addHandler(handler)

@@ -185,7 +185,7 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
 
 
 def show_bench(result: dict[str, Any]) -> None:
-    """The table that `bench` prints: each figure beside what must be and what is aimed at."""
+    """Print the rows of a suite, each value next to its required value and its goal."""
     promised = any(row["theory"] is not None for row in result["rows"])
     names = ["measure", "value", "quartiles", *(["theory"] if promised else []), "must", "goal", ""]
     # Without a frame and with quartiles only where there are rounds it fits 80 columns.

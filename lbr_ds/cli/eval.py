@@ -102,7 +102,7 @@ def evaluate(
 
 
 def _report_files(folder: Path, output: Path, result: dict[str, Any]) -> None:
-    """Print where the scores are; where the model is an exported folder, its card has them too."""
+    """Print where the scores are; write those of an exported folder into its model card too."""
     typer.echo(f"written to {output}")
     if (folder / "parity.json").is_file():
         from lbr_ds.export.card import add_scores
@@ -122,7 +122,7 @@ def _default_output(model: str) -> Path:
 
 
 def show_scores(result: dict[str, Any]) -> None:
-    """The tables that `eval` prints."""
+    """Print the scores by task, generation and states."""
     table = Table("task", "R@10", "N@10", "separation", "queries", "passages")
     for name, score in result["tasks"].items():
         figures = [
@@ -148,7 +148,7 @@ def show_scores(result: dict[str, Any]) -> None:
 
 
 def _show_states(console: Console, rows: list[dict[str, Any]]) -> None:
-    """R@10 and Separation Ratio by layer, a pair of columns for each reading."""
+    """Print R@10 and Separation Ratio by layer, with two columns for each pooling."""
     reads = list(dict.fromkeys(row["read"] for row in rows))
     heads = (head for read in reads for head in (f"{read}\nR@10", "\nseparation"))
     table = Table("\nlayer", *heads, box=None)  # without a frame it fits 80 columns

@@ -31,7 +31,7 @@ def mine(recipe: Recipe, overrides: Overrides = None, nproc: EncodingRanks = Non
 
 
 def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
-    """What `mine` kept and dropped, with examples; `used`: the recipe's stage2.num_negatives."""
+    """Print what was kept and dropped, with examples; `used`: the recipe's stage2.num_negatives."""
     console = Console()
     table = Table("candidates", "count")
     table.add_row("seen", str(audit["candidates_seen"]))
@@ -55,8 +55,8 @@ def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
     console.print(
         f"{audit['queries']} queries over {audit['passages']} passages; {short} have fewer than "
         f"{audit['settings']['keep']} negatives, {none} of them none\n"
-        f"written to {folder}{reused}; the whole account is in {folder / 'mining.json'}\n"
-        f"training uses stage2.num_negatives={used} of them a record",
+        f"written to {folder}{reused}; details are in {folder / 'mining.json'}\n"
+        f"training uses stage2.num_negatives={used} of them per record",
         highlight=False,
         soft_wrap=True,
     )

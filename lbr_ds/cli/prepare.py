@@ -31,7 +31,7 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 def show_curation(curation: dict[str, Any], folder: Path) -> None:
-    """What `prepare` made, for a person to judge: sizes, lengths, drops, samples, leaks."""
+    """Print sizes, lengths, dropped records, samples and leaks of prepared data."""
     console = Console()
     table = Table("split", "records", "groups", "query p50 / p99", "passage p50 / p99")
     for name, split in curation["splits"].items():
@@ -41,8 +41,8 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     console.print(table)
     tied, groups = curation["components"], curation["groups"]
     console.print(
-        f"lengths are in characters; {tied['largest']} records at most are tied into one split, "
-        f"{groups['largest']} at most are one group",
+        f"lengths are in characters; at most {tied['largest']} records must share a split, and the "
+        f"largest group has {groups['largest']}",
         style="dim",
         highlight=False,
         soft_wrap=True,
@@ -63,20 +63,20 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     console.print(
         f"texts shared between eval and gl: {leaks['eval_gl']}, and cl: {leaks['eval_cl']}; "
         f"nearly: {leaks['near_eval_gl']}, {leaks['near_eval_cl']}\n"
-        f"written to {folder}{reused}; the whole account is in {folder / 'curation.json'}",
+        f"written to {folder}{reused}; details are in {folder / 'curation.json'}",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _show_entities(console: Console, entities: dict[str, int], told: dict[str, int]) -> None:
-    """The knowledge split: how many entities stand where."""
+def _show_entities(console: Console, entities: dict[str, int], in_gl: dict[str, int]) -> None:
+    """Print how many entities the knowledge split has in each split."""
     console.print(
-        f"knowledge split: entities asked for in stage 2 {entities['cl']}, held out "
-        f"{entities['eval']}, control {entities['control']}; gl has facts of {entities['gl']}, "
-        f"{entities['gl_facts_only']} of them without pairs\n"
-        f"of eval {told['near_queries']} queries and {told['near_passages']} passages stand in gl, "
-        "equal or nearly, as facts of their own entity (no leak here)",
+        f"knowledge split: {entities['cl']} entities in stage 2, {entities['eval']} held out, "
+        f"{entities['control']} control; gl has the facts of {entities['gl']} entities, of which "
+        f"{entities['gl_facts_only']} have no pairs\n"
+        f"{in_gl['near_queries']} queries and {in_gl['near_passages']} passages of eval are also "
+        "in gl, exactly or nearly, as facts of their own entity (not a leak under this protocol)",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,8 +1,8 @@
-"""A ds_config: checked, and its keys read as one value, with DeepSpeed's defaults filled in.
+"""A ds_config: checked, and its keys as one value with DeepSpeed's defaults filled in.
 
     layout = load("zero3")            # layout.config: the JSON object, as DeepSpeed will get it
 
-A ds_config says how memory is laid out and nothing else; what the recipe owns is refused.
+A ds_config lays out memory and nothing else; a key that the recipe owns is an error.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ _WIDTH = {None: 0, "fp32": 4, "bf16": 2, "bfp16": 2, "fp16": 2}  # bytes of a nu
 
 
 def resolve_name(name: str, *, gpu: bool) -> str:
-    """The ds_config's name: `auto` is zero3, or zero3_cpu without a GPU."""
+    """Return the name of a ds_config; `auto` means zero3, or zero3_cpu without a GPU."""
     if name != "auto":
         return name
     return "zero3" if gpu else "zero3_cpu"
 
 
 def load(name: str) -> Layout:
-    """The ds_config by shipped name or path. Raises ConfigError (see read)."""
+    """Return a ds_config by shipped name or path. Raises ConfigError as `read` does."""
     config = read(name)
     with reading(name, "the ds_config", ConfigError, "give each key a value of DeepSpeed's type"):
         return Layout.of(name, config)
 
 
 def read(name: str) -> dict[str, Any]:
-    """The JSON object of a ds_config, by shipped name or path.
+    """Return the JSON object of a ds_config, by shipped name or path.
 
-    Raises ConfigError when it is no JSON object, names no ZeRO stage of 1 to 3, or names a key that
-    the recipe owns.
+    Raises:
+        ConfigError: it is not a JSON object, has no ZeRO stage from 1 to 3, sets a key that the
+            recipe owns, or asks for something that is not supported.
     """
     path = resources.find_shipped("ds_configs", name, ".json")
     config = read_json(path, "a ds_config", ConfigError, "correct it")
@@ -82,10 +83,11 @@ def read(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """What decides memory and traffic. Widths in bytes a number, buckets in numbers.
+    """What decides memory and traffic: widths in bytes per number, buckets in numbers.
 
-    config: the JSON object itself. hpz: ranks that share a
-    second copy of the parameters (ZeRO++), 1: none.
+    Attributes:
+        config: the JSON object itself.
+        hpz: ranks that share a second copy of the parameters (ZeRO++); 1: there is none.
     """
 
     name: str
@@ -98,8 +100,8 @@ class Layout:
     overlap: bool
     reduce_bucket: int
     prefetch: int
-    persistent: int  # parameters up to this size stay whole on every rank
-    reuse: int  # a gathered parameter is kept when it is used again within so many numbers
+    persistent: int  # tensors of up to this many numbers are never partitioned
+    reuse: int  # a gathered parameter is kept if it is used again within this many numbers
     sub_group: int
     offload_parameters: bool  # to the host
     offload_optimizer: bool
@@ -109,7 +111,7 @@ class Layout:
 
     @classmethod
     def of(cls, name: str, config: dict[str, Any]) -> Layout:
-        """The keys of `config` (DeepSpeed 0.19, runtime/zero/config.py)."""
+        """Read the keys of `config` (DeepSpeed 0.19, runtime/zero/config.py)."""
         zero = config["zero_optimization"]
         half = config.get("bf16", {})
         width = 2 if half.get("enabled") else 4
@@ -137,12 +139,12 @@ class Layout:
 
     @property
     def lossy(self) -> bool:
-        """Whether numbers on their way are quantised, so that a step gives another result."""
+        """Whether communication is quantised, which changes the result of a step."""
         return self.quantized_weights or self.quantized_gradients
 
     @property
     def precision(self) -> tuple[int, int, int, int, bool, bool]:
-        """All of it that changes numbers, and not merely where they lie."""
+        """The settings that change numbers and not only where they are stored."""
         return (
             self.width,
             self.gradient_width,
@@ -153,23 +155,21 @@ class Layout:
         )
 
     def group(self, ranks: int) -> int:
-        """How many neighbours share a second copy of the parameters (ZeRO++)."""
+        """Return how many of `ranks` share a second copy of the parameters (ZeRO++)."""
         return min(self.hpz, ranks)
 
     def by_layer(self, numbers: int) -> bool:
-        """Whether a decoder layer of so many parameters is gathered as a whole.
+        """Return whether a decoder layer of `numbers` parameters is gathered as a whole.
 
-        See train/deepspeed/leaf_layers.py.
-
-        At a layer's start DeepSpeed prefetches the bucket and no more: of a larger layer the rest
-        would be waited for.
+        When a layer starts, DeepSpeed prefetches one bucket and no more, so training would wait for
+        the rest of a larger layer. See train/deepspeed/leaf_layers.py.
         """
         return self.stage == 3 and numbers <= self.prefetch
 
     def unfit(self, ranks: int, gpus: bool) -> str | None:
-        """Why so many ranks cannot take a step with it, in one clause; None when they can."""
+        """Return why `ranks` ranks cannot use this layout, in one clause; None if they can."""
         if self.lossy and not gpus:
-            return "quantised traffic needs GPUs (DeepSpeed 0.19 has kernels for them alone)"
+            return "quantised traffic needs GPUs (DeepSpeed 0.19 has no CPU kernels for it)"
         if ranks % self.group(ranks):
             return f"zero_hpz_partition_size={self.hpz} does not divide {ranks} ranks"
         return None

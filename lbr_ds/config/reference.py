@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lbr_ds.config.recipe import RunConfig
-from lbr_ds.config.section import Section, described
+from lbr_ds.config.validation import fields_by_key, inner_model
 
 SCHEMA_NAME = "recipe.schema.json"
 _TYPES = {str: "text", int: "integer", float: "number", bool: "boolean", Path: "text"}
@@ -44,11 +45,11 @@ class Key:
         return not self.type
 
 
-def keys(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[Key]:
+def keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Key]:
     """Yield every section and key of a recipe in order, single values before sections."""
     inner = []
-    for name, field in described(section).items():
-        part, is_list = _section_of(field.annotation)
+    for name, field in fields_by_key(section).items():
+        part, is_list = inner_model(field.annotation), get_origin(field.annotation) is list
         if part is None or is_list:
             default = (
                 ""
@@ -103,14 +104,6 @@ def schema_text() -> str:
     return json.dumps(schema(), indent=1) + "\n"
 
 
-def _section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
-    """Return the section that a key holds, if it does, and whether it holds a list of them."""
-    is_list = get_origin(annotation) is list
-    inner = get_args(annotation)[0] if is_list else annotation
-    found = isinstance(inner, type) and issubclass(inner, Section)
-    return (inner, is_list) if found else (None, False)
-
-
 def _type_of(field: FieldInfo) -> str:
     """Return type, range and unit in words, as "integer >= 1 (tokens)"."""
     unit = (
@@ -136,8 +129,8 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
     if origin is tuple and Ellipsis not in arguments:
         return f"list of {len(arguments)}: {_words(arguments[0], [])}"
     if origin in (list, tuple):
-        part, _ = _section_of(annotation)
-        return "list of sections" if part else f"list of {_words(arguments[0], [])}"
+        sections = inner_model(annotation) is not None
+        return "list of sections" if sections else f"list of {_words(arguments[0], [])}"
     return _TYPES.get(annotation, "text") + _range(metadata)
 
 

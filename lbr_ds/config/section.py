@@ -14,7 +14,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from lbr_ds.system.urls import check_url, expand_home, mask_secrets, path_or_url, public_url
 
@@ -50,11 +49,6 @@ class Section(BaseModel):
         if isinstance(value, str) and "\0" in value:
             raise ValueError("holds a null character; remove it")
         return value
-
-
-def described(section: type[Section]) -> dict[str, FieldInfo]:
-    """Return the fields of a section under the names that they have in a recipe."""
-    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 # `model_dump_json` writes the resolved recipe. It must hold no passwords, so the types below that

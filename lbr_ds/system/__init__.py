@@ -1,4 +1,4 @@
-"""Files, processes, locks and downloads: what every other room needs from the machine.
+"""Files, processes, locks and downloads: what the other rooms need from the machine.
 
 Files and folders appear whole or not at all (`atomic.py`), one process at a time writes in a
 folder (`locks.py`), child processes end with their parent (`children.py`), downloads are

@@ -1,13 +1,13 @@
 """Files and folders that appear whole, in one step, or not at all.
 
     write_json(path, value)
-    with new_folder(target) as folder:
+    with atomic_folder(target) as folder:
         ...
 
-What is being written is beside its target, under a name that only this program uses
-(`.NAME.lbr-XXXXXXXX.part`), flushed to the disk, and then renamed. A process that is killed at any
-instant leaves either the old state or the new one; what else it left is removed by the next process
-that writes the same target. Nothing that this program did not make is ever removed.
+Data is written next to its target under a name that only this program uses
+(`.NAME.lbr-XXXXXXXX.part`), flushed to disk, and then renamed. A process that is killed at any time
+leaves either the old state or the new one; the next process that writes the same target removes its
+leftovers. Files that this program did not make are never removed.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ from lbr_ds.system.locks import (
 log = logging.getLogger(__name__)
 _FILE = re.compile(r"\..*\.lbr-[0-9a-f]{8}\.part", re.DOTALL)
 _DAY = 24 * 3600.0
-# In the folder beside a target. Where `spent` is, the work is over and cannot be continued.
+# Names inside the folder next to a target. `spent` marks work that is over and cannot be resumed.
 _MARKER, _NEW, _OLD, _GONE, _SPENT = "lbr-ds.json", "new", "old", "gone", "spent"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
-_swept: set[Path] = set()  # folders in which this process has looked for files left behind
+_swept: set[Path] = set()  # folders in which this process has removed leftover files
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether this is the name of a file that this program is writing, or was killed over."""
+    """Return whether this is the name of an unfinished file of this program."""
     return _FILE.fullmatch(name) is not None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, as `atomic_file` does."""
+    """Write `text` to `path` as UTF-8, in one step."""
     with atomic_file(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
-    """Write `value` to `path` as JSON and a newline, as `atomic_file` does."""
+    """Write `value` to `path` as JSON and a newline, in one step."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
@@ -69,14 +69,14 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that becomes `path`, in one step, when the block ends without an error.
 
-    The folder is made when it is missing. A link is followed, and a device or a pipe is written
-    directly. A file that is replaced passes on its permissions.
+    A missing parent folder is created. Links are followed; devices and pipes are written directly.
+    A file that is replaced keeps its permissions.
 
     Yields:
         The open file, in binary mode.
 
     Raises:
-        OSError: It cannot be written; `filename` is `path`.
+        OSError: the file cannot be written; `filename` is `path`.
     """
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
@@ -106,7 +106,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _open_part(target: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `target`, locked so that no other process takes it for one left behind."""
+    """Open a new file next to `target`, locked so that no other process removes it."""
     while True:
         part = hidden_sibling(target, f"lbr-{secrets.token_hex(4)}.part")
         file = part.open("xb")
@@ -132,10 +132,10 @@ def _sweep_files(folder: Path) -> None:
 
 
 def check_replaceable(folder: Path) -> Path:
-    """The real path of a folder that is to be made or replaced as a whole.
+    """Return the real path of a folder that is to be created or replaced as a whole.
 
     Raises:
-        ConfigError: It is a file, a mount point, or the working directory; or that is inside it.
+        ConfigError: it is a file or a mount point, or it is or contains the working directory.
     """
     place = Path(os.path.realpath(folder))
     if place.exists() and not place.is_dir():
@@ -165,18 +165,18 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """Build a folder that becomes `target`, in one step, when the block ends without an error.
 
-    The folder is `.NAME.lbr-XXXXXXXX.part/new` beside the target. What else the block puts into its
-    parent is scratch, and removed with it. This process owns `target` meanwhile.
+    The folder is `.NAME.lbr-XXXXXXXX.part/new` next to the target. Its parent can hold temporary
+    files, which are removed in the end. This process holds the lock of `target` meanwhile.
 
     Args:
-        target: A folder that does not exist yet or, where `check` permits it, is replaced.
-        key: Letters and digits. With a key the work of a process that was killed or interrupted
-            is kept, and the next process with the same key continues in it.
-        check: Raises an error when `target` must not be replaced; called before and after.
+        target: a folder that does not exist yet or, if `check` permits it, is replaced.
+        key: letters and digits. With a key the work of a process that was killed or interrupted
+            is kept, and the next process with the same key continues it.
+        check: raises an error when `target` must not be replaced; called before and after.
 
     Raises:
-        ConfigError: As `check_replaceable` and `check` say.
-        EnvironmentProblem: Another process owns `target`, or has made it meanwhile.
+        ConfigError: from `check_replaceable` or `check`.
+        EnvironmentProblem: another process holds the lock, or has created `target` meanwhile.
     """
     target = check_replaceable(target)
     with lock_folder(target, beside=True):
@@ -195,9 +195,9 @@ def atomic_folder(
 
 @contextlib.contextmanager
 def scratch_folder(target: Path, *, key: str = "") -> Iterator[Path]:
-    """A folder beside `target` to work in, removed at the end. key: as in `atomic_folder`.
+    """Create a temporary folder next to `target` and remove it at the end.
 
-    The process must own `target`.
+    The process must hold the lock of `target`. key: as in `atomic_folder`.
     """
     part = hidden_sibling(target, f"lbr-{key or secrets.token_hex(4)}.part")
     part.mkdir(exist_ok=bool(key))
@@ -212,33 +212,33 @@ def scratch_folder(target: Path, *, key: str = "") -> Iterator[Path]:
 
 
 def recover(target: Path, *, keep: str = "") -> None:
-    """Bring what killed processes left of their work on `target` to an end.
+    """Finish or remove what killed processes left of their work on `target`.
 
-    A folder that was being exchanged is put in place; everything else is removed, except the work
-    under the key `keep`. Where nothing is left this only looks.
+    A replacement that had begun is completed; other leftovers are removed, except the work under
+    the key `keep`. Without leftovers nothing is written.
 
     Raises:
-        EnvironmentProblem: Another process owns `target`.
+        EnvironmentProblem: another process holds the lock of `target`.
     """
     target = Path(os.path.realpath(target))
     mine = re.compile(re.escape(hidden_sibling(target, "lbr-").name) + r"(\w+\.part|lock)")
-    found = [p for p in sorted(target.parent.glob(".*.lbr-*")) if mine.fullmatch(p.name)]
-    if not found:
+    leftovers = [p for p in sorted(target.parent.glob(".*.lbr-*")) if mine.fullmatch(p.name)]
+    if not leftovers:
         return
     with lock_folder(target, beside=True):
-        for part in found:
+        for part in leftovers:
             if part.suffix == ".part" and part.is_dir() and not part.is_symlink():
                 _recover_from(part, target, part == hidden_sibling(target, f"lbr-{keep}.part"))
 
 
 def try_recover(target: Path) -> None:
-    """`recover` for a complete target: what cannot be removed now is left to a later start."""
+    """Call `recover` for a complete target; what cannot be removed now is left for later."""
     with contextlib.suppress(EnvironmentProblem, OSError):
         recover(target)
 
 
 def _recover_from(part: Path, target: Path, wanted: bool) -> None:
-    """Finish what `part` shows to be unfinished; remove it unless its work is wanted."""
+    """Complete the replacement that `part` shows, if any; remove `part` unless it is wanted."""
     if not (part / _MARKER).is_file():
         with contextlib.suppress(OSError):  # killed before it wrote the marker, or not ours
             part.rmdir()
@@ -252,7 +252,7 @@ def _recover_from(part: Path, target: Path, wanted: bool) -> None:
 
 
 def _replace_target(part: Path, target: Path) -> None:
-    """Put `part/new` where `target` is; an old folder is in `part` afterwards."""
+    """Move `part/new` to `target`; an old `target` is in `part` afterwards."""
     new, old = part / _NEW, part / _OLD
     try:
         if not target.exists() or not any(target.iterdir()):
@@ -272,7 +272,7 @@ def _replace_target(part: Path, target: Path) -> None:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step; False where the file system cannot."""
+    """Exchange two folders in one step. Return False if the file system cannot do that."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:
@@ -286,9 +286,9 @@ def _swap(one: Path, other: Path) -> bool:
 
 
 def _remove(part: Path) -> None:
-    """Remove a folder of ours; its marker is the last to go, so that another start can go on."""
+    """Remove a temporary folder, its marker last, so that a later process can finish."""
     try:
-        if (part / _OLD).exists():  # half removed it must not be put back
+        if (part / _OLD).exists():  # once partly removed it must not be restored
             os.rename(part / _OLD, part / _GONE)
         for path in part.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -302,14 +302,14 @@ def _remove(part: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Make a file's contents, or a folder's names, durable."""
+    """Flush a file's contents, or the names in a folder, to disk."""
     if path.is_symlink():
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some file systems flush no folders
+        if not path.is_dir():  # some file systems cannot flush folders
             raise
     finally:
         os.close(handle)

@@ -1,13 +1,13 @@
-"""Child processes that do not outlive their parent, and get its signals.
+"""Child processes that do not outlive their parent and receive its signals.
 
     done = children.run([sys.executable, "-m", "lbr_ds", "train", ...])
 
-A program of ours, or a process of a pool, calls `follow_starter` or `follow` first. From then on a
-thread of it compares the parent's process id with that of the process that started it. They differ
-as soon as that one has ended, however it did: the system gives orphans another parent. Unlike the
-kernel's parent-death signal, this does not depend on the thread that started the child, leaves time
-to save, and ends a process that does not react to signals. A program of others cannot run such a
-thread; `following_command` wraps its command line, and there the kernel's signal has to do.
+A process of this package calls `follow_starter` or `follow` first. From then on one of its threads
+compares the parent's process id with that of the process that started it. They differ as soon as
+that process has ended, for whatever reason, since the system gives orphans another parent. Unlike
+the kernel's parent-death signal, this does not depend on the thread that started the child, leaves
+time to save, and ends a process that does not react to signals. Other programs cannot run such a
+thread; `following_command` wraps their command line and uses the kernel's signal.
 """
 
 from __future__ import annotations
@@ -31,39 +31,40 @@ from lbr_ds.errors import SAVED_AND_STOPPED, LbrError, LostRank
 log = logging.getLogger(__name__)
 
 FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-# Seconds to save after the parent's end. A launcher and its ranks may need it one after the other.
+# Seconds to save after the parent has ended; a launcher and its ranks may need them in turn.
 GRACE = 6.0
-_LOOK = 0.5  # seconds between two looks at the parent
-_STARTER = "LBR_DS_STARTER"  # the process id of the one that starts a program
+_POLL_SECONDS = 0.5
+_STARTER = "LBR_DS_STARTER"  # environment variable: process id of the starting process
 _PR_SET_PDEATHSIG = 1
 
 
 class Ended(NamedTuple):
-    """How a child ended, and the signals that were passed on to it."""
+    """How a child ended, and the signals that were forwarded to it."""
 
-    code: int  # as shells say it: 128 + N for one that signal N has ended
+    code: int  # as in shells: 128 + N if signal N ended it
     signals: list[int]
 
 
 def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment in which a child finds out whom it has to follow.
+    """Return an environment that tells a child which process to follow.
 
     Args:
-        env: the environment to add it to; this process's by default.
+        env: the variables to extend; by default those of this process.
     """
     return {**(os.environ if env is None else env), _STARTER: str(os.getpid())}
 
 
 def following_command(words: Sequence[str]) -> list[str]:
-    """Return the command line that starts `words`, a program of others, in `environment()`.
+    """Return a command line that runs another program so that it follows this process.
 
-    `-m MODULE ...` is a Python module of others: the processes that it forks follow it, too.
+    It must be started in `environment()`. `-m MODULE ...` runs a Python module; the processes that
+    it forks follow it, too.
     """
     return [sys.executable, "-m", "lbr_ds.system.children", *words]
 
 
 def run(words: Sequence[str]) -> Ended:
-    """Run a program of ours on this terminal until it ends, and pass signals on to it."""
+    """Run a program of this package until it ends, forwarding signals to it."""
     children: list[subprocess.Popen[bytes]] = []
     with forward_signals(children) as signals:
         children.append(subprocess.Popen(words, env=environment()))
@@ -73,11 +74,11 @@ def run(words: Sequence[str]) -> Ended:
 
 
 def run_verb(*arguments: str) -> None:
-    """Run `lbr-ds ARGUMENTS`; signals to this process reach it.
+    """Run `lbr-ds ARGUMENTS` in a process of its own, forwarding signals to it.
 
     Raises:
-        LbrError: it failed or was stopped; with its exit code, and 85 when it had reached its own
-            end although this process was told to stop.
+        LbrError: the verb failed or was stopped. It has the verb's exit code, or 85 if the verb
+            succeeded although this process received a signal to stop.
     """
     ended = run([sys.executable, "-m", "lbr_ds", *arguments])
     code = ended.code or (SAVED_AND_STOPPED if ended.signals else 0)
@@ -85,22 +86,22 @@ def run_verb(*arguments: str) -> None:
         why = f" by {signal.Signals(ended.signals[0]).name}" if ended.signals else ""
         error = LbrError(f"stopped{why} at `lbr-ds {' '.join(arguments)}`")
         error.exit_code = code
-        # The verb's own line says why, unless a signal has ended it.
+        # The verb has printed its reason, unless a signal ended it.
         error.reported = 0 < ended.code < 128 and not ended.signals
         raise error
 
 
 def shell_exit_code(code: int) -> int:
-    """Return a child's exit code as shells say it: 128 + N for one that signal N has ended."""
+    """Return a child's exit code as shells do: 128 + N if signal N ended it."""
     return code if code >= 0 else 128 - code
 
 
 @contextlib.contextmanager
 def forward_signals(children: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Pass the signals PASSED_ON, which come inside, on to the children that still run.
+    """Forward FORWARDED_SIGNALS, while the block runs, to the children that still run.
 
-    Yields the list of those that came. A child that is started inside may have missed some: see
-    `send_signals`. Only the main thread can handle signals; in another one nothing is forwarded.
+    Yields the list of the signals received. A child that is started inside may have missed some
+    (see `send_signals`). Only the main thread can handle signals; other threads forward nothing.
     """
     signals: list[int] = []
 
@@ -126,9 +127,9 @@ def send_signals(children: Sequence[subprocess.Popen[bytes]], signals: Sequence[
 
 
 def follow_starter() -> None:
-    """Follow the process that started this program, if it did so in `environment()`.
+    """Follow the process that started this program, if it used `environment()`.
 
-    A program does this first, and once: what it starts itself shall follow it and nobody else.
+    Call it first and once, so that processes started later follow this one.
     """
     if (starter := _starter()) is not None:
         follow(starter, GRACE)
@@ -138,8 +139,7 @@ def follow(parent: int, grace: float = 0.0) -> None:
     """End this process soon after `parent`, the process that started it, has ended.
 
     Args:
-        parent: its process id, as the parent itself has told it; when it has ended already, this
-            process ends at once.
+        parent: process id of the parent. If it has ended already, this process ends at once.
         grace: seconds between a SIGTERM to this process and its end, for handlers that save.
     """
     if os.getppid() != parent:
@@ -149,7 +149,7 @@ def follow(parent: int, grace: float = 0.0) -> None:
 
 def _watch(parent: int, grace: float) -> None:
     while os.getppid() == parent:
-        time.sleep(_LOOK)
+        time.sleep(_POLL_SECONDS)
     if grace:
         log.warning(
             "the parent process %d has ended, so this process stops; training first tries to save "
@@ -173,7 +173,7 @@ def _follow_in_fork() -> None:
 
 
 def _become(words: list[str]) -> None:
-    """Go on as a program of others; see `following_command`."""
+    """Become another program; see `following_command`."""
     if words[0] == "-m":
         follow_starter()
         os.register_at_fork(after_in_child=_follow_in_fork)
@@ -181,8 +181,8 @@ def _become(words: list[str]) -> None:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         return
     starter = _starter()
-    # The kernel keeps this through exec. It comes when the thread that started this process ends;
-    # that thread waits for the command.
+    # The kernel keeps this setting through exec. The signal is sent when the thread that started
+    # this process ends; that thread waits for the command.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     if starter is not None and os.getppid() != starter:
         os._exit(LostRank.exit_code)

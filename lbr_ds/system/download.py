@@ -1,9 +1,9 @@
-"""A file behind a URL -> a file on this disk: all of it, or none, after a bounded number of tries.
+"""Download a file completely or not at all, with a bounded number of attempts.
 
-`retry` tries again after what may pass, as a broken line or a busy server. `download` is for one
-file whose content nobody knows beforehand: its length is compared with what the server stated, a
-broken one is resumed where it broke, and an error page is not accepted as data.
-Messages show an address without user, password and query.
+`retry` repeats an action after a temporary failure, such as a broken connection or a busy server.
+`download` fetches a file of unknown content: it compares the length with the one that the server
+stated, resumes an interrupted transfer, and does not accept an error page as data.
+Messages show URLs without user, password and query.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from lbr_ds.system.progress import show_progress
 from lbr_ds.system.urls import http_request, public_url
 
 log = logging.getLogger(__name__)
-RETRY_WAITS = (0.5, 2.0, 8.0)  # seconds before each new try
+RETRY_WAITS = (0.5, 2.0, 8.0)  # seconds before each further attempt
 TIMEOUT = 60  # seconds without a byte
 CHUNK_BYTES = 1 << 20
-_HEAD = 1024  # bytes that tell a web page
+_HEAD = 1024  # bytes by which a web page is recognised
 _MAGIC = {
     ".gz": b"\x1f\x8b",
     ".parquet": b"PAR1",
@@ -42,17 +42,24 @@ _MAGIC = {
 _PAGE = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html)[\s>]", re.I | re.S
 )
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 class DamagedDownload(Exception):
-    """What came is not what was announced."""
+    """The received data is not what was announced."""
 
 
-def retry(where: str, action: Callable[[], _Found]) -> _Found:
-    """Return `action()`, tried again after what may pass: a broken line, a busy server.
+def retry(where: str, action: Callable[[], _Result]) -> _Result:
+    """Return `action()`, repeating it after temporary failures.
 
-    Raises FileNotFoundError and Damaged as they are, EnvironmentProblem for all else.
+    Args:
+        where: the place, for messages.
+        action: performs one attempt.
+
+    Raises:
+        FileNotFoundError: there is no such file (also for HTTP 404 and 410).
+        DamagedDownload: the last attempt received wrong data.
+        EnvironmentProblem: any other failure.
     """
     for wait in (*RETRY_WAITS, None):
         try:
@@ -77,7 +84,7 @@ def retry(where: str, action: Callable[[], _Found]) -> _Found:
 
 
 def _failure(error: BaseException) -> str:
-    """What happened, without the text of others: that may hold an address with its secrets."""
+    """Describe an error without its own text, which may contain a URL with secrets."""
     if isinstance(error, DamagedDownload):
         return str(error)
     if isinstance(error, urllib.error.HTTPError):
@@ -91,19 +98,21 @@ def _failure(error: BaseException) -> str:
 
 
 def open_http(url: str, headers: dict[str, str] | None = None) -> Any:
-    """The answer to a GET of `url`, to be read; a user and password in it are sent as Basic."""
-    asked = http_request(url)
+    """Return the response to a GET of `url`; its user and password are sent as Basic."""
+    request = http_request(url)
     for name, value in (headers or {}).items():
-        asked.add_header(name, value)
-    return urllib.request.urlopen(asked, timeout=TIMEOUT)
+        request.add_header(name, value)
+    return urllib.request.urlopen(request, timeout=TIMEOUT)
 
 
 def download(url: str, part: Path) -> str:
-    """Fetch a file into `part`; returns its sha256 in hex.
+    """Download a file into `part` and return its sha256 in hex.
 
-    A body that ends early is resumed where it broke, if the server can do that; otherwise it starts
-    over. Raises EnvironmentProblem when it cannot be had whole, DataError when it is not there or a
-    web page or another kind of file comes in its place.
+    An interrupted transfer is resumed if the server supports that; otherwise it starts over.
+
+    Raises:
+        EnvironmentProblem: the file cannot be fetched completely.
+        DataError: there is no such file, or the server sends a web page or another kind of file.
     """
     where, fetching = public_url(url), _Download(url, part)
     try:
@@ -112,14 +121,14 @@ def download(url: str, part: Path) -> str:
         raise DataError(f"{where}: the server has no such file; check the address") from None
     except DamagedDownload as error:
         raise EnvironmentProblem(
-            f"{where}: cannot be fetched whole ({error}); try again later, nothing is kept of it"
+            f"{where}: cannot be downloaded completely ({error}); try again later"
         ) from None
     _check_kind(where, part, Path(urlsplit(url).path).suffix.lower())
     return fetching.digest.hexdigest()
 
 
 class _Download:
-    """One file on its way; `attempt` resumes from the bytes on disk."""
+    """A download in progress; `attempt` resumes from the bytes on disk."""
 
     def __init__(self, url: str, part: Path) -> None:
         self.url, self.part = url, part
@@ -130,29 +139,29 @@ class _Download:
         self.part.write_bytes(b"")
 
     def attempt(self) -> None:
-        """Fetch what is missing. Raises Damaged when the body ends before its stated length."""
+        """Fetch what is missing. Raises DamagedDownload if the body ends too early."""
         headers = {}
         if self.count and self.version:
             headers = {"Range": f"bytes={self.count}-", "If-Range": self.version}
-        with open_http(self.url, headers) as answer:
-            start, total = _extent(answer)
+        with open_http(self.url, headers) as response:
+            start, total = _extent(response)
             if self.count and start != self.count:
                 self._start_over()
             if start != self.count:
                 raise DamagedDownload(f"begins at byte {start}")
             # A weak tag does not promise equal bytes.
-            tag = answer.headers.get("ETag") or ""
+            tag = response.headers.get("ETag") or ""
             self.version = tag if tag and not tag.startswith("W/") else ""
             name = f"download {Path(urlsplit(self.url).path).name} (MiB)"
             with self.part.open("ab") as target, show_progress() as progress:
-                while piece := answer.read(CHUNK_BYTES):
+                while piece := response.read(CHUNK_BYTES):
                     self.digest.update(piece)
                     self.count += len(piece)
                     target.write(piece)
                     progress(name, self.count >> 20, total and total >> 20)
         if total is not None and self.count != total:
             raise DamagedDownload(f"truncated, {self.count} bytes of {total}")
-        if total is None and "chunked" not in (answer.headers.get("Transfer-Encoding") or ""):
+        if total is None and "chunked" not in (response.headers.get("Transfer-Encoding") or ""):
             log.warning(
                 "%s: the server sent no Content-Length, so a truncated download cannot be "
                 "detected; add #sha256=... to the address",
@@ -160,17 +169,17 @@ class _Download:
             )
 
 
-def _extent(answer: Any) -> tuple[int, int | None]:
-    """(first byte, length of the whole file or None) of an answer."""
-    if answer.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range") or "")
+def _extent(response: Any) -> tuple[int, int | None]:
+    """Return (first byte, length of the whole file or None) of a response."""
+    if response.status == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range") or "")
         return (int(found[1]), int(found[2])) if found else (-1, None)
-    length = answer.headers.get("Content-Length") or ""
+    length = response.headers.get("Content-Length") or ""
     return 0, int(length) if length.isdigit() else None
 
 
 def _check_kind(where: str, part: Path, suffix: str) -> None:
-    """Raise DataError where a web page, or a file of another kind than its name says, has come."""
+    """Raise DataError if a web page or another kind of file than the name says was received."""
     with part.open("rb") as file:
         head = file.read(_HEAD)
     if suffix not in (".html", ".htm", ".xhtml") and _PAGE.match(

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, device. Written to `RUN/environment.json`."""
+"""Describe versions, machine and device of a run, for `RUN/environment.json`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PACKAGES = (
 
 
 def versions(names: tuple[str, ...] = ("torch", "deepspeed", "transformers")) -> dict[str, Any]:
-    """Ours, and of each package the installed version or None."""
+    """Return the installed version of lbr-ds and of each package, or None."""
     found: dict[str, Any] = {"lbr-ds": lbr_ds.__version__}
     for name in names:
         try:
@@ -42,12 +42,12 @@ def versions(names: tuple[str, ...] = ("torch", "deepspeed", "transformers")) ->
 
 
 def installation() -> dict[str, Any]:
-    """Describe where this copy of lbr-ds came from, by what the installer recorded (PEP 610).
+    """Describe where this copy of lbr-ds came from, as recorded by the installer (PEP 610).
 
     Returns:
-        `version`, and as far as they are known: `source` (a URL without its password, or the name
-        of an archive), `commit`, `changed` (the clone has local changes), `install` (the command
-        that installs the same code; never a bare name, which an index may give to other code).
+        `version`, and as far as known: `source` (a URL without password, or the name of an
+        archive), `commit`, `changed` (the clone has local changes), `install` (a command that
+        installs the same code; never a bare name, which an index may give to other code).
     """
     facts: dict[str, Any] = {"version": lbr_ds.__version__}
     try:
@@ -97,7 +97,7 @@ def _git_checkout(folder: Path) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """`key: old -> new` for every leaf that differs."""
+    """Return `key: old -> new` for every value that differs between two JSON values."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}")]
@@ -105,7 +105,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def cpu_lacks_bf16() -> bool:
-    """Whether products of bf16 matrices take this CPU many times what those of fp32 do."""
+    """Return whether this CPU multiplies bf16 matrices many times slower than fp32 ones."""
     import torch
 
     # oneDNN's answer, as torch's compiler asks it: AVX-512 or AMX, or bf16 on ARM.
@@ -114,13 +114,13 @@ def cpu_lacks_bf16() -> bool:
 
 
 def free_host_memory() -> int:
-    """Bytes that are free here, within what SLURM has given the job (cgroup v2, where there is)."""
+    """Return the free bytes of host memory, within the limit of the SLURM job (cgroup v2)."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         place = Path("/sys/fs/cgroup") / line.rpartition(":")[2].lstrip("/")
         for level in (place, *place.parents):
-            # This step may have less than training's will: the job's own level says.
+            # This step may have less memory than the training step: use the job's own level.
             if "step_" not in str(level) and (limit := level / "memory.max").is_file():
                 text = limit.read_text().strip()
                 found += [int(text)] if text.isdigit() else []
@@ -128,7 +128,7 @@ def free_host_memory() -> int:
 
 
 def describe() -> dict[str, Any]:
-    """JSON-ready. Devices come from NVML (extra `gpu`), or from torch where that is loaded."""
+    """Return everything known, ready for JSON; devices from NVML (extra `gpu`) or loaded torch."""
     facts: dict[str, Any] = {
         "lbr-ds": installation(),
         "python": platform.python_version(),
@@ -145,7 +145,7 @@ def describe() -> dict[str, Any]:
 
 
 def _devices() -> dict[str, Any]:
-    """`device` and its memory; with NVML also the driver and how many there are on this node."""
+    """Return `device` and its memory; with NVML also the driver and the number of devices."""
     torch = sys.modules.get("torch")
     try:
         import pynvml

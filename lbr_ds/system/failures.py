@@ -1,13 +1,13 @@
 """Turn any exception into an `LbrError`: one line that names the place and the cure, and a code.
 
-Where a file is opened, the caller says what it is:
+Code that opens a file says what it is:
 
     with reading(path, "the model's config", CheckpointError):
         config = AutoConfig.from_pretrained(path)
     with writing(run_folder):
         ...
 
-`as_lbr_error` is for the command line and for ranks, where whatever is left must become a line too.
+The command line and ranks use `as_lbr_error`, which makes a line of whatever is left.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lbr_ds.system.masking import mask_secrets
 
 _ROOM = "free some space there, or choose a place on another disk"
 _PATH = "check the path"
-# What the operating system says, and what helps. Those of _DISK concern the disk that is written.
+# Reason and cure of an operating-system error. Those of _DISK concern the disk that is written.
 _DISK = {
     errno.ENOSPC: ("no space is left on the disk", _ROOM),
     errno.EDQUOT: ("the disk quota is used up", _ROOM),
@@ -63,25 +63,28 @@ _SYSTEM = {
     errno.ENOMEM: ("not enough memory", "close other programs, or use a larger machine"),
     errno.EAGAIN: ("no more processes or memory may be used", "raise the limit (ulimit -u)"),
 }
-_OS_ERROR = re.compile(r"\bos error (\d+)\b")  # how libraries written in Rust pass one on
+_OS_ERROR = re.compile(r"\bos error (\d+)\b")  # as in messages of libraries written in Rust
 _SQLITE = {
     "full": errno.ENOSPC,
     "readonly": errno.EROFS,
     "disk i/o": errno.EIO,
     "unable to open": errno.EACCES,
 }
-# Errors of libraries by the module of their class, where no `reading` has named the file.
+# Errors of libraries by the module of their class, where no `reading` names the file.
 _LIBRARIES: dict[str, tuple[type[LbrError], str]] = {
     "safetensors": (CheckpointError, "a weights file cannot be read; copy or save it again"),
     "safetensors_rust": (CheckpointError, "a weights file cannot be read; copy or save it again"),
     "numpy.linalg": (CheckpointError, "the model's vectors are not usable; check its weights"),
-    "huggingface_hub": (EnvironmentProblem, "the hub refuses it; check the name and the network"),
-    "httpx": (EnvironmentProblem, "the network or the other side fails; try again later"),
-    "requests": (EnvironmentProblem, "the network or the other side fails; try again later"),
-    "aiohttp": (EnvironmentProblem, "the network or the other side fails; try again later"),
-    "urllib": (EnvironmentProblem, "the network or the other side fails; try again later"),
-    "socket": (EnvironmentProblem, "the network or the other side fails; try again later"),
-    "http": (EnvironmentProblem, "the network or the other side fails; try again later"),
+    "huggingface_hub": (
+        EnvironmentProblem,
+        "the hub refused it; check the name and the network",
+    ),
+    "httpx": (EnvironmentProblem, "the network or the server failed; try again later"),
+    "requests": (EnvironmentProblem, "the network or the server failed; try again later"),
+    "aiohttp": (EnvironmentProblem, "the network or the server failed; try again later"),
+    "urllib": (EnvironmentProblem, "the network or the server failed; try again later"),
+    "socket": (EnvironmentProblem, "the network or the server failed; try again later"),
+    "http": (EnvironmentProblem, "the network or the server failed; try again later"),
     "pyarrow": (DataError, "a Parquet or Arrow file cannot be read; fetch or make it again"),
     "zipfile": (DataError, "a zip file or wheel cannot be read; fetch it again"),
     "tarfile": (DataError, "a tar file cannot be read; fetch it again"),
@@ -107,15 +110,15 @@ _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memor
 def reading(
     place: str | Path, what: str, kind: type[LbrError] = DataError, cure: str = ""
 ) -> Iterator[None]:
-    """Raise `kind` in place of whatever goes wrong inside, naming `place`.
+    """Raise `kind` instead of any error inside the block, naming `place`.
 
-    For code that opens a file of others, by whatever library: what the file holds may make it
-    fail in any way.
+    For code that opens a foreign file with any library: its content may make it fail in any way.
 
     Args:
         place: the file or folder, or the key of the recipe that names it.
         what: what is read there, as "the config".
-        cure: what to do about contents that cannot be read.
+        kind: the class of the error to raise.
+        cure: what to do about content that cannot be read.
     """
     try:
         yield
@@ -135,11 +138,12 @@ def reading(
 
 @contextlib.contextmanager
 def writing(place: str | Path, kind: type[LbrError] = EnvironmentProblem) -> Iterator[None]:
-    """Raise `kind` in place of what the operating system refuses inside.
+    """Raise `kind` instead of operating-system errors inside the block.
 
     Args:
-        place: what is named where the error does not say which file it was about (a disk that is
-            full while a file is written, or a library that passes on the reason alone).
+        place: what to name if the error does not say which file it is about (a disk that fills up
+            while a file is written, or a library that only passes on the reason).
+        kind: the class of the error to raise.
     """
     try:
         yield
@@ -152,9 +156,9 @@ def writing(place: str | Path, kind: type[LbrError] = EnvironmentProblem) -> Ite
 
 
 def check_writable(path: Path) -> Path:
-    """Return `path`, or raise EnvironmentProblem unless a file can be written beside it.
+    """Return `path` if a file can be written in its folder, else raise EnvironmentProblem.
 
-    For the start of long work: what cannot be kept at its end is not begun.
+    For the start of long work whose result is stored at the end.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +170,7 @@ def check_writable(path: Path) -> Path:
 def as_lbr_error(error: BaseException) -> LbrError:
     """Return the `LbrError` for any exception: one line with a cure and an exit code.
 
-    The traceback of one that nobody foresaw is kept in a file, which the line names.
+    The traceback of an unexpected error is stored in a file, which the line names.
     """
     if isinstance(error, LbrError):
         return error
@@ -180,7 +184,7 @@ def as_lbr_error(error: BaseException) -> LbrError:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is Python's own error for this, or torch's, on whatever device."""
+    """Return whether it is Python's or torch's error for lack of memory, on any device."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and _MEMORY.search(str(error)[:2000]) is not None
@@ -189,9 +193,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _from_os_error(
     error: BaseException, place: str | Path | None = None, kind: type[LbrError] = EnvironmentProblem
 ) -> LbrError | None:
-    """The line for what the operating system refused; None for any other error.
+    """Return the line for an operating-system error; None for any other error.
 
-    An error of several others (shutil.Error, of a whole folder) is reported by its first.
+    Of an error that collects several (shutil.Error, for a whole folder) the first is reported.
     """
     number, file, text = _error_details(error)
     if number in _SYSTEM:
@@ -207,7 +211,7 @@ def _from_os_error(
 
 
 def _error_details(error: BaseException) -> tuple[int | None, str | None, str]:
-    """(errno, the file, the text) of an error, as far as it tells them."""
+    """Return (errno, file, text) of an error, each as far as it is known."""
     text = short(error)
     if isinstance(error, OSError):
         several = error.args[0] if error.args else None
@@ -225,7 +229,7 @@ def _error_details(error: BaseException) -> tuple[int | None, str | None, str]:
 
 
 def _from_library_error(error: BaseException) -> LbrError | None:
-    """The line for a library's own error; None for any other."""
+    """Return the line for an error of a known library; None for any other error."""
     found = next((_BUILT_IN[c] for c in type(error).__mro__ if c in _BUILT_IN), None)
     for module in (c.__module__ for c in type(error).__mro__):
         parts = module.split(".")
@@ -240,7 +244,7 @@ def _from_library_error(error: BaseException) -> LbrError | None:
 
 
 def _unexpected(error: BaseException) -> InternalError:
-    """The line for a fault of this program; its traceback goes into a file."""
+    """Return the line for a bug of this program; its traceback is stored in a file."""
     trace = mask_secrets("".join(traceback.format_exception(error)))
     kept = _save_traceback(trace)
     cure = f"with {kept}, which holds the traceback" if kept else "with what LBR_TRACEBACK=1 shows"
@@ -251,7 +255,7 @@ def _unexpected(error: BaseException) -> InternalError:
 
 
 def _innermost_frame(error: BaseException) -> str:
-    """The innermost line of this package that the error went through."""
+    """Return the innermost line of this package in the error's traceback."""
     package = str(Path(__file__).parent.parent)
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.filename.startswith(package) and f.filename != __file__]
@@ -261,7 +265,7 @@ def _innermost_frame(error: BaseException) -> str:
 
 
 def _save_traceback(trace: str) -> str | None:
-    """Write a traceback into the log file that is open, or else into a new file; returns where."""
+    """Append a traceback to the open log file, or else to a new file. Return its path."""
     for handler in logging.getLogger("lbr_ds").handlers:
         if isinstance(handler, logging.FileHandler) and handler.stream is not None:
             with contextlib.suppress(OSError, ValueError):

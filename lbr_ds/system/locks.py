@@ -38,7 +38,7 @@ from lbr_ds.system.urls import mask_secrets
 log = logging.getLogger(__name__)
 USE_ANOTHER_FOLDER = "name another folder (run=... for a run, data.folder=... for prepared data)"
 _NAME = "lbr-lock"
-_LONGEST = 200  # bytes of a file name, or characters of a command, that we repeat in our own
+_LONGEST = 200  # bytes of a file name, or characters of a command, that are repeated in ours
 _POLL_SECONDS = 0.2
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 _ONE_HOST = re.compile(r"9p|afs|beegfs|cifs|fuse|gpfs|lustre|nfs|smb|virtiofs")
@@ -62,7 +62,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> Owner:
-        """The owner that a lock of this process names."""
+        """Return this process as an owner."""
         process, env = psutil.Process(), os.environ
         words = [Path(sys.argv[0]).name.replace("__main__.py", "lbr-ds"), *sys.argv[1:]]
         return cls(
@@ -89,16 +89,16 @@ class Owner:
 def lock_folder(
     folder: Path, *, beside: bool = False, wait: bool = False, cure: str = ""
 ) -> Iterator[None]:
-    """Hold the lock of `folder` until the block ends. This process may enter it more than once.
+    """Hold the lock of `folder` while the block runs. A process may nest such blocks.
 
     Args:
-        folder: Made when it does not exist, unless the lock is beside it.
-        beside: Whether the lock is a file next to the folder, for one that is exchanged.
-        wait: Whether to wait for another process that holds the lock.
-        cure: What a user can do while another process holds the lock.
+        folder: created if it does not exist, unless the lock is beside it.
+        beside: put the lock file next to the folder, for one that is replaced as a whole.
+        wait: wait for another process that holds the lock.
+        cure: what a user can do while another process holds the lock.
 
     Raises:
-        EnvironmentProblem: Another process holds the lock, and wait is False. It is named.
+        EnvironmentProblem: another process holds the lock, and `wait` is False.
     """
     folder = Path(os.path.realpath(folder))
     (folder.parent if beside else folder).mkdir(parents=True, exist_ok=True)
@@ -121,12 +121,12 @@ def lock_folder(
 
 
 def hidden_sibling(path: Path, suffix: str) -> Path:
-    """`.NAME.SUFFIX` next to `path`; a name that is too long to be extended is cut."""
+    """Return `.NAME.SUFFIX` next to `path`; a long name is truncated."""
     return path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_LONGEST])}.{suffix}")
 
 
 def try_flock(descriptor: int) -> bool | None:
-    """Lock an open file; False when another process has, None where there are no such locks."""
+    """Lock an open file. Return False if another process holds it, None if locks do not work."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -136,7 +136,7 @@ def try_flock(descriptor: int) -> bool | None:
 
 @functools.cache
 def flock_reaches_all_hosts(place: Path) -> bool:
-    """Whether a process on another host that sees this folder also sees its locks."""
+    """Return whether other hosts that see this folder also see its locks."""
     mounts = {Path(point): (kind, options) for point, kind, options in mount_points()}
     for folder in (place, *place.parents):
         if folder in mounts:
@@ -146,7 +146,7 @@ def flock_reaches_all_hosts(place: Path) -> bool:
 
 
 def mount_points() -> list[tuple[str, str, str]]:
-    """(path, type of file system, its options) of every mount that this process sees."""
+    """Return (path, type of file system, options) of every mount that this process sees."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -161,7 +161,7 @@ def mount_points() -> list[tuple[str, str, str]]:
 
 
 def _wait_and_take(lock: Path, folder: Path) -> int:
-    """The open lock file, as soon as no other process holds it."""
+    """Wait until no other process holds the lock, take it, and return the open lock file."""
     said = False
     while True:
         try:
@@ -174,25 +174,25 @@ def _wait_and_take(lock: Path, folder: Path) -> int:
 
 
 def _take(lock: Path, folder: Path, cure: str) -> int:
-    """The open lock file, locked and with this process as its owner."""
+    """Take the lock and return the open lock file, which names this process as the owner."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         locked = try_flock(descriptor)
         try:
             before = _read(descriptor)
             if before is None and locked is False:
-                before_said = "another process"
+                holder = "another process"
             elif before is None or _has_ended(before, locked, lock.parent):
-                before_said = ""
+                holder = ""
             else:
-                before_said = str(before)
-            if before_said:
+                holder = str(before)
+            if holder:
                 raise EnvironmentProblem(
-                    f"{folder} is in use by {before_said}; {cure} (if that process is gone for "
-                    f"certain, remove {lock})"
+                    f"{folder} is in use by {holder}; {cure} (if that process is certainly "
+                    f"gone, remove {lock})"
                 )
             if before is not None and locked is False:
-                lock.unlink(missing_ok=True)  # a dead host's lock that the server still keeps
+                lock.unlink(missing_ok=True)  # the file server still keeps the lock of a dead host
             if _is_at(descriptor, lock):
                 if before is not None:
                     log.info("%s: taken over from %s, which has ended", folder, before)
@@ -203,11 +203,11 @@ def _take(lock: Path, folder: Path, cure: str) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its last owner has removed it meanwhile
+        os.close(descriptor)  # its last owner has just removed it
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` is still the open file."""
+    """Return whether `path` is still the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -215,7 +215,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _read(descriptor: int) -> Owner | None:
-    """The owner in a lock file; None in a new one, or in one whose writing was cut short."""
+    """Return the owner in a lock file; None if it is new or its writing was interrupted."""
     try:
         found = json.loads(os.pread(descriptor, 1 << 16, 0))
         return Owner(**{field.name: found[field.name] for field in fields(Owner)})
@@ -224,7 +224,7 @@ def _read(descriptor: int) -> Owner | None:
 
 
 def _has_ended(owner: Owner, locked: bool | None, place: Path) -> bool:
-    """Whether the owner of a lock no longer runs; locked: as `try_flock` returned."""
+    """Return whether the owner of a lock no longer runs; locked: what `try_flock` returned."""
     if owner.host == socket.gethostname():
         return locked is True or (locked is None and not _runs_here(owner))
     this = Owner.this_process()
@@ -244,7 +244,7 @@ def _runs_here(owner: Owner) -> bool:
 
 
 def _slurm_runs(owner: Owner) -> bool | None:
-    """Whether SLURM still runs the owner's step, or its job; None where it cannot be asked."""
+    """Return whether SLURM still runs the owner's step or job; None if it cannot be asked."""
     what = ["--jobs", owner.job, "--states", "RUNNING,SUSPENDED,COMPLETING,STOPPED"]
     if owner.step:
         what = ["--steps", f"{owner.job}.{owner.step}"]
@@ -260,7 +260,7 @@ def _slurm_runs(owner: Owner) -> bool | None:
 
 
 def _forget_in_fork() -> None:
-    """A fork has no locks: it would keep those of its parent after that one was killed."""
+    """Release the locks in a fork, which would hold them after its parent was killed."""
     for descriptor in _held.values():
         os.close(descriptor)
     _held.clear()

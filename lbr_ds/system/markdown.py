@@ -1,4 +1,4 @@
-"""Write text of others into Markdown (report.md, the model card) so that it stays text.
+"""Write foreign text into Markdown (report.md, the model card) so that it stays plain text.
 
 `template_environment` makes templates in which every value is escaped unless a filter says
 otherwise, as autoescape does for HTML.
@@ -14,16 +14,16 @@ from markupsafe import Markup
 
 _INLINE = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-# What makes a list, a heading or a rule of a line, where it stands at its start.
+# What makes a line a list item, a heading or a rule if it is at the start.
 _BLOCK = re.compile(r"(?:[-+]|#{1,6})(?:\s|$)|-{3,}|={3,}")
 _NUMBERED = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))")
 
 
 def escape(text: str) -> str:
-    """Return a text as one line of Markdown that shows it and does nothing else.
+    """Return a text as one line of Markdown that shows it literally.
 
-    No HTML, links, images, emphasis, code, tables, mathematics, headings, lists or front matter
-    come of it.
+    It cannot produce HTML, links, images, emphasis, code, tables, mathematics, headings, lists or
+    front matter.
     """
     line = re.sub(r"[&<>]", lambda found: _HTML[found[0]], " ".join(text.split()))
     line = _INLINE.sub(lambda found: f"\\{found[0]}", line)
@@ -31,7 +31,7 @@ def escape(text: str) -> str:
 
 
 def code_span(text: object) -> Markup:
-    """Return a text as a code span, whatever backticks it holds."""
+    """Return a text as a code span, whatever backticks it contains."""
     line = " ".join(str(text).split()).replace("|", "\\|")
     ticks = "`" * (1 + _longest(line))
     room = " " if line.startswith("`") or line.endswith("`") else ""
@@ -39,7 +39,7 @@ def code_span(text: object) -> Markup:
 
 
 def code_block(text: str, language: str = "") -> Markup:
-    """Return lines as a code block, whatever backticks they hold."""
+    """Return lines as a code block, whatever backticks they contain."""
     ticks = "`" * max(3, 1 + _longest(text))
     return Markup(f"{ticks}{language}\n{text.rstrip()}\n{ticks}")
 

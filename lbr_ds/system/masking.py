@@ -1,9 +1,9 @@
-"""Find what looks like a secret in a text and hide it: the log, error lines and the recipe, job
-script and command that a run folder keeps go through `mask_secrets`.
+"""Hide what looks like a secret in a text.
 
-A scanner of source code (detect-secrets) reports where a secret may stand, line by line and by the
-kind of file; what is needed here is the same text without it, at every log line. The forms below
-are those that the issuers of tokens document, and the names that job scripts give them.
+Log lines, error lines, and the recipe, job script and command stored in a run folder go through
+`mask_secrets`. Scanners of source code (detect-secrets) report where a secret may be, by line and
+kind of file; here every log line is needed without it. The patterns are the forms that the issuers
+of tokens document, and the names that job scripts use.
 """
 
 from __future__ import annotations
@@ -115,6 +115,6 @@ def mask_secrets(text: str) -> str:
 
 
 def mask_record(record: logging.LogRecord) -> bool:
-    """A filter for the handlers of the log: hides secrets in the line."""
+    """Hide secrets in a log record. A filter for log handlers."""
     record.msg, record.args = mask_secrets(record.getMessage()), ()
     return True

@@ -1,6 +1,6 @@
-"""Files that travel with the program: recipes, ds_configs, SLURM templates.
+"""The files shipped with the program: recipes, ds_configs, SLURM scripts.
 
-A wheel carries them inside the package; in a checkout `ds_configs/` and `slurm/` stand beside it.
+A wheel has them inside the package; in a checkout `ds_configs/` and `slurm/` are next to it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ FOLDERS = ("recipes", "ds_configs", "slurm")
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder `name` (one of FOLDERS), wherever this installation keeps it."""
+    """Return the path of a shipped folder, one of FOLDERS."""
     inside, beside = PACKAGE / name, PACKAGE.parent / name
     return inside if inside.is_dir() else beside
 
 
 def find_shipped(kind: str, name: str, suffix: str) -> Path:
-    """A file by path, or by bare name among those that travel with the program.
+    """Return a file by path, or by its bare name among the shipped ones.
 
-    Raises ConfigError that lists the names when there is none.
+    Args:
+        kind: the shipped folder, one of FOLDERS.
+        name: a path or a bare name.
+        suffix: what a bare name lacks, as ".yaml".
+
+    Raises:
+        ConfigError: there is no such file; lists the shipped names.
     """
     for path in (Path(name), shipped_folder(kind) / name, shipped_folder(kind) / f"{name}{suffix}"):
         if path.is_file():
@@ -35,9 +41,10 @@ def find_shipped(kind: str, name: str, suffix: str) -> Path:
 
 
 def copy_shipped(target: Path) -> list[Path]:
-    """Copy recipes, ds_configs and slurm into `target`. Returns the files.
+    """Copy recipes, ds_configs and slurm into `target` and return the files.
 
-    A folder that is there with the same contents is left alone. Raises ConfigError for another.
+    Raises:
+        ConfigError: one of the folders exists there with other contents.
     """
     missing = [name for name in FOLDERS if not (target / name).exists()]
     for name in FOLDERS:
@@ -59,7 +66,7 @@ def copy_shipped(target: Path) -> list[Path]:
 
 
 def _contents(place: Path) -> dict[Path, bytes]:
-    """Every file below a folder, without Python's."""
+    """Return the contents of all files below a folder, except Python modules' own."""
     return {
         path.relative_to(place): path.read_bytes()
         for path in place.rglob("*")

@@ -1,4 +1,4 @@
-"""Where a prepared folder lies: a path, or a URL that it is read from."""
+"""Paths and URLs: recognise, check, and show them without secrets."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = [
     "public_url",
     "require_local",
 ]
-CACHE_GIB = 50.0  # what fetched shards may take of a disk, unless the recipe says otherwise
+CACHE_GIB = 50.0  # default of data.cache_gib
 _IP6 = re.compile(r"(?<=//)\[[0-9a-f:.%]*|(?<=@)\[[0-9a-f:.%]*", re.I)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether `place` is `scheme://...` and not a path."""
+    """Return whether `place` is `scheme://...` and not a path."""
     return isinstance(place, str) and _URL.fullmatch(place) is not None
 
 
 def path_or_url(place: str | Path) -> Path | str:
-    """A path as a Path, a URL as it is.
+    """Return a path as a Path, and a URL as it is.
 
-    Raises ValueError for what starts a program elsewhere (`pipe:`) and for chained addresses.
+    Raises ValueError for `pipe:`, which would start a program, and for chained URLs.
     """
     text = str(place)
     if text.startswith("pipe:") or "::" in _IP6.sub("", text):
@@ -46,11 +46,10 @@ def path_or_url(place: str | Path) -> Path | str:
 
 
 def expand_home(place: str) -> str:
-    """Return a path with the home folder in place of a `~` at its start; any other text as it is.
+    """Replace a `~` at the start of a path by the home folder; return any other text as it is.
 
-    This is the only place that does so: for every path of a recipe (by the types below) and of the
-    command line. A relative path is relative to the working directory. Raises ValueError for
-    `~NAME` where there is no such user.
+    Every path of a recipe and of the command line goes through this function. Raises ValueError for
+    `~NAME` if there is no such user.
     """
     if not place.startswith("~"):
         return place
@@ -61,56 +60,56 @@ def expand_home(place: str) -> str:
 
 
 def check_url(place: str) -> str:
-    """The place. Raises ValueError for an address whose parts cannot be told apart."""
+    """Return `place`. Raises ValueError for a URL that cannot be split into its parts."""
     try:
         parts = urlsplit(place)
         if parts.scheme in ("http", "https") and (not parts.hostname or parts.port == 0):
             raise ValueError("no host")
-    except ValueError:  # its text may quote a part of the password
+    except ValueError:  # its message may quote a part of the password
         if "://" not in place:
             return place
         raise ValueError(
-            "not a valid address; correct its host and port, and write special characters of a "
+            "not a valid URL; correct its host and port, and write special characters of a "
             "password as %XX"
         ) from None
     return place
 
 
 def http_request(url: str) -> urllib.request.Request:
-    """Return what asks for `url` with its user and password, if it has some, as HTTP expects them.
+    """Return a GET request for `url`, with its user and password as Basic authorization.
 
-    They are not sent on to where the answer redirects to. Raises ConfigError for an address that
-    cannot be one.
+    They are not sent to a host that the response redirects to. Raises ConfigError for an invalid
+    URL.
     """
     try:
         parts = urlsplit(check_url(url))
-        asked = urllib.request.Request(strip_user(url))
+        request = urllib.request.Request(strip_user(url))
     except ValueError as error:
         raise ConfigError(f"{public_url(url)}: {error}") from None
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        asked.add_unredirected_header(
+        request.add_unredirected_header(
             "Authorization", f"Basic {base64.b64encode(login.encode()).decode()}"
         )
-    return asked
+    return request
 
 
 def public_url(place: str | Path) -> str:
-    """The place for messages: of a URL no user, password, query, nor a slash at its end."""
+    """Return a place for messages: a URL loses its user, password, query and final slash."""
     if not is_url(place):
         return str(place)
     return re.split(r"[?#]", strip_user(str(place)), maxsplit=1)[0].rstrip("/")
 
 
 def local_path(place: Path | str) -> Path | None:
-    """The path, also of `file://`, which is read through the cache as any URL; else None."""
+    """Return the path of a path or a `file://` URL; None for any other URL."""
     if isinstance(place, Path):
         return place
     return Path(place.removeprefix("file://")) if place.startswith("file:///") else None
 
 
 def require_local(place: Path | str) -> Path:
-    """The path, for what writes into it. Raises ConfigError for a URL of elsewhere."""
+    """Return the path of a folder to write into. Raises ConfigError for a remote URL."""
     if (path := local_path(place)) is None:
         raise ConfigError(
             f"data.folder={public_url(place)} can only be read; name a local folder, "

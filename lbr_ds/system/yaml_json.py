@@ -1,9 +1,8 @@
-"""Read YAML and JSON strictly: what a file or an override says has one meaning, or is refused.
+"""Read YAML and JSON strictly: a file or an override has one meaning, or is an error.
 
-Refused are keys that stand twice, numbers that are none or not finite, values nested or repeated
-(by YAML's aliases) without bounds, and files that are too large to be what they should be. Every
-error is a ConfigError, or the kind that the caller names, of one short line. The only door through
-which YAML is read.
+Errors are duplicate keys, numbers that are malformed or not finite, values nested or repeated (by
+YAML aliases) without bounds, and files that are too large. Each is a ConfigError, or of the class
+that the caller gives, with one short line. All YAML of the package is read here.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from lbr_ds.system.failures import reading
 
 _MAX_BYTES = 4 << 20
 _MAX_DEPTH = 40
-_MAX_VALUES = 200_000  # with every alias counted as what it stands for
+_MAX_VALUES = 200_000  # an alias counts as the value it refers to
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses what has no one meaning, and reads 1e-4 as a number.
+    """A SafeLoader that refuses ambiguous values and reads 1e-4 as a number.
 
-    YAML 1.1 reads 1e-4 as a text, since it lacks a point. Dates stay texts: a recipe has none.
+    YAML 1.1 reads 1e-4 as text, since it has no decimal point. Dates stay text.
     """
 
     def __init__(self, stream: str) -> None:
@@ -35,7 +34,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}  # of a node already composed, by its id
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """PyYAML's own, within bounds."""
+        """Compose a node as PyYAML does, within bounds of depth and size."""
         event = self.peek_event()
         self._depth += 1
         if self._depth > _MAX_DEPTH:
@@ -55,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """PyYAML's own, but a key may stand only once."""
+        """Construct a mapping as PyYAML does, but refuse duplicate keys."""
         seen: dict[Any, Any] = {}
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
@@ -69,13 +68,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """PyYAML's own; a value that is none of its kind is named with its line."""
+        """Construct a value as PyYAML does; name a malformed one with its line."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError):
             kind = node.tag.rpartition(":")[2]
             self._refuse(
-                f"{short(node.value, 60)!r} is no {kind}; correct it, or put a text in quotes",
+                f"{short(node.value, 60)!r} is not a valid {kind}; correct it, or quote a text",
                 node.start_mark,
             )
 
@@ -104,7 +103,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """Return a YAML file's keys and values.
 
     Raises:
-        ConfigError: the file cannot be read, is not strict YAML or holds no mapping; `what` says
+        ConfigError: the file cannot be read, is not strict YAML, or is not a mapping. `what` says
             what it should be, as "a recipe".
     """
     with reading(path, what, ConfigError, "correct it"):
@@ -144,25 +143,28 @@ def read_json(
     """Return the object in a JSON file.
 
     Args:
+        path: the file.
         what: what the file should be, as "a ds_config".
-        strict: whether NaN and Infinity are refused, which are no JSON but which Python writes,
-            and files of more than a few MiB.
+        kind: the class of the error to raise.
+        cure: what to do about a file that cannot be read.
+        strict: refuse NaN and Infinity, which are not JSON but which Python writes, and files of
+            more than a few MiB.
 
     Raises:
-        LbrError: of the class `kind`: the file cannot be read, holds no JSON object, or an object
-            has a key twice.
+        LbrError: of class `kind`: the file cannot be read, is not a JSON object, or has a
+            duplicate key.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        unique: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in unique:
                 raise ValueError(f"the key {short(key, 60)!r} is given twice")
-            found[key] = value
-        return found
+            unique[key] = value
+        return unique
 
     def refuse(word: str) -> float:
-        raise ValueError(f"{word} is no number of JSON")
+        raise ValueError(f"{word} is not valid in JSON")
 
     options: Any = {"parse_constant": refuse, "parse_float": _finite} if strict else {}
     with reading(path, what, kind, cure):
