@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -163,3 +164,12 @@ def test_sizes() -> None:
 def test_source_is_ascii() -> None:
     for path, _ in modules():
         assert path.read_text().isascii(), path
+
+
+def test_the_map_names_every_room_in_this_order() -> None:
+    """lbr_ds/README.md is the map; `recipes` and `templates` hold no code."""
+    text = (PACKAGE / "README.md").read_text()
+    table = text[text.index("| room |") : text.index("## Read these first")]
+    names = [name.removesuffix(".py").rstrip("/") for name in re.findall(r"`([\w.]+/?)`", table)]
+    rooms = [name for name in names if name in ORDER]
+    assert rooms == [name for name in ORDER if name != "__main__"]
