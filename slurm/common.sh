@@ -1,5 +1,5 @@
 # Sourced by every job script here: the program, the recipe, the ranks' meeting point, the end.
-# What you may set from outside is listed in README.md; nothing in here needs an edit.
+# README.md lists the variables that it reads; nothing in here needs an edit.
 set -euo pipefail
 
 # --- what to run -------------------------------------------------------------------------------
@@ -16,7 +16,7 @@ if [[ -z $venv && -f $SLURM_SUBMIT_DIR/.venv/bin/activate ]]; then
 fi
 if [[ -n $venv ]]; then
     if [[ ! -f $venv/bin/activate ]]; then
-        echo "VENV=$venv is no virtual environment (no bin/activate there); mend or unset VENV" >&2
+        echo "VENV=$venv is not a virtual environment (no bin/activate); correct or unset VENV" >&2
         exit 6
     fi
     # shellcheck disable=SC1091
@@ -29,14 +29,14 @@ if ! command -v "${lbr_ds[0]}" > /dev/null; then
 fi
 
 # --- where the ranks meet ----------------------------------------------------------------------
-# A node's SLURM name need not be known to the resolver; the address SLURM itself uses is a way in.
+# The resolver may not know a node's SLURM name; the address that SLURM itself uses works.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$first_node
 if ! getent hosts "$first_node" > /dev/null; then
     address=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
     MASTER_ADDR=${address:-$first_node}
 fi
-# Two jobs on one node must not meet; 32768 and above is where the kernel hands out ports.
+# Two jobs on one node need different ports; the kernel assigns ports from 32768 on.
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 # Rank 0 copies this file into the run folder as submit.sbatch ($0 is SLURM's copy of the script).
 LBR_SUBMIT_SCRIPT=$0
@@ -58,7 +58,7 @@ program() {
     srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${srun_args[@]}" "${lbr_ds[@]}" "$@"
 }
 
-# all_ranks VERB ...: one task a GPU on all nodes, for verbs whose ranks share the work. The first
+# all_ranks VERB ...: one task per GPU on all nodes, for verbs whose ranks share the work. The first
 # may end long after the others; one that fails ends all.
 all_ranks() {
     warn_of_idle_gpus
@@ -83,27 +83,27 @@ except LbrError as error:
 END
 }
 
-# run_step STAGE key=value ...: train with one task a GPU on all nodes, once all of them are found
-# fit; sets `code`.
+# run_step STAGE key=value ...: train with one task per GPU on all nodes, after all nodes were checked;
+# sets `code`.
 run_step() {
     warn_of_idle_gpus
     local words=("$recipe" --stage "$1" "${overrides[@]}" "${@:2}")
     stopping=0 code=0 step=""
     trap stop USR1 TERM
     if [[ ${CHECK_NODES:-1} != 0 ]]; then
-        # One task a node, which waits for no other; each says in a line what it found.
+        # One task per node, which waits for no other; each prints a line with the result.
         passing_signals srun --kill-on-bad-exit=0 --ntasks="$SLURM_JOB_NUM_NODES" \
             --ntasks-per-node=1 "${srun_args[@]}" "${lbr_ds[@]}" doctor "${words[@]}" \
             --nodes "$SLURM_JOB_NUM_NODES" --nproc "${SLURM_NTASKS_PER_NODE:-1}"
         if ((code > 0 && code <= 128)); then
-            echo "no rank was started, for what a node says above (CHECK_NODES=0 asks none)" >&2
+            echo "no rank was started because of the node's error above (CHECK_NODES=0 skips the check)" >&2
         fi
     fi
     if ((code == 0)); then
-        # The first rank to end gives the others 60 s to do so, then srun ends them. Killing them at
-        # once (--kill-on-bad-exit=1) starts with a TERM, and a rank that only lost a peer would
-        # answer it like a stop, with 85; srun returns the highest code, so a failure would be
-        # requeued.
+        # After the first rank has ended the others have 60 s, then srun ends them. Killing them at
+        # once (--kill-on-bad-exit=1) starts with a TERM, which a rank that only lost a peer would
+        # take as a request to stop and exit with 85; srun returns the highest code, so a failure
+        # would be requeued.
         passing_signals srun --kill-on-bad-exit=0 --wait=60 "${srun_args[@]}" \
             "${lbr_ds[@]}" train "${words[@]}"
     fi
@@ -127,7 +127,7 @@ passing_signals() {
 train() {
     if ((${SLURM_RESTART_COUNT:-0} > ${MAX_RESTARTS:-20})); then
         echo "job $SLURM_JOB_ID was restarted $SLURM_RESTART_COUNT times, more than MAX_RESTARTS;" \
-            "find out why, then submit it anew: it goes on from its last checkpoint" >&2
+            "find the cause, then submit it again: it resumes from its last checkpoint" >&2
         exit 1
     fi
     run_step "$1"
@@ -141,9 +141,9 @@ warn_of_idle_gpus() {
     fi
 }
 
-# The trap. srun takes TERM as an order to kill its tasks at once; USR1 it hands on as it is.
+# The trap. srun answers TERM by killing its tasks at once; it passes USR1 on.
 stop() {
-    echo "asked to stop; the program saves first" >&2
+    echo "stopping; the program saves first" >&2
     stopping=1
     if [[ -n $step ]]; then
         kill -USR1 "$step" 2> /dev/null || true
@@ -172,18 +172,18 @@ end() {
     case $code in
         0) exit 0 ;;
         2 | 3 | 4 | 5)
-            echo "exit code $code: another try would fail the same way; mend it and resubmit" >&2
+            echo "exit code $code: another try would fail the same way; correct it and submit again" >&2
             exit "$code"
             ;;
     esac
     # A job that is lost again and again before its next checkpoint ends with 5, by the program.
     if ((code != 85 && code != 86 && code <= 128 || code == 130)); then
-        echo "exit code $code; not requeued, the cause is above. To go on from the last" \
-            "checkpoint submit the same again" >&2
+        echo "exit code $code; not requeued, the cause is above. To resume from the last" \
+            "checkpoint submit the same command again" >&2
         exit "$code"
     fi
     # No longer RUNNING: SLURM ends this job itself. A cancelled one must stay so, a preempted one
-    # SLURM requeues or not as the cluster is set up; one that only ran out of time goes on.
+    # SLURM requeues or not as the cluster is set up; one that only ran out of time is requeued here.
     local job
     job=$(scontrol --oneliner show job "$SLURM_JOB_ID") || true
     if [[ $job != *" JobState=RUNNING "* && $job != *" Reason=TimeLimit "* ]]; then
@@ -196,6 +196,6 @@ end() {
     fi
     echo "stopped; back to the queue (restart $((restarts + 1)))" >&2
     scontrol requeue "$SLURM_JOB_ID" \
-        || echo "this cluster lets no job requeue itself; submit the same again to go on" >&2
+        || echo "this cluster does not let jobs requeue themselves; submit the same command again to resume" >&2
     exit "$code"
 }

@@ -17,7 +17,7 @@ submit() {
     shift 2
     local chain=()
     if [[ -n $after ]]; then
-        # Without --kill-on-invalid-dep a job behind a failed one would wait for ever.
+        # Without --kill-on-invalid-dep a job behind a failed one would wait forever.
         chain=("--dependency=afterok:$after" --kill-on-invalid-dep=yes)
     fi
     job=$(sbatch --parsable "${chain[@]}" "$@" "$here/$name.sbatch")
