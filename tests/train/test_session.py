@@ -1,4 +1,4 @@
-"""What the loop says before it begins; what it does is tested on real ranks (test_ranks.py)."""
+"""The session is built with a warning where bf16 is slow; steps: test_stages.py."""
 
 from __future__ import annotations
 
