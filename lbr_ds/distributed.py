@@ -55,11 +55,8 @@ class World:
         return self.rank == 0
 
     def gather(self, x: Tensor) -> Tensor:
-        """Gather x (n, ...) of each rank into (size * n, ...), in rank order, with gradient.
-
-        The gradient of x is the sum over the ranks. n must be the same on all ranks.
-        """
-        return x if self.size == 1 else _Gather.apply(x.contiguous())
+        """Gather x (n, ...) of each rank; see `gather_with_gradient`."""
+        return x if self.size == 1 else gather_with_gradient(x)
 
     def all_gather(self, whole: Tensor, part: Tensor) -> None:
         """Fill `whole` (size * n,) with every rank's `part` (n,), in rank order; no gradient."""
@@ -125,6 +122,14 @@ def encode_across_ranks(
     vectors = np.empty((len(texts), rows.shape[1]), np.float32)
     vectors[np.array(order).reshape(-1, world.size).T.reshape(-1)] = rows
     return vectors
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """Gather x (n, ...) of each rank into (size * n, ...), in rank order; alone it returns x.
+
+    The gradient of x is the sum over the ranks. n must be the same on all ranks.
+    """
+    return _Gather.apply(x.contiguous()) if dist.is_initialized() else x
 
 
 class _Gather(torch.autograd.Function):

@@ -10,8 +10,6 @@ from lbr_ds.batching.encode import Sequence, TextEncoder
 from lbr_ds.batching.pack import (
     Bags,
     PackedBatch,
-    Segments,
-    Spread,
     fill_by_tokens,
     pack,
     split_by_tokens,
@@ -20,9 +18,7 @@ from lbr_ds.batching.pack import (
 __all__ = [
     "Bags",
     "PackedBatch",
-    "Segments",
     "Sequence",
-    "Spread",
     "TextEncoder",
     "fill_by_tokens",
     "pack",

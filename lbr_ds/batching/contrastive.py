@@ -31,8 +31,17 @@ class Pairs:
 
     @property
     def num_queries(self) -> int:
-        """n."""
+        """The number n of queries."""
         return len(self.group)
+
+    def candidate_labels(self) -> Tensor:
+        """Return (n*(1+M), 3) int64 to gather from all ranks: each candidate's group, text, real.
+
+        Only a positive has the group of its record (else -1); a mined negative belongs to none.
+        """
+        groups = torch.full_like(self.text, -1)
+        groups[: self.num_queries] = self.group
+        return torch.stack([groups, self.text, self.real.long()], dim=1)
 
 
 def hashed(text: str) -> int:

@@ -1,13 +1,8 @@
 """Sequences -> one packed batch: no padding anywhere but inside attention.
 
-A packed batch is one row of T tokens, the sequences one after another, positions starting at 0 in
-each. Attention is told by `Segments` which rows attend together:
-
-1. `[X ; B]` of a sequence is one causal segment.
-2. Y of a cut sequence is the tail of a second causal segment `[B ; Y]`: B's rows are copied, and
-   the copy's outputs dropped. So Y sees B and earlier Y, never X, and both kinds are *plain causal
-   attention over equal queries and keys*: no mask is ever built, any fast kernel serves.
-3. Y of a sequence that is not cut simply lengthens the first segment.
+A packed batch is one row of T tokens, the sequences one after another, with positions that start at
+0 in each. Its `segments` tell attention which rows attend to each other
+(`objectives/ib_segments.py`).
 """
 
 from __future__ import annotations
@@ -16,72 +11,43 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lbr_ds.batching.encode import Sequence
-
-# A kernel call costs about as much as this many query-key pairs: fewer calls may fill that many up.
-_PAIRS_PER_CALL = 2048
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The rows of a batch laid out for a kernel, and back.
-
-    take (P,) int64: the batch's row behind each kernel row. put (T,) int64: for each row of the
-    batch, the kernel row that holds its output. twice, again (C,) int64: the rows of the batch that
-    stand a second time (B's), and the kernel rows where they do.
-    """
-
-    take: Tensor
-    put: Tensor
-    twice: Tensor
-    again: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """Which rows of a packed batch attend together.
-
-    flat: segment after segment, nothing between (P = S rows); starts (G+1,) int32: where each
-    begins. longest: tokens of the longest segment. identity: flat is the batch itself.
-    grid: for kernels that take rectangles: segments of like length together, short ones filled up
-    at the end. shapes: the (n, L) of each rectangle, one after the other in grid's rows.
-    lengths (G,) int64: tokens of each segment in grid's order, for kernels that need a mask.
-    """
-
-    flat: Spread
-    starts: Tensor
-    longest: int
-    identity: bool
-    grid: Spread
-    shapes: tuple[tuple[int, int], ...]
-    lengths: Tensor
+from lbr_ds.objectives.ib_segments import Segments, ib_segments
 
 
 @dataclass(frozen=True)
 class Bags:
-    """The words that the ends of contexts are to tell: one entry a word, bag after bag.
+    """The tokens that the ends of contexts are to predict: one entry a token, bag after bag.
 
-    read (N,) int64: a row of `PackedBatch.read` for each of the N bags. bag (W,) int64: whose word.
-    word (W,) int64: its id.
+    Attributes:
+        read: (N,) int64, the row of `PackedBatch.read` whose state predicts each bag.
+        bag: (W,) int64, the bag of each token.
+        tokens: (W,) int64, its id.
     """
 
     read: Tensor
     bag: Tensor
-    word: Tensor
+    tokens: Tensor
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """What the model takes.
+    """The input of the model: N sequences of T tokens together.
 
-    ids, positions (1, T) int64. read (R,) int64: rows whose final state is read: those that predict
-    a target id, or each sequence's last row when there are no targets. targets (R,) int64 or None.
-    starts (N+1,) int64: where each sequence begins, for mean pooling. bags: None where none is.
-    unpooled (N,) int64: rows at the start of each sequence that mean pooling leaves out, or None.
+    Attributes:
+        ids: (1, T) int64 token ids.
+        positions: (1, T) int64 positions, which start at 0 in each sequence.
+        segments: which rows attend to each other.
+        read: (R,) int64, rows whose final state is read: those that predict a target, or each
+            sequence's last row where there are no targets.
+        targets: (R,) int64 token ids, or None.
+        starts: (N+1,) int64, where each sequence begins, for mean pooling.
+        bags: what the bag-of-words loss predicts, or None.
+        unpooled: (N,) int64, rows at the start of each sequence that mean pooling leaves out, or
+            None.
     """
 
     ids: Tensor
@@ -104,12 +70,12 @@ class PackedBatch:
         return len(self.starts) - 1
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         return _moved(self, device)
 
 
 def _moved(part: Any, device: torch.device) -> Any:
-    """A copy of a dataclass of tensors on `device`."""
+    """Return a copy of a dataclass of tensors on `device`."""
     values = {}
     for f in fields(part):
         value = getattr(part, f.name)
@@ -122,7 +88,7 @@ def _moved(part: Any, device: torch.device) -> Any:
 
 
 def pack(sequences: list[Sequence]) -> PackedBatch:
-    """One packed batch; generative when any sequence has a target, else for embedding."""
+    """Pack sequences into one batch: generative if any has a target, else for embedding."""
     ids: list[int] = []
     positions: list[int] = []
     read: list[int] = []
@@ -148,7 +114,12 @@ def pack(sequences: list[Sequence]) -> PackedBatch:
     return PackedBatch(
         ids=torch.tensor([ids]),
         positions=torch.tensor([positions]),
-        segments=_segments(sequences),
+        segments=ib_segments(
+            [len(seq.context) for seq in sequences],
+            [len(seq.target) for seq in sequences],
+            num_bottleneck=[seq.num_bottleneck for seq in sequences],
+            cut=[seq.cut for seq in sequences],
+        ),
         read=torch.tensor(read if generative else [s - 1 for s in starts[1:]]),
         targets=torch.tensor(targets) if generative else None,
         starts=torch.tensor(starts),
@@ -162,82 +133,11 @@ def _bags(read: list[int], bags: list[list[int]]) -> Bags | None:
         return None
     sizes = torch.tensor([len(bag) for bag in bags])
     owner = torch.arange(len(bags)).repeat_interleave(sizes)
-    return Bags(torch.tensor(read), owner, torch.tensor([word for bag in bags for word in bag]))
-
-
-def _segments(sequences: list[Sequence]) -> Segments:
-    first: list[int] = []  # the batch's row at which each segment begins
-    lengths: list[int] = []
-    copies: list[int] = []  # how many rows at the segment's begin stand in the one before it too
-    begin = 0
-    for seq in sequences:
-        context, target = len(seq.context), len(seq.target)
-        if target and not seq.cut:
-            context, target = context + target, 0
-        first.append(begin)
-        lengths.append(context)
-        copies.append(0)
-        if target:
-            first.append(begin + context - seq.num_bottleneck)
-            lengths.append(seq.num_bottleneck + target)
-            copies.append(seq.num_bottleneck)
-        begin += context + target
-    told = np.array([first, lengths, copies])
-    order, shapes = _rectangles(lengths)
-    widths = np.array([width for count, width in shapes for _ in range(count)])
-    starts = np.cumsum([0, *lengths])
-    flat = _spread(told, told[1], begin)
-    return Segments(
-        flat=flat,
-        starts=torch.from_numpy(starts.astype(np.int32)),
-        longest=max(lengths),
-        identity=len(flat.take) == begin,
-        grid=_spread(told[:, order], widths, begin),
-        shapes=shapes,
-        lengths=torch.from_numpy(told[1][order]),
-    )
-
-
-def _spread(told: np.ndarray, widths: np.ndarray, num_rows: int) -> Spread:
-    """Segments one after the other, each filled up to its width by its own last row.
-
-    told (3, G): where each begins in the batch, its length, its copied rows. The filling stands
-    behind its segment, where the causal flag hides it; a last row of another segment could bring a
-    NaN with it, which no weight of zero would stop.
-    """
-    first, lengths, copies = (np.repeat(x, widths) for x in told)
-    inside = np.arange(len(first)) - np.repeat(np.cumsum(widths) - widths, widths)
-    take = first + np.minimum(inside, lengths - 1)
-    again = np.flatnonzero(inside < copies)
-    once = np.flatnonzero((inside >= copies) & (inside < lengths))
-    put = np.empty(num_rows, np.int64)
-    put[take[once]] = once
-    return Spread(*(torch.from_numpy(x) for x in (take, put, take[again], again)))
-
-
-def _rectangles(lengths: list[int]) -> tuple[list[int], tuple[tuple[int, int], ...]]:
-    """(segments from long to short, the (n, L) of the rectangles that they fill in that order).
-
-    A rectangle is closed when going on would fill up more pairs than another call costs.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    shapes: list[tuple[int, int]] = []
-    filled = 0
-    for segment in order:
-        length = lengths[segment]
-        if shapes:
-            count, width = shapes[-1]
-            filled += (width * width - length * length) // 2
-            if filled <= _PAIRS_PER_CALL:
-                shapes[-1] = (count + 1, width)
-                continue
-        shapes.append((1, length))
-        filled = 0
-    return order, tuple(shapes)
+    return Bags(torch.tensor(read), owner, torch.tensor([token for bag in bags for token in bag]))
 
 
 def split_by_tokens(sequences: list[Sequence], budget: int) -> list[list[int]]:
-    """Indices of `sequences` in order, cut into micro-batches of at most `budget` tokens.
+    """Return the indices of `sequences` in order, split into batches of at most `budget` tokens.
 
     A sequence longer than the budget makes a micro-batch of its own.
     """
@@ -253,11 +153,11 @@ def split_by_tokens(sequences: list[Sequence], budget: int) -> list[list[int]]:
 
 
 def fill_by_tokens(sequences: list[Sequence], budget: int) -> list[list[int]]:
-    """Indices of `sequences` in as few micro-batches of at most `budget` tokens as best fit finds.
+    """Return the indices of `sequences` in few micro-batches of at most `budget` tokens.
 
-    The longest first, each into the fullest micro-batch that still takes it (best-fit decreasing:
-    at most 11/9 of the fewest). A sequence longer than the budget makes a micro-batch of its own.
-    Indices rise inside a micro-batch; the result depends on the lengths alone.
+    Best-fit decreasing: the longest first, each into the fullest micro-batch that has room for it
+    (at most 11/9 of the fewest possible). A sequence longer than the budget makes a micro-batch of
+    its own. Indices ascend inside a micro-batch; the result depends on the lengths alone.
     """
     batches: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, micro-batch), ascending

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lbr_ds.batching import PackedBatch, Sequence, pack
-from lbr_ds.batching.contrastive import Pairs
 from lbr_ds.bench.attention import by_mask, by_segments
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
 from lbr_ds.bench.peak_memory import peak_bytes
@@ -39,11 +38,12 @@ from lbr_ds.cluster.flops import bottleneck_pairs, causal_pairs, flops, sizes_of
 from lbr_ds.cluster.plan.gpus import gpu_of_device
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.config import OptimConfig
-from lbr_ds.distributed import World, join
+from lbr_ds.distributed import join
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder, build_embedder
-from lbr_ds.objectives.contrastive import info_nce
+from lbr_ds.objectives.false_negatives import FalseNegatives
+from lbr_ds.objectives.info_nce import info_nce
 from lbr_ds.train.deepspeed.engine import Engine, load_layout
 
 log = logging.getLogger(__name__)
@@ -324,14 +324,11 @@ def infonce_bytes(count: int, width: int, device: str = "cuda") -> int:
     drawn = torch.randn(2, count, width, device=device)
     queries, candidates = (x.clone().requires_grad_() for x in drawn / width**0.5)
     del drawn
-    numbers = torch.arange(count)
-    pairs = Pairs(
-        [], numbers, numbers[:, None] + count, numbers + count, torch.ones(count, dtype=torch.bool)
-    )
-    world = World(device=torch.device(device))
+    numbers = torch.arange(count, device=device)
+    mask = FalseNegatives(numbers, numbers[:, None] + count, numbers, numbers + count, numbers >= 0)
 
     def run() -> None:
-        loss, _ = info_nce(queries, candidates, pairs, 0.05, world)
+        loss, _ = info_nce(queries, candidates, temperature=0.05, mask=mask)
         loss.backward()
 
     return peak_bytes(run, device)

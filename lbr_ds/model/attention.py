@@ -1,13 +1,16 @@
-"""IB attention (paper, section 3.2) as plain causal attention over segments, without a mask.
+"""IB attention (paper, section 3.2) inside a transformers model, without a mask.
 
-`Segments` (batching/pack.py) has turned the rule "Y sees B and earlier Y, never X" into rows to
-copy, so this file only runs attention inside each segment and puts the outputs back. It is
-registered under the name `lbr_ib` with transformers' AttentionInterface, so any backbone that takes
-an attention interface works with no copied model code; as no mask function bears that name,
+    use_ib_attention(model)                                 # any causal LM of transformers
+    states = packed_forward(model, pack(sequences)).last_hidden_state[0]      # (T, D)
+
+`ib_segments` (objectives/) has turned the rule "Y sees B and earlier Y, never X" into rows to
+copy, so this file only runs attention inside each segment and reads the outputs back. It is
+registered as `lbr_ib` with transformers' AttentionInterface, so any backbone that takes an
+attention interface works with no copied model code; as no mask function has that name,
 transformers builds no mask either (5.23, masking_utils._preprocess_mask_arguments).
 
-Three kernels, same result. CUDA in half precision: `varlen` (one torch.nn.attention.varlen call),
-or where that is not usable `flex` (FlexAttention); each is tried against the third at its first
+Three kernels, one result. CUDA in half precision: `varlen` (one torch.nn.attention.varlen call),
+or where that cannot be used `flex` (FlexAttention); each is compared with the third at its first
 use. Everywhere else: `rectangles`, scaled_dot_product_attention on segments of like length.
 """
 
@@ -21,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
-from lbr_ds.batching import Segments, Sequence, Spread, pack
+from lbr_ds.batching import PackedBatch, Sequence, pack
 from lbr_ds.errors import ConfigError
+from lbr_ds.objectives.ib_segments import RowLayout, Segments
 
 NAME = "lbr_ib"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # kwargs by which a backbone changes scores
@@ -32,6 +36,35 @@ _UNSUPPORTED = ("softcap", "s_aux", "position_bias")  # kwargs by which a backbo
 Kernel = Callable[..., Tensor]
 
 log = logging.getLogger(__name__)
+
+
+def use_ib_attention(model: PreTrainedModel) -> None:
+    """Make a causal LM of transformers attend as `segments` say; see `packed_forward`."""
+    model.set_attn_implementation(NAME)
+
+
+def packed_forward(
+    model: PreTrainedModel, batch: PackedBatch, *, bidirectional: bool = False, **options: Any
+) -> Any:
+    """Run the model's body, without its head, on a packed batch.
+
+    Args:
+        model: a causal LM after `use_ib_attention`.
+        batch: what `lbr_ds.batching.pack` returns.
+        bidirectional: let every row of a segment see the whole segment (a stage-2 baseline).
+        **options: for the model's forward, such as `output_hidden_states`.
+
+    Returns:
+        transformers' output; its `last_hidden_state` is (1, T, D).
+    """
+    return model.base_model(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        use_cache=False,
+        segments=batch.segments,
+        bidirectional=bidirectional,
+        **options,
+    )
 
 
 def segment_attention(
@@ -46,13 +79,28 @@ def segment_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. query (1, H, T, d), key and value (1, Hkv, T, d).
+    """Attend inside each segment; the function behind transformers' attention interface.
 
-    Returns (1, T, H, d). bidirectional: every row of a segment sees the whole segment (a stage-2
-    baseline). Raises ConfigError for a backbone whose scores need more than a scale.
+    Args:
+        module: the attention module that calls.
+        query: (1, H, T, d).
+        key: (1, Hkv, T, d).
+        value: (1, Hkv, T, d).
+        attention_mask: ignored; transformers passes None.
+        segments: which rows attend to each other.
+        bidirectional: let every row of a segment see the whole segment (a stage-2 baseline).
+        scaling: of the scores; None: 1 / sqrt(d).
+        **kwargs: what else the backbone passes.
+
+    Returns:
+        (1, T, H, d), and None for the attention weights.
+
+    Raises:
+        ConfigError: the backbone's scores need more than a scale, or a segment exceeds its sliding
+            window.
     """
     if segments is None:
-        raise ConfigError(f"attention {NAME!r} was called without segments; use model.Embedder")
+        raise ConfigError(f"attention {NAME!r} was called without segments; use packed_forward")
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ConfigError(f"this backbone's attention uses {name}, which {NAME} does not do")
@@ -65,65 +113,72 @@ def segment_attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, d)
     attend = kernel(q)
     if attend is rectangles:
-        spread = segments.grid
+        layout = segments.grid
     elif segments.identity:
         out = attend(q, k, v, segments, causal=not bidirectional, scale=scaling)
         return out.unsqueeze(0), None
     else:
-        spread = segments.flat
-    q, k, v = (_Out.apply(x, spread) for x in (q, k, v))
+        layout = segments.flat
+    q, k, v = (_LayOut.apply(x, layout) for x in (q, k, v))
     out = attend(q, k, v, segments, causal=not bidirectional, scale=scaling)
-    return _Back.apply(out, spread).unsqueeze(0), None
+    return _ReadBack.apply(out, layout).unsqueeze(0), None
 
 
 AttentionInterface.register(NAME, segment_attention)
 
 
-class _Out(torch.autograd.Function):
+class _LayOut(torch.autograd.Function):
     """The batch's rows (T, H, d) -> the kernel's (P, H, d).
 
-    Autograd's own index backward adds row by row into zeros. Here every row stands once, and B's a
-    second time, so the gradient is one gather and a few additions, in a fixed order. Rows that only
-    fill up have no gradient: no kept output sees them.
+    Autograd's own index backward adds row by row into zeros. Here every row occurs once, and those
+    of B twice, so the gradient is one gather and a few additions, in a fixed order. Padding rows
+    have no gradient: no output that is kept sees them.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spread: Spread) -> Tensor:
-        ctx.spread = spread
-        return x.index_select(0, spread.take)
+    def forward(ctx: Any, x: Tensor, layout: RowLayout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.source)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        spread = ctx.spread
-        grad = slope.index_select(0, spread.put)
-        if len(spread.twice):
-            grad[spread.twice] += slope.index_select(0, spread.again)  # no index stands twice
+        layout = ctx.layout
+        grad = slope.index_select(0, layout.output)
+        if len(layout.copied):
+            grad[layout.copied] += slope.index_select(0, layout.copies)  # no index occurs twice
         return grad, None
 
 
-class _Back(torch.autograd.Function):
-    """The kernel's rows (P, H, d) -> the batch's (T, H, d); what the copies see is dropped."""
+class _ReadBack(torch.autograd.Function):
+    """The kernel's rows (P, H, d) -> the batch's (T, H, d); the outputs of copies are dropped."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spread: Spread) -> Tensor:
-        ctx.spread = spread
-        return x.index_select(0, spread.put)
+    def forward(ctx: Any, x: Tensor, layout: RowLayout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.output)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        spread = ctx.spread
-        zeros = slope.new_zeros(len(spread.take), *slope.shape[1:])
-        return zeros.index_copy_(0, spread.put, slope.contiguous()), None
+        layout = ctx.layout
+        zeros = slope.new_zeros(len(layout.source), *slope.shape[1:])
+        return zeros.index_copy_(0, layout.output, slope.contiguous()), None
 
 
 def rectangles(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, causal: bool, scale: float | None
 ) -> Tensor:
-    """Attention inside each segment, rectangle by rectangle. q (P, H, d), k and v (P, Hkv, d).
+    """Attend inside each segment, rectangle by rectangle, and return (P, H, d).
 
-    Rows are laid out as `segments.grid` says; returns (P, H, d). Segments are filled up at the end,
-    so the causal flag alone keeps filling out of sight. Bidirectional attention has no such luck:
-    there the filling is masked, a (n, 1, 1, L) mask.
+    Segments are padded at the end, so the causal flag alone hides the padding. Bidirectional
+    attention needs a mask of (n, 1, 1, L) for it.
+
+    Args:
+        q: (P, H, d), laid out as `segments.grid` says.
+        k: (P, Hkv, d), likewise.
+        v: (P, Hkv, d), likewise.
+        segments: which rows attend to each other.
+        causal: whether a row sees only earlier ones of its segment.
+        scale: of the scores; None: 1 / sqrt(d).
     """
     dtype = q.dtype
     if q.requires_grad and q.device.type == "cpu" and q.itemsize == 2:
@@ -155,7 +210,7 @@ def rectangles(
 def varlen(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, causal: bool, scale: float | None
 ) -> Tensor:
-    """The same on rows laid out as `segments.flat` says, in one call (CUDA, bf16 or fp16)."""
+    """Do the same on rows laid out as `segments.flat` says, in one call (CUDA, bf16 or fp16)."""
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(
@@ -170,14 +225,14 @@ def varlen(
         window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    assert isinstance(out, Tensor)  # a pair only when auxiliary outputs are asked for
+    assert isinstance(out, Tensor)  # a pair only with auxiliary outputs
     return out
 
 
 def flex(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, causal: bool, scale: float | None
 ) -> Tensor:
-    """As `varlen`, by FlexAttention: a compiled kernel and a sparse map of 128 x 128 blocks."""
+    """Do as `varlen` with FlexAttention: a compiled kernel and a map of 128 x 128 blocks."""
     query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # (1, H, S, d)
     out = _compiled_flex()(
         query,
@@ -199,21 +254,21 @@ def _compiled_flex() -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _blocks(segments: Segments, causal: bool) -> Any:
-    """The block mask of a batch, made once for all layers."""
+    """Return the block mask of a batch, computed once for all layers."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     lengths = segments.starts.diff()
     owner = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
 
     def sees(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        same = owner[row] == owner[column]
-        return same & (row >= column) if causal else same
+        one_segment = owner[row] == owner[column]
+        return one_segment & (row >= column) if causal else one_segment
 
     return create_block_mask(sees, None, None, len(owner), len(owner), device=owner.device)
 
 
 def kernel(q: Tensor) -> Kernel:
-    """The fastest kernel that can serve these tensors (T, H, d) and has proved itself here."""
+    """Return the fastest kernel for tensors like q (T, H, d) that passes its self-test here."""
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         for attend in (varlen, flex):
             if _agrees(attend, q.device, q.dtype, q.shape[-1]):
@@ -223,19 +278,19 @@ def kernel(q: Tensor) -> Kernel:
 
 @functools.cache
 def _agrees(attend: Kernel, device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """Self-test, once: values and gradients of `attend` and `rectangles` on a small cut batch."""
+    """Compare values and gradients of `attend` and `rectangles` on a small cut batch, once."""
     batch = pack([Sequence([0] * 9, 2, [0] * 7), Sequence([0] * 5, 2, [0] * 12)]).to(device)
     segments = batch.segments
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, batch.num_tokens, 2, head_size, generator=generator).to(device, dtype)
     results = []
-    # A thread of autograd's must not be asked for a graph inside the caller's no_grad.
+    # The caller may be inside no_grad, where there would be no gradients to compare.
     with torch.enable_grad():
         x.requires_grad_()
-        for run, spread in ((rectangles, segments.grid), (attend, segments.flat)):
-            q, k, v = (_Out.apply(part, spread) for part in x)
+        for run, layout in ((rectangles, segments.grid), (attend, segments.flat)):
+            q, k, v = (_LayOut.apply(part, layout) for part in x)
             try:
-                out = _Back.apply(run(q, k, v, segments, causal=True, scale=None), spread)
+                out = _ReadBack.apply(run(q, k, v, segments, causal=True, scale=None), layout)
                 results.append((out, *torch.autograd.grad(out.float().square().sum(), x)))
             except Exception as error:  # a compiler or a driver fails in ways of its own
                 log.warning("%s attention is not usable here: %s", attend.__name__, error)

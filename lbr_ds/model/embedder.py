@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from lbr_ds.batching import PackedBatch
-from lbr_ds.model.attention import NAME
+from lbr_ds.model.attention import packed_forward, use_ib_attention
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.head import Head
 from lbr_ds.model.narrow import narrow_last_layer
@@ -35,7 +35,7 @@ class Embedder(nn.Module):
 
     def __init__(self, backbone: PreTrainedModel, card: Card) -> None:
         super().__init__()
-        backbone.set_attn_implementation(NAME)
+        use_ib_attention(backbone)
         self.backbone = backbone
         self.register_module("rows", None)  # before the head, which may share its parameter
         self.head = Head(backbone.get_output_embeddings().weight)
@@ -63,15 +63,9 @@ class Embedder(nn.Module):
         return torch.stack([layer[0].float() for layer in layers])
 
     def _body(self, batch: PackedBatch, **more: Any) -> Any:
-        return self.backbone.base_model(
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-            use_cache=False,
-            segments=batch.segments,
-            # A target must never see what it is to predict.
-            bidirectional=self.bidirectional and batch.targets is None,
-            **more,
-        )
+        # A target must never see what it predicts.
+        bidirectional = self.bidirectional and batch.targets is None
+        return packed_forward(self.backbone, batch, bidirectional=bidirectional, **more)
 
     def _read(self, batch: PackedBatch) -> Tensor | None:
         """The rows whose final state matters, for the last layer; None: (nearly) all of them."""

@@ -84,7 +84,7 @@ def adapt(model: Embedder, *, lora: LoraConfig, new: list[int]) -> None:
     model.rows = rows = NewRows(table, new)
     table.register_forward_hook(lambda module, args, found: rows(args[0], found))
     if head.weight is table.weight:
-        model.head.add(rows.difference, torch.tensor(new, device=table.weight.device))
+        model.head.add_rows(rows.difference, torch.tensor(new, device=table.weight.device))
 
 
 def _check(lora: LoraConfig, backbone: nn.Module) -> None:

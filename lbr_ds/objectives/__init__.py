@@ -1,5 +1,11 @@
-"""Tensors -> (loss, stats). One paper idea per file.
+"""The ideas of the paper, one file each, on plain tensors. No rank, no DeepSpeed, no model.
 
-A loss here is this rank's share of the step's loss: added up over all ranks it is the loss of the
-whole step, whatever the packing, the micro-batches and the number of ranks.
+ib_segments.py       the information bottleneck as causal attention over two segments
+generative.py        stage 1: the next-token loss of Y through the bottleneck
+bag_of_words.py      stage 1, optional: the last bottleneck state predicts all tokens of Y at once
+info_nce.py          stage 2: InfoNCE over candidates of all ranks, a tile of scores at a time
+false_negatives.py   the mask of InfoNCE: groups, known answers, placeholders
+gradient_caching.py  a contrastive loss over more sequences than fit in memory
+
+Each file begins with the formula and an example, which tests run.
 """

@@ -8,6 +8,7 @@ many ranks share it. Which split a stage trains on is in config/stages.py.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,9 +18,12 @@ import torch
 from torch import Tensor
 
 from lbr_ds.batching import PackedBatch, Sequence, TextEncoder, pack
+from lbr_ds.batching.contrastive import Pairs
 from lbr_ds.config import RunConfig, stages
 from lbr_ds.distributed import World
-from lbr_ds.objectives.contrastive import info_nce
+from lbr_ds.objectives.false_negatives import FalseNegatives
+from lbr_ds.objectives.gradient_caching import chunk_loss, vector_gradients
+from lbr_ds.objectives.info_nce import info_nce
 from lbr_ds.shards import Step
 from lbr_ds.train.work import Work, collate_contrastive, collate_generative
 
@@ -69,64 +73,86 @@ def forward_backward_generative(session: Session, work: Work) -> Stats:
 def forward_backward_contrastive(session: Session, work: Work) -> Stats:
     """Stage 2: InfoNCE over the whole step, in one forward if it fits, else by gradient caching."""
     assert work.pairs is not None
-    world, n = session.world, work.pairs.num_queries
-    config = session.run.stage2
-    count = agreed_count(work.micro_batches, world)
-    vectors = _encode_all(session, work, count)
-    loss, stats = info_nce(
-        vectors[:n],
-        vectors[n:],
-        work.pairs,
-        config.temperature,
-        world,
-        config.false_negative_margin,
+    world, config = session.world, session.run.stage2
+    loss_of = functools.partial(
+        contrastive_loss,
+        pairs=work.pairs,
+        world=world,
+        temperature=config.temperature,
+        margin=config.false_negative_margin,
     )
-    # Each rank's part adds up to the step's loss; DeepSpeed's average divides by the size.
+    count = agreed_count(work.micro_batches, world)
     if count == 1:
-        session.engine.backward(loss * world.size, last=True)
+        loss, stats = loss_of(session.engine.forward(micro_batch(session, work, 0)[0]))
+        session.engine.backward(loss, last=True)
     else:
-        (gradient,) = torch.autograd.grad(loss * world.size, vectors)
-        _backward_cached(session, work, count, gradient)
+        stats = _backward_cached(session, work, count, loss_of)
     names = sorted(stats)
     sums = world.sum(*(float(stats[n]) for n in names), float(work.samples))
     return {name: value / sums[-1] for name, value in zip(names, sums, strict=False)}
 
 
-def _encode_all(session: Session, work: Work, count: int) -> Tensor:
-    """Return the vectors (sequences, D) of a rank's share, fp32.
+def contrastive_loss(
+    vectors: Tensor,
+    pairs: Pairs,
+    world: World,
+    *,
+    temperature: float,
+    margin: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return InfoNCE of this rank's queries against the candidates of all ranks.
 
-    Of one micro-batch they come with their graph. Of several this is the first step of gradient
-    caching (Gao et al. 2021, arXiv 2101.06983): each is encoded without a graph, and the vectors
-    are a leaf that the loss is differentiated for. Only they and their gradient grow with the step.
+    Args:
+        vectors: (n + n * (1 + M), D) of unit length: the queries, then their candidates.
+        pairs: what is no negative of what.
+        world: this rank's place among all ranks.
+        temperature: see `info_nce`.
+        margin: see `info_nce`.
+
+    Returns:
+        The loss, whose mean over the ranks (DeepSpeed's average) is the mean over all queries, and
+        statistics as sums over this rank's queries.
     """
-    if count == 1:
-        return session.engine.forward(micro_batch(session, work, 0)[0])
-    vectors: Tensor | None = None
-    with torch.no_grad():
-        for index in range(count):
-            batch, included = micro_batch(session, work, index)
-            encoded = session.engine.forward(batch)
-            if vectors is None:
-                total = sum(len(numbers) for numbers in work.members)
-                vectors = encoded.new_empty(total, encoded.shape[1])
-            if included:
-                vectors[work.members[index].to(vectors.device)] = encoded
-    assert vectors is not None
-    return vectors.requires_grad_()
+    n, device = pairs.num_queries, vectors.device
+    candidates = world.gather(vectors[n:])
+    groups, texts, real = world.gather(pairs.candidate_labels().to(device)).T.contiguous()
+    mask = FalseNegatives(pairs.group.to(device), pairs.known.to(device), groups, texts, real > 0)
+    loss, stats = info_nce(
+        vectors[:n],
+        candidates,
+        temperature=temperature,
+        positives=world.rank * len(pairs.text) + torch.arange(n, device=device),
+        mask=mask,
+        margin=margin,
+        reduction="sum",
+    )
+    return loss / (n * world.size) * world.size, stats
 
 
-def _backward_cached(session: Session, work: Work, count: int, gradient: Tensor) -> None:
-    """Encode each micro-batch again, with a graph, and pass on its part of `gradient`.
+def _backward_cached(
+    session: Session,
+    work: Work,
+    count: int,
+    loss_of: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]],
+) -> dict[str, Tensor]:
+    """Gradient caching over `count` micro-batches (`objectives/gradient_caching.py`).
 
     Both encodings visit the modules in one order, so ZeRO-3's prefetch trace stays valid.
     """
-    with session.engine.coalesced_reduction():
+    engine = session.engine
+    members = [rows.to(session.world.device) for rows in work.members]
+
+    def encode(index: int) -> Tensor:
+        return engine.forward(micro_batch(session, work, index)[0])
+
+    gradients, stats = vector_gradients(encode, members, loss_of, count)
+    with engine.coalesced_reduction():
         for index in range(count):
             batch, included = micro_batch(session, work, index)
-            encoded = session.engine.forward(batch)
-            own = work.members[index if included else 0].to(gradient.device)
-            surrogate = (encoded * gradient[own]).sum() * included
-            session.engine.backward(surrogate, last=index == count - 1)
+            rows = members[index if included else 0]
+            loss = chunk_loss(engine.forward(batch), gradients[rows]) * included
+            engine.backward(loss, last=index == count - 1)
+    return stats
 
 
 def micro_batch(session: Session, work: Work, index: int) -> tuple[PackedBatch, float]:

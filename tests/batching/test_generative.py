@@ -75,7 +75,7 @@ def test_a_bag_holds_each_word_of_the_answer_once(encoder: TextEncoder) -> None:
     assert batch.bags is not None
     length = len(sequence.target)
     assert batch.bags.read.tolist() == [0, 2 * length]
-    assert batch.bags.word.tolist() == found.bag * 2
+    assert batch.bags.tokens.tolist() == found.bag * 2
     assert batch.bags.bag.tolist() == [0] * len(found.bag) + [1] * len(found.bag)
     ends = batch.read[batch.bags.read]  # the last bottleneck token of each
     assert ends.tolist() == [

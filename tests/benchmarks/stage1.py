@@ -34,7 +34,7 @@ from lbr_ds.bench.workload import (
 from lbr_ds.cluster.device import clock
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.model.embedder import Embedder
-from lbr_ds.model.head import linear_cross_entropy
+from lbr_ds.objectives.generative import ib_generative_loss
 from tests.benchmarks.texts import TINY
 
 ROWS, WORDS = 1024, 32_000  # of the head's rows
@@ -168,7 +168,7 @@ def head_loss(count: int, words: int, width: int, rounds: int) -> list[Row]:
     targets = torch.tensor(random_ids(count, words))
 
     def ours() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+        return torch.autograd.grad(ib_generative_loss(hidden, weight, targets), (hidden, weight))
 
     def theirs() -> tuple[Tensor, ...]:
         loss = cross_entropy(linear(hidden, weight), targets, reduction="sum")

@@ -22,21 +22,22 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, normalize
 
 from lbr_ds.batching import TextEncoder, pack
-from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
+from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.model.bottleneck import load_tokenizer
 from lbr_ds.model.embedder import build_embedder
-from lbr_ds.objectives.contrastive import Rules, info_nce
+from lbr_ds.objectives.false_negatives import FalseNegatives
+from lbr_ds.objectives.info_nce import info_nce
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
 from lbr_ds.train.deepspeed.library import gathered
 from lbr_ds.train.deepspeed.weights import load_weights
 from lbr_ds.train.launch import launch
 from lbr_ds.train.session import Session, build_engine, build_session
-from lbr_ds.train.stages import STAGES
+from lbr_ds.train.stages import STAGES, contrastive_loss
 from lbr_ds.train.work import Work
 from tests.benchmarks.process_memory import extra_bytes
 from tests.benchmarks.texts import backbone, pairs, with_stage2
@@ -97,17 +98,17 @@ def score(way: str, queries: int, candidates: int, size: int) -> Callable[[], ob
         for n in (queries, candidates)
     )
     numbers = torch.arange(candidates)
-    real = torch.ones(candidates, dtype=torch.bool)
-    step = Pairs([], numbers[:queries], numbers[:queries, None], numbers, real)
+    own = numbers[:queries]
+    groups = numbers.where(numbers < queries, -1)
+    mask = FalseNegatives(own, own[:, None], groups, numbers, numbers >= 0)
 
     def whole() -> object:
-        rules = Rules.of(step, World())
-        blocked = rules.blocked(slice(None))
+        blocked = mask(slice(None)).scatter_(1, own[:, None], False)
         scores = (q @ c.T / 0.02).masked_fill(blocked, float("-inf"))
-        return torch.autograd.grad(cross_entropy(scores, rules.own), (q, c))
+        return torch.autograd.grad(cross_entropy(scores, own), (q, c))
 
     def tiled() -> object:
-        loss, _ = info_nce(q, c, step, 0.02, World())
+        loss, _ = info_nce(q, c, temperature=0.02, mask=mask)
         return torch.autograd.grad(loss, (q, c))
 
     return {"whole": whole, "tiled": tiled}[way]
@@ -213,8 +214,7 @@ def _one_graph(run: RunConfig, records: list[Record]) -> dict[str, torch.Tensor]
     load_weights(model.backbone.named_parameters(), folder, World(), gathered)
     step = contrastive_pairs(records, [0] * len(records), _encoder(run), 0)
     vectors = model(pack(step.sequences))
-    n = step.num_queries
-    loss, _ = info_nce(vectors[:n], vectors[n:], step, run.stage2.temperature, World())
+    loss, _ = contrastive_loss(vectors, step, World(), temperature=run.stage2.temperature)
     loss.backward()
     return {n: p.grad for n, p in model.backbone.named_parameters() if p.grad is not None}
 

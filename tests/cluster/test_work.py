@@ -15,7 +15,7 @@ from lbr_ds.cluster.plan.shape import shape_of_config
 from lbr_ds.cluster.plan.work import Work, work_of
 from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig, load
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
-from lbr_ds.model.head import linear_cross_entropy
+from lbr_ds.objectives.generative import ib_generative_loss
 from lbr_ds.records import Record
 from tests.dense import dense_mask
 from tests.tiny import SHAPE, backbone
@@ -73,7 +73,7 @@ def test_the_heads_memory_is_what_the_loss_holds(rows: int, hidden: int) -> None
     states = torch.randn(rows, hidden, requires_grad=True)
     weight = torch.randn(vocab, hidden, requires_grad=True)
     targets = torch.randint(vocab, (rows,))
-    measured = peak_bytes(lambda: linear_cross_entropy(states, weight, targets))
+    measured = peak_bytes(lambda: ib_generative_loss(states, weight, targets))
     planned, _ = head(shape, work, 4, gpu=False)
     assert planned - states.nbytes == pytest.approx(measured, rel=0.02)
 

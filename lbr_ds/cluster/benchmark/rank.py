@@ -241,7 +241,7 @@ def work_flops(run: RunConfig, work: Work, shape: Sizes, adapters: int = 0) -> i
         else:
             pairs += int((lengths * (lengths + 1) // 2).sum())
         if count := run.bottleneck.count:
-            pairs -= len(flat.twice) // count * causal_pairs(count)
+            pairs -= len(flat.copied) // count * causal_pairs(count)
         tokens += batch.num_tokens
         scored += len(batch.read) if batch.targets is not None else 0
     return flops(shape, tokens=tokens, pairs=pairs, scored=scored, adapters=adapters)

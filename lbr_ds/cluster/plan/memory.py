@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from lbr_ds.cluster.plan.shape import Shape
 from lbr_ds.cluster.plan.work import Work
 from lbr_ds.config.ds_config import Layout
-from lbr_ds.model.head_chunk import head_chunk
+from lbr_ds.objectives.head_chunk import head_chunk
 
-_TILE = 1 << 20  # scores that the loss of stage 2 holds at a time (objectives/contrastive.py)
+_TILE = 1 << 20  # scores that the loss of stage 2 holds at a time (objectives/info_nce.py)
 
 RESERVE = 2 << 30  # bytes for the CUDA context, NCCL's channels and cuBLAS workspaces
 
@@ -194,7 +194,7 @@ def vectors(shape: Shape, work: Work, world: int) -> int:
     """Return the bytes of stage 2's fp32 vectors for a whole step, their gradients, and the scores.
 
     The rank's own vectors are held three times (in pieces, joined, gradient), the gathered
-    candidates twice, and for each pair of a tile (objectives/contrastive.py) five fp32 numbers and
+    candidates twice, and for each pair of a tile (objectives/info_nce.py) five fp32 numbers and
     two booleans.
     """
     if not work.queries:

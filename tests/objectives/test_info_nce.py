@@ -9,7 +9,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from lbr_ds.batching.contrastive import Pairs, hashed
 from lbr_ds.distributed import World
-from lbr_ds.objectives.contrastive import Rules, info_nce
+from lbr_ds.objectives.false_negatives import FalseNegatives
+from lbr_ds.objectives.info_nce import Mask, info_nce
+from lbr_ds.train.stages import contrastive_loss
 
 # Query i answers candidate i; candidates 4..7 are mined negatives, one a query.
 GROUPS = ["a", "a", "b", "c"]
@@ -36,17 +38,51 @@ def pairs() -> Pairs:
     )
 
 
+def mask_of(step: Pairs) -> FalseNegatives:
+    groups, texts, real = step.candidate_labels().T
+    return FalseNegatives(step.group, step.known, groups, texts, real > 0)
+
+
 def test_truth_table() -> None:
-    rules = Rules.of(pairs(), World())
-    assert rules.own.tolist() == [0, 1, 2, 3]
-    assert rules.blocked(slice(0, 4)).int().tolist() == BLOCKED
-    assert rules.blocked(slice(1, 3)).int().tolist() == BLOCKED[1:3]
+    mask = mask_of(pairs())
+    whole = mask(slice(0, 4))
+    assert whole.diagonal().all()  # a query's own positive, which info_nce never masks
+    assert whole.fill_diagonal_(False).int().tolist() == BLOCKED
+    assert mask(slice(1, 3))[:, [0, 3]].int().tolist() == [[1, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["tensor", "function"])
+def test_a_mask_is_a_tensor_or_a_function_and_positives_are_anywhere(whole: bool) -> None:
+    """The candidates in another order, the positives named; a tensor is left as it is."""
+    torch.manual_seed(0)
+    queries, candidates = normalize(torch.randn(4, 6)), normalize(torch.randn(8, 6))
+    wanted, stats = info_nce(
+        queries, candidates, temperature=0.1, mask=torch.tensor(BLOCKED).bool()
+    )
+    order = torch.tensor([5, 3, 0, 7, 1, 6, 2, 4])
+    table = torch.tensor(BLOCKED).bool()[:, order]
+    mask: Mask = table if whole else lambda rows: table[rows].clone()
+    before = table.clone()
+    loss, found = info_nce(
+        queries,
+        candidates[order],
+        temperature=0.1,
+        positives=order.argsort()[:4],
+        mask=mask,
+        tile=10,
+    )
+    assert torch.equal(table, before)
+    torch.testing.assert_close(loss, wanted)
+    for name, value in stats.items():
+        torch.testing.assert_close(found[name], value)
 
 
 def test_loss_and_stats_equal_plain_python() -> None:
     torch.manual_seed(0)
     queries, candidates = normalize(torch.randn(4, 6)), normalize(torch.randn(8, 6))
-    loss, stats = info_nce(queries, candidates, pairs(), 0.1, World())
+    loss, stats = contrastive_loss(
+        torch.cat([queries, candidates]), pairs(), World(), temperature=0.1
+    )
     losses, right, negative = [], 0, []
     for i in range(4):
         allowed = [j for j in range(8) if not BLOCKED[i][j]]
@@ -117,7 +153,10 @@ def test_tiles_equal_the_whole_matrix(
     for objective in ("tiled", "dense"):
         x = normalize(vectors, dim=-1).requires_grad_()
         if objective == "tiled":
-            loss, stats = info_nce(x[:n], x[n:], step, 0.05, World(), margin, tile)
+            loss, stats = info_nce(
+                x[:n], x[n:], temperature=0.05, mask=mask_of(step), margin=margin, tile=tile
+            )
+            stats = {name: value * n for name, value in stats.items()}
         else:
             loss, stats = dense(x[:n], x[n:], step, 0.05, margin)
         (slope,) = torch.autograd.grad(3.0 * loss, x)
@@ -135,7 +174,8 @@ def test_the_margin_drops_what_is_nearer_than_the_positive() -> None:
     step = Pairs([], torch.arange(3), torch.arange(3)[:, None], torch.arange(3), torch.ones(3) > 0)
 
     def loss(margin: float | None) -> float:
-        return float(info_nce(queries[:3], candidates, step, 1.0, World(), margin)[1]["loss"])
+        options = {"temperature": 1.0, "mask": mask_of(step), "margin": margin}
+        return float(info_nce(queries, candidates, **options, reduction="sum")[0])
 
     def by_hand(*kept: list[float]) -> float:
         return sum(float(torch.tensor(row).logsumexp(0)) - row[0] for row in kept)
@@ -150,7 +190,8 @@ def test_the_margin_drops_what_is_nearer_than_the_positive() -> None:
 def test_vectors_in_half_precision_are_scored_in_fp32() -> None:
     torch.manual_seed(0)
     x = normalize(torch.randn(39, 8), dim=-1).bfloat16()
-    loss, _ = info_nce(x[:13], x[13:], made_up(13, 1), 0.05, World())
-    wanted, _ = info_nce(x[:13].float(), x[13:].float(), made_up(13, 1), 0.05, World())
+    mask = mask_of(made_up(13, 1))
+    loss, _ = info_nce(x[:13], x[13:], temperature=0.05, mask=mask)
+    wanted, _ = info_nce(x[:13].float(), x[13:].float(), temperature=0.05, mask=mask)
     assert loss.dtype == torch.float32
     assert loss == wanted

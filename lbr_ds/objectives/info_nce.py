@@ -1,0 +1,163 @@
+"""InfoNCE over candidates gathered from all ranks (paper, section 3.3, equation 3).
+
+    L_i = - log( exp(q_i . c_p(i) / tau) / sum_{j not masked for i} exp(q_i . c_j / tau) )
+
+q_i: a query; c_p(i): its positive; c_j: every candidate, that is the positives of all queries and
+mined hard negatives. All vectors have unit length, so the products are cosines.
+
+Each rank scores its own queries against the candidates of all ranks, which are gathered with their
+gradients; averaging the gradients over ranks is then right with no further factor (open_clip #616).
+In a plain torch loop:
+
+    candidates = gather_with_gradient(candidates)               # lbr_ds/distributed.py
+    positives = rank * len(queries) + torch.arange(len(queries))
+    loss, stats = info_nce(queries, candidates, temperature=0.02, positives=positives)
+
+On one rank:
+
+    >>> import torch
+    >>> from torch.nn.functional import cross_entropy, normalize
+    >>> from lbr_ds.objectives.info_nce import info_nce
+    >>> _ = torch.manual_seed(0)
+    >>> queries = normalize(torch.randn(4, 8), dim=-1).requires_grad_()
+    >>> candidates = normalize(torch.randn(6, 8), dim=-1)       # 4 positives, 2 hard negatives
+    >>> loss, stats = info_nce(queries, candidates, temperature=0.05)
+    >>> torch.allclose(loss, cross_entropy(queries @ candidates.T / 0.05, torch.arange(4)))
+    True
+    >>> loss.backward()
+
+Which candidates are masked: `false_negatives.py`. Scores and mask of n queries and C candidates
+would outgrow the model's own memory, so neither exists as a whole: a tile of rows is scored, its
+loss is added and its gradients are computed, and the next tile takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+TILE = 1 << 20  # scores in one tile: 4 MiB of fp32
+STATS = ("loss", "accuracy", "positive_cosine", "negative_cosine", "no_negatives")
+# (n, C) bool, or a function that returns the part for a slice of the rows; True: no negative.
+Mask = Tensor | Callable[[slice], Tensor]
+
+
+def info_nce(
+    queries: Tensor,
+    candidates: Tensor,
+    *,
+    temperature: float,
+    positives: Tensor | None = None,
+    mask: Mask | None = None,
+    margin: float | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    tile: int = TILE,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of the queries, and statistics reduced as the loss is.
+
+    Computed in fp32, or in the vectors' own dtype where that is wider.
+
+    Args:
+        queries: (n, D), of unit length.
+        candidates: (C, D), of unit length.
+        temperature: tau.
+        positives: (n,) int64, the candidate that answers each query; None: candidate i of query i.
+        mask: (n, C) bool, True for a candidate that is no negative of a query, or a function that
+            returns such rows for a slice; a query's own positive is never masked.
+        margin: also mask candidates whose cosine exceeds that of the positive by more than this
+            (-2 to 2). Most of these are answers that nobody labelled: Qwen3-Embedding (arXiv
+            2506.05176, section 3) uses 0.1; below 0 it also masks candidates that come close from
+            below, as the absolute margin of NV-Retriever (arXiv 2407.15831). The choice has no
+            gradient. None: no margin.
+        reduction: over the queries.
+        tile: scores held at a time (at least one row).
+
+    Returns:
+        The loss, and `loss`, `accuracy` (share of queries whose positive scores highest),
+        `positive_cosine`, `negative_cosine` (mean over a query's negatives) and `no_negatives`
+        (share of queries that have none), without gradient.
+    """
+    if positives is None:
+        positives = torch.arange(len(queries), device=queries.device)
+    loss, stats = _InfoNCE.apply(queries, candidates, positives, mask, temperature, margin, tile)
+    if reduction == "mean":
+        loss, stats = loss / len(queries), stats / len(queries)
+    return loss, dict(zip(STATS, stats, strict=True))
+
+
+class _InfoNCE(torch.autograd.Function):
+    """Sum of the queries' losses, and the stats; the gradients are computed in the forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        candidates: Tensor,
+        positives: Tensor,
+        mask: Mask | None,
+        temperature: float,
+        margin: float | None,
+        tile: int,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(queries.dtype, torch.float32)
+        q, c = queries.to(dtype), candidates.to(dtype)
+        need = ctx.needs_input_grad[:2]
+        grads = (torch.empty_like(q) if need[0] else None, torch.zeros_like(c) if need[1] else None)
+        stats = q.new_zeros(len(STATS))
+        count = max(1, tile // len(c))
+        for start in range(0, len(q), count):
+            rows = slice(start, start + count)
+            blocked = _mask_rows(mask, rows, len(q[rows]), c)
+            slope, sums = _score(q[rows], c, positives[rows, None], blocked, temperature, margin)
+            stats += sums
+            if grads[0] is not None:
+                torch.mm(slope, c, out=grads[0][rows])
+            if grads[1] is not None:
+                grads[1].addmm_(slope.T, q[rows])
+        ctx.grads, ctx.dtypes = grads, (queries.dtype, candidates.dtype)
+        ctx.mark_non_differentiable(stats)
+        return stats[0].clone(), stats
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = zip(ctx.grads, ctx.dtypes, strict=True), None  # scaled in place, so once
+        scaled = (None if g is None else g.mul_(slope).to(dtype) for g, dtype in grads)
+        return (*scaled, None, None, None, None, None)
+
+
+def _mask_rows(mask: Mask | None, rows: slice, count: int, candidates: Tensor) -> Tensor:
+    """Return the mask of these rows, (count, C) bool, as a tensor that may be written to."""
+    if mask is None:
+        return candidates.new_zeros(count, len(candidates), dtype=torch.bool)
+    return mask[rows].clone() if isinstance(mask, Tensor) else mask(rows)
+
+
+def _score(
+    q: Tensor, c: Tensor, own: Tensor, blocked: Tensor, temperature: float, margin: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return one tile's (d loss / d cosines (rows, C), stats as sums over the rows).
+
+    own (rows, 1): each query's positive. blocked (rows, C): is written to.
+    """
+    cosines = q @ c.T
+    positive = cosines.gather(1, own)
+    if margin is not None:
+        blocked |= cosines > positive + margin
+    blocked.scatter_(1, own, False)
+    # The own positive is no negative; the candidates beside it that are not masked are.
+    left = c.shape[0] - 1 - blocked.sum(1)
+    count = left.clamp_min(1)
+    negative = (cosines.masked_fill_(blocked, 0.0).sum(1) - positive[:, 0]) / count
+    scores = cosines.masked_fill_(blocked, float("-inf")).div_(temperature)
+    right = (scores.argmax(1) == own[:, 0]).sum()
+    total = scores.logsumexp(1, keepdim=True)
+    losses = total - scores.gather(1, own)
+    # d loss / d scores = softmax - one_hot, written over the scores.
+    slope = scores.sub_(total).exp_()
+    slope.scatter_add_(1, own, torch.full_like(positive, -1.0))
+    sums = [losses.sum(), right, positive.sum(), negative.sum(), (left == 0).sum()]
+    stats = torch.stack([number.to(q.dtype) for number in sums])
+    return slope.div_(temperature), stats
