@@ -66,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         sums = torch.promote_types(weight.dtype, torch.float32)
         loss = torch.zeros((), dtype=sums, device=hidden.device)
         grad_weight = torch.zeros_like(weight, dtype=sums) if needs_weight else None
-        grad_added = torch.zeros_like(added, dtype=sums) if needs_added else None
+        grad_added = torch.zeros_like(added, dtype=sums) if added is not None else None
         if chunk is None:
             chunk = head_chunk(len(hidden), hidden.shape[1])
         starts = range(0, len(hidden), chunk)
