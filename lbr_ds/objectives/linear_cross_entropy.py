@@ -60,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         shares: Tensor,
         chunk: int | None,
     ) -> Tensor:
-        needs_hidden, needs_weight, needs_added = ctx.needs_input_grad[:3]
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # fp32: a sum of many small chunks in bf16 would lose the small ones.
         sums = torch.promote_types(weight.dtype, torch.float32)
