@@ -2,8 +2,8 @@
 
     OUT/data/icd10cm/  OUT/run/  OUT/model/  OUT/report.json  OUT/report.html
 
-Each part is the verb a user would type, so the demo proves the road and not a shortcut. Parts whose
-result stands are not done again.
+Each part is the verb that a user would type, so the demo exercises what users run. Parts whose
+result exists are not repeated.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from lbr_ds.config import RunConfig, load
 from lbr_ds.system.atomic import write_json
 from lbr_ds.system.children import run_verb
 from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.tables import print_table
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +29,16 @@ EXAMPLES = 5  # of them are shown in the report with what each model finds
 
 
 def demo(out: Path, nproc: int | None, overrides: list[str]) -> dict[str, Any]:
-    """Run what is missing below `out`; prints the table and returns report.json's content."""
+    """Run the parts that are missing below `out` and print the scores.
+
+    Args:
+        out: The folder of data, run, export and report.
+        nproc: Ranks of both trainings; None: one per GPU, or 2 on CPUs.
+        overrides: Of the recipe `demo`, `key.sub=value`.
+
+    Returns:
+        The content of report.json.
+    """
     placed = [f"run={out / 'run'}", f"data.folder={out / 'data' / 'icd10cm'}", *overrides]
     run = load("demo", placed)
     ranks = _ranks(run, nproc)
@@ -61,7 +68,7 @@ def _demo(out: Path, run: RunConfig, placed: list[str], ranks: int) -> dict[str,
 
 
 def _ranks(run: RunConfig, nproc: int | None) -> int:
-    """How many ranks both stages are trained with, which this machine can run."""
+    """Return the number of ranks for both stages; raises ConfigError for an impossible one."""
     import torch
 
     from lbr_ds.train.launch import check_nproc
@@ -72,14 +79,14 @@ def _ranks(run: RunConfig, nproc: int | None) -> int:
 
 
 def _stage1(run: RunConfig) -> Path:
-    """The newest checkpoint of stage 1."""
+    """Return the newest checkpoint of stage 1."""
     from lbr_ds import runs
 
     return runs.checkpoints(run.run / "stage1")[-1]
 
 
 def _evaluate(run: RunConfig, **models: Path) -> None:
-    """Score each model on the same held-out queries; the name is that of its JSON file."""
+    """Score each model on the same held-out queries, into RUN/eval/NAME.json."""
     for name, model in models.items():
         run_verb(
             "eval",
@@ -96,22 +103,24 @@ def _evaluate(run: RunConfig, **models: Path) -> None:
 
 
 def _finish(out: Path, run: RunConfig, seconds: dict[str, float]) -> dict[str, Any]:
-    """Write the report and add the demo's own figures to report.json."""
+    """Write the report, add the figures of `summary` to report.json, and print the scores."""
     from lbr_ds.report import write_report
 
     content = write_report([run.run], out)
     content |= summary(run, seconds)
     write_json(out / "report.json", content)
-    table = Table("model", "R@10", "N@10", title=f"held-out {run.data.sources[0].name} pairs")
-    for name, score in content["retrieval"].items():
-        table.add_row(name, f"{score['recall_at_10']:.4f}", f"{score['ndcg_at_10']:.4f}")
-    Console().print(table)
+    rows = [
+        [name, f"{score['recall_at_10']:.4f}", f"{score['ndcg_at_10']:.4f}"]
+        for name, score in content["retrieval"].items()
+    ]
+    title = f"held-out {run.data.sources[0].name} pairs"
+    print_table(["model", "R@10", "N@10"], rows, title=title)
     log.info("report: %s", out / "report.html")
     return content
 
 
 def summary(run: RunConfig, seconds: dict[str, float]) -> dict[str, Any]:
-    """What was run and what came out, in the few numbers that a script looks for."""
+    """Return the few figures of a demo that a script reads: ranks, scores, counts and times."""
     from lbr_ds import runs
 
     retrieval = {}

@@ -24,6 +24,7 @@ from lbr_ds.lineage import Lineage
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.system.atomic import write_text
 from lbr_ds.system.markdown import escape, template_environment
+from lbr_ds.system.tables import markdown_table
 
 NAME = "README.md"
 _TAGS = [
@@ -156,18 +157,16 @@ def _eval_results(name: str, task: dict[str, Any], place: str) -> list[EvalResul
 
 
 def _table(scores: list[EvalResult]) -> str:
-    """A row for each task; the numbers are those of the front matter."""
+    """Return a table with a row for each task; the numbers are those of the front matter."""
     rows: dict[str, dict[str, Any]] = {}
     for score in scores:
         row = rows.setdefault(score.dataset_name, dict(score.dataset_args or {}))
         row[score.metric_type] = score.metric_value
     shown = [metric for metric in _METRICS if any(metric in row for row in rows.values())]
-    lines = [
-        "| task | " + " | ".join(_METRICS[metric] for metric in shown) + " | queries | passages |",
-        "|---" * (len(shown) + 3) + "|",
-    ]
+    lines = []
     for name, row in rows.items():
         cells = [f"{row[metric]:.2f}" if metric in row else "" for metric in shown]
         counts = [str(row.get(count, "")) for count in ("queries", "documents")]
-        lines.append("| " + " | ".join([escape(name), *cells, *counts]) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([escape(name), *cells, *counts])
+    head = ["task", *(_METRICS[metric] for metric in shown), "queries", "passages"]
+    return markdown_table(head, lines) + "\n"

@@ -1,14 +1,14 @@
-"""A table of the paper and a recipe -> its runs, and their scores beside the paper's figures.
+"""Reproduce a table of the paper with a recipe: train its variants and compare their scores.
 
     reproduce("table3", "medical-demo", seeds=[0, 1, 2])
 
-1. `tables.py`: the table as a list of variants.
-2. `jobs.py`: the folders that these need, below ROOT = RUN/reproduce.
-3. What is missing is trained, one after another, each as `lbr-ds train` in a process of its own;
-   then what is not scored is scored.
-4. `result.py`, `draw.py`: ROOT/TABLE/{RESULT.md, result.json, result.png}.
+1. `tables.py`: the table as a list of variants; `paper.py`: the paper's own figures.
+2. `jobs.py`: the folders that the variants need, below ROOT = RUN/reproduce.
+3. Missing models are trained, one after another, each as `lbr-ds train` in a process of its own;
+   then missing scores are computed.
+4. `results.py`, `plot.py`: ROOT/TABLE/{RESULT.md, result.json, result.png}.
 
-Given again it goes on: what stands is not done twice, by whichever table it was done.
+A repeated command resumes: it does nothing twice, whichever table the work was done for.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ import logging
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
-from lbr_ds.reproduce.jobs import Job, Source, in_order, jobs_of, link
+from lbr_ds.reproduce.jobs import Job, RecipeSource, jobs_of, link, sorted_jobs
 from lbr_ds.reproduce.paper import PAPER
-from lbr_ds.reproduce.plot import draw
-from lbr_ds.reproduce.results import Row, collect, render
+from lbr_ds.reproduce.plot import plot_result
+from lbr_ds.reproduce.results import TableRow, collect, render
 from lbr_ds.reproduce.tables import TABLES, Table
 from lbr_ds.shards import Manifest
 from lbr_ds.system.atomic import write_json, write_text
 from lbr_ds.system.children import run_verb
 from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.progress import show_progress
 
 __all__ = ["PAPER", "TABLES", "command", "list_jobs", "reproduce"]
 
@@ -47,61 +50,124 @@ def reproduce(
     max_queries: int | None = None,
     only: int | None = None,
 ) -> dict[str, Any] | None:
-    """Train and score what table `name` lacks; returns the result, written below RUN/reproduce too.
+    """Train and score what a table lacks, and write the result below RUN/reproduce.
 
-    seeds: of training (the data stays the recipe's); none: the recipe's own. nproc: ranks of a
-    training. max_queries: a seeded sample of the held-out queries. only: do the job of that number
-    in `list_jobs` alone, for job arrays, and return None.
-    Raises ConfigError for an unknown table or job, what `check_nproc` raises, and LbrError when a
-    training fails or is stopped.
+    Args:
+        name: A key of `TABLES`.
+        recipe: A recipe's name or file.
+        overrides: Of the recipe, `key.sub=value`.
+        seeds: Of training; the data stays the same. None: the recipe's own seed.
+        nproc: Ranks of each training.
+        max_queries: Score a seeded sample of the held-out queries.
+        only: Do only the job of this number in `list_jobs`, for job arrays.
+
+    Returns:
+        The content of result.json with "folder" and "command"; None with `only`.
+
+    Raises:
+        ConfigError: An unknown table or job, or a number of ranks that cannot train the recipe.
+        LbrError: A training failed or was stopped.
     """
-    run, table = _open(name, recipe, overrides)
-    if nproc is not None:
-        from lbr_ds.train.launch import check_nproc
-
-        check_nproc(nproc, [run.stage(number).samples_per_step for number in (1, 2)])
-    folder = _root(run) / name
-    # Jobs of an array work side by side; the lock of a run folder keeps each to itself.
-    mine = lock_folder(folder, cure="wait until it has ended") if only is None else nullcontext()
-    with mine:
-        result = _reproduce(folder, table, recipe, overrides, run, seeds, nproc, max_queries, only)
-    return result
+    request = _Request(name, recipe, tuple(overrides), tuple(seeds), nproc, max_queries)
+    request.check_ranks()
+    # Jobs of an array run side by side; the lock of a run folder keeps each to itself.
+    alone = lock_folder(request.folder, cure="wait until it has ended")
+    with alone if only is None else nullcontext():
+        return _reproduce(request, only)
 
 
-def _reproduce(
-    folder: Path,
-    table: Table,
-    recipe: str,
-    overrides: Sequence[str],
-    run: RunConfig,
-    seeds: Sequence[int],
-    nproc: int | None,
-    max_queries: int | None,
-    only: int | None,
-) -> dict[str, Any] | None:
-    """`reproduce`, with the result in `folder`."""
-    name = folder.name
-    _prepare(recipe, overrides, table, run)
-    rows, jobs = _plan(table, recipe, overrides, run, seeds)
+@dataclass(frozen=True)
+class _Request:
+    """What `reproduce` was called with, and what follows from it."""
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...]
+    nproc: int | None
+    max_queries: int | None
+
+    @cached_property
+    def run(self) -> RunConfig:
+        return load(self.recipe, list(self.overrides))
+
+    @cached_property
+    def table(self) -> Table:
+        if self.name not in TABLES:
+            raise ConfigError(f"unknown table {self.name!r}; one of {', '.join(TABLES)}")
+        return TABLES[self.name](self.run)
+
+    @property
+    def root(self) -> Path:
+        return self.run.run / "reproduce"
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def command(self) -> str:
+        words = ["lbr-ds", "reproduce", self.name, self.recipe, *self.overrides]
+        words += ["--seeds", ",".join(map(str, self.seeds))] if self.seeds else []
+        words += ["--max-queries", str(self.max_queries)] if self.max_queries else []
+        return shlex.join(words)
+
+    def check_ranks(self) -> None:
+        """Raise ConfigError for an unknown table and for ranks that cannot train the recipe."""
+        _ = self.table
+        if self.nproc is not None:
+            from lbr_ds.train.launch import check_nproc
+
+            check_nproc(self.nproc, [self.run.stage(number).samples_per_step for number in (1, 2)])
+
+    def rows(self) -> list[TableRow]:
+        """Return the rows of the table, each with the jobs that it needs."""
+        source = RecipeSource(self.recipe, self.overrides, self.root)
+        return [
+            TableRow(variant, seed, jobs_of(variant, seed or 0, source))
+            for variant in self.table.variants
+            for seed in ([None] if variant.model else self.seeds or [self.run.seed])
+        ]
+
+    def preparations(self) -> list[list[str]]:
+        """Return the `prepare` commands of data that does not exist yet."""
+        commands = []
+        for more in dict.fromkeys(variant.data for variant in self.table.variants):
+            data = load(self.recipe, [*self.overrides, *more]).data
+            if isinstance(data.folder, Path) and not (data.folder / "manifest.json").is_file():
+                commands.append(["prepare", self.recipe, *self.overrides, *more])
+        return commands
+
+
+def _reproduce(request: _Request, only: int | None) -> dict[str, Any] | None:
+    table = request.table
+    _prepare(request)
+    rows = request.rows()
+    jobs = sorted_jobs([row.jobs for row in rows])
     if only is not None:
         if not 0 <= only < len(jobs):
-            raise ConfigError(f"--only {only}: {name} has jobs 0 to {len(jobs) - 1}")
+            raise ConfigError(f"--only {only}: {request.name} has jobs 0 to {len(jobs) - 1}")
         jobs = [jobs[only]]
-    missing = [job for job in jobs if not job.trained()]
-    for number, job in enumerate(missing, 1):
-        log.info("== training %d of %d: %s", number, len(missing), job.folder.name)
-        _train(job, nproc)
-    notes = [note for job in jobs if (note := _score(job, max_queries, table.generation))]
+    with show_progress() as progress:
+        missing = [job for job in jobs if not job.trained()]
+        for number, job in enumerate(missing, 1):
+            log.info("== training %d of %d: %s", number, len(missing), job.folder.name)
+            _train(job, request.nproc)
+            progress("reproduce: train", number, len(missing))
+        notes = []
+        for number, job in enumerate(jobs, 1):
+            if note := _score(job, request.max_queries, table.generation):
+                notes.append(note)
+            progress("reproduce: score", number, len(jobs))
     if only is not None:
         return None
-    result = collect(name, table, rows, run, folder.parent, notes)
-    result["folder"] = str(folder)
-    result["command"] = shlex.join(
-        ["lbr-ds", *_command(name, recipe, overrides, seeds, max_queries)]
+    result = collect(
+        request.name, table, rows, request.run, request.root, list(filter(None, notes))
     )
-    draw(result, table, folder / "result.png")
-    write_text(folder / "RESULT.md", render(result, table))
-    write_json(folder / "result.json", result)
+    result |= {"folder": str(request.folder), "command": request.command}
+    plot_result(result, table, request.folder / "result.png")
+    write_text(request.folder / "RESULT.md", render(result, table))
+    write_json(request.folder / "result.json", result)
     return result
 
 
@@ -114,22 +180,22 @@ def list_jobs(
     nproc: int | None = None,
     max_queries: int | None = None,
 ) -> list[str]:
-    """What `reproduce` would do, a line a job: its number, its phase, what is missing of it.
+    """Return a line for each job of `reproduce`: its number, its phase and what is missing.
 
-    Touches nothing. Jobs of one phase need only those of phases before. Before the data is
-    prepared the folders' names are not the final ones.
+    Nothing is changed on disk. A job needs only jobs of earlier phases. Before the data is prepared
+    the names of the folders are provisional. Arguments and errors are those of `reproduce`.
     """
-    run, table = _open(name, recipe, overrides)
-    _, jobs = _plan(table, recipe, overrides, run, seeds)
-    lines = [f"# lbr-ds {shlex.join(words)}" for words in _preparations(recipe, overrides, table)]
-    for number, job in enumerate(jobs):
-        todo = []
-        if not _stands(job):
+    request = _Request(name, recipe, tuple(overrides), tuple(seeds), nproc, max_queries)
+    table = request.table
+    lines = [f"# lbr-ds {shlex.join(words)}" for words in request.preparations()]
+    for number, job in enumerate(sorted_jobs([row.jobs for row in request.rows()])):
+        missing = []
+        if not _is_trained(job):
             train = shlex.join(job.train_command(nproc))
-            todo.append(f"lbr-ds {train}" if job.phase else f"make {job.folder / 'backbone'}")
+            missing.append(f"lbr-ds {train}" if job.phase else f"make {job.folder / 'backbone'}")
         if not job.scored(max_queries, table.generation):
-            todo.append(f"lbr-ds {shlex.join(job.eval_command(max_queries, table.generation))}")
-        lines.append(f"{number} phase {job.phase}: {' && '.join(todo) or 'done'}")
+            missing.append(f"lbr-ds {shlex.join(job.eval_command(max_queries, table.generation))}")
+        lines.append(f"{number} phase {job.phase}: {' && '.join(missing) or 'done'}")
     return lines
 
 
@@ -145,7 +211,19 @@ def command(
     only: int | None,
     out: Path | None,
 ) -> str:
-    """`lbr-ds reproduce`: the text it prints. seeds: "0,1,2"; out: also the result as JSON."""
+    """Run `lbr-ds reproduce` and return the text that it prints.
+
+    Args:
+        name: As for `reproduce`.
+        recipe: As for `reproduce`.
+        overrides: As for `reproduce`.
+        seeds: Whole numbers with commas, "0,1,2".
+        nproc: As for `reproduce`.
+        max_queries: As for `reproduce`.
+        dry_run: Whether to list the jobs instead of running them.
+        only: As for `reproduce`.
+        out: A file for the result as JSON, besides result.json.
+    """
     try:
         numbers = [int(seed) for seed in seeds.split(",") if seed]
     except ValueError:
@@ -166,52 +244,20 @@ def command(
     return f"{text}\nwritten to {result['folder']}{f' and {out}' if out else ''}"
 
 
-def _open(name: str, recipe: str, overrides: Sequence[str]) -> tuple[RunConfig, Table]:
-    if name not in TABLES:
-        raise ConfigError(f"unknown table {name!r}; one of {', '.join(TABLES)}")
-    run = load(recipe, list(overrides))
-    return run, TABLES[name](run)
-
-
-def _root(run: RunConfig) -> Path:
-    return run.run / "reproduce"
-
-
-def _plan(
-    table: Table, recipe: str, overrides: Sequence[str], run: RunConfig, seeds: Sequence[int]
-) -> tuple[list[Row], list[Job]]:
-    source = Source(recipe, tuple(overrides), _root(run))
-    rows = []
-    for variant in table.variants:
-        for seed in [None] if variant.model else seeds or [run.seed]:
-            rows.append(Row(variant, seed, jobs_of(variant, seed or 0, source)))
-    return rows, in_order([row.jobs for row in rows])
-
-
-def _preparations(recipe: str, overrides: Sequence[str], table: Table) -> list[list[str]]:
-    """The `prepare` commands of the data that is not there yet."""
-    commands = []
-    for more in dict.fromkeys(variant.data for variant in table.variants):
-        data = load(recipe, [*overrides, *more]).data
-        if isinstance(data.folder, Path) and not (data.folder / "manifest.json").is_file():
-            commands.append(["prepare", recipe, *overrides, *more])
-    return commands
-
-
-def _prepare(recipe: str, overrides: Sequence[str], table: Table, run: RunConfig) -> None:
-    """Make missing data. Raises DataError when two variants would be judged on different texts."""
-    for words in _preparations(recipe, overrides, table):
+def _prepare(request: _Request) -> None:
+    """Prepare missing data. Raises DataError when the variants' held-out texts differ."""
+    for words in request.preparations():
         run_verb(*words)
-    judged = {}
-    for more in dict.fromkeys(variant.data for variant in table.variants):
-        folder = load(recipe, [*overrides, *more]).data.folder
-        judged[tuple(s.sha256 for s in Manifest.load(folder).shards("eval"))] = folder
-    if len(judged) > 1:
-        told = " and ".join(map(str, judged.values()))
-        raise DataError(f"{told} hold different eval splits; remove them to prepare them again")
+    held_out = {}
+    for more in dict.fromkeys(variant.data for variant in request.table.variants):
+        folder = load(request.recipe, [*request.overrides, *more]).data.folder
+        held_out[tuple(s.sha256 for s in Manifest.load(folder).shards("eval"))] = folder
+    if len(held_out) > 1:
+        folders = " and ".join(map(str, held_out.values()))
+        raise DataError(f"{folders} hold different eval splits; remove them to prepare them again")
 
 
-def _stands(job: Job) -> bool:
+def _is_trained(job: Job) -> bool:
     try:
         return job.trained()
     except DataError:  # no data yet
@@ -229,30 +275,23 @@ def _train(job: Job, nproc: int | None) -> None:
 
 
 def _score(job: Job, max_queries: int | None, generation: bool) -> str:
-    """Score a job's model if that is not done. Returns why not, for another's model, else ""."""
+    """Score a job's model unless that was done.
+
+    Returns why a model of others was left out, else "".
+    """
     if job.scored(max_queries, generation):
         return ""
     from lbr_ds.evaluate import EvalOptions, evaluate
 
     log.info("== scoring %s", job.folder.name)
+    options = EvalOptions(max_queries=max_queries, generation=generation and not job.model)
     try:
-        evaluate(
-            job.scored_model,
-            data=job.run.data.folder,
-            output=job.scores,
-            options=EvalOptions(max_queries=max_queries, generation=generation and not job.model),
-        )
+        evaluate(job.scored_model, data=job.run.data.folder, output=job.scores, options=options)
     except (ConfigError, EnvironmentProblem) as error:
         if not job.model:
             raise
         command = shlex.join(["lbr-ds", *job.eval_command(max_queries, generation)])
-        return f"{job.model} is left out: {error}. To add it: `{command}`, then this again."
+        return (
+            f"{job.model} is left out: {error}. To add it, run `{command}` and repeat this command."
+        )
     return ""
-
-
-def _command(
-    name: str, recipe: str, overrides: Sequence[str], seeds: Sequence[int], max_queries: int | None
-) -> list[str]:
-    words = ["reproduce", name, recipe, *overrides]
-    words += ["--seeds", ",".join(map(str, seeds))] if seeds else []
-    return words + (["--max-queries", str(max_queries)] if max_queries else [])

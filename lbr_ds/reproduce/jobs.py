@@ -1,15 +1,15 @@
-"""Variants and seeds -> jobs: folders to be filled, each with what fills it.
+"""Divide a table into jobs: folders to fill, and the commands that fill them.
 
 ROOT/runs/
   backbone-HASH/   backbone/  eval/base.json              phase 0
-  stage1-HASH/     a run folder with stage 1 alone        phase 1; its backbone is a link
+  stage1-HASH/     a run folder with stage 1 only         phase 1; its backbone is a link
   stage2-HASH/     a run folder with stage 2              phase 2; backbone and stage1 are links
-  model-NAME-HASH/ eval/base.json                         phase 0; another's model
+  model-NAME-HASH/ eval/base.json                         phase 0; a model of others
 
-HASH is that of everything in the recipe that decides the numbers, of the layout's precision, and of
-the content of the data and of a backbone on this disk; for stage 2 of its stage 1 too. So a job is
-found again by any table that needs it, wherever backbone and data are, and a changed recipe, file
-of the backbone or dataset makes another. Jobs of one phase do not depend on each other.
+HASH covers everything that decides the numbers: those keys of the recipe, the precision of the
+ds_config, the content of the data and of a local backbone, and for stage 2 its stage 1. So every
+table that needs a job finds it again, even if backbone and data were moved; a changed recipe,
+backbone or dataset makes a new job. Jobs of one phase do not depend on each other.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ NAMES = ("base", "stage1", "stage2")  # eval/NAME.json of a phase
 
 
 @dataclass(frozen=True)
-class Source:
-    """What all jobs of a table come from. root: where `runs/` lies."""
+class RecipeSource:
+    """The recipe that all jobs of a table start from; `root` is the parent of `runs/`."""
 
     recipe: str
     overrides: tuple[str, ...]
@@ -44,33 +44,42 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """One folder. arguments: recipe and overrides of its run; links: {name in it: folder}."""
+    """One folder to fill.
+
+    Attributes:
+        phase: 0: a backbone, or a model of others; 1 and 2: that stage of training.
+        folder: Where the result is stored.
+        run: Its resolved recipe.
+        arguments: Recipe and overrides for the command line.
+        links: (name, target) of the symbolic links in it.
+        model: The name of a model of others; "" for our own.
+    """
 
     phase: int
     folder: Path
     run: RunConfig
     arguments: tuple[str, ...]
     links: tuple[tuple[str, Path], ...] = ()
-    model: str = ""  # another's, by name
+    model: str = ""
 
     @property
     def scores(self) -> Path:
-        """Where its evaluation lies."""
+        """The file of its evaluation."""
         return self.folder / "eval" / f"{NAMES[self.phase]}.json"
 
     @property
     def scored_model(self) -> str:
-        """What `lbr-ds eval` is given."""
+        """The model argument of `lbr-ds eval`."""
         place = ("backbone", "stage1", "stage2")[self.phase]
         return self.model or str(self.folder / place)
 
     def train_command(self, nproc: int | None) -> list[str]:
-        """The words after `lbr-ds` that train it."""
+        """Return the arguments of `lbr-ds` that train it."""
         ranks = ["--nproc", str(nproc)] if nproc else []
         return ["train", *self.arguments, "--stage", str(self.phase), *ranks]
 
     def eval_command(self, max_queries: int | None, generation: bool) -> list[str]:
-        """The words after `lbr-ds` that score it."""
+        """Return the arguments of `lbr-ds` that score it."""
         words = [
             "eval",
             self.scored_model,
@@ -85,16 +94,16 @@ class Job:
         return words + ["--generation"] * (generation and not self.model)
 
     def trained(self) -> bool:
-        """Whether its model stands: the backbone, or the checkpoint of the stage's last step."""
+        """Return whether its model exists: a backbone, or the checkpoint of the last step."""
         if self.phase == 0:
             return bool(self.model) or (self.folder / "backbone" / "lbr.json").is_file()
         split = STAGES[self.phase].split
         steps = self.run.stage(self.phase).steps(Manifest.load(self.run.data.folder).records(split))
-        found = runs.checkpoints(self.folder / f"stage{self.phase}")
-        return bool(found) and runs.step_of(found[-1]) >= steps
+        saved = runs.checkpoints(self.folder / f"stage{self.phase}")
+        return bool(saved) and runs.step_of(saved[-1]) >= steps
 
     def scored(self, max_queries: int | None, generation: bool) -> bool:
-        """Whether its evaluation stands, as asked for."""
+        """Return whether its evaluation exists with these options."""
         if not self.scores.is_file():
             return False
         result = json.loads(self.scores.read_text(encoding="utf-8"))
@@ -102,27 +111,27 @@ class Job:
         return result["max_queries"] == max_queries and (not wants or "generation" in result)
 
 
-def jobs_of(variant: Variant, seed: int, source: Source) -> list[Job]:
-    """The jobs of one row, each after those it needs; the last one's scores are the row's."""
+def jobs_of(variant: Variant, seed: int, source: RecipeSource) -> list[Job]:
+    """Return the jobs of one row, each after those it needs; the last one has the row's scores."""
     if variant.model:
-        return [_foreign(variant, source)]
+        return [_model_of_others(variant, source)]
     jobs = [_backbone(variant, seed, source, ())]
     if 1 in variant.stages:
         jobs.append(_stage(1, jobs, variant, seed, source))
     if 2 in variant.stages:
-        if variant.represent:  # a reading of its own: its backbone's card says so
+        if variant.represent:  # stage 2 has a backbone of its own, whose card holds the change
             jobs.insert(0, _backbone(variant, seed, source, variant.represent))
         jobs.append(_stage(2, jobs, variant, seed, source))
     return jobs
 
 
-def in_order(rows: list[list[Job]]) -> list[Job]:
-    """All jobs of some rows, each once, phase by phase."""
+def sorted_jobs(rows: list[list[Job]]) -> list[Job]:
+    """Return the jobs of all rows, each once, phase by phase."""
     jobs = {job.folder: job for row in rows for job in row}
     return sorted(jobs.values(), key=lambda job: job.phase)
 
 
-def _foreign(variant: Variant, source: Source) -> Job:
+def _model_of_others(variant: Variant, source: RecipeSource) -> Job:
     arguments = (source.recipe, *source.overrides)
     run = load(source.recipe, source.overrides)
     known = BASELINES.get(variant.model)
@@ -131,7 +140,7 @@ def _foreign(variant: Variant, source: Source) -> Job:
     return Job(0, folder, run, arguments, model=variant.model)
 
 
-def _backbone(variant: Variant, seed: int, source: Source, more: tuple[str, ...]) -> Job:
+def _backbone(variant: Variant, seed: int, source: RecipeSource, more: tuple[str, ...]) -> Job:
     overrides = (*source.overrides, *variant.learn, *variant.data, *more, f"seed={seed}")
     run = load(source.recipe, overrides)
     plain = json.loads(run.model_dump_json(include={"model", "bottleneck", "seed"}))
@@ -139,32 +148,34 @@ def _backbone(variant: Variant, seed: int, source: Source, more: tuple[str, ...]
     return Job(0, folder, run, (source.recipe, *overrides))
 
 
-def _stage(number: int, before: list[Job], variant: Variant, seed: int, source: Source) -> Job:
-    """Stage `number` over the backbone before[0] and, for stage 2, a stage 1 if before has one."""
+def _stage(
+    number: int, before: list[Job], variant: Variant, seed: int, source: RecipeSource
+) -> Job:
+    """Return the job of a stage; before: its backbone and, for stage 2, a stage 1 if it has one."""
     own = variant.represent if number == 2 else ()
-    learnt = [job for job in before if job.phase == 1]
-    # A row after stage 1 is scored at its last checkpoint, so what is built on it starts there: it
-    # does not depend on how often stage 1 was saved, and nothing is chosen by the pairs that judge
-    # the table. A `stage2.from` on the command line prevails.
+    stage1 = [job for job in before if job.phase == 1]
+    # Stage 1 is scored at its last checkpoint, so stage 2 starts there, too: the result does not
+    # depend on how often stage 1 was saved, and no checkpoint is selected on the pairs that score
+    # the table. A `stage2.from` on the command line takes precedence.
     start = ("stage2.from=last",) if number == 2 else ()
-    if number == 2 and not learnt:
+    if number == 2 and not stage1:
         own = (*own, "stage2.from=backbone")
     overrides = (*start, *source.overrides, *variant.learn, *variant.data, *own, f"seed={seed}")
     run = load(source.recipe, overrides)
-    parents = [job.folder.name for job in learnt]
+    parents = [job.folder.name for job in stage1]
     decisive = _by_content(run.result_settings(number), run), _precision(run)
     folder = _folder(source, f"stage{number}", *decisive, _data(run, number), parents)
     links = [("backbone", before[0].folder / "backbone")]
-    links += [("stage1", job.folder / "stage1") for job in learnt]
+    links += [("stage1", job.folder / "stage1") for job in stage1]
     arguments = (source.recipe, *overrides, f"run={folder}")
     return Job(number, folder, run.model_copy(update={"run": folder}), arguments, tuple(links))
 
 
 def _by_content(recipe: dict[str, Any], run: RunConfig) -> dict[str, Any]:
-    """`recipe` with the hashes of a backbone, and of weights for stage 2, instead of their paths.
+    """Return `recipe` with hashes in place of the paths of a backbone and of stage 2's weights.
 
     A name of the Hub and a `wheel:` address stay: they are the same on every node, whether or not
-    it has the files already. A run whose files have changed since is refused when it starts.
+    the files are there yet. A run whose files changed later is refused when it starts.
     """
     made = {**recipe}
     if content := _content(run, run.model.backbone):
@@ -175,26 +186,26 @@ def _by_content(recipe: dict[str, Any], run: RunConfig) -> dict[str, Any]:
 
 
 def _content(run: RunConfig, place: str) -> dict[str, str] | None:
-    """The hashes of a folder or file on this disk; None for anything else."""
+    """Return the hashes of a folder or file on this disk; None for anything else."""
     if not Path(place).expanduser().exists():
         return None
-    found = lineage.identify(run.model.model_copy(update={"backbone": place}))
-    return found.model_dump(exclude={"name", "num_layers"}) if found else None
+    backbone = lineage.identify(run.model.model_copy(update={"backbone": place}))
+    return backbone.model_dump(exclude={"name", "num_layers"}) if backbone else None
 
 
 def _precision(run: RunConfig) -> tuple[int | bool, ...] | None:
-    """The ds_config's; None for `auto`, which each node chooses by its GPUs, this one as well."""
+    """Return that of the ds_config; None for `auto`, which each node chooses by its GPUs."""
     name = run.engine.ds_config
     return None if name == "auto" else layout.load(name).precision
 
 
-def _folder(source: Source, kind: str, *decisive: Any) -> Path:
+def _folder(source: RecipeSource, kind: str, *decisive: Any) -> Path:
     text = json.dumps(decisive, sort_keys=True)
     return source.root / "runs" / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _data(run: RunConfig, stage: int = 1) -> str:
-    """The fingerprint of the data; mined negatives count for stage 2 alone."""
+    """Return the fingerprint of the data; mined negatives count for stage 2 only."""
     try:
         manifest = Manifest.load(run.data.folder)
     except DataError:
@@ -203,12 +214,12 @@ def _data(run: RunConfig, stage: int = 1) -> str:
 
 
 def link(job: Job) -> None:
-    """Make the job's folder with its links. Raises ConfigError where what it starts from lacks."""
+    """Make the job's folder with its links. Raises ConfigError if a target does not exist."""
     for _, target in job.links:
         if not target.exists():
             raise ConfigError(
-                f"{job.folder.name} starts from {target}, which a job of a phase before makes: do "
-                "that first (--dry-run lists jobs and phases)"
+                f"{job.folder.name} starts from {target}, which a job of an earlier phase makes; "
+                "run that one first (--dry-run lists jobs and phases)"
             )
     job.folder.mkdir(parents=True, exist_ok=True)
     for name, target in job.links:

@@ -1,7 +1,7 @@
 """The figures of the paper (Learn Before Represent, arXiv 2601.11124), as its text gives them.
 
-Columns are named as in the paper. Shares (0.802) and per cent (80.60) stand as printed. What is
-missing from the text that we have, or contradicts another table, is said in `note`.
+Columns are named as in the paper. Fractions (0.802) and percentages (80.60) are as printed. `note`
+says what is missing from the available text or contradicts another table.
 """
 
 from __future__ import annotations
@@ -11,9 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperTable:
-    """rows: {name: one value a column; None where the paper has none}.
+    """The figures of one table.
 
-    per_cent: the columns that are scores times 100. ndcg: the columns that are N@10.
+    Attributes:
+        title: Of the table.
+        columns: Their names.
+        rows: {name: a value for each column; None where the paper has none}.
+        per_cent: The columns that are scores times 100.
+        ndcg: The columns that are N@10.
+        note: What a reader must know.
     """
 
     title: str
@@ -24,7 +30,7 @@ class PaperTable:
     note: str = ""
 
     def scores(self, row: str) -> dict[str, float]:
-        """{column: figure} of a row, scores as shares of 1; {} for a row that is not there."""
+        """Return {column: figure} of a row, scores between 0 and 1; {} for an unknown row."""
         values = zip(self.columns, self.rows.get(row, ()), strict=False)
         return {c: v / 100 if c in self.per_cent else v for c, v in values if v is not None}
 
@@ -99,7 +105,7 @@ PAPER = {
             "IB-GL, bidirectional CL": (64.35,),
         },
         per_cent=("as printed",),
-        note="Doubtful: 54.91, and 75.59 with 64.35, stand in Table 2 too, as R@10 of GL and as "
+        note="Doubtful: 54.91, and 75.59 with 64.35, are in Table 2 too, as R@10 of GL and as "
         "R@10 and N@10 of CL.",
     ),
     "table5": PaperTable(
@@ -115,7 +121,7 @@ PAPER = {
         },
         per_cent=("NDCG@10", "Recall@10"),
         note="The ratios themselves are missing from the text at hand (and it speaks of five, not "
-        "six), so no row of ours stands for a row of the paper's.",
+        "six), so no row of ours corresponds to a row of the paper.",
     ),
     "table6": PaperTable(
         "Supervised pairs or plain passages in stage 1",
@@ -128,8 +134,8 @@ PAPER = {
         },
         per_cent=("Retrieval",),
         ndcg=("Retrieval",),
-        note="Retrieval is N@10 on medicine (45.98 and 80.60 are those of Table 3). Time is over "
-        "that of the standard form.",
+        note="Retrieval is N@10 on medicine (45.98 and 80.60 are those of Table 3). Time is "
+        "relative to that of the standard form.",
     ),
     "figure3": PaperTable(
         "Data shared between the stages at a fixed budget",

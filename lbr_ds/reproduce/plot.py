@@ -1,4 +1,4 @@
-"""A result -> result.png: N@10 of each variant with its interval, or over shares of the budget."""
+"""Draw result.png: N@10 of each variant with its interval, or N@10 over shares of the budget."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 
 from lbr_ds.reproduce.paper import PAPER
 from lbr_ds.reproduce.tables import Table
-from lbr_ds.system.atomic import atomic_file
+from lbr_ds.system.plots import COLORS, new_figure, save_figure
 
-_OURS, _BARE, _PAPER = "#2f6f9f", "#b9c4cc", ("#c2571a", "#7a4fa3", "#3c8a4e")
-_CONTROL = "#e3c48d"
+_OURS, *_PAPER = COLORS
+_UNTRAINED, _CONTROL = "#b9c4cc", "#e3c48d"
 
 
-def draw(result: dict[str, Any], table: Table, path: Path) -> None:
-    """Write the picture; nothing when no variant has a score."""
+def plot_result(result: dict[str, Any], table: Table, path: Path) -> None:
+    """Write the plot of a result to `path`; nothing when no variant has a score."""
     lines = {line["variant"]: line for line in result["summary"]}
     if not lines:
         return
@@ -24,18 +24,18 @@ def draw(result: dict[str, Any], table: Table, path: Path) -> None:
     figure = _shares(lines, shares) if shares else _bars(result["table"], lines, table)
     axes = figure.axes[0]
     axes.set_title(f"{result['title']}\n{result['recipe']}", fontsize=10, loc="left")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     figure.legend(fontsize=8, frameon=False, loc="outside lower left", ncols=2)
-    with atomic_file(path) as file:
-        figure.savefig(file, dpi=150)
+    save_figure(figure, path)
 
 
 def _bars(name: str, lines: dict[str, Any], table: Table) -> Figure:
-    """Bars from above, the control's below each; the paper's N@10 as marks, where it has one."""
+    """Draw a bar for each variant, a thin one below it for the control, and the paper's N@10.
+
+    The paper's figures are diamonds, one color for each of its N@10 columns.
+    """
     variants = [variant for variant in table.variants if variant.name in lines]
-    figure = Figure(figsize=(7, 1.7 + 0.42 * len(variants)), layout="constrained")
-    axes = figure.subplots()
+    figure, grid = new_figure(7, 1.7 + 0.42 * len(variants))
+    axes = grid[0, 0]
     for place, variant in enumerate(variants):
         line = lines[variant.name]
         mean = line["ndcg_at_10"]["mean"]
@@ -44,7 +44,7 @@ def _bars(name: str, lines: dict[str, Any], table: Table) -> Figure:
             place,
             mean,
             0.6,
-            color=_OURS if variant.stages else _BARE,
+            color=_OURS if variant.stages else _UNTRAINED,
             xerr=[[max(0, mean - low)], [max(0, high - mean)]],
             ecolor="#222222",
             capsize=3,
@@ -55,7 +55,7 @@ def _bars(name: str, lines: dict[str, Any], table: Table) -> Figure:
     known = [(place + 0.4, line["mean"]) for place, line in controls if line]
     if known:
         places, means = zip(*known, strict=True)
-        axes.barh(places, means, 0.2, color=_CONTROL, label="control: facts that stand nowhere")
+        axes.barh(places, means, 0.2, color=_CONTROL, label="control: facts in no training split")
     paper = PAPER[name]
     for column, color in zip(paper.ndcg, _PAPER, strict=False):
         figures = [paper.scores(variant.paper).get(column) for variant in variants]
@@ -80,9 +80,9 @@ def _bars(name: str, lines: dict[str, Any], table: Table) -> Figure:
 
 
 def _shares(lines: dict[str, Any], variants: list[Any]) -> Figure:
-    """A curve for each kind of variant over the share of the budget that stage 1 gets."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    """Draw a curve for each kind of variant over the share of the budget used in stage 1."""
+    figure, grid = new_figure(6, 4)
+    axes = grid[0, 0]
     kinds = dict.fromkeys(variant.name.split(",")[0] for variant in variants)
     for kind, color in zip(kinds, (_PAPER[0], _OURS), strict=True):
         own = [v for v in variants if v.name.split(",")[0] == kind and v.name in lines]

@@ -1,4 +1,4 @@
-"""Scores of a table's jobs -> its rows, how they compare, and the table beside the paper's."""
+"""Collect the scores of a table's jobs, compare its variants, and write RESULT.md."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lbr_ds.reproduce.jobs import Job
 from lbr_ds.reproduce.paper import PAPER, PaperTable
 from lbr_ds.reproduce.tables import Table, Variant
 from lbr_ds.runs import checkpoints
+from lbr_ds.system.tables import markdown_table
 
 MEASURES = (
     "recall_at_10",
@@ -29,8 +30,8 @@ WRITTEN = {"bleu_4": "B-4", "rouge_l": "R-L", "chrf": "chrF"}  # measures of ans
 
 
 @dataclass(frozen=True)
-class Row:
-    """A variant with one seed (None: another's model, that we did not train), and its jobs."""
+class TableRow:
+    """A variant with one seed and its jobs; seed None: a model of others, which is not trained."""
 
     variant: Variant
     seed: int | None
@@ -38,17 +39,30 @@ class Row:
 
 
 def collect(
-    name: str, table: Table, rows: list[Row], run: RunConfig, root: Path, notes: list[str]
+    name: str, table: Table, rows: list[TableRow], run: RunConfig, root: Path, notes: list[str]
 ) -> dict[str, Any]:
-    """{"table", "title", "rows", "summary", "comparisons", "control", "separation_predicts", ...}.
+    """Return the content of result.json.
 
-    rows: one a variant and seed. summary: one a variant, {measure: {"mean", "spread"}} over its
-    seeds (spread: standard deviation, None for one seed) and the 95 % interval of N@10 over the
-    queries. comparisons: a minus b in N@10, paired over queries, each query's score averaged over
-    seeds. Under protocol knowledge rows and summary have `control_*` measures too, and `control`
-    has the comparisons on the control set, each with `beyond`: how much more a gains over b on the
-    held-out queries (`bootstrap.compare_gains`). Else it is empty. Variants without scores
-    (another's model that could not be had) are in `notes`.
+    Args:
+        name: The table.
+        table: Its variants and the pairs to compare.
+        rows: Each variant with each seed.
+        run: The recipe.
+        root: RUN/reproduce.
+        notes: Why variants have no scores, such as models of others that cannot be loaded.
+
+    Returns:
+        {"table", "title", "recipe", "backbone", "protocol", "data", "rows", "summary",
+        "comparisons", "control", "separation_predicts", "notes"}.
+
+        - "rows": the scores of each variant and seed.
+        - "summary": for each variant {measure: {"mean", "spread"}} over its seeds (spread: the
+          standard deviation, None for one seed), and the 95 % interval of N@10 over the queries.
+        - "comparisons": for each pair a minus b in N@10, paired over queries; a query's score is
+          averaged over seeds.
+        - "control": empty, or under protocol knowledge the comparisons on the control set, each
+          with "beyond": how much more a gains over b on the held-out queries
+          (`bootstrap.compare_gains`). Rows and summary then have `control_*` measures.
     """
     made, sizes = [], {}
     scored: dict[str, dict[str, list[dict[str, float]]]] = {"eval": {}, CONTROL: {}}
@@ -81,30 +95,30 @@ def collect(
     }
 
 
-def _row(row: Row, scores: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
-    """scores: of the held-out task, and of the control where there is one."""
-    found: dict[str, Any] = {"variant": row.variant.name, "seed": row.seed}
+def _row(row: TableRow, scores: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return one of "rows"; scores: of the held-out task, and of the control if there is one."""
+    values: dict[str, Any] = {"variant": row.variant.name, "seed": row.seed}
     for prefix, own in zip(("", "control_"), scores, strict=False):
-        found |= {f"{prefix}{measure}": own.get(measure) for measure in MEASURES}
+        values |= {f"{prefix}{measure}": own.get(measure) for measure in MEASURES}
     generation = evaluation.get("generation")
     if generation:
         for prompt, written in generation["prompts"].items():
-            found |= {f"{k}_{prompt}": written.get(k) for k in WRITTEN}
-    learnt = [job for job in row.jobs if job.phase == 1]
-    if learnt:
-        found["stage1_seconds"] = _stage1_seconds(learnt[0].folder / "stage1" / "metrics.jsonl")
-    return {**found, "folder": str(row.jobs[-1].folder)}
+            values |= {f"{k}_{prompt}": written.get(k) for k in WRITTEN}
+    stage1 = [job for job in row.jobs if job.phase == 1]
+    if stage1:
+        values["stage1_seconds"] = _stage1_seconds(stage1[0].folder / "stage1" / "metrics.jsonl")
+    return {**values, "folder": str(row.jobs[-1].folder)}
 
 
 def _stage1_seconds(metrics: Path) -> float:
-    """Median time of a logged step times the number of steps: pauses and neighbours count less."""
+    """Return the median time of a step times their number, so that pauses count less."""
     steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     middle = statistics.median(s["step_seconds"] for s in steps)
     return round(middle * max(s["step"] for s in steps), 3)
 
 
 def _average(seeds: list[dict[str, float]]) -> dict[str, float]:
-    """Each query's mean over the seeds."""
+    """Return each query's mean over the seeds."""
     return {i: statistics.fmean(own[i] for own in seeds) for i in seeds[0]}
 
 
@@ -122,8 +136,8 @@ def _summary(
             if values:
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 line[measure] = {"mean": statistics.fmean(values), "spread": spread}
-        found = bootstrap.interval(averaged[variant.name])
-        line["ndcg_interval"] = list(found) if found else None
+        bounds = bootstrap.interval(averaged[variant.name])
+        line["ndcg_interval"] = list(bounds) if bounds else None
         summary.append(line)
     return summary
 
@@ -141,7 +155,7 @@ def _comparisons(table: Table, averaged: dict[str, dict[str, float]]) -> list[di
 def _controls(
     table: Table, held_out: dict[str, dict[str, float]], control: dict[str, dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """The comparisons on the control set, each with `beyond`."""
+    """Return the comparisons on the control set, each with "beyond"."""
     made = _comparisons(table, control)
     for c in made:
         ours, theirs = ((scores[c["a"]], scores[c["b"]]) for scores in (held_out, control))
@@ -151,20 +165,20 @@ def _controls(
 
 
 def separation_predicts(folder: Path) -> dict[str, Any]:
-    """Rank correlation of the Separation Ratio after stage 1 with N@10 after stage 2.
+    """Return the rank correlation of the Separation Ratio after stage 1 and N@10 after stage 2.
 
-    Over all runs below `folder` that have both. Returns {"runs": their number, "spearman": None
-    below three or where one of the two never varies}.
+    Over all runs below `folder` that have both, as {"runs": their number, "spearman"}; "spearman"
+    is None for fewer than three runs or when either value is the same in all of them.
     """
     points = []
     for after in sorted(folder.glob("stage2-*/eval/stage2.json")):
         place = after.parent.parent
         before = (place / "stage1").resolve().parent / "eval" / "stage1.json"
         if checkpoints(place / "stage1") and before.is_file():
-            found = [
+            first, second = (
                 next(iter(json.loads(p.read_text())["tasks"].values())) for p in (before, after)
-            ]
-            points.append((found[0].get("separation_ratio"), found[1]["ndcg_at_10"]))
+            )
+            points.append((first.get("separation_ratio"), second["ndcg_at_10"]))
     known = np.array([p for p in points if p[0] is not None], float).reshape(-1, 2)
     spearman = None
     if len(known) > 2 and all(len(set(column)) > 1 for column in known.T):
@@ -173,21 +187,20 @@ def separation_predicts(folder: Path) -> dict[str, Any]:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0; equal values share the mean of theirs."""
+    """Return ranks from 0; equal values share the mean of their ranks."""
     return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
 
 
 def render(result: dict[str, Any], table: Table) -> str:
-    """The result as markdown: our rows beside the paper's, comparisons, the paper's whole table."""
+    """Return RESULT.md: the rows beside the paper's, the comparisons, the paper's other rows."""
     paper = PAPER[result["table"]]
     columns = _columns(result, table)
-    head = ["variant", *columns, *(f"paper: {c}" for c in paper.columns)]
-    lines = [_line(head), _line(["---"] + ["--:"] * (len(head) - 1))]
     variants = {variant.name: variant for variant in table.variants}
+    rows = []
     for line in result["summary"]:
         cells = [_cell(line, measure, result, variants) for measure in columns.values()]
-        lines.append(
-            _line([line["variant"], *cells, *_figures(paper, variants[line["variant"]].paper)])
+        rows.append(
+            [line["variant"], *cells, *_paper_figures(paper, variants[line["variant"]].paper)]
         )
     seeds = max((line["seeds"] for line in result["summary"]), default=0)
     data = result["data"]
@@ -198,7 +211,7 @@ def render(result: dict[str, Any], table: Table) -> str:
         f"passages of {data['folder']}; {seeds} seed(s). "
         "In brackets: the 95 % interval over queries; after +-: the standard deviation over seeds.",
         f"```\n{result['command']}\n```",
-        "\n".join(lines),
+        markdown_table(["variant", *columns, *(f"paper: {c}" for c in paper.columns)], rows),
     ]
     if result["comparisons"]:
         parts.append(_compared(result["comparisons"]))
@@ -210,21 +223,20 @@ def render(result: dict[str, Any], table: Table) -> str:
     beside = {variants[line["variant"]].paper for line in result["summary"]}
     others = [name for name in paper.rows if name not in beside]
     if others:
-        rows = [_line([name, *_figures(paper, name)]) for name in others]
-        head = ["the paper's other rows", *paper.columns]
-        parts.append("\n".join([_line(head), _line(["---"] + ["--:"] * len(paper.columns)), *rows]))
+        rows = [[name, *_paper_figures(paper, name)] for name in others]
+        parts.append(markdown_table(["the paper's other rows", *paper.columns], rows))
     return "\n\n".join(parts) + "\n"
 
 
 def _columns(result: dict[str, Any], table: Table) -> dict[str, str]:
-    """{heading: measure} of what these rows have."""
+    """Return {heading: measure} of what these rows have."""
     columns = {"R@10": "recall_at_10", "N@10": "ndcg_at_10", "separation": "separation_ratio"}
     if "control_queries" in result["data"]:
         columns |= {"control R@10": "control_recall_at_10", "control N@10": "control_ndcg_at_10"}
     if table.generation:
         columns |= {
-            f"{short}, {told}": f"{measure}_{prompt}"
-            for prompt, told in (("visible", "X seen"), ("bottleneck", "B alone"))
+            f"{short}, {context}": f"{measure}_{prompt}"
+            for prompt, context in (("visible", "X seen"), ("bottleneck", "B alone"))
             for measure, short in WRITTEN.items()
         }
     if any(variant.over for variant in table.variants):
@@ -235,7 +247,7 @@ def _columns(result: dict[str, Any], table: Table) -> dict[str, str]:
 def _cell(
     line: dict[str, Any], measure: str, result: dict[str, Any], variants: dict[str, Variant]
 ) -> str:
-    """Mean, the interval of N@10, the spread over seeds; time as a ratio."""
+    """Return the mean, the interval of N@10 and the spread over seeds; time as a ratio."""
     if measure not in line:
         return ""
     mean, spread = line[measure]["mean"], line[measure]["spread"]
@@ -255,24 +267,13 @@ def _and_control(data: dict[str, Any]) -> str:
 
 
 def _compared_control(comparisons: list[dict[str, Any]]) -> str:
-    lines = [
-        _line(
-            [
-                "N@10 on the control set",
-                "difference",
-                "95 % interval",
-                "p",
-                "held-out beyond control",
-                "95 % interval",
-                "p",
-            ]
-        ),
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    measures = ["difference", "95 % interval", "p"]
+    rows = []
     for c in comparisons:
         figures = [_difference(part) for part in (c, c["beyond"]) if part]
-        lines.append(_line([f"{c['a']} over {c['b']}", *(cell for own in figures for cell in own)]))
-    return "\n".join(lines)
+        rows.append([f"{c['a']} over {c['b']}", *(cell for own in figures for cell in own)])
+    head = ["N@10 on the control set", *measures, "held-out beyond control", *measures[1:]]
+    return markdown_table(head, rows)
 
 
 def _difference(c: dict[str, Any]) -> list[str]:
@@ -280,27 +281,18 @@ def _difference(c: dict[str, Any]) -> list[str]:
 
 
 def _compared(comparisons: list[dict[str, Any]]) -> str:
-    lines = [
-        _line(["N@10, paired over queries", "difference", "95 % interval", "p"]),
-        "|---|--:|--:|--:|",
-    ]
-    for c in comparisons:
-        lines.append(_line([f"{c['a']} over {c['b']}", *_difference(c)]))
-    return "\n".join(lines)
+    rows = [[f"{c['a']} over {c['b']}", *_difference(c)] for c in comparisons]
+    return markdown_table(["N@10, paired over queries", "difference", "95 % interval", "p"], rows)
 
 
-def _predicts(found: dict[str, Any]) -> str:
+def _predicts(result: dict[str, Any]) -> str:
     start = "Separation Ratio after stage 1 against N@10 after stage 2"
-    if found["spearman"] is None:
-        return f"{start}: {found['runs']} run(s), too few or too alike for a rank correlation."
-    return f"{start}: rank correlation {found['spearman']:.2f} over {found['runs']} runs."
+    if result["spearman"] is None:
+        return f"{start}: {result['runs']} run(s), too few or too alike for a rank correlation."
+    return f"{start}: rank correlation {result['spearman']:.2f} over {result['runs']} runs."
 
 
-def _figures(paper: PaperTable, row: str) -> list[str]:
-    """The paper's figures of a row, "" where it has none."""
+def _paper_figures(paper: PaperTable, row: str) -> list[str]:
+    """Return the paper's figures of a row, "" where it has none."""
     scores = paper.scores(row)
     return [f"{scores[column]:.4g}" if column in scores else "" for column in paper.columns]
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -1,8 +1,8 @@
 """The paper's tables as values: which variants of a recipe are trained, and which are compared.
 
 A variant is a name, overrides of the recipe, and the stages to run. Baselines without a bottleneck
-have `bottleneck.count=0`: the plain backbone, read at its end token, where `plain_sft` has learnt
-to begin an answer.
+have `bottleneck.count=0`: the plain backbone, whose embedding is the state of its end token, where
+`plain_sft` was trained to begin an answer.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the budget that stage 1 gets
 class Variant:
     """One row of a table.
 
-    stages: those trained. learn: overrides of all its runs; represent: of its stage 2 alone;
-    data: of `prepare`, which then makes data of its own. model: another's model by name, scored
-    as it is. paper: the row of the paper's table that it stands beside. over: the variant whose
-    time for stage 1 counts as 1. share: figure 3's horizontal axis.
+    Attributes:
+        name: Of the row.
+        stages: The stages to train.
+        learn: Overrides of all its runs.
+        represent: Further overrides of its stage 2.
+        data: Overrides of `prepare`, if it needs data of its own.
+        model: The name of a model of others, which is only scored.
+        paper: The row of the paper's table to compare with.
+        over: The variant whose time for stage 1 is the unit of time.
+        share: The share of the budget in stage 1, figure 3's horizontal axis.
     """
 
     name: str
@@ -42,7 +48,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Table:
-    """variants in the paper's order; pairs: (a, b) by name, of which a minus b is tested."""
+    """A table of the paper.
+
+    Attributes:
+        variants: Its rows, in the paper's order.
+        pairs: Names (a, b) of the variants to compare; a minus b is tested.
+        generation: Whether generated answers are scored too.
+    """
 
     variants: tuple[Variant, ...]
     pairs: tuple[tuple[str, str], ...]
@@ -143,31 +155,31 @@ def _table6(run: RunConfig) -> Table:
 
 
 def _bottleneck(run: RunConfig) -> Table:
-    """No table of the paper: what of a gain is the cut's, and what the words' loss's.
+    """Return a table that the paper lacks: what the bottleneck and the bag-of-words loss gain.
 
-    uncut: the same sequence, but Y sees X too.
+    uncut: the same sequences, but Y sees X too. BoW: with the bag-of-words loss.
     """
     objectives = {"uncut": "ib_uncut", "IB-GL": "ib_sft"}
     ways = {"GL": _PLAIN} | {
         f"{name}{words}": (f"stage1.objective={objective}", f"stage1.bag_of_words={weight}")
         for name, objective in objectives.items()
-        for words, weight in (("", 0), (" and words", 1))
+        for words, weight in (("", 0), ("+BoW", 1))
     }
-    ways["IB-GL and words, mixed"] = (
+    ways["IB-GL+BoW, mixed"] = (
         "stage1.objective={ib_sft: 1, ib_reconstruct: 1}",
         "stage1.bag_of_words=1",
     )
     rows = [Variant("CL", (2,))]
     rows += [Variant(name, (1,), learn) for name, learn in ways.items()]
-    rows += [Variant(f"{name}, CL", (1, 2), learn) for name, learn in ways.items()]
-    full = [f"{name}, CL" for name in ("IB-GL and words", "IB-GL and words, mixed")]
-    pairs = [(a, b) for a in full for b in ("CL", "GL, CL", "uncut and words, CL", "IB-GL, CL")]
-    cut = [(f"IB-GL{rest}", f"uncut{rest}") for rest in ("", " and words", ", CL")]
+    rows += [Variant(f"{name}+CL", (1, 2), learn) for name, learn in ways.items()]
+    full = [f"{name}+CL" for name in ("IB-GL+BoW", "IB-GL+BoW, mixed")]
+    pairs = [(a, b) for a in full for b in ("CL", "GL+CL", "uncut+BoW+CL", "IB-GL+CL")]
+    cut = [(f"IB-GL{rest}", f"uncut{rest}") for rest in ("", "+BoW", "+CL")]
     return Table(tuple(rows), (*pairs, *cut))
 
 
 def _figure3(run: RunConfig) -> Table:
-    """One pass over records of the recipe's gl and cl together, cut anew for each share."""
+    """Divide the records of gl and cl anew for each share; each is read once."""
     sizes = run.data.splits
     if run.data.protocol == "knowledge":
         raise ConfigError(
@@ -194,7 +206,7 @@ def _figure3(run: RunConfig) -> Table:
 
 
 def _beside(variant: Variant) -> Variant:
-    """The variant, beside the paper's row of its name."""
+    """Return the variant compared with the paper's row of the same name."""
     return Variant(**{**vars(variant), "paper": variant.name})
 
 

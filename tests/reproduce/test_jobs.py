@@ -13,7 +13,7 @@ import pytest
 from lbr_ds.config import load
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.reproduce import list_jobs, reproduce
-from lbr_ds.reproduce.jobs import Job, Source, in_order, jobs_of, link
+from lbr_ds.reproduce.jobs import Job, RecipeSource, jobs_of, link, sorted_jobs
 from lbr_ds.reproduce.results import _ranks, separation_predicts
 from lbr_ds.reproduce.tables import TABLES, Variant
 from tests.tiny import seal, tiny_recipe
@@ -27,10 +27,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan(recipe: Path, name: str = "table3", seeds: tuple[int, ...] = (0,), *more: str) -> Any:
     """The rows' jobs, and all jobs in order."""
-    source = Source(str(recipe), more, recipe.parent / "root")
+    source = RecipeSource(str(recipe), more, recipe.parent / "root")
     table = TABLES[name](load(recipe, list(more)))
     rows = {(v.name, s): jobs_of(v, s, source) for v in table.variants for s in seeds}
-    return rows, in_order(list(rows.values()))
+    return rows, sorted_jobs(list(rows.values()))
 
 
 def test_table_3_shares_its_stage_1_runs(recipe: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_backbone_counts_by_its_content(recipe: Path, tmp_path: Path) -> None:
 def test_links(recipe: Path, tmp_path: Path) -> None:
     rows, _ = plan(recipe)
     job = rows["LLM+GL+CL", 0][-1]
-    with pytest.raises(ConfigError, match="backbone, which a job of a phase before makes"):
+    with pytest.raises(ConfigError, match="backbone, which a job of an earlier phase makes"):
         link(job)
     for _, target in job.links:
         target.mkdir(parents=True, exist_ok=True)
@@ -177,11 +177,12 @@ def test_every_table_is_written_from_its_scores(
     monkeypatch.setattr("lbr_ds.evaluate.evaluate", no_network, raising=False)
     more = (f"run={tmp_path / 'run'}", f"data.folder={tmp_path / 'data'}")
     more += ("data.splits={gl: 0.5, cl: 0.3, eval: 0.2}",)
-    source = Source(str(recipe), more, tmp_path / "run" / "reproduce")
+    source = RecipeSource(str(recipe), more, tmp_path / "run" / "reproduce")
     from lbr_ds import reproduce as room
 
-    run, table = room._open(name, str(recipe), more)
-    room._prepare(str(recipe), more, table, run)
+    request = room._Request(name, str(recipe), more, (), None, None)
+    room._prepare(request)
+    table = request.table
     jobs = {j.folder: j for v in table.variants for s in (0, 1) for j in jobs_of(v, s, source)}
     for number, job in enumerate(jobs.values()):
         if not job.model or job.model == "bm25":
@@ -223,7 +224,7 @@ def test_the_control_has_columns_of_its_own(
     """Two tasks in an evaluation: the first is the row's, the second its control."""
     monkeypatch.setattr(Job, "trained", lambda job: True)
     more = (f"run={tmp_path / 'run'}",)
-    source = Source(str(recipe), more, tmp_path / "run" / "reproduce")
+    source = RecipeSource(str(recipe), more, tmp_path / "run" / "reproduce")
     run = load(str(recipe), more)
     jobs = {j.folder: j for v in TABLES["table3"](run).variants for j in jobs_of(v, 0, source)}
     for number, job in enumerate(jobs.values()):
@@ -285,7 +286,7 @@ def test_separation_predicts_is_spearmans(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_another_models_job_belongs_to_no_seed(recipe: Path) -> None:
-    source = Source(str(recipe), (), recipe.parent / "root")
+    source = RecipeSource(str(recipe), (), recipe.parent / "root")
     variant = Variant("BM25", model="bm25")
     (first,), (second,) = (jobs_of(variant, seed, source) for seed in (0, 1))
     assert first.folder == second.folder
