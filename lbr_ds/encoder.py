@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from lbr_ds.instructions import Instructed, Instructions, Side, bare
 from lbr_ds.runs import resolve_model
 from lbr_ds.system.locate import cached_sha256
+from lbr_ds.system.progress import no_progress, show_progress
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +98,7 @@ class Encoder:
             texts: N texts.
             instruction: Text before each query; "": none; None: the model's own (of training, or
                 the `query` prompt of a sentence-transformers model).
-            progress: Whether to show a progress bar.
+            progress: Whether to show the progress on stderr.
 
         Returns:
             (N, D) float32, L2-normalised, in the order of `texts`.
@@ -135,7 +138,8 @@ class Encoder:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         if self.packed:
-            return self.packed_model.encode(list(texts), self.batch_tokens, progress)
+            with show_progress() if progress else nullcontext(no_progress) as report:
+                return self.packed_model.encode(list(texts), self.batch_tokens, report)
         if self.ours:
             options: dict[str, Any] = self._options(progress)
             return self._export.encode(list(texts), **options)
@@ -152,7 +156,8 @@ class Encoder:
         )
 
     def _options(self, progress: bool) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "show_progress_bar": progress}
+        bar = progress and sys.stderr.isatty()
+        return {"batch_size": self.batch_size, "show_progress_bar": bar}
 
     @property
     def dimension(self) -> int:

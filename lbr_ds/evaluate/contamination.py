@@ -40,8 +40,8 @@ def check_overlap(
     trained = texts_trained_on(model)
     found: dict[str, Any] = {}
     for task in tasks if trained else ():
-        told_by = task.told_by if isinstance(task, HeldOutTask) else ""
-        seen = [texts for texts in trained if not told_by or texts.prepared != told_by]
+        facts_in = task.facts_in if isinstance(task, HeldOutTask) else ""
+        seen = [texts for texts in trained if not facts_in or texts.prepared != facts_in]
         if not seen:
             continue
         fetch(task)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from lbr_ds.instructions import bare
 from lbr_ds.runs import ResolvedModel, resolve_model
 from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json
+from lbr_ds.system.progress import no_progress, show_progress
 from lbr_ds.system.urls import public_url
 
 
@@ -93,12 +95,11 @@ def evaluate(
         world: Its ranks share the encoding, then leave; the first rank does the rest.
 
     Returns:
-        {"model", "data", "max_queries", "seed", "seconds", "tasks": {name: {"recall_at_10",
-        "ndcg_at_10", "mrr_at_10", "queries", "documents"}}, "per_query": {name: {id: ndcg_at_10}},
-        "environment"}. With data also "protocol" ("random split", or "knowledge split" with the
-        control as a second task); on request "examples", "generation", "states". A held-out task
-        also has the values of `geometry.measure`; a task that is not retrieval has "main_score" and
-        "metric" instead.
+        {"model", "data", "seed", "seconds", "environment", "max_queries", "tasks": {name: scores},
+        "per_query": {name: {query id: nDCG@10}}}, with data also "protocol", on request "examples",
+        "generation" and "states". Scores are "recall_at_10", "ndcg_at_10", "mrr_at_10" (or
+        "main_score" and "metric" where a task is not retrieval), "queries" and "documents"; for a
+        held-out task also those of `geometry.measure`.
 
     Raises:
         ConfigError: An unknown task or model, or nothing to score on.
@@ -110,20 +111,11 @@ def evaluate(
     if options.generation or options.states:
         _check_inspectable(model, resolved, data)
     started = time.perf_counter()
-    instructed = options.instructed and not resolved.ours
-    chosen = _choose_tasks(data, tasks, options, instructed)
+    chosen = _choose_tasks(data, tasks, options, options.instructed and not resolved.ours)
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     with silence_libraries():
         overlap = check_overlap(model, chosen, options.allow_overlap, fetch)
-        encoder = load_model(
-            model,
-            batch_tokens=options.batch_tokens,
-            batch_size=options.batch_size,
-            trust_remote_code=options.trust_remote_code,
-            instructions_of=options.instructions_of,
-            world=world,
-        )
-        scores = _score_all(encoder, chosen, options.batch_size, world)
+        scores = _score_all(_load(model, options, world), chosen, options.batch_size, world)
     result: dict[str, Any] = {
         "model": model,
         "data": None if data is None else public_url(data),
@@ -133,8 +125,9 @@ def evaluate(
         "tasks": scores,
         "per_query": {task.metadata.name: task.per_query for task in held_out},
         "environment": _environment(),
-        **_protocol(held_out),
     }
+    if held_out:
+        result["protocol"] = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
     if overlap:
         result["overlap"] = overlap
     if options.examples and held_out:
@@ -168,13 +161,6 @@ def _inspect(
     return {name: score(resolved.folder, held_out[0].judged) for name, score in wanted.items()}
 
 
-def _protocol(held_out: Sequence[HeldOutTask]) -> dict[str, Any]:
-    """Return the protocol by which the data held its tasks out."""
-    if not held_out:
-        return {}
-    return {"protocol": f"{'knowledge' if len(held_out) > 1 else 'random'} split"}
-
-
 def _choose_tasks(
     data: Path | str | None, names: Sequence[str], options: EvalOptions, instructed: bool
 ) -> list[AbsTask]:
@@ -189,6 +175,17 @@ def _choose_tasks(
     return chosen
 
 
+def _load(model: str, options: EvalOptions, world: World) -> MTEBModels:
+    return load_model(
+        model,
+        batch_tokens=options.batch_tokens,
+        batch_size=options.batch_size,
+        trust_remote_code=options.trust_remote_code,
+        instructions_of=options.instructions_of,
+        world=world,
+    )
+
+
 def _score_all(
     encoder: MTEBModels, tasks: Sequence[AbsTask], batch_size: int, world: World
 ) -> dict[str, dict[str, Any]]:
@@ -197,27 +194,29 @@ def _score_all(
     if isinstance(encoder, OwnModel) and not all(isinstance(task, HeldOutTask) for task in tasks):
         encoder.warn_of_several_instructions()
     documents: dict[str, np.ndarray] = {}  # vectors of the held-out tasks, which share one corpus
-    scores = {
-        task.metadata.name: score_task(encoder, task, batch_size, show, documents) for task in tasks
-    }
+    scores = {}
+    with show_progress() if world.first else nullcontext(no_progress) as progress:
+        for number, task in enumerate(tasks, 1):
+            scores[task.metadata.name] = score_task(encoder, task, batch_size, show, documents)
+            progress("eval: tasks", number, len(tasks))
     if world.size > 1:
         leave()
     return scores
 
 
 def _examples(task: HeldOutTask, count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` queries, the same ones for every model, each with its top 3 passages."""
+    """Return `count` queries, the same for every model, each with its top 3 passages."""
     return [_example(task, i, 3) for i in task.judged.sample(count, seed)]
 
 
 def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:
-    """One query with its right answers and the k passages that were found."""
+    """Return one query with its answers and its top k passages; ranks start at 1."""
     judged, right = task.judged, task.judged.relevant[query_id]
-    found = sorted(task.rankings[query_id].items(), key=lambda item: -item[1])
-    first = next((rank for rank, (i, _) in enumerate(found, 1) if i in right), None)
+    ranking = sorted(task.rankings[query_id].items(), key=lambda item: -item[1])
+    first = next((rank for rank, (i, _) in enumerate(ranking, 1) if i in right), None)
     passages = [
         {"text": bare(judged.documents[i]), "score": round(score, 4), "right": i in right}
-        for i, score in found[:k]
+        for i, score in ranking[:k]
     ]
     return {
         "id": query_id,
@@ -229,5 +228,5 @@ def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, Any]:
-    """What the numbers were made with."""
+    """Return versions, machine, device and threads."""
     return {"device": "cpu", **environment.describe(), "threads": torch.get_num_threads()}

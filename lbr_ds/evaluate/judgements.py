@@ -1,4 +1,4 @@
-"""Held-out records -> queries, documents, and which document answers which query.
+"""Held-out records as queries, documents and relevance judgements.
 
 1. Queries: one per record, after its `instruction`.
 2. Corpus: every positive and negative of every record; a text that occurs twice is one document.
@@ -118,14 +118,14 @@ class Judgements:
 class HeldOut:
     """What a prepared folder asks: a split's judgements, and the record behind each query in order.
 
-    told_by: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
+    facts_in: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
     languages: `data.languages` of the recipe that the data was prepared with.
     """
 
     split: str
     judged: Judgements
     records: list[Record]
-    told_by: str = ""
+    facts_in: str = ""
     languages: tuple[str, ...] = ()
 
 

@@ -61,10 +61,9 @@ class OwnModel(AbsEncoder):
             prompt = self.model_prompts.get(name or "", "")
             instructed = [Instructed(prompt, t) for batch in inputs for t in batch["text"]]
         side: Side = "query" if prompt_type == PromptType.query else "document"
-        progress = bool(kwargs.get("show_progress_bar", False))
 
         def encode(part: list[str]) -> np.ndarray:
-            return self.encoder.encode(part, side, progress=progress)
+            return self.encoder.encode(part, side, progress=self.world.first)
 
         return encode_across_ranks(self.world, instructed, encode)
 

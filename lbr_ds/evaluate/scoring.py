@@ -31,12 +31,20 @@ def score_task(
     show: bool | None = None,
     known: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """One task's scores by mteb, with no result cache; averaged over splits and languages.
+    """Score one task by mteb, without its result cache; averaged over splits and languages.
 
-    For our own task the vectors are measured too, those that mteb's search asked for.
-    show: progress bars; None: where there is a terminal. known: vectors of our own documents by id,
-    used in place of encoding; those that are not there yet are put in.
-    Raises EnvironmentProblem when the task's texts cannot be fetched.
+    Args:
+        encoder: The model.
+        task: A held-out task, whose vectors are measured too, or an official one.
+        batch_size: Texts per forward pass of sentence-transformers models.
+        show: Whether to show mteb's progress bars; None: on a terminal.
+        known: {id: vector} of held-out documents that need no encoding; new ones are added.
+
+    Returns:
+        Scores, "queries" and "documents", as `evaluate` describes them.
+
+    Raises:
+        EnvironmentProblem: The texts of the task cannot be downloaded.
     """
     fetch(task)
     show = sys.stderr.isatty() if show is None else show
@@ -67,16 +75,19 @@ def score_task(
 def recorded(
     encoder: Any, task: HeldOutTask | None, documents: dict[str, np.ndarray] | None = None
 ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
-    """While mteb searches, keep what `encoder` answers: {"query" or "document": {id: vector}}.
+    """Record the vectors that `encoder` returns: {"query" or "document": {id: vector}}.
 
-    task: one of our own; None: nothing is kept. A model of ours gets its texts with their
-    instructions here. documents: what is known of them already, see `score_task`. So the corpus is
-    encoded once for scores, geometry and a second task. Models that are no encoders of single
-    vectors (BM25, late interaction) leave nothing here.
+    An lbr-ds model gets the texts of a held-out task with their instructions. Models without one
+    vector per text (BM25, late interaction) record nothing.
+
+    Args:
+        encoder: The model; its `encode` is replaced meanwhile.
+        task: A held-out task; None: record nothing.
+        documents: Vectors that are known already, see `score_task`.
     """
     seen = {"query": dict[str, np.ndarray](), "document": {} if documents is None else documents}
     encode: Callable[..., Any] | None = getattr(encoder, "encode", None) if task else None
-    told = task if isinstance(encoder, OwnModel) else None
+    instructed = task if isinstance(encoder, OwnModel) else None
 
     def record(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         assert encode is not None
@@ -84,8 +95,8 @@ def recorded(
         known = seen[side]
         if known and all(i in known for i in inputs.dataset["id"]):
             return np.stack([known[i] for i in inputs.dataset["id"]])
-        if told is not None:
-            kwargs["instructed"] = told.texts(side, inputs.dataset["id"])
+        if instructed is not None:
+            kwargs["instructed"] = instructed.texts(side, inputs.dataset["id"])
         vectors = encode(inputs, *args, **kwargs)
         rows = torch.as_tensor(vectors).float().cpu().numpy()
         if rows.ndim == 2:
@@ -98,11 +109,11 @@ def recorded(
         yield seen
     finally:
         if encode is not None:
-            del encoder.encode  # the class's own is in sight again
+            del encoder.encode  # uncovers the method of the class
 
 
 def _geometry(task: HeldOutTask, seen: dict[str, dict[str, np.ndarray]]) -> dict[str, float | None]:
-    """`geometry.measure` of the vectors that were seen."""
+    """Return `geometry.measure` of the recorded vectors."""
     judged = task.judged
     return geometry.measure(
         np.stack([seen["query"][i] for i in judged.queries]),
@@ -112,7 +123,7 @@ def _geometry(task: HeldOutTask, seen: dict[str, dict[str, np.ndarray]]) -> dict
 
 
 def fetch(task: AbsTask) -> None:
-    """Load the texts here, so that a missing network is told apart from a fault in scoring."""
+    """Load the texts of a task, so that a missing network is not taken for a fault in scoring."""
     for part in getattr(task.metadata, "tasks", [task]):  # an aggregate is made of tasks
         try:
             part.load_data()
@@ -125,7 +136,7 @@ def fetch(task: AbsTask) -> None:
 
 
 def _sizes(task: AbsTask) -> dict[str, int | None]:
-    """Number of queries and documents: counted for our own task, else as mteb's tables say."""
+    """Return the numbers of queries and documents; of an official task those of mteb's tables."""
     if isinstance(task, HeldOutTask):
         judged = task.judged
         return {"queries": len(judged.queries), "documents": len(judged.documents)}

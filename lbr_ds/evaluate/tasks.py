@@ -25,11 +25,15 @@ SPLIT = "test"
 class HeldOutTask(AbsTaskRetrieval):
     """An mteb retrieval task over `Judgements`, in memory; keeps each query's score and ranking.
 
-    After a run: `per_query` {query id: ndcg@10}, `rankings` {query id: {document id: score}}.
-    told_by: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
-    wanted: `data.languages`, for mteb's metadata (`languages.py`).
-    instructed: whether mteb gets the texts with the data's instructions before them. Otherwise it
-    gets them bare, and a model that was trained with instructions gets those of `texts`.
+    Attributes:
+        judged: Queries, documents and relevance.
+        facts_in: Under protocol knowledge the fingerprint of the data, whose gl states facts about
+            these queries on purpose; "" otherwise.
+        wanted: `data.languages`, for mteb's metadata (`languages.py`).
+        instructed: Whether mteb gets the texts with the instructions of the data. If not, it gets
+            the bare texts, and an lbr-ds model gets those of `texts`.
+        per_query: After scoring, {query id: nDCG@10}.
+        rankings: After scoring, {query id: {document id: score}}.
     """
 
     k_values = (1, 3, 5, 10, 20, 100)
@@ -38,7 +42,7 @@ class HeldOutTask(AbsTaskRetrieval):
         self,
         name: str,
         judged: Judgements,
-        told_by: str = "",
+        facts_in: str = "",
         wanted: Sequence[str] = (),
         *,
         instructed: bool = False,
@@ -57,13 +61,13 @@ class HeldOutTask(AbsTaskRetrieval):
         )
         super().__init__()
         self.judged = judged
-        self.told_by, self.wanted, self.instructed = told_by, wanted, instructed
+        self.facts_in, self.wanted, self.instructed = facts_in, wanted, instructed
         self.per_query: dict[str, float] = {}
         self.rankings: dict[str, dict[str, float]] = {}
         self.load_data()
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        """Hand mteb the texts; no file and no network."""
+        """Give mteb the texts; needs no file and no network."""
         judged, form = self.judged, str if self.instructed else bare
         queries = [{"id": i, "text": form(t)} for i, t in judged.queries.items()]
         corpus = [{"id": i, "title": "", "text": form(t)} for i, t in judged.documents.items()]
@@ -80,7 +84,7 @@ class HeldOutTask(AbsTaskRetrieval):
         self.data_loaded = True
 
     def texts(self, side: Side, ids: Iterable[str]) -> list[str]:
-        """Queries or documents, each after its instruction, for a model trained with them."""
+        """Return queries or documents with their instructions, for a model trained with them."""
         texts = self.judged.queries if side == "query" else self.judged.documents
         return [texts[i] for i in ids]
 
@@ -92,7 +96,7 @@ class HeldOutTask(AbsTaskRetrieval):
         hf_split: str,
         hf_subset: str,
     ) -> dict[str, float]:
-        """mteb's hook after scoring; the texts need not be encoded again for the report."""
+        """Keep the scores and rankings; mteb calls this after scoring."""
         self.per_query = {i: round(s["ndcg_cut_10"], 5) for i, s in scores.items()}
         self.rankings = results
         return {}
@@ -101,11 +105,18 @@ class HeldOutTask(AbsTaskRetrieval):
 def held_out_tasks(
     data: Path | str, *, max_queries: int | None = None, seed: int = 0, instructed: bool = False
 ) -> list[HeldOutTask]:
-    """The tasks of a prepared folder or its URL: `NAME-eval`, and under protocol knowledge
-    `NAME-control` over the same documents.
+    """Return the held-out tasks of prepared data: `NAME-eval`, and `NAME-control` if there is one.
 
-    max_queries: at most so many queries of each, drawn by `seed`. instructed: see `HeldOutTask`.
-    Raises DataError when a split is missing or holds no query.
+    Under protocol knowledge there is a control, over the same documents.
+
+    Args:
+        data: A prepared folder or its URL.
+        max_queries: Use this many queries of each, drawn by `seed`; None: all.
+        seed: Of the sample.
+        instructed: See `HeldOutTask`.
+
+    Raises:
+        DataError: A split is missing or holds no query.
     """
     tasks = []
     for part in read_held_out(data):
@@ -113,12 +124,12 @@ def held_out_tasks(
         if max_queries is not None:
             own = own.choose(own.sample(max_queries, seed))
         name = f"{Path(public_url(data)).resolve().name}-{part.split}"
-        tasks.append(HeldOutTask(name, own, part.told_by, part.languages, instructed=instructed))
+        tasks.append(HeldOutTask(name, own, part.facts_in, part.languages, instructed=instructed))
     return tasks
 
 
 def split_names(text: str) -> list[str]:
-    """`A,B(x, v1),C` -> [`A`, `B(x, v1)`, `C`]: mteb's benchmark names hold commas themselves."""
+    """Split `A,B(x, v1),C` into [`A`, `B(x, v1)`, `C`]: names of benchmarks may hold commas."""
     names, depth, start = [], 0, 0
     for place, letter in enumerate(text + ","):
         depth += (letter == "(") - (letter == ")")
@@ -129,16 +140,18 @@ def split_names(text: str) -> list[str]:
 
 
 def official_tasks(names: Iterable[str]) -> list[AbsTask]:
-    """The tasks with these names; the name of a benchmark stands for all of its tasks.
+    """Return the tasks with these names, each once; a benchmark's name means all of its tasks.
 
-    Reads mteb's registry only; data is fetched when a task runs. A task named twice comes once.
-    Raises ConfigError for an unknown name and for a task that is not about text.
+    Data is downloaded when a task is scored, not here.
+
+    Raises:
+        ConfigError: A name is unknown, or a task is not about text only.
     """
     benchmarks = {}
     for benchmark in mteb.get_benchmarks():
         for name in (benchmark.name, *(benchmark.aliases or ())):
             benchmarks[name] = benchmark
-    found: dict[str, AbsTask] = {}
+    tasks: dict[str, AbsTask] = {}
     for name in names:
         try:
             members = benchmarks[name].tasks if name in benchmarks else mteb.get_tasks([name])
@@ -146,13 +159,13 @@ def official_tasks(names: Iterable[str]) -> list[AbsTask]:
             raise ConfigError(f"unknown task {name!r}; {_nearest(name, benchmarks)}") from None
         for task in members:
             if set(task.modalities) != {"text"}:
-                raise ConfigError(f"task {task.metadata.name!r} is not text alone; leave it out")
-            found.setdefault(task.metadata.name, task)
-    return list(found.values())
+                raise ConfigError(f"task {task.metadata.name!r} is not about text only; remove it")
+            tasks.setdefault(task.metadata.name, task)
+    return list(tasks.values())
 
 
 def _nearest(name: str, benchmarks: Iterable[str]) -> str:
-    """Up to four names that look like `name`, without regard to case, benchmarks first."""
+    """Return up to four similar names, ignoring case, benchmarks first."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mteb warns once for each of its beta tasks
         tasks = mteb.get_tasks(exclude_superseded=False, exclude_private=False, exclude_beta=False)

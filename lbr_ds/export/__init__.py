@@ -1,7 +1,7 @@
-"""A checkpoint -> a folder that transformers, sentence-transformers, MTEB and servers load as is.
+"""Export a checkpoint as a folder that transformers, sentence-transformers and servers load.
 
 With a fixed number of bottleneck tokens the model is "append K tokens, take the last state,
-normalise": the tokenizer appends them, so no code of ours is needed to use it.
+normalise": the tokenizer appends them, so the folder needs no code of lbr-ds.
 
 Before the folder appears under its name, the same texts go through the trainer's encoder, from the
 weights as they were trained, and through sentence-transformers and onnxruntime, from the folder.
@@ -28,6 +28,7 @@ from lbr_ds.export.prove import TOLERANCE, proof_texts, prove
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.rope import write_legacy_rope
 from lbr_ds.system.atomic import atomic_folder
+from lbr_ds.system.progress import show_progress
 
 __all__ = ["TOLERANCE", "export", "proof_texts", "prove"]
 
@@ -60,21 +61,17 @@ def export(
     if onnx or int8:
         check_installed()
     source, card = _find(place)
-    with atomic_folder(out) as part:
+    with show_progress() as progress, atomic_folder(out) as part:
+        progress("export", 0, 3)
         shutil.copytree(
             source, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_NOT_COPIED)
         )
         write_weights(source, part, causal_lm=causal_lm)
         needs = _needs(write_legacy_rope(part))
         write_sentence_transformers(part, card)
-        parity = prove(source, part)
-        if not parity["largest_difference"] <= TOLERANCE:  # also when it is NaN
-            raise InternalError(
-                f"{out}: not exported, because the exported vectors differ from the trainer's by "
-                f"{parity['largest_difference']:.2e} (limit {TOLERANCE:.0e}); this is a bug in "
-                "lbr-ds for this backbone, please report it"
-            )
-        parity["needs"] = needs
+        progress("export", 1, 3)
+        parity = {**_proved(source, part, out), "needs": needs}
+        progress("export", 2, 3)
         if onnx or int8:
             write_onnx(part, int8=int8)
             parity["onnx"] = prove_onnx(part, parity["texts"], np.array(parity["vectors"]))
@@ -86,11 +83,24 @@ def export(
         runs.seal_folder(part, leave=("README.md",))  # the card is its user's to edit
         for path in part.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved for their owner only
+        progress("export", 3, 3)
+    return parity
+
+
+def _proved(source: Path, part: Path, out: Path) -> dict[str, Any]:
+    """Return `prove`'s result. Raises InternalError when the vectors differ."""
+    parity = prove(source, part)
+    if not parity["largest_difference"] <= TOLERANCE:  # also when it is NaN
+        raise InternalError(
+            f"{out}: not exported, because the exported vectors differ from the trainer's by "
+            f"{parity['largest_difference']:.2e} (limit {TOLERANCE:.0e}); this is a bug in "
+            "lbr-ds for this backbone, please report it"
+        )
     return parity
 
 
 def _find(place: Path) -> tuple[Path, Card]:
-    """The model folder to export and its card."""
+    """Return the model folder to export and its card."""
     source = runs.model_folder(place)
     if source == place / "backbone":
         raise CheckpointError(f"{place} has trained nothing yet; export {source} if you mean that")
@@ -104,7 +114,7 @@ def _find(place: Path) -> tuple[Path, Card]:
 
 
 def _needs(lacks: str) -> str:
-    """What a user of the folder must know before loading it; empty when there is nothing."""
+    """Return what a user must know before loading the folder; "" for nothing."""
     if not lacks:
         return ""
     return (

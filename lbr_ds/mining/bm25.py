@@ -7,7 +7,7 @@ word of each passage, and 4 bytes a passage for the query in hand.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import bm25s
 import numpy as np
@@ -15,14 +15,13 @@ import numpy as np
 from lbr_ds.corpora.curate.segmentation import words
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking, best
+from lbr_ds.system.progress import Progress, no_progress
 
-Progress = Callable[[str, int, int | None], None]
 # bm25s 0.3 sets its own logger to DEBUG and tells each step.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
-_EVERY = 500  # queries between two calls of progress
 
 
-def rank(pool: Pool, count: int, progress: Progress | None = None) -> Iterator[Ranking]:
+def rank(pool: Pool, count: int, progress: Progress = no_progress) -> Iterator[Ranking]:
     """The `count` best passages for each query of the pool, in the order of its queries.
 
     A passage that shares no word with the query has score 0 and is not found.
@@ -43,5 +42,4 @@ def rank(pool: Pool, count: int, progress: Progress | None = None) -> Iterator[R
         scores[pool.banned(number)] = -np.inf
         scores[scores == 0] = -np.inf
         yield Ranking(*best(scores, everything, count), positive)
-        if progress and (number + 1) % _EVERY == 0:
-            progress("bm25", number + 1, len(pool.queries))
+        progress("bm25", number + 1, len(pool.queries))

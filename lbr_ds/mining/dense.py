@@ -12,7 +12,7 @@ installed. Encoding the texts takes far longer than either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking, best
 from lbr_ds.mining.vectors import Vectors
+from lbr_ds.system.progress import Progress, no_progress
 
 QUERIES = 1024  # at once
 BLOCKS = 8  # of passages that are scored before the best are taken
-Progress = Callable[[str, int, int | None], None]
 
 
 def rank(
-    pool: Pool, queries: Vectors, passages: Vectors, count: int, progress: Progress | None = None
+    pool: Pool, queries: Vectors, passages: Vectors, count: int, progress: Progress = no_progress
 ) -> Iterator[Ranking]:
     """The `count` best passages for each query of the pool, in the order of its queries."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,8 +46,7 @@ def rank(
                 found[i] = _merge(*found[i], scores[i], first, count)
         for i, number in enumerate(numbers):
             yield Ranking(*found[i], positive_score(pool, queries, passages, int(number)))
-        if progress:
-            progress("search", int(numbers[-1]) + 1, total)
+        progress("search", int(numbers[-1]) + 1, total)
 
 
 def _scores(rows: torch.Tensor, passages: Vectors) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -39,7 +39,7 @@ from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.system.atomic import check_replaceable, recover
 from lbr_ds.system.locks import lock_folder
-from lbr_ds.system.progress import Progress
+from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 EXAMPLES = 10
@@ -48,7 +48,7 @@ _CHARS = 600  # of a text shown in the audit
 
 
 def mine(
-    run: RunConfig, progress: Progress | None = None, world: World = ALONE
+    run: RunConfig, progress: Progress = no_progress, world: World = ALONE
 ) -> dict[str, Any] | None:
     """Add hard negatives to the cl records of `run.data.folder`, after those that they came with.
 
@@ -70,7 +70,7 @@ def mine(
         return _mine(run, folder, progress)
 
 
-def _mine(run: RunConfig, folder: Path, progress: Progress | None) -> dict[str, Any]:
+def _mine(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     manifest = Manifest.load(folder)
     encoders = _encoders(run.mining)
     fingerprint = _fingerprint(run, manifest, encoders)
@@ -85,7 +85,7 @@ def _mine(run: RunConfig, folder: Path, progress: Progress | None) -> dict[str, 
     return {**audit, "reused": False}
 
 
-def encode(run: RunConfig, world: World, progress: Progress | None = None) -> None:
+def encode(run: RunConfig, world: World, progress: Progress = no_progress) -> None:
     """The models' vectors for `mine`, which finds them on disk: each rank of `world` its share.
 
     Called on every rank; they part when all vectors are there. Without a model in the recipe, or
@@ -164,7 +164,7 @@ def _search(
     pool: Pool,
     encoders: dict[str, Encoder],
     work: Path,
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[Chooser, list[list[Negative]]]:
     """Rank and choose, one query after the other; returns the negatives of each."""
     last = run.mining.ranks[1]

@@ -39,7 +39,7 @@ def rewrite(
     records: Sequence[Record],
     audit: dict[str, Any],
     records_per_shard: int,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Put `records` (in file order) into cl of `manifest.folder`, and `audit` into mining.json.
 

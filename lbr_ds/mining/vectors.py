@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from lbr_ds.distributed import World
 from lbr_ds.encoder import Encoder
 from lbr_ds.instructions import Side, instruction_of
 from lbr_ds.system.atomic import atomic_file
+from lbr_ds.system.progress import Progress, no_progress
 
 ROWS = 1024  # texts a block; also what a killed run may lose
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def embed(
     encoder: Encoder,
     side: Side,
     work: Path,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Vectors:
     """The vectors of `texts` (at least one); blocks that a former run left are used.
 
@@ -62,8 +62,7 @@ def embed(
     for first in range(0, len(texts), ROWS):
         part = list(texts[first : first + ROWS])
         blocks.append(_block(folder, first // ROWS, part, encoder, side))
-        if progress:
-            progress(f"encode {side} ({encoder.name})", first + len(part), len(texts))
+        progress(f"encode {side} ({encoder.name})", first + len(part), len(texts))
     return Vectors(blocks, len(texts))
 
 
@@ -73,7 +72,7 @@ def embed_share(
     side: Side,
     work: Path,
     world: World,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Of the blocks that `embed` would make those of this rank: every `world.size`-th.
 
@@ -83,8 +82,7 @@ def embed_share(
     for first in range(world.rank * ROWS, len(texts), world.size * ROWS):
         part = list(texts[first : first + ROWS])
         _block(folder, first // ROWS, part, encoder, side)
-        if progress:
-            progress(f"encode {side} ({encoder.name})", first + len(part), len(texts))
+        progress(f"encode {side} ({encoder.name})", first + len(part), len(texts))
 
 
 def _block(

@@ -12,6 +12,7 @@ from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.complete import check_positions, load_causal
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.system.environment import cpu_lacks_bf16
+from lbr_ds.system.progress import Progress, no_progress
 
 _BATCH_TOKENS = {False: 2048, True: 16384}  # on a CPU more leave its cache and gain nothing
 
@@ -49,7 +50,10 @@ class PackedEncoder:
 
     @torch.inference_mode()
     def encode(
-        self, texts: list[str], batch_tokens: int | None = None, progress: bool = False
+        self,
+        texts: list[str],
+        batch_tokens: int | None = None,
+        progress: Progress = no_progress,
     ) -> np.ndarray:
         """(N, D) float32, unit length, in the order of `texts`.
 
@@ -65,18 +69,15 @@ class PackedEncoder:
         # The copy to the host waits for the device; a batch late, so that the next one is packed
         # and on its way meanwhile.
         done: list[tuple[list[int], torch.Tensor]] = []
-        for chosen in _tracked(batches) if progress else batches:
+        count = 0
+        for chosen in batches:
             batch = pack([sequences[i] for i in chosen]).to(self.device)
             done.append(([order[i] for i in chosen], self.model(batch)))
+            count += len(chosen)
+            progress("encode", count, len(texts))
             if len(done) > 1:
                 places, found = done.pop(0)
                 vectors[places] = found.cpu().numpy()
         for places, found in done:
             vectors[places] = found.cpu().numpy()
         return vectors
-
-
-def _tracked(batches: list[list[int]]) -> list[list[int]]:
-    from rich.progress import track
-
-    return track(batches, description="encode")  # type: ignore[return-value]

@@ -33,7 +33,6 @@ from lbr_ds.shards import Manifest
 from lbr_ds.system.atomic import write_json, write_text
 from lbr_ds.system.children import run_verb
 from lbr_ds.system.locks import lock_folder
-from lbr_ds.system.progress import show_progress
 
 __all__ = ["PAPER", "TABLES", "command", "list_jobs", "reproduce"]
 
@@ -148,22 +147,19 @@ def _reproduce(request: _Request, only: int | None) -> dict[str, Any] | None:
         if not 0 <= only < len(jobs):
             raise ConfigError(f"--only {only}: {request.name} has jobs 0 to {len(jobs) - 1}")
         jobs = [jobs[only]]
-    with show_progress() as progress:
-        missing = [job for job in jobs if not job.trained()]
-        for number, job in enumerate(missing, 1):
-            log.info("== training %d of %d: %s", number, len(missing), job.folder.name)
-            _train(job, request.nproc)
-            progress("reproduce: train", number, len(missing))
-        notes = []
-        for number, job in enumerate(jobs, 1):
-            if note := _score(job, request.max_queries, table.generation):
-                notes.append(note)
-            progress("reproduce: score", number, len(jobs))
+    missing = [job for job in jobs if not job.trained()]
+    for number, job in enumerate(missing, 1):
+        log.info("== training %d of %d: %s", number, len(missing), job.folder.name)
+        _train(job, request.nproc)
+    unscored = [job for job in jobs if not job.scored(request.max_queries, table.generation)]
+    notes = []
+    for number, job in enumerate(unscored, 1):
+        log.info("== scoring %d of %d: %s", number, len(unscored), job.folder.name)
+        if note := _score(job, request.max_queries, table.generation):
+            notes.append(note)
     if only is not None:
         return None
-    result = collect(
-        request.name, table, rows, request.run, request.root, list(filter(None, notes))
-    )
+    result = collect(request.name, table, rows, request.run, request.root, notes)
     result |= {"folder": str(request.folder), "command": request.command}
     plot_result(result, table, request.folder / "result.png")
     write_text(request.folder / "RESULT.md", render(result, table))
@@ -275,15 +271,9 @@ def _train(job: Job, nproc: int | None) -> None:
 
 
 def _score(job: Job, max_queries: int | None, generation: bool) -> str:
-    """Score a job's model unless that was done.
-
-    Returns why a model of others was left out, else "".
-    """
-    if job.scored(max_queries, generation):
-        return ""
+    """Score a job's model; return why a model of others was left out, else ""."""
     from lbr_ds.evaluate import EvalOptions, evaluate
 
-    log.info("== scoring %s", job.folder.name)
     options = EvalOptions(max_queries=max_queries, generation=generation and not job.model)
     try:
         evaluate(job.scored_model, data=job.run.data.folder, output=job.scores, options=options)
