@@ -1,7 +1,7 @@
-"""Two models' scores, query by query -> by how much they differ, and how sure that is.
+"""Compare two models by their scores of single queries: a paired bootstrap.
 
-Paired bootstrap over queries: the queries are drawn again with replacement, the same ones for both
-models, so what makes a query hard for either cancels out. Numpy only: reports use it too.
+Queries are drawn with replacement, the same ones for both models, so what makes a query hard for
+both cancels out. This module needs numpy only, because reports use it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _DRAWN_AT_ONCE = 4_000_000  # numbers: 32 MB
 
 @dataclass(frozen=True)
 class Comparison:
-    """a minus b: the mean difference, its 95 % interval, and the two-sided p of no difference."""
+    """The mean of a minus b, its 95 % interval, and the two-sided p-value of no difference."""
 
     difference: float
     low: float
@@ -29,10 +29,18 @@ class Comparison:
 def compare(
     a: Mapping[str, float], b: Mapping[str, float], resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison | None:
-    """a against b over the queries that both have ({query id: score}); None below two of them.
+    """Compare a with b over the queries that both have.
 
-    The interval is the bootstrap's 2.5 % to 97.5 % quantile. p is twice the share of resamples
-    whose mean has the other sign (or is 0), counted with one added, so never 0 and at most 1.
+    Args:
+        a: {query id: score}.
+        b: {query id: score}.
+        resamples: Number of bootstrap samples.
+        seed: Of the samples.
+
+    Returns:
+        The interval is the bootstrap's 2.5 % to 97.5 % quantile. p is twice the share of resamples
+        whose mean has the other sign or is 0, counted with one added, so it is never 0 and at most
+        1. None for fewer than two common queries.
     """
     shared = [i for i in a if i in b]
     if len(shared) < 2:
@@ -42,7 +50,7 @@ def compare(
 
 
 def _comparison(difference: float, means: np.ndarray, queries: int) -> Comparison:
-    """means: (resamples,) of the difference."""
+    """Return the comparison; means: (resamples,) of the difference."""
     low, high = np.quantile(means, [0.025, 0.975])
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p = min(1.0, 2 * (tail + 1) / (len(means) + 1))
@@ -55,10 +63,18 @@ def compare_gains(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison | None:
-    """How much more `a` gains over `b` on one set of queries than on another; each set is (a, b).
+    """Compare the gain of a over b on one set of queries with that on another set.
 
-    As `compare`, but the two sets have no query in common and are drawn independently; queries: of
-    both. None below two queries in either.
+    The sets have no query in common and are drawn independently; otherwise as `compare`.
+
+    Args:
+        ours: Scores (a, b) on the first set.
+        theirs: Scores (a, b) on the second set.
+        resamples: Number of bootstrap samples.
+        seed: Of the samples.
+
+    Returns:
+        The first gain minus the second; None for fewer than two queries in either set.
     """
     sets = [[a[i] - b[i] for i in a if i in b] for a, b in (ours, theirs)]
     if min(map(len, sets)) < 2:
@@ -71,7 +87,7 @@ def compare_gains(
 def interval(
     scores: Mapping[str, float], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95 % interval of the mean of {query id: score}; None below two queries."""
+    """Return the 95 % interval of the mean of {query id: score}; None for one query or none."""
     if len(scores) < 2:
         return None
     means = resampled_means(np.array(list(scores.values())), resamples, seed)
@@ -80,7 +96,7 @@ def interval(
 
 
 def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(resamples,) means of `values` (n,), each over n of them drawn with replacement."""
+    """Return (resamples,) means of `values` (n,), each over n values drawn with replacement."""
     return np.concatenate(list(_means(values, resamples, np.random.default_rng(seed))))
 
 

@@ -1,13 +1,13 @@
-"""A model of ours and the tasks -> a refusal when the model was trained on their texts.
+"""Refuse to score an lbr-ds model on texts that it was trained on.
 
-Checkpoints and exports carry the hashes of the texts of every dataset that they were trained on, by
-this stage and those before it (`corpora/curate/trained_texts.py`). The queries and the passages
-that answer them are looked up, normalised. A model without hashes is not checked; a dataset of its
+Checkpoints and exports carry hashes of the texts of every dataset that they were trained on, in all
+stages so far (`corpora/curate/trained_texts.py`). The queries of a task and the passages that
+answer them are looked up, normalised. A model without hashes is not checked; a dataset of its
 history whose hashes are missing is named in the log.
 
-Under protocol knowledge gl states facts of what eval asks, and may do so in eval's own words. So
-the texts of that very data are left out for its eval, of which `prepare` has proved that nothing is
-in cl. They count for its control, and the model's other data counts for both.
+Under protocol knowledge, gl states facts about the queries of eval, possibly in the same words. So
+the training texts of that data are ignored for its own eval, which shares no text with cl, as
+`prepare` verified. They count for its control, and the model's other data counts for both.
 """
 
 from __future__ import annotations
@@ -32,13 +32,22 @@ _EXAMPLES, _CHARS = 2, 60
 def check_overlap(
     model: str, tasks: Sequence[AbsTask], allow: bool, fetch: Callable[[AbsTask], None]
 ) -> dict[str, Any]:
-    """How many texts of each retrieval task `model` was trained on; {} when none is.
+    """Count the texts of each retrieval task that `model` was trained on.
 
-    fetch: loads a task's texts. Raises DataError that names the numbers, two of the texts and the
-    cure, unless `allow`.
+    Args:
+        model: As for `load_model`.
+        tasks: The tasks that will be scored.
+        allow: Whether overlap is allowed.
+        fetch: Loads a task's texts.
+
+    Returns:
+        {task: {"queries", "passages"}} of the tasks with overlap.
+
+    Raises:
+        DataError: There is overlap and `allow` is false.
     """
     trained = texts_trained_on(model)
-    found: dict[str, Any] = {}
+    overlap: dict[str, Any] = {}
     for task in tasks if trained else ():
         facts_in = task.facts_in if isinstance(task, HeldOutTask) else ""
         seen = [texts for texts in trained if not facts_in or texts.prepared != facts_in]
@@ -51,18 +60,18 @@ def check_overlap(
         if not any(shared for shared, _ in counts.values()):
             continue
         if not allow:
-            told = " and ".join(f"{n} of {total} {kind}" for kind, (n, total) in counts.items())
+            shares = " and ".join(f"{n} of {total} {kind}" for kind, (n, total) in counts.items())
             raise DataError(
-                f"{model} was trained on texts of {task.metadata.name}: {told}, such as "
+                f"{model} was trained on texts of {task.metadata.name}: {shares}, such as "
                 f"{' and '.join(map(repr, examples))} (data {', '.join(data)}); score it on "
                 "texts that it has not seen, or add --allow-overlap"
             )
-        found[task.metadata.name] = {kind: n for kind, (n, _) in counts.items()}
-    return found
+        overlap[task.metadata.name] = {kind: n for kind, (n, _) in counts.items()}
+    return overlap
 
 
 def texts_trained_on(model: str) -> list[trained_texts.TrainedTexts]:
-    """The training texts of a run, a checkpoint or an export of ours, by dataset.
+    """Return the hashed training texts of an lbr-ds model, one entry per dataset.
 
     Empty for any other model. Datasets without hashes are named in the log.
     """
@@ -88,8 +97,12 @@ def texts_trained_on(model: str) -> list[trained_texts.TrainedTexts]:
 def _shared(
     task: AbsTask, trained: Sequence[trained_texts.TrainedTexts]
 ) -> tuple[dict[str, tuple[int, int]], list[str], list[str]]:
-    """{"queries": (shared, all), "passages": (shared, all)}, examples of what is shared, and the
-    fingerprints of the data that it is shared with."""
+    """Return what a task shares with training texts.
+
+    Returns:
+        {"queries": (shared, all), "passages": (shared, all)}, examples of shared texts, and the
+        fingerprints of the data that holds them.
+    """
     texts: dict[str, set[str]] = {"queries": set(), "passages": set()}
     for part in getattr(task.metadata, "tasks", [task]):  # an aggregate is made of tasks
         if isinstance(part, AbsTaskRetrieval):
@@ -110,7 +123,7 @@ def _shared(
 
 
 def _texts(task: AbsTaskRetrieval) -> Iterator[tuple[str, Iterable[str]]]:
-    """The queries that are asked and the passages that answer one of them."""
+    """Yield the queries, and the passages that answer one of them."""
     for subset in task.dataset.values():
         for data in subset.values():
             answers = {i for right in data["relevant_docs"].values() for i, n in right.items() if n}

@@ -108,8 +108,7 @@ def evaluate(
         EnvironmentProblem: A model or a task's texts cannot be downloaded.
     """
     resolved = resolve_model(model)
-    if options.generation or options.states:
-        _check_inspectable(model, resolved, data)
+    _check_inspectable(model, resolved, data, options)
     started = time.perf_counter()
     chosen = _choose_tasks(data, tasks, options, options.instructed and not resolved.ours)
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
@@ -128,8 +127,7 @@ def evaluate(
     }
     if held_out:
         result["protocol"] = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
-    if overlap:
-        result["overlap"] = overlap
+    result |= {"overlap": overlap} if overlap else {}
     if options.examples and held_out:
         result["examples"] = _examples(held_out[0], options.examples, options.seed)
     if world.first:
@@ -139,9 +137,11 @@ def evaluate(
     return result
 
 
-def _check_inspectable(model: str, resolved: ResolvedModel, data: Path | str | None) -> None:
-    """Raise ConfigError unless the model's own code can generate and give its states."""
-    if not resolved.ours or data is None:
+def _check_inspectable(
+    model: str, resolved: ResolvedModel, data: Path | str | None, options: EvalOptions
+) -> None:
+    """Raise ConfigError unless what was requested beyond retrieval scores can be computed."""
+    if (options.generation or options.states) and not (resolved.ours and data is not None):
         raise ConfigError(
             f"{model}: --generation and --states need a run, a checkpoint or a folder of lbr-ds, "
             "and --data; leave them out for other models"

@@ -1,14 +1,14 @@
 """Held-out records as queries, documents and relevance judgements.
 
-1. Queries: one per record, after its `instruction`.
-2. Corpus: every positive and negative of every record; a text that occurs twice is one document.
-   Under protocol knowledge (`corpora/curate/knowledge.py`) it is one for two tasks, eval and
-   control, and has the answers of cl too. Instructions make no text another one: a document has
-   that of the first record that holds it.
-3. Relevant: the record's own positives, and those of records of its group that ask the same thing
-   (a chemical with three uses is three records with one query: each use is right for all three).
+1. Queries: one per record, with its instruction.
+2. Documents: every positive and negative of every record. A text that occurs twice is one document;
+   instructions do not make texts differ, and a document has that of the first record that holds it.
+   Under protocol knowledge (`corpora/curate/knowledge.py`) the tasks eval and control share the
+   documents, which include the answers of cl.
+3. Relevant: the record's own positives, and those of records of its group with the same query (a
+   chemical with three uses is three records with one query: each use is relevant for all three).
 
-No mteb here: training judges by the same definition, and must not wait for its import.
+This module does not import mteb, because training evaluates by the same definition.
 """
 
 from __future__ import annotations
@@ -31,11 +31,17 @@ from lbr_ds.system.urls import CACHE_GIB, is_url, public_url
 
 @dataclass
 class Judgements:
-    """Texts with ids, and which document answers which query.
+    """Texts with ids, and which document is relevant for which query.
 
-    mates: for each query the documents of its whole group, its own among them: an answer to
-    another question of the group is neither right nor wrong. Texts are `Instructed`: what a model
-    trained on the data encodes; `bare` gives what any other model is asked.
+    Texts are `Instructed`, as a model trained on the data encodes them; `bare` gives the texts for
+    any other model.
+
+    Attributes:
+        queries: {query id: text}.
+        documents: {document id: text}.
+        relevant: {query id: {document id: 1}}.
+        mates: {query id: {document id: 1}} of the documents of the query's whole group: the answer
+            to another question of the group is neither relevant nor irrelevant.
     """
 
     queries: dict[str, str] = field(default_factory=dict)
@@ -45,9 +51,11 @@ class Judgements:
 
     @classmethod
     def of(cls, records: Iterable[Record], others: Iterable[str] = ()) -> Judgements:
-        """Number the texts of `records` in the order in which they come.
+        """Return the judgements of `records`, in their order.
 
-        others: documents that answer none of them.
+        Args:
+            records: Records with queries.
+            others: Further documents, which are relevant for none of them.
         """
         judged = cls()
         document_ids: dict[str, str] = {}
@@ -65,7 +73,7 @@ class Judgements:
             numbers = [document(record.told(text)) for text in passages]
             query_id = record.id if record.id not in judged.queries else _next(record, judged)
             judged.queries[query_id] = record.asked()
-            # The dict is shared by all records with one key, so later positives reach them too.
+            # All records with one question share this dict, so later positives reach them, too.
             judged.relevant[query_id] = answers[_question(record, query_id)]
             group = groups[record.group] if record.group else judged.relevant[query_id]
             judged.mates[query_id] = group
@@ -75,25 +83,25 @@ class Judgements:
             document(text)
         return judged
 
-    def choose(self, query_ids: Iterable[str]) -> Judgements:
-        """The same documents, fewer queries."""
+    def select(self, query_ids: Iterable[str]) -> Judgements:
+        """Return the judgements of these queries; the documents stay."""
         kept = list(query_ids)
         queries = {i: self.queries[i] for i in kept}
         relevant, mates = ({i: part[i] for i in kept} for part in (self.relevant, self.mates))
         return Judgements(queries, self.documents, relevant, mates)
 
     def sample(self, count: int, seed: int) -> list[str]:
-        """`count` query ids, the same ones for every model, in the order of the data."""
+        """Return `count` query ids drawn by `seed`, in the order of the data."""
         ids = list(self.queries)
         if count >= len(ids):
             return ids
         chosen = set(random.Random(seed).sample(ids, count))
         return [i for i in ids if i in chosen]
 
-    def narrow(self, count: int, seed: int) -> Judgements:
-        """The same queries among at most `count` documents: the relevant ones, others drawn.
+    def limit_documents(self, count: int, seed: int) -> Judgements:
+        """Return the same queries with at most `count` documents: the relevant ones, others drawn.
 
-        More than `count` only where there are more relevant ones.
+        There are more than `count` only if more documents are relevant.
         """
         if count >= len(self.documents):
             return self
@@ -104,8 +112,8 @@ class Judgements:
         mates = {q: {i: 1 for i in own if i in kept} for q, own in self.mates.items()}
         return Judgements(self.queries, documents, self.relevant, mates)
 
-    def places(self) -> tuple[list[list[int]], list[list[int]]]:
-        """For each query, where its relevant documents, and its mates, stand among `documents`."""
+    def document_indices(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Return for each query the indices in `documents` of the relevant ones and of `mates`."""
         place = {document: n for n, document in enumerate(self.documents)}
         own, mates = (
             [[place[i] for i in part[query]] for query in self.queries]
@@ -116,10 +124,14 @@ class Judgements:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a prepared folder asks: a split's judgements, and the record behind each query in order.
+    """A held-out split of prepared data.
 
-    facts_in: the fingerprint of the data whose gl states facts of what is asked, by its protocol.
-    languages: `data.languages` of the recipe that the data was prepared with.
+    Attributes:
+        split: Its name.
+        judged: Its judgements.
+        records: The record of each query, in order.
+        facts_in: See `HeldOutTask`.
+        languages: `data.languages` of the recipe that the data was prepared with.
     """
 
     split: str
@@ -130,10 +142,16 @@ class HeldOut:
 
 
 def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOut]:
-    """The `eval` split of a prepared folder or its URL; under protocol knowledge `control` too.
+    """Read the `eval` split of prepared data, and under protocol knowledge `control`.
 
-    Both have the same documents. cache_gib: see `Manifest.load`. Raises DataError when a split is
-    missing or has no query.
+    Both have the same documents.
+
+    Args:
+        data: A prepared folder or its URL.
+        cache_gib: See `Manifest.load`.
+
+    Raises:
+        DataError: A split is missing or has no query.
     """
     from lbr_ds.shards import Manifest, read_split
 
@@ -157,7 +175,7 @@ def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOu
     return [
         HeldOut(
             name,
-            judged.choose(islice(ids, len(records))),
+            judged.select(islice(ids, len(records))),
             records,
             manifest.prepared if knowledge and name == "eval" else "",
             languages,
@@ -171,7 +189,7 @@ def _languages(curation: bytes | None) -> tuple[str, ...]:
 
 
 def _next(record: Record, judged: Judgements) -> str:
-    """An id for a record whose id another corpus uses too."""
+    """Return an id for a record whose id another corpus uses, too."""
     number = 2
     while f"{record.id}#{number}" in judged.queries:
         number += 1
@@ -179,7 +197,7 @@ def _next(record: Record, judged: Judgements) -> str:
 
 
 def _question(record: Record, query_id: str) -> Any:
-    """Equal for records of one group that ask the same thing; a record without group is alone."""
+    """Return a key that is equal for records of one group with the same query."""
     if not record.group:
         return query_id
     return record.group, record.instruction, " ".join(record.query.casefold().split())

@@ -1,13 +1,13 @@
-"""Which state is the embedding: retrieval by layer and by what is read of it.
+"""Score retrieval with the hidden states of every layer, pooled in several ways.
 
-A stage's loss reaches some states and not others (stage 1: mostly keys and values of B), so the
-best state need not be the one that `model/embedder.py` reads. Layer 0 is the embedding itself, the
-last one comes after the final norm. Of each layer:
+A stage's loss trains some states and not others (stage 1: mostly keys and values of B), so the
+best state need not be the one that `model/embedder.py` uses. Layer 0 is the embedding table's
+output, the last layer comes after the final norm. Of each layer:
 
-| read         |                                                              |
+| pooling      |                                                              |
 |--------------|--------------------------------------------------------------|
-| `last`       | the last token: the last B, without a bottleneck the end     |
-| `bottleneck` | the mean over the K bottleneck tokens, where there are some  |
+| `last`       | the last token: the last of B, or the end token without B    |
+| `bottleneck` | the mean over the K bottleneck tokens, if there are several  |
 | `mean`       | the mean over all tokens                                     |
 """
 
@@ -33,22 +33,24 @@ _BATCH_TOKENS = 2048
 
 
 def score_layers(folder: Path, judged: Judgements) -> list[dict[str, Any]]:
-    """A row for each layer and reading; folder: one with `lbr.json`.
+    """Score each layer and pooling of a model folder.
 
-    Returns [{"layer", "read", "recall_at_10", "ndcg_at_10", "separation_ratio"}]. All states of all
-    texts are held in half precision: layers x readings x texts x hidden size x 2 bytes.
+    All states of all texts are held in half precision: layers x poolings x texts x hidden size x 2
+    bytes.
+
+    Returns:
+        [{"layer", "read": pooling, "recall_at_10", "ndcg_at_10", "separation_ratio"}].
     """
     from lbr_ds.model.encoder import PackedEncoder
 
     model = PackedEncoder(folder)
     queries = states(model, list(judged.queries.values()))
     documents = states(model, list(judged.documents.values()))
-    places = judged.places()
+    places = judged.document_indices()
     rows = []
     for read, layers in queries.items():
         for layer, vectors in enumerate(zip(layers, documents[read], strict=True)):
-            asking, found = map(geometry.normalised, vectors)
-            ratio = geometry.separation_ratio(asking, found, *places)
+            ratio = geometry.separation_ratio(*map(geometry.normalised, vectors), *places)
             scores = {**rank_scores(*vectors, judged), "separation_ratio": ratio}
             figures = {k: round(v, 5) if math.isfinite(v) else None for k, v in scores.items()}
             rows.append({"layer": layer, "read": read, **figures})
@@ -57,7 +59,7 @@ def score_layers(folder: Path, judged: Judgements) -> list[dict[str, Any]]:
 
 @torch.inference_mode()
 def states(model: PackedEncoder, texts: list[str]) -> dict[str, np.ndarray]:
-    """Reading: (layers + 1, N, D) float16, of unit length, in the order of `texts`."""
+    """Return {pooling: (layers + 1, N, D) float16, normalised}, in the order of `texts`."""
     sequences = model.texts.embed(texts)
     own = model.card.num_bottleneck
     config = model.model.backbone.config

@@ -1,4 +1,4 @@
-"""Libraries that tell each step, told to keep to errors."""
+"""Keep libraries that log every step to errors."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 
 import datasets
 
-CHATTY = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingface_hub", "httpx")
+VERBOSE = ("mteb", "transformers", "sentence_transformers", "datasets", "huggingface_hub", "httpx")
 
 
 @contextlib.contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Only errors from libraries that otherwise tell each step, and no bars for small things."""
+    """Log only errors of verbose libraries, and hide their progress bars, in this context."""
     from transformers.utils import logging as transformers_logging
 
-    levels = {name: logging.getLogger(name).level for name in CHATTY}
+    levels = {name: logging.getLogger(name).level for name in VERBOSE}
     bars = transformers_logging.is_progress_bar_enabled()
     map_bars = not datasets.are_progress_bars_disabled()
-    for name in CHATTY:
+    for name in VERBOSE:
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""Vectors and judgements -> R@10 and N@10, by trec_eval's definitions, so as mteb reports them."""
+"""Recall@10 and nDCG@10 of vectors, by the definitions of trec_eval, as mteb reports them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from lbr_ds.evaluate.geometry import normalised
 from lbr_ds.evaluate.judgements import Judgements
 
 _DEPTH = 10
-_TILE = 512  # queries whose scores stand in memory at a time
+_TILE = 512  # queries whose scores are in memory at a time
 
 
 def rank_scores(queries: np.ndarray, passages: np.ndarray, judged: Judgements) -> dict[str, float]:
-    """{"recall_at_10", "ndcg_at_10"}, means over the queries.
+    """Return {"recall_at_10", "ndcg_at_10"}, means over the queries.
 
-    queries (Q, D) and passages (N, D) in the order of `judged`, any float dtype and length; ranked
-    by cosine. Of equal scores the document with the greater id (as text) comes first: trec_eval's
-    rule. Each relevant document gains 1, discounted by log2(rank + 1); the ideal ranking has all
-    relevant ones on top.
+    Documents are ranked by cosine; ties go to the greater id (as text), as in trec_eval. Each
+    relevant document gains 1, discounted by log2(rank + 1).
+
+    Args:
+        queries: (Q, D) in the order of `judged`, any float dtype and length.
+        passages: (N, D) likewise.
+        judged: The relevance judgements.
     """
     queries, passages = normalised(queries), normalised(passages)
     ids = list(judged.documents)
@@ -30,9 +33,9 @@ def rank_scores(queries: np.ndarray, passages: np.ndarray, judged: Judgements) -
     for start in range(0, len(queries), _TILE):
         scores = queries[start : start + _TILE] @ passages.T
         for row, right in zip(scores, relevant[start : start + _TILE], strict=True):
-            found = np.flatnonzero(row >= np.partition(row, -depth)[-depth])
-            found = found[np.lexsort((behind[found], -row[found]))][:depth]
-            hits = np.array([ids[i] in right for i in found])
+            top = np.flatnonzero(row >= np.partition(row, -depth)[-depth])
+            top = top[np.lexsort((behind[top], -row[top]))][:depth]
+            hits = np.array([ids[i] in right for i in top])
             recalls.append(hits.sum() / len(right))
             gains.append((hits * discounts[:depth]).sum() / discounts[: len(right)].sum())
     return {"recall_at_10": float(np.mean(recalls)), "ndcg_at_10": float(np.mean(gains))}

@@ -118,7 +118,7 @@ def _geometry(task: HeldOutTask, seen: dict[str, dict[str, np.ndarray]]) -> dict
     return geometry.measure(
         np.stack([seen["query"][i] for i in judged.queries]),
         np.stack([seen["document"][i] for i in judged.documents]),
-        *judged.places(),
+        *judged.document_indices(),
     )
 
 

@@ -1,4 +1,4 @@
-"""Held-out records (`judged.py`) -> an mteb retrieval task; names -> official mteb tasks."""
+"""Make mteb retrieval tasks of held-out records, and look up official mteb tasks by name."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def held_out_tasks(
     for part in read_held_out(data):
         own = part.judged
         if max_queries is not None:
-            own = own.choose(own.sample(max_queries, seed))
+            own = own.select(own.sample(max_queries, seed))
         name = f"{Path(public_url(data)).resolve().name}-{part.split}"
         tasks.append(HeldOutTask(name, own, part.facts_in, part.languages, instructed=instructed))
     return tasks

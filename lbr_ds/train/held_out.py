@@ -86,9 +86,9 @@ def _read(run: RunConfig) -> HeldOutSample | str:
         return str(error)
     judged, record = split.judged, dict(zip(split.judged.queries, split.records, strict=True))
     if part.max_queries is not None:
-        judged = judged.choose(judged.sample(part.max_queries, run.seed))
+        judged = judged.select(judged.sample(part.max_queries, run.seed))
     if part.max_passages is not None:
-        judged = judged.narrow(part.max_passages, run.seed)
+        judged = judged.limit_documents(part.max_passages, run.seed)
     return HeldOutSample(judged, [record[i] for i in judged.queries])
 
 
@@ -214,7 +214,7 @@ def _scores(vectors: np.ndarray, judged: Judgements) -> Figures:
         return dict.fromkeys(names)
     return {
         **rank_scores(queries, passages, judged),
-        **geometry.measure(queries, passages, *judged.places()),
+        **geometry.measure(queries, passages, *judged.document_indices()),
     }
 
 

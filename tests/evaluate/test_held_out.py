@@ -85,18 +85,18 @@ def test_our_own_ranking_is_mtebs(
 def test_fewer_documents_keep_the_right_ones(data: Path, records: list[Record]) -> None:
     records.append(Record("mate", "made-up", "another question", ["third use"], group="it"))
     judged = held_out_tasks(data)[0].judged
-    judged = judged.choose(["use0", "q4"])
-    few = judged.narrow(5, seed=1)
+    judged = judged.select(["use0", "q4"])
+    few = judged.limit_documents(5, seed=1)
     assert len(few.documents) == 5
     assert few.documents.items() <= judged.documents.items()
-    assert few == judged.narrow(5, seed=1) != judged.narrow(5, seed=2)
-    own, mates = few.places()
+    assert few == judged.limit_documents(5, seed=1) != judged.limit_documents(5, seed=2)
+    own, mates = few.document_indices()
     texts = list(few.documents.values())
     assert {texts[i] for i in own[0]} == {"one use", "another use"}
     assert {texts[i] for i in own[1]} == {"answer 4", "second answer 4"}
     assert set(own[0]) <= set(mates[0])
-    assert len(judged.narrow(1, seed=0).documents) == 4
-    assert judged.narrow(10_000, seed=0) is judged
+    assert len(judged.limit_documents(1, seed=0).documents) == 4
+    assert judged.limit_documents(10_000, seed=0) is judged
 
 
 def test_the_vectors_of_the_search_are_measured(
