@@ -9,14 +9,14 @@ import torch
 
 
 def clock() -> float:
-    """Seconds, when all that was asked of a GPU is done."""
+    """Return the time in seconds, after the GPU has finished all work in its queue."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return perf_counter()
 
 
-def forget_peak() -> None:
-    """Begin anew the peak of this process's GPU, or of its resident memory (also ru_maxrss)."""
+def reset_peak_memory() -> None:
+    """Reset the peak of this process's GPU memory, or of its resident memory (also ru_maxrss)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:

@@ -14,14 +14,15 @@ from lbr_ds.model.bottleneck import Card
 
 
 def random_ids(count: int, vocab: int) -> list[int]:
-    """`count` random token ids."""
+    """Return `count` random token ids."""
     return torch.randint(vocab, (count,)).tolist()
 
 
 def write_backbone(shape: Shape, run: RunConfig, folder: Path) -> None:
-    """Random weights of the shape, in bf16, as a prepared backbone's folder without a tokenizer.
+    """Write random bf16 weights of a shape as a prepared backbone's folder, without a tokenizer.
 
-    Raises EnvironmentProblem for want of room.
+    Raises:
+        EnvironmentProblem: the disk has no room for them.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights

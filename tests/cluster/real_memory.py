@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from lbr_ds.batching import Sequence, pack
-from lbr_ds.cluster.device import forget_peak
+from lbr_ds.cluster.device import reset_peak_memory
 from lbr_ds.cluster.plan.memory import Memory, memory_of
 from lbr_ds.cluster.plan.shape import Shape, shape_of
 from lbr_ds.cluster.plan.work import Work, work_of
@@ -118,7 +118,7 @@ def _take_step(
     sequence = Sequence(context, run.bottleneck.count, target, cut=cut)
     batch = pack([sequence] * work.packed).to(engine.world.device)
     for _ in range(2):
-        forget_peak()
+        reset_peak_memory()
         for last in (False, True):
             engine.backward(engine.forward(batch).sum() * 1e-3, last=last)
         until_update = _until_update(engine)
@@ -187,7 +187,7 @@ def _resident() -> int:
 
 
 def _peak() -> int:
-    """The most that `_resident` has been since `forget_peak`."""
+    """The most that `_resident` has been since `reset_peak_memory`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -19,10 +19,12 @@ import pytest
 import torch
 
 from lbr_ds.batching import Sequence, pack
-from lbr_ds.cluster.benchmark import Sweep, configurations, run_sweep, why
+from lbr_ds.cluster.benchmark import Sweep, run_sweep
 from lbr_ds.cluster.benchmark.derive import derive
-from lbr_ds.cluster.benchmark.rank import drawn_work, work_flops
-from lbr_ds.cluster.benchmark.traffic import joined, length
+from lbr_ds.cluster.benchmark.processes import failure_reason
+from lbr_ds.cluster.benchmark.rank import random_work, work_flops
+from lbr_ds.cluster.benchmark.sweep import configurations
+from lbr_ds.cluster.benchmark.traffic import merge_spans, total_length
 from lbr_ds.cluster.flops import bottleneck_pairs, flops
 from lbr_ds.cluster.plan.gpus import gpu_of_device
 from lbr_ds.cluster.plan.shape import find_shape, shape_of
@@ -336,7 +338,7 @@ def test_strict_count_of_random_work_is_the_plans(
 ) -> None:
     run = load(recipe, ["stage1.micro_batch_tokens=160", "stage2.micro_batch_tokens=160", *lora])
     shape = shape_of(run)
-    work = drawn_work(run, STAGES[number], World(), shape.vocab)
+    work = random_work(run, STAGES[number], World(), shape.vocab)
     told = work_of(run, number, 1)
     assert work_flops(run, work, shape, shape.adapter_parameters) == told.useful_flops(shape)
     assert work.num_tokens == told.tokens
@@ -355,9 +357,9 @@ def test_strict_count_of_unequal_texts(recipe: Path) -> None:
 
 
 def test_spans_of_time_are_joined() -> None:
-    spans = joined([(5, 7), (0, 2), (1, 3), (3, 4), (6, 6)])
+    spans = merge_spans([(5, 7), (0, 2), (1, 3), (3, 4), (6, 6)])
     assert spans == [(0, 4), (5, 7)]
-    assert length(spans) == 6
+    assert total_length(spans) == 6
 
 
 @pytest.mark.parametrize(
@@ -404,4 +406,4 @@ def test_gpu_by_its_drivers_name(device: str, name: str | None) -> None:
     ],
 )
 def test_why_a_configuration_failed(printed: str, code: int, reason: str) -> None:
-    assert why(printed, code) == reason
+    assert failure_reason(printed, code) == reason

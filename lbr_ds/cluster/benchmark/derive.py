@@ -1,4 +1,4 @@
-"""What follows from a sweep's rows: utilisation, the plan's figures beside them, efficiency."""
+"""Add to a sweep's rows what follows from them: MFU, the plan's figures, scaling efficiency."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def derive(result: dict[str, Any], sweep: Sweep, run: RunConfig) -> dict[str, Any]:
-    """`result` with `gpu`, and in each row of training
+    """Add `gpu` to the result, and three keys to each row of training.
 
-    mfu: the strict count (cluster/flops.py) over the GPU's dense bf16 peak; None when not known.
-    planned: step_seconds, tokens_per_second_per_rank, mfu, memory_gib and exposed_share by
-    `lbr-ds plan`, which takes every text to be as long as the recipe allows; None likewise.
-    weak, strong: a rank's rate over that on the fewest ranks with as many samples a rank, or as
-    many a step; None where there is nothing to compare with.
+    mfu: model FLOPs by the strict count (cluster/flops.py) over the GPU's dense bf16 peak; None if
+    the GPU is not known. planned: step_seconds, tokens_per_second_per_rank, mfu, memory_gib and
+    exposed_share by `lbr-ds plan`, which assumes texts as long as the recipe allows; None likewise.
+    weak, strong: a rank's rate over that on the fewest ranks with the same samples per rank, or per
+    step; None if there is nothing to compare with.
     """
     devices = [row["figures"]["device"] for row in result["rows"] if row["figures"]]
     gpu = find_gpu(sweep.gpu) if sweep.gpu else gpu_of_device(devices[0]) if devices else None
@@ -56,7 +56,7 @@ def _shape(run: RunConfig) -> Shape | None:
 def _planned(
     row: dict[str, Any], name: str, sweep: Sweep, shape: Shape, gpu: Gpu
 ) -> dict[str, Any] | None:
-    """The plan's figures for the row under ds_config `name`; None for one that has no plan."""
+    """Return the plan's figures for a row under ds_config `name`; None without a plan."""
     stage = sweep.stage
     keys = [
         f"stage{stage}.samples_per_step={row['samples']}",
@@ -65,25 +65,25 @@ def _planned(
     try:
         run = load(sweep.recipe, [*sweep.overrides, *keys])
         layout = layouts.load(name)
-        told = predict(shape, layout, run, Cluster(row["nodes"], row["per_node"], gpu), stage)
+        plan = predict(shape, layout, run, Cluster(row["nodes"], row["per_node"], gpu), stage)
     except ConfigError:
         return None
     return {
-        "step_seconds": told["step_seconds"],
-        "tokens_per_second_per_rank": told["tokens_per_second_per_gpu"],
-        "mfu": told["mfu"],
-        "memory_gib": told["gpu_gib"]["peak"] - told["gpu_gib"]["reserve"],
-        "exposed_share": told["seconds"]["exposed"] / told["step_seconds"],
+        "step_seconds": plan["step_seconds"],
+        "tokens_per_second_per_rank": plan["tokens_per_second_per_gpu"],
+        "mfu": plan["mfu"],
+        "memory_gib": plan["gpu_gib"]["peak"] - plan["gpu_gib"]["reserve"],
+        "exposed_share": plan["seconds"]["exposed"] / plan["step_seconds"],
     }
 
 
 def _efficiency(row: dict[str, Any], rows: list[dict[str, Any]], alike: Any) -> float | None:
-    """The row's rate over that of the fewest ranks among its like; None when it has no like."""
-    same = ("micro_batch_tokens", "ds_config")
+    """Return the rate of a row over that of the fewest ranks among comparable rows, if any."""
+    keys = ("micro_batch_tokens", "ds_config")
     like = [
         r
         for r in rows
-        if r["value"] and all(r[k] == row[k] for k in same) and alike(r) == alike(row)
+        if r["value"] and all(r[k] == row[k] for k in keys) and alike(r) == alike(row)
     ]
     if not row["value"] or len({r["ranks"] for r in like}) < 2:
         return None

@@ -1,4 +1,4 @@
-"""A sweep's rows -> result.png: rate, efficiency, what a step's time goes to, bandwidth."""
+"""Plot a sweep's rows: rate, scaling efficiency, the parts of a step's time, bandwidth."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _COLOURS = ("#0b6e4f", "#2f6f9f", "#c2571a", "#7a4fa3", "#8a8d91", "#b8860b")
 _MARKS = {"weak": ("o", "-"), "strong": ("s", "--")}
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Write the picture; nothing when no row has a figure."""
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Write the figure; nothing if no row was measured."""
     rows = [r for r in result["rows"] if r["figures"]]
     training = [r for r in rows if r["kind"] == "training"]
     if not rows:
@@ -23,7 +23,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.subplots(2, 2)
     _against_ranks(axes[0][0], training, "value")
-    axes[0][0].set_ylabel("tokens/s of a rank (diamond: planned)")
+    axes[0][0].set_ylabel("tokens/s per rank (diamond: planned)")
     _against_ranks(axes[0][1], training, None)
     axes[0][1].axhline(1, color="#222222", linewidth=0.8)
     axes[0][1].set_ylabel("efficiency over the fewest ranks")
@@ -40,7 +40,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _against_ranks(axis: Axes, rows: list[dict[str, Any]], key: str | None) -> None:
-    """A line for each layout, micro-batch and way of scaling; key None: the efficiency."""
+    """Draw a line for each layout, micro-batch and scaling. key: of a row; None: the efficiency."""
     kinds = list(dict.fromkeys((r["ds_config"], r["micro_batch_tokens"]) for r in rows))
     for colour, kind in zip(_COLOURS * len(kinds), kinds, strict=False):
         own = [r for r in rows if (r["ds_config"], r["micro_batch_tokens"]) == kind]
@@ -81,7 +81,7 @@ def _against_ranks(axis: Axes, rows: list[dict[str, Any]], key: str | None) -> N
 
 
 def _one_line(rows: list[dict[str, Any]], way: str) -> list[dict[str, Any]]:
-    """Of rows with several numbers of samples those of the one that most ranks share."""
+    """Among rows with several numbers of samples return those with the most common one."""
 
     def alike(row: dict[str, Any]) -> float:
         return row["samples"] / row["ranks"] if way == "weak" else row["samples"]
@@ -94,7 +94,7 @@ def _one_line(rows: list[dict[str, Any]], way: str) -> list[dict[str, Any]]:
 
 
 def _shares(axis: Axes, rows: list[dict[str, Any]]) -> None:
-    """A bar for each row: exposed collectives, collectives behind computation, data wait, rest."""
+    """Draw a bar for each row: exposed and hidden collectives, data wait, the rest."""
     names = []
     for place, row in enumerate(rows):
         found = row["figures"]

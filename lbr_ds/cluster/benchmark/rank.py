@@ -1,9 +1,9 @@
-"""One configuration, measured by its ranks: `loop.take_step` itself, a few times, and what it took.
+"""Measure one configuration on its ranks, with the training step itself (`loop.take_step`).
 
-Where the recipe's data is prepared the texts are its own, by the loader that training uses, and the
-weights its backbone's. Else both are random: weights of the backbone's shape, and texts as long as
-the recipe allows, which is also what `plan` assumes. The learning rate is 0, so no step spoils the
-next one and every one costs what training's does.
+If the recipe's data is prepared, the texts come from it through the loader of training, and the
+weights are the backbone's. Otherwise both are random: weights of the backbone's shape, and texts as
+long as the recipe allows, as `plan` assumes too. The learning rate is 0, so the model stays the
+same, and every step costs what a step of training costs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 
 from lbr_ds.batching import Sequence
 from lbr_ds.batching.contrastive import Pairs
-from lbr_ds.cluster.benchmark.traffic import bandwidth, shares
-from lbr_ds.cluster.device import clock, forget_peak
+from lbr_ds.cluster.benchmark.traffic import bandwidth, collective_shares
+from lbr_ds.cluster.device import clock, reset_peak_memory
 from lbr_ds.cluster.flops import Sizes, causal_pairs, flops, sizes_of
 from lbr_ds.cluster.plan.shape import find_shape
 from lbr_ds.cluster.plan.work import work_of
@@ -43,23 +43,23 @@ from lbr_ds.train.stages import STAGES, Stage, rehearse
 from lbr_ds.train.watch import Watch
 from lbr_ds.train.work import Work, split_into_micro_batches
 
-WARM_UP = 3  # steps: ZeRO-3 learns the order of modules, allocators and caches fill
+WARM_UP = 3  # steps: ZeRO-3 records the order of modules, allocators and caches fill
 PROFILED = 2  # steps under the profiler, after those that are timed
-_DRAWN = 2  # steps of random texts, made beforehand and taken in turns
+_DRAWN = 2  # steps of random texts, made beforehand and used alternately
 
 
 def measure_network(run: RunConfig, row: Path) -> None:
-    """The collectives' bandwidth between these ranks, into the file `row` (rank 0)."""
+    """Measure the bandwidth of collectives between these ranks; rank 0 writes the file `row`."""
     world = join(run.engine.timeout_minutes)
     open_log(row.with_suffix(""), world)
     with Watch(world, run.engine.timeout_minutes) as watch:
         watch.mark(0, "measures the network")
-        found = {**_place(world), "collectives": bandwidth(world)}
-    _write(row, found, world)
+        figures = {**_hosts(world), "collectives": bandwidth(world)}
+    _write(row, figures, world)
 
 
 def measure_training(run: RunConfig, number: int, row: Path, steps: int) -> None:
-    """`steps` timed steps of stage `number` on these ranks, their figures into `row` (rank 0)."""
+    """Time `steps` steps of stage `number` on these ranks; rank 0 writes the file `row`."""
     folder = row.with_suffix("")
     world = join(run.engine.timeout_minutes)
     open_log(folder, world)
@@ -67,52 +67,52 @@ def measure_training(run: RunConfig, number: int, row: Path, steps: int) -> None
     with Watch(world, run.engine.timeout_minutes) as watch:
         watch.mark(0, "starts")
         prepared = is_prepared(run)
-        make = _real if prepared else _random
+        make = _session_on_data if prepared else _session_on_random_texts
         session = make(run, STAGES[number], watch, total)
         session.guard = Guard(run.guard, folder, world)
         works: list[Work] = []
-        session.feed = _noting(session.feed, works)
+        session.feed = _recorded(session.feed, works)
 
         def take() -> dict[str, Any]:
             return take_step(session, lr=0.0)
 
         for _ in range(WARM_UP):
             take()
-        forget_peak()
+        reset_peak_memory()
         seconds, values = _timed(take, steps)
         memory = memory_gib()
         timed = works[WARM_UP : WARM_UP + steps]
-        found = {
-            **_place(world),
+        figures = {
+            **_hosts(world),
             "data": "real" if prepared else "random",
             **_figures(run, session.engine, timed, seconds, values, world),
             "memory_gib": world.max(memory)[0],
-            **_shares(lambda: [take() for _ in range(PROFILED)], world),
+            **_mean_shares(lambda: [take() for _ in range(PROFILED)], world),
         }
-    _write(row, found, world)
+    _write(row, figures, world)
 
 
 def is_prepared(run: RunConfig) -> bool:
-    """Whether the recipe's data stands ready, here or at a URL."""
+    """Return whether the recipe's data is prepared, on this disk or behind a URL."""
     folder = run.data.folder
     return is_url(folder) or (Path(folder) / "manifest.json").is_file()
 
 
-def _place(world: World) -> dict[str, Any]:
-    """On what the ranks ran; `hosts` in the order of ranks, each once."""
+def _hosts(world: World) -> dict[str, Any]:
+    """Return the device, and the hosts in the order of ranks, each once."""
     names = list(dict.fromkeys(world.collect(socket.gethostname())))
     on_gpu = world.device.type == "cuda"
     return {"device": torch.cuda.get_device_name() if on_gpu else "CPU", "hosts": names}
 
 
-def _write(row: Path, found: dict[str, Any], world: World) -> None:
+def _write(row: Path, figures: dict[str, Any], world: World) -> None:
     if world.first:
-        write_json(row, found)
+        write_json(row, figures)
     leave()
 
 
-def _real(run: RunConfig, stage: Stage, watch: Watch, total: int) -> Session:
-    """The recipe's backbone and its data, as `train` takes them, the rehearsal included."""
+def _session_on_data(run: RunConfig, stage: Stage, watch: Watch, total: int) -> Session:
+    """Build a session on the recipe's backbone and data as `train` does, with the rehearsal."""
     world = watch.world
     if world.first:
         prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
@@ -124,10 +124,10 @@ def _real(run: RunConfig, stage: Stage, watch: Watch, total: int) -> Session:
     return session
 
 
-def _random(run: RunConfig, stage: Stage, watch: Watch, total: int) -> Session:
-    """Random weights of the backbone's shape, once for all configurations, and random texts."""
+def _session_on_random_texts(run: RunConfig, stage: Stage, watch: Watch, total: int) -> Session:
+    """Build a session on random weights, stored once for all configurations, and random texts."""
     world, shape = watch.world, find_shape(run.model, run.bottleneck.count)
-    drawn = [drawn_work(run, stage, world, shape.vocab) for _ in range(_DRAWN)]
+    drawn = [random_work(run, stage, world, shape.vocab) for _ in range(_DRAWN)]
     folder = run.run / "backbone"
     if world.first and not (folder / CARD).is_file():
         write_backbone(shape, run, folder)
@@ -138,35 +138,35 @@ def _random(run: RunConfig, stage: Stage, watch: Watch, total: int) -> Session:
     return build_session(run, stage.number, engine, watch, feed=feed)
 
 
-def drawn_work(run: RunConfig, stage: Stage, world: World, vocab: int) -> Work:
-    """A rank's share of a step of random ids, cut as the stage cuts it (`plan.work.work_of`)."""
-    told = work_of(run, stage.number, world.size)
-    bottleneck, context = run.bottleneck.count, told.length - told.supervised
+def random_work(run: RunConfig, stage: Stage, world: World, vocab: int) -> Work:
+    """Return a rank's share of a step on random token ids, of the sizes that the plan assumes."""
+    planned = work_of(run, stage.number, world.size)
+    bottleneck, context = run.bottleneck.count, planned.length - planned.supervised
     sequences = [
         Sequence(
             random_ids(context, vocab),
             bottleneck,
-            random_ids(told.supervised, vocab),
-            cut=told.copies > 0,
+            random_ids(planned.supervised, vocab),
+            cut=planned.copies > 0,
         )
-        for _ in range(told.sequences)
+        for _ in range(planned.sequences)
     ]
     part = run.stage(stage.number)
     budget, pairs = part.micro_batch_tokens, None
     if stage.number == 2:
-        first = told.queries * world.rank  # no rank's texts are another's
-        groups = first + torch.arange(told.queries)
-        texts = world.rank * told.candidates + torch.arange(told.candidates)
-        real = torch.ones(told.candidates, dtype=torch.bool)
-        pairs = Pairs([], groups, texts[: told.queries, None], texts, real)
+        first = planned.queries * world.rank  # the texts of all ranks differ
+        groups = first + torch.arange(planned.queries)
+        texts = world.rank * planned.candidates + torch.arange(planned.candidates)
+        real = torch.ones(planned.candidates, dtype=torch.bool)
+        pairs = Pairs([], groups, texts[: planned.queries, None], texts, real)
         if sum(map(len, sequences)) > budget:
             budget = run.stage2.chunk_tokens or budget
     batches, members = split_into_micro_batches(sequences, budget)
-    return Work(0, told.queries or told.sequences, 0, batches, members, [], pairs)
+    return Work(0, planned.queries or planned.sequences, 0, batches, members, [], pairs)
 
 
-def _noting(feed: Iterator[Work], works: list[Work]) -> Iterator[Work]:
-    """The same, each noted as it goes by."""
+def _recorded(feed: Iterator[Work], works: list[Work]) -> Iterator[Work]:
+    """Yield the same, and append each to `works`."""
     for work in feed:
         works.append(work)
         yield work
@@ -175,7 +175,7 @@ def _noting(feed: Iterator[Work], works: list[Work]) -> Iterator[Work]:
 def _timed(
     take: Callable[[], dict[str, Any]], steps: int
 ) -> tuple[list[float], list[dict[str, Any]]]:
-    """Seconds from the end of one step to the end of the next, and what each step says of itself.
+    """Return the seconds from the end of one step to the end of the next, and each step's values.
 
     A step ends when all ranks have agreed on its sums, so these are the seconds of all ranks.
     """
@@ -197,7 +197,7 @@ def _figures(
     values: list[dict[str, Any]],
     world: World,
 ) -> dict[str, Any]:
-    """Rates, waiting and the slowest rank, over the timed steps. All ranks call it."""
+    """Return rates, waiting times and the slowest rank, over the timed steps. All ranks call it."""
     shape = sizes_of(json.loads((run.run / "backbone" / "config.json").read_text()))
     rows = run.bottleneck.count * shape.hidden
     adapters = 0 if run.lora.rank is None else engine.num_trainable - rows
@@ -206,7 +206,7 @@ def _figures(
         for w in works
     ]
     tokens, useful, batches = (sum(column) for column in zip(*every, strict=True))
-    rates = [told[0] / s / world.size for told, s in zip(every, seconds, strict=True)]
+    rates = [row[0] / s / world.size for row, s in zip(every, seconds, strict=True)]
     low, middle, high = statistics.quantiles(rates, n=4, method="inclusive")
     waits = world.max(sum(v["data_wait_seconds"] for v in values) / len(values))[0]
     slowest = int(values[-1]["slowest_rank"])
@@ -227,10 +227,10 @@ def _figures(
 
 
 def work_flops(run: RunConfig, work: Work, shape: Sizes, adapters: int = 0) -> int:
-    """Operations of a rank's share, strictly counted (cluster/flops.py), from what attention sees.
+    """Return the FLOPs of a rank's share by the strict count of cluster/flops.py.
 
-    A cut sequence's second segment begins with copies of B, whose pairs among each other are in
-    its first one already.
+    The second segment `[B ; Y]` of a sequence begins with copies of B; the pairs among them are
+    counted in the first segment already.
     """
     tokens = pairs = scored = 0
     for batch in work.micro_batches:
@@ -247,8 +247,8 @@ def work_flops(run: RunConfig, work: Work, shape: Sizes, adapters: int = 0) -> i
     return flops(shape, tokens=tokens, pairs=pairs, scored=scored, adapters=adapters)
 
 
-def _shares(run: Callable[[], object], world: World) -> dict[str, float]:
-    """`traffic.shares`, averaged over ranks."""
-    found = world.sum(*shares(run))
-    together, alone = (value / world.size for value in found)
+def _mean_shares(run: Callable[[], object], world: World) -> dict[str, float]:
+    """Return `traffic.collective_shares`, averaged over ranks."""
+    sums = world.sum(*collective_shares(run))
+    together, alone = (value / world.size for value in sums)
     return {"collective_share": together, "exposed_share": alone}
