@@ -10,9 +10,11 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lbr_ds.errors import DataError
 from tests.faults.injected import Outcome, Scene
+from tests.tiny import edit_manifest
 
 _SHARD = "gl/00001.tar"
 _STEPS = 25  # more than an epoch: every record is drawn at least once
@@ -120,11 +122,13 @@ def break_json(tar: Path) -> set[str]:
             body = data if number != 7 else data[:-1] + b","
             opened.addfile(info, io.BytesIO(body))
     tar.with_suffix(".idx").unlink(missing_ok=True)
-    path = tar.parent.parent / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for shard in manifest["splits"]["gl"]["shards"]:
-        if shard["file"] == _SHARD:
-            raw = tar.read_bytes()
-            shard |= {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    path.write_text(json.dumps(manifest))
+    raw = tar.read_bytes()
+    facts = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+
+    def list_anew(manifest: dict[str, Any]) -> None:
+        for shard in manifest["splits"]["gl"]["shards"]:
+            if shard["file"] == _SHARD:
+                shard |= facts
+
+    edit_manifest(tar.parent.parent, list_anew)
     return {members[7][2]}
