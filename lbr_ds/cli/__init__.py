@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 
 import typer
 from typer.exceptions import TyperException
@@ -35,14 +36,15 @@ from lbr_ds.cli.app import app
 from lbr_ds.errors import ConfigError, LostRank, short
 from lbr_ds.system import children
 from lbr_ds.system.failures import as_lbr_error
-from lbr_ds.system.urls import expand_home, mask_record, mask_secrets
+from lbr_ds.system.masking import mask_record, mask_secrets
+from lbr_ds.system.urls import expand_home
 
 __all__ = ["app", "main", "run"]
 
 _OUTPUT_CLOSED = 128 + signal.SIGPIPE  # as in shells, for a program that the signal ends
 _LINE = 2000  # characters of an error at most
 
-_VERBS = {  # in the order of `lbr-ds --help`
+_VERBS: dict[str, Callable[..., None]] = {  # in the order of `lbr-ds --help`
     "demo": demo.demo,
     "init": init.init,
     "config": config.config,

@@ -118,7 +118,7 @@ def cluster(
     network: Annotated[bool, typer.Option("--network", hidden=True)] = False,
     nproc: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure speed, memory and traffic for ranks x micro-batch x ds_config, beside the plan.
+    """Measure speed, memory and traffic for ranks x micro-batch x ds_config, next to the plan.
 
     Each configuration runs in its own processes. One that fails becomes a row with its reason, and
     repeating the command resumes the sweep at the first missing row. On SLURM:

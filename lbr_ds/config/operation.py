@@ -1,4 +1,4 @@
-"""The sections that do not change what is learnt from a sample: how a run is operated and shown."""
+"""The sections about the operation of a run: engine, guard, intervals, evaluation, model card."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class GuardConfig(Section):
         gt=0,
         le=1e6,
         json_schema_extra={"unit": "standard deviations"},
-        description="Also skip an update whose loss or gradient norm lies this many standard "
+        description="Also skip an update whose loss or gradient norm is this many standard "
         "deviations above the mean of the last 128 steps; 6 is usual. null: only updates that are "
         "not finite.",
     )

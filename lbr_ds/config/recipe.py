@@ -71,7 +71,7 @@ class RunConfig(Section):
         model, count = self.model, self.bottleneck.count
         if model.max_length <= count + 1:
             raise ValueError(
-                f"model.max_length={model.max_length} leaves no room for text beside "
+                f"model.max_length={model.max_length} leaves no room for text besides "
                 f"bottleneck.count={count}; raise max_length"
             )
         if fault := pooling_fault(model.pooling, model.pool_instruction, count):

@@ -1,6 +1,6 @@
 """The recipe reference, made from the descriptions of the keys: as rows, Markdown, JSON schema.
 
-`lbr_ds/recipes/REFERENCE.md` and `recipe.schema.json` beside it are stored copies.
+`lbr_ds/recipes/REFERENCE.md` and `recipe.schema.json` next to it are stored copies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pydantic.fields import FieldInfo
 from lbr_ds.config.recipe import RunConfig
 from lbr_ds.config.validation import fields_by_key, inner_model
 
-SCHEMA_NAME = "recipe.schema.json"
 _TYPES = {str: "text", int: "integer", float: "number", bool: "boolean", Path: "text"}
 _NO_LIMIT = 10**6  # an upper bound from here on only keeps arithmetic safe; it is not shown
 
@@ -138,15 +137,16 @@ def _range(metadata: list[Any]) -> str:
     """Return the bounds of a number in words: " 1 to 256", " above 0"; empty where it has none."""
     low = high = ""
     for bound in metadata:
-        match bound:
-            case annotated_types.Ge():
-                low = f"{bound.ge:g}"
-            case annotated_types.Gt():
-                low = f"above {bound.gt:g}"
-            case annotated_types.Le() if bound.le < _NO_LIMIT:
-                high = f" to {bound.le:g}"
-            case annotated_types.Lt() if bound.lt < _NO_LIMIT:
-                high = f" to below {bound.lt:g}"
+        if isinstance(bound, annotated_types.Ge):
+            low = f"{bound.ge}"
+        elif isinstance(bound, annotated_types.Gt):
+            low = f"above {bound.gt}"
+        elif isinstance(bound, annotated_types.Le):
+            limit: Any = bound.le
+            high = f" to {limit}" if limit < _NO_LIMIT else ""
+        elif isinstance(bound, annotated_types.Lt):
+            limit = bound.lt
+            high = f" to below {limit}" if limit < _NO_LIMIT else ""
     if low and not high and not low.startswith("above"):
         return f" >= {low}"
     return f" {low}{high}" if low else ""

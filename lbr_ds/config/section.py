@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from lbr_ds.system.urls import check_url, expand_home, mask_secrets, path_or_url, public_url
+from lbr_ds.system.masking import mask_secrets
+from lbr_ds.system.urls import check_url, expand_home, path_or_url, public_url
 
 MAX_COUNT = 2**31 - 1  # the upper bound of counts that have no tighter one
 

@@ -13,8 +13,7 @@ from lbr_ds.config.section import MAX_COUNT, NameOrPath, Section
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Weight = Annotated[float, Field(gt=0, le=1e6)]
-_Name = Literal[tuple(OBJECTIVES)]  # type: ignore[valid-type]  # for the schema alone
-_Mixture = dict[_Name, _Weight]
+_Name: Any = Literal[tuple(OBJECTIVES)]  # for the schema alone
 _NameOrStep = Annotated[NameOrPath, WithJsonSchema({"type": ["string", "integer"]})]
 
 
@@ -110,8 +109,8 @@ class Stage1Config(StageConfig):
 
     objective: dict[str, _Weight] = Field(
         default_factory=lambda: {"ib_sft": 1.0},
-        description="What is learnt: ib_sft, ib_reconstruct, ib_continue, the control ib_uncut, or "
-        "without bottleneck plain_sft and plain_lm. A mixture gives weights: "
+        description="What is trained: ib_sft, ib_reconstruct, ib_continue, the control ib_uncut, "
+        "or without bottleneck plain_sft and plain_lm. A mixture gives weights: "
         "{ib_sft: 2, ib_reconstruct: 1}.",
     )
     max_target_length: int = Field(

@@ -17,7 +17,7 @@ from lbr_ds.corpora.formats.rows import Found, source_name
 from lbr_ds.corpora.formats.shapes import read_records
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.system.locate import file_sha256, locate
-from lbr_ds.system.urls import mask_secrets
+from lbr_ds.system.masking import mask_secrets
 
 _SUFFIXES = {
     ".csv": "csv",

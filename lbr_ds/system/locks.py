@@ -3,7 +3,7 @@
     with own(Path("runs/demo"), cure="wait, or give another run folder with run=..."):
         ...
 
-The lock is a file: `.lbr-lock` in the folder, or `.NAME.lbr-lock` beside a folder that is replaced
+The lock is a file: `.lbr-lock` in the folder, or `.NAME.lbr-lock` next to a folder that is replaced
 as a whole (`atomic.new_folder`). It holds the owner as JSON, and its owner keeps an flock on it.
 
 A process that is killed leaves the file behind. The next one takes it over with a log line when the
@@ -33,7 +33,7 @@ from pathlib import Path
 import psutil
 
 from lbr_ds.errors import EnvironmentProblem
-from lbr_ds.system.urls import mask_secrets
+from lbr_ds.system.masking import mask_secrets
 
 log = logging.getLogger(__name__)
 USE_ANOTHER_FOLDER = "name another folder (run=... for a run, data.folder=... for prepared data)"

@@ -65,7 +65,7 @@ _COOKIE = re.compile(r"(\b(?:set-)?cookie[\"']?\s*:\s*)[^\r\n\"']+", re.I)
 _BLOCK = re.compile(
     r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?)-----(?!\*{3}).*?(?:-----END \1-----|\Z)", re.S
 )
-# Tokens that tell by their own form whose they are.
+# Tokens that can be recognised by their form.
 _FORMS = re.compile(
     r"(?<![A-Za-z0-9_-])(?:"
     r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}"  # Hugging Face

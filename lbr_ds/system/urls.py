@@ -9,21 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lbr_ds.errors import ConfigError
-from lbr_ds.system.masking import mask_record, mask_secrets, strip_user
+from lbr_ds.system.masking import strip_user
 
-__all__ = [
-    "CACHE_GIB",
-    "check_url",
-    "expand_home",
-    "http_request",
-    "is_url",
-    "local_path",
-    "mask_record",
-    "mask_secrets",
-    "path_or_url",
-    "public_url",
-    "require_local",
-]
 CACHE_GIB = 50.0  # default of data.cache_gib
 _IP6 = re.compile(r"(?<=//)\[[0-9a-f:.%]*|(?<=@)\[[0-9a-f:.%]*", re.I)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")

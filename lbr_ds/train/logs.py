@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from lbr_ds.distributed import World
-from lbr_ds.system.urls import mask_record
+from lbr_ds.system.masking import mask_record
 
 log = logging.getLogger(__name__)
 

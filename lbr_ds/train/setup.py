@@ -21,7 +21,7 @@ from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json, write_text
 from lbr_ds.system.failures import writing
 from lbr_ds.system.locks import lock_folder
-from lbr_ds.system.urls import mask_secrets
+from lbr_ds.system.masking import mask_secrets
 from lbr_ds.train import guard, meter
 from lbr_ds.train.checkpoint import provenance
 from lbr_ds.train.checkpoint.resume import find_checkpoint, load_checkpoint

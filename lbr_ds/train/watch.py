@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from lbr_ds.distributed import World, end, is_collective_error
 from lbr_ds.errors import LbrError, LostRank, PeerFailed, short
 from lbr_ds.system.failures import as_lbr_error
-from lbr_ds.system.urls import mask_secrets
+from lbr_ds.system.masking import mask_secrets
 
 _POLL_SECONDS = 0.05  # between two samples of what the training thread does
 _SUSPENDED_SECONDS = 1.0  # of a longer gap between two samples only this much counts

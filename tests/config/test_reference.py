@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 from lbr_ds.cli import app
 from lbr_ds.config import OBJECTIVES, load
-from lbr_ds.config.reference import SCHEMA_NAME, keys, markdown, schema
+from lbr_ds.config.reference import keys, markdown, schema
 from lbr_ds.system import resources
 
 FOLDER = resources.shipped_folder("recipes")
 RECIPES = sorted(p.stem for p in FOLDER.glob("*.yaml"))
 SCHEMA = schema()
+SCHEMA_NAME = "recipe.schema.json"
 MAKE = "run: lbr-ds config --{} > lbr_ds/recipes/{}"
 
 

@@ -31,7 +31,8 @@ from lbr_ds.errors import ConfigError
 from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json, write_text
 from lbr_ds.system.locks import lock_folder
-from lbr_ds.system.urls import is_url, mask_secrets
+from lbr_ds.system.masking import mask_secrets
+from lbr_ds.system.urls import is_url
 
 log = logging.getLogger(__name__)
 SCALINGS = ("weak", "strong")
