@@ -12,7 +12,7 @@ from lbr_ds.config import SplitConfig
 from lbr_ds.corpora.collect import Collected
 from lbr_ds.corpora.curate.groups import largest, most_shared
 from lbr_ds.corpora.curate.segmentation import likeness, shingles
-from lbr_ds.corpora.formats.rows import Tally
+from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.instructions import MAX_ROWS, Instructions, Used
 from lbr_ds.records import Record
@@ -137,7 +137,7 @@ def _kindred(store: Store, family: int) -> dict[int, tuple[set[int], str | None]
 
 def dropped_table(records: Tally, texts: Tally) -> dict[str, Any]:
     """Records and single texts left out, by rule, each with up to three examples."""
-    return {"dropped_records": records.plain(), "dropped_texts": texts.plain()}
+    return {"dropped_records": records.to_dict(), "dropped_texts": texts.to_dict()}
 
 
 def split_table(store: Store, name: str, seqs: Iterator[int], sizes: SplitConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The sources of a recipe -> cleaned records with unique ids in the store, and what was left out.
+"""Read and clean the sources of a recipe into the store; count what is left out, and why.
 
-Reading is one process's; cleaning and hashing are shared by all cores. What is done is kept every
-few thousand records: an interrupted run reads on from there.
+One process reads; all cores clean and hash. The state is stored every few thousand records: an
+interrupted run resumes from there.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from lbr_ds.config import DataConfig
 from lbr_ds.corpora.curate.cleaning import Cleaned, Rules, clean_record
-from lbr_ds.corpora.curate.knowledge import ASKED
+from lbr_ds.corpora.curate.knowledge import IS_PAIR
 from lbr_ds.corpora.curate.near_duplicates import signature
-from lbr_ds.corpora.formats.rows import Found, Tally
-from lbr_ds.corpora.process_pool import in_order
+from lbr_ds.corpora.curate.tally import Tally
+from lbr_ds.corpora.formats.shapes import Outcome
+from lbr_ds.corpora.process_pool import map_in_order
 from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.store import Store, roles
 from lbr_ds.errors import DataError
@@ -27,65 +28,78 @@ from lbr_ds.system.progress import Progress
 _CHUNK_RECORDS, _CHUNK_CHARS = 256, 1 << 20  # of one job
 _CHUNKS_A_STEP = 16
 _CURE = "check data.sources.format, shape, columns and encoding"
-_UNSIGNED = bytes(512)  # where near duplicates are not asked for
+_UNSIGNED = bytes(512)  # if near duplicates are not searched for
 
 
 class Job(NamedTuple):
     """Rows of one source and the rules for them."""
 
-    found: list[Found]
+    outcomes: list[Outcome]
     rules: Rules
-    signed: bool
+    signed: bool  # whether MinHash signatures are needed
 
 
 class Done(NamedTuple):
-    """The rows again, records cleaned, and the signatures of their texts by key."""
+    """The rows of a job with their records cleaned, and the signatures of the texts by key."""
 
-    found: list[tuple[str, Cleaned | Any]]
+    outcomes: list[tuple[str, Cleaned | Any]]
     signatures: dict[bytes, bytes]
 
 
 @dataclass
 class Collected:
-    """How many rows were read from each source, records kept, and rows at fault; tallies."""
+    """What was read.
+
+    Attributes:
+        read: Rows read from each source.
+        kept: Records kept of each source.
+        bad: Invalid rows of each source.
+        records: Dropped records by rule.
+        texts: Texts removed from records that stay, by rule.
+    """
 
     read: list[int]
     kept: list[int]
     bad: list[int]
-    records: Tally = field(default_factory=Tally)  # records left out, by rule
-    texts: Tally = field(default_factory=Tally)  # texts taken out of records that stay
+    records: Tally = field(default_factory=Tally)
+    texts: Tally = field(default_factory=Tally)
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return a value for JSON."""
         return {
             "read": self.read,
             "kept": self.kept,
             "bad": self.bad,
-            "records": self.records.plain(),
-            "texts": self.texts.plain(),
+            "records": self.records.to_dict(),
+            "texts": self.texts.to_dict(),
         }
 
     @classmethod
-    def restored(cls, plain: dict[str, Any]) -> Collected:
-        """What `plain` told."""
-        collected = cls(plain["read"], plain["kept"], plain["bad"])
-        collected.records.restore(plain["records"])
-        collected.texts.restore(plain["texts"])
-        return collected
+    def from_dict(cls, plain: dict[str, Any]) -> Collected:
+        """Return the value that `to_dict` was called on."""
+        tallies = Tally.from_dict(plain["records"]), Tally.from_dict(plain["texts"])
+        return cls(plain["read"], plain["kept"], plain["bad"], *tallies)
 
 
 def collect(
     data: DataConfig, corpora: list[Corpus], tokenizer: str, store: Store, progress: Progress
 ) -> Collected:
-    """Read and clean every source into the store; goes on where an earlier run was stopped.
+    """Read and clean every source into the store; resume an interrupted run.
 
-    tokenizer: a file that the bounds in tokens count with; empty where there are none.
+    Args:
+        data: The recipe's data section.
+        corpora: The sources.
+        tokenizer: The file of the tokenizer for limits in tokens; empty without such limits.
+        store: Where records and the state are stored.
+        progress: Called with the rows read.
 
-    Raises DataError for a bad record or a repeated id (strict), and for a source without records.
+    Raises:
+        DataError: There is an invalid record or a repeated id (with `on_error=strict`), or a source
+            without records.
     """
-    kept = store.recall("collected")
+    stored = store.recall("collected")
     none = [0] * len(corpora)
-    collected = Collected.restored(kept) if kept else Collected(none, list(none), list(none))
+    collected = Collected.from_dict(stored) if stored else Collected(none, list(none), list(none))
     if store.recall("collect"):
         return collected
     for number, corpus in enumerate(corpora):
@@ -108,13 +122,13 @@ def collect(
 
 
 def _check_read(corpus: Corpus, read: int, bad: int, collected: Collected) -> None:
-    """Raise DataError for a source of which no row could be used."""
+    """Raise DataError for a source without a single valid row."""
     if not read:
-        raise DataError(f"{corpus.path}: holds no records; check data.sources.path and format")
+        raise DataError(f"{corpus.path}: contains no records; check data.sources.path and format")
     if bad == read:
         first = collected.records.examples["bad_record"][0]
         raise DataError(
-            f"{corpus.path}: all of its {bad} rows are at fault; {_CURE}. An example: {first}"
+            f"{corpus.path}: all of its {bad} rows are invalid; {_CURE}. For example: {first}"
         )
 
 
@@ -127,31 +141,32 @@ def _read(
     collected: Collected,
     progress: Progress,
 ) -> None:
-    found = islice(corpus.read(), collected.read[number], corpus.source.max_records)
-    signed, asked = data.near_duplicate < 1, ASKED[corpus.source.role]
-    done = in_order(_work, (Job(chunk, rules, signed) for chunk in _chunks(found)))
+    outcomes = islice(corpus.read(), collected.read[number], corpus.source.max_records)
+    signed, is_pair = data.near_duplicate < 1, IS_PAIR[corpus.source.role]
+    done = map_in_order(_work, (Job(chunk, rules, signed) for chunk in _chunks(outcomes)))
     while first := next(done, None):
         with store.step():
             for chunk in chain([first], islice(done, _CHUNKS_A_STEP - 1)):
-                sound = any(isinstance(entry, Cleaned) for _, entry in chunk.found)
-                for where, entry in chunk.found:
+                any_valid = any(isinstance(entry, Cleaned) for _, entry in chunk.outcomes)
+                for where, entry in chunk.outcomes:
                     if isinstance(entry, DataError):
                         collected.bad[number] += 1
-                        _refuse(data, "bad_record", str(entry), collected, sound)
+                        _refuse(data, "bad_record", str(entry), collected, any_valid)
                     elif isinstance(entry, Cleaned):
-                        kept = _take(data, where, entry, chunk.signatures, store, collected, asked)
+                        signatures = chunk.signatures
+                        kept = _take(data, where, entry, signatures, store, collected, is_pair)
                         collected.kept[number] += kept
                     else:
                         collected.records.add(entry.rule, entry.example)
-                collected.read[number] += len(chunk.found)
+                collected.read[number] += len(chunk.outcomes)
                 progress(f"read {corpus.name}", collected.read[number], None)
-            store.remember("collected", collected.plain())
+            store.remember("collected", collected.to_dict())
 
 
-def _chunks(found: Iterator[Found]) -> Iterator[list[Found]]:
-    chunk: list[Found] = []
+def _chunks(outcomes: Iterator[Outcome]) -> Iterator[list[Outcome]]:
+    chunk: list[Outcome] = []
     chars = 0
-    for where, entry in found:
+    for where, entry in outcomes:
         chunk.append((where, entry))
         if isinstance(entry, Record):
             chars += sum(map(len, entry.texts()))
@@ -164,31 +179,31 @@ def _chunks(found: Iterator[Found]) -> Iterator[list[Found]]:
 
 def _work(job: Job) -> Done:
     """Clean a chunk and sign its texts; runs in any process."""
-    found: list[tuple[str, Any]] = []
+    outcomes: list[tuple[str, Any]] = []
     signatures: dict[bytes, bytes] = {}
-    for where, entry in job.found:
+    for where, entry in job.outcomes:
         if not isinstance(entry, Record):
-            found.append((where, entry))
+            outcomes.append((where, entry))
             continue
         cleaned = clean_record(entry, job.rules)
-        found.append((where, cleaned))
+        outcomes.append((where, cleaned))
         for _, name, texts in roles(cleaned.record) if cleaned.keys else ():
             for known, text in zip(cleaned.keys[name], texts, strict=True):
                 if known not in signatures:
                     signatures[known] = signature(text) if job.signed else _UNSIGNED
-    return Done(found, signatures)
+    return Done(outcomes, signatures)
 
 
-def _refuse(data: DataConfig, rule: str, fault: str, collected: Collected, sound: bool) -> None:
-    """Count a row at fault, or raise DataError where none is to be left out.
+def _refuse(data: DataConfig, rule: str, fault: str, collected: Collected, any_valid: bool) -> None:
+    """Count an invalid row, or raise DataError with `on_error=strict`.
 
-    sound: whether rows near it are without fault; only then is it any use to leave such rows out.
+    any_valid: Whether a row near it is valid; only then does it help to skip such rows.
     """
     if data.on_error == "strict":
-        told = "data.sources" in fault  # what to correct there
-        fix = "" if told else "; fix this row"
+        names_key = "data.sources" in fault  # the message already says what to correct
+        fix = "" if names_key else "; fix this row"
         skip = f"{fix}, or set data.on_error=skip to drop and count such rows"
-        cure = skip if sound else "" if told else f"; {_CURE}"
+        cure = skip if any_valid else "" if names_key else f"; {_CURE}"
         raise DataError(f"{fault:.1000}{cure}")
     collected.records.add(rule, fault)
 
@@ -200,14 +215,14 @@ def _take(
     signatures: dict[bytes, bytes],
     store: Store,
     collected: Collected,
-    asked: bool | None,
+    is_pair: bool | None,
 ) -> bool:
-    """Put one record into the store, or count why not."""
-    first = store.taken(cleaned.record.id, where)
+    """Add one record to the store, or count why not."""
+    first = store.take_id(cleaned.record.id, where)
     if first is None:
-        return _keep(cleaned, signatures, store, collected, asked)
-    fault = f"{where}: id {cleaned.record.id!r:.80} is taken already, at {first}"
-    _refuse(data, "duplicate_id", fault, collected, sound=True)
+        return _keep(cleaned, signatures, store, collected, is_pair)
+    fault = f"{where}: id {cleaned.record.id!r:.80} is already used at {first}"
+    _refuse(data, "duplicate_id", fault, collected, any_valid=True)
     return False
 
 
@@ -216,10 +231,10 @@ def _keep(
     signatures: dict[bytes, bytes],
     store: Store,
     collected: Collected,
-    asked: bool | None,
+    is_pair: bool | None,
 ) -> bool:
     record = cleaned.record
-    fact = b"fact" if asked is False and record.query else b""  # no duplicate of an equal pair
+    fact = b"fact" if is_pair is False and record.query else b""  # no duplicate of an equal pair
     for rule, example in cleaned.removed:
         collected.texts.add(rule, example)
     if cleaned.dropped:
@@ -228,5 +243,5 @@ def _keep(
     if not store.is_new(cleaned.identity + fact):
         collected.records.add("duplicate", f"{record.id}: {record.query or record.text}")
         return False
-    store.add(record, cleaned.keys, signatures, asked)
+    store.add(record, cleaned.keys, signatures, is_pair)
     return True

@@ -131,7 +131,7 @@ def _make(
         if not store.recall(name):
             with store.step():
                 work()
-                store.remember("collected", collected.plain())
+                store.remember("collected", collected.to_dict())
                 store.remember(name, True)
     used = audit.instructions(store, data.split_names)
     if space:

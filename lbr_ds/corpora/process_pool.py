@@ -24,7 +24,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def in_order(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Result]:
+def map_in_order(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Result]:
     """`map(work, jobs)`, by as many processes as there are cores once there is enough to do.
 
     Holds at most two jobs a core. `work` must be a module's function. Raises EnvironmentProblem

@@ -1,4 +1,4 @@
-"""A source as the recipe names it -> its format, its shape, its file, and its records."""
+"""Find the format, the shape and the file of each source of a recipe."""
 
 from __future__ import annotations
 
@@ -9,39 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.config import ColumnsConfig, SourceConfig
-from lbr_ds.corpora import FORMATS
+from lbr_ds.config import SourceConfig
+from lbr_ds.corpora.formats import FORMATS
 from lbr_ds.corpora.formats.lines import check_file
-from lbr_ds.corpora.formats.python_functions import source_files
-from lbr_ds.corpora.formats.rows import Found, source_name
-from lbr_ds.corpora.formats.shapes import read_records
+from lbr_ds.corpora.formats.shapes import Outcome, read_records, source_name
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.system.locate import file_sha256, locate
 from lbr_ds.system.masking import mask_secrets
 
-_SUFFIXES = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-    ".md": "text",
-    ".py": "python",
-    ".whl": "python",
-    ".obo": "obo",
-}
-_TEXT = ("jsonl", "csv", "tsv", "text", "beir", "obo")
-_ROWS_ARE_RECORDS = ("jsonl", "beir", "icd10cm")
-_COLUMNS = {
-    "python": ColumnsConfig(query="docstring", positives="code"),
-    "obo": ColumnsConfig(query="synonym", positives="definition", group="id"),
-    "text": ColumnsConfig(text="text", group="file"),
-}
+_SUFFIXES = {suffix: name for name, kind in FORMATS.items() for suffix in kind.suffixes}
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One source of the recipe, found: everything left to defaults decided."""
+    """A source of the recipe that was found, with all defaults filled in."""
 
     source: SourceConfig
     path: Path
@@ -50,21 +31,22 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """What its records have as `source`."""
+        """The `source` of its records."""
         return source_name(self.source, self.path)
 
     @property
     def keep_lines(self) -> bool:
         """Whether line ends and indentation carry meaning."""
-        kept = self.source.keep_lines
-        return self.format == "python" if kept is None else kept
+        if self.source.keep_lines is not None:
+            return self.source.keep_lines
+        return FORMATS[self.format].keep_lines
 
-    def read(self) -> Iterator[Found]:
-        """Its records in file order."""
+    def read(self) -> Iterator[Outcome]:
+        """Yield its records in file order, see `read_records`."""
         return read_records(FORMATS[self.format], self.path, self.source, self.shape)
 
     def provenance(self) -> dict[str, Any]:
-        """What the source is: as the recipe names it, with the size and hash of its files."""
+        """Return what identifies the source: its path in the recipe, size and sha256."""
         size, sha256 = (0, "") if self.format == "hub" else _fingerprint(self.path, self.format)
         return {
             "name": self.name,
@@ -78,7 +60,11 @@ class Corpus:
 
 
 def check(source: SourceConfig) -> None:
-    """Raise ConfigError for a format that is none; before anything is fetched."""
+    """Check a source before anything is fetched.
+
+    Raises:
+        ConfigError: The recipe names an unknown format.
+    """
     if source.format and source.format not in FORMATS:
         near = difflib.get_close_matches(source.format, FORMATS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FORMATS)}"
@@ -86,65 +72,65 @@ def check(source: SourceConfig) -> None:
 
 
 def find(source: SourceConfig) -> Corpus:
-    """The corpus that `source` names, fetched where it has to be.
+    """Return the corpus of a source; fetches it if it is remote.
 
-    Raises DataError for a path that is not there, and whatever `locate` raises.
+    Raises:
+        DataError: There is no such file.
+        ConfigError: The format cannot be determined, or a key does not apply to it.
+        EnvironmentProblem: The source cannot be fetched.
     """
     hub = source.path.startswith("hf:")
     path = Path(source.path) if hub else locate(source.path)
     if not hub:
         check_file(path)
-    kind = source.format or ("hub" if hub else _format_of(path, source))
-    if path.is_dir() and kind in ("icd10cm", "obo"):
-        raise DataError(f"{path}: data.sources.path must be a file for format {kind}")
-    if kind not in _TEXT and source.encoding != "utf-8":
+    name = source.format or ("hub" if hub else _format_of(path, source))
+    kind = FORMATS[name]
+    if path.is_dir() and kind.only_files:
+        raise DataError(f"{path}: data.sources.path must be a file for format {name}")
+    if not kind.is_text and source.encoding != "utf-8":
+        text_formats = ", ".join(other for other in FORMATS if FORMATS[other].is_text)
         raise ConfigError(
-            f"data.sources.encoding={source.encoding}: format {kind} has its own; leave it out "
-            f"(it is for {', '.join(_TEXT)})"
+            f"data.sources.encoding={source.encoding}: format {name} has its own; remove the key "
+            f"(it is for {text_formats})"
         )
     columns = source.columns.model_dump(exclude_defaults=True)
-    merged = _COLUMNS.get(kind, ColumnsConfig()).model_copy(update=columns)
-    shape = source.shape
-    if not shape and kind == "text":
-        shape = "passages"
-    elif not shape:
-        shape = "records" if kind in _ROWS_ARE_RECORDS and not columns else "pairs"
-    return Corpus(source.model_copy(update={"columns": merged}), path, kind, shape)
+    merged = kind.columns.model_copy(update=columns)
+    default_shape = "pairs" if kind.shape == "records" and columns else kind.shape
+    shape = source.shape or default_shape
+    return Corpus(source.model_copy(update={"columns": merged}), path, name, shape)
 
 
 def _format_of(path: Path, source: SourceConfig) -> str:
-    """Told by the suffix; JSON lines where that says nothing."""
+    """Return the format by suffix; JSON lines for an unknown one."""
     if source.path.startswith("python:"):
         return "python"
     if path.is_dir():
         if (path / "qrels").is_dir():
             return "beir"
-        inside = sorted({p.suffix for p in path.rglob("*") if p.suffix in _SUFFIXES})
-        kinds = sorted({_SUFFIXES[suffix] for suffix in inside})
-        if len(kinds) > 1:
+        names = sorted({_SUFFIXES[p.suffix] for p in path.rglob("*") if p.suffix in _SUFFIXES})
+        if len(names) > 1:
             raise ConfigError(
-                f"data.sources.format: {path} holds files of {', '.join(kinds)}; name the format"
+                f"data.sources.format: {path} holds files of {', '.join(names)}; name the format"
             )
-        return kinds[0] if kinds else "jsonl"
+        return names[0] if names else "jsonl"
     return _SUFFIXES.get(Path(path.name.removesuffix(".gz")).suffix, "jsonl")
 
 
-def _fingerprint(path: Path, kind: str) -> tuple[int, str]:
-    """Size and sha256 of a file; of a folder, over the names and hashes of what is read of it."""
+def _fingerprint(path: Path, name: str) -> tuple[int, str]:
+    """Return size and sha256: of a folder, over the names and hashes of the files that are read."""
     if path.is_file():
         return path.stat().st_size, file_sha256(path)
     size, digest = 0, hashlib.sha256()
-    for inside, sha256, length in _python(path) if kind == "python" else _all(path):
+    for inside, sha256, length in _hashes_below(path, name):
         size += length
         digest.update(f"{inside}\0{sha256}\0".encode())
     return size, digest.hexdigest()
 
 
-def _python(path: Path) -> Iterator[tuple[str, str, int]]:
-    for inside, raw in source_files(path):
-        yield inside, hashlib.sha256(raw).hexdigest(), len(raw)
-
-
-def _all(path: Path) -> Iterator[tuple[str, str, int]]:
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        yield file.relative_to(path).as_posix(), file_sha256(file), file.stat().st_size
+def _hashes_below(folder: Path, name: str) -> Iterator[tuple[str, str, int]]:
+    if (files := FORMATS[name].files) is not None:
+        for inside, raw in files(folder):
+            yield inside, hashlib.sha256(raw).hexdigest(), len(raw)
+        return
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        yield file.relative_to(folder).as_posix(), file_sha256(file), file.stat().st_size

@@ -97,7 +97,7 @@ class Store:
         text = json.dumps(value)
         self.db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, text))
 
-    def taken(self, name: str, place: str) -> str | None:
+    def take_id(self, name: str, place: str) -> str | None:
         """Where the id was used before; None when it is new, and now taken."""
         found = self.db.execute("SELECT place FROM ids WHERE id = ?", (name,)).fetchone()
         if found:

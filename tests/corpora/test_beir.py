@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import DataConfig
-from lbr_ds.corpora.formats.rows import Skipped
+from lbr_ds.corpora.formats.interface import Skipped
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record

@@ -264,7 +264,7 @@ def test_wrong_columns_are_not_counted_away(tmp_path: Path) -> None:
     path = tmp_path / "raw.json"
     path.write_text(json.dumps(rows))
     data = {"folder": tmp_path / "data", "sources": [{"path": str(path)}], "on_error": "skip"}
-    with pytest.raises(DataError, match=r"all of its 300 rows are at fault; check data\.sources"):
+    with pytest.raises(DataError, match=r"all of its 300 rows are invalid; check data\.sources"):
         prepare(DataConfig.model_validate(data), 0)
     data["on_error"] = "strict"
     with pytest.raises(DataError, match=r"item 1: query is missing.*; check data\.sources\.format"):

@@ -56,7 +56,7 @@ BAD_LINES = {
     "unknown_field": ('{"query": "q", "answer": "a"}', r"unknown field 'answer'"),
     "wrong_type": ('{"query": "q", "positives": "a"}', r"positives must be a list of strings"),
     "half_a_surrogate": (r'{"text": "\ud800"}', r"contains an unpaired UTF-16 surrogate"),
-    "duplicate_id": (r'{"id": "r1", "text": "t"}', r"id 'r1' is taken already, at .*raw.jsonl:2"),
+    "duplicate_id": (r'{"id": "r1", "text": "t"}', r"id 'r1' is already used at .*raw.jsonl:2"),
     "deep": ("[" * 100_000, r"not JSON"),
 }
 
@@ -84,9 +84,9 @@ def test_not_utf8(tmp_path: Path) -> None:
 
 
 def test_empty_and_hopeless_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"raw\.jsonl: holds no records; check data\.sources"):
+    with pytest.raises(DataError, match=r"raw\.jsonl: contains no records; check data\.sources"):
         prepare(recipe(tmp_path, []), 0)
-    with pytest.raises(DataError, match=r"raw\.jsonl: all of its 2 rows are at fault; check"):
+    with pytest.raises(DataError, match=r"raw\.jsonl: all of its 2 rows are invalid; check"):
         prepare(recipe(tmp_path, ["{", "{"], on_error="skip"), 0)
     with pytest.raises(ConfigError, match=r"data\.sources is empty"):
         prepare(recipe(tmp_path, [pair(0)], sources=[]), 0)

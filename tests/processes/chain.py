@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from lbr_ds.corpora.process_pool import in_order
+from lbr_ds.corpora.process_pool import map_in_order
 from lbr_ds.system import children
 
 FOREVER = 600
@@ -56,7 +56,7 @@ def jobs(folder: Path) -> Iterator[str]:
 def crew(folder: Path) -> None:
     """The pool of `prepare`: the first eight jobs are done here."""
     note(folder)
-    in_order_of = in_order(pool_only, jobs(folder))
+    in_order_of = map_in_order(pool_only, jobs(folder))
     for _ in in_order_of:
         pass
 

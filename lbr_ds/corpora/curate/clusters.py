@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lbr_ds.corpora.curate.near_duplicates import BANDS, MARGIN, PERMUTATIONS, Shared
 from lbr_ds.corpora.curate.segmentation import likeness, shingles
-from lbr_ds.corpora.process_pool import in_order
+from lbr_ds.corpora.process_pool import map_in_order
 
 MOST = 16384  # texts of a family clustered at once; a larger family is cut, which bounds memory
 _A_JOB = 2048  # texts in one job, or one family
@@ -32,7 +32,7 @@ def stars(shared: Shared, families: Iterator[NDArray[np.int64]]) -> Iterator[lis
     texts lead in the order of how many others of the family they share bands with, so a cluster
     forms around what is most copied. A text that is near to several leaders joins the first.
     """
-    return in_order(_work, _jobs(shared, families))
+    return map_in_order(_work, _jobs(shared, families))
 
 
 def _jobs(shared: Shared, families: Iterator[NDArray[np.int64]]) -> Iterator[_Job]:

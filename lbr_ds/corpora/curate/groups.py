@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from lbr_ds.corpora.curate.clusters import stars
 from lbr_ds.corpora.curate.near_duplicates import Forest, Shared, families
 from lbr_ds.corpora.curate.segmentation import likeness, shingles
-from lbr_ds.corpora.formats.rows import Tally
+from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.records import Record
 from lbr_ds.system.progress import Progress

@@ -26,11 +26,12 @@ from typing import Any
 
 from lbr_ds.config import CONTROL, SplitConfig
 from lbr_ds.corpora.curate.splits import check_filled, tell_dropped
-from lbr_ds.corpora.formats.rows import Tally
+from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import POSITIVE, QUERY, Store
 from lbr_ds.errors import DataError
 
-ASKED = {"pair": True, "fact": False, "both": None}  # a role -> what its questions are, `store.py`
+# Whether the questions of a source of this role are pairs; None: `cast` decides.
+IS_PAIR = {"pair": True, "fact": False, "both": None}
 _FILLED = (CONTROL, "eval", "cl")  # in this order, so that a small corpus still has both judges
 
 

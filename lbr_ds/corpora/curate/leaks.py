@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from lbr_ds.config import CONTROL, SPLITS
 from lbr_ds.corpora.curate.segmentation import key
-from lbr_ds.corpora.formats.rows import Tally
-from lbr_ds.corpora.process_pool import in_order
+from lbr_ds.corpora.curate.tally import Tally
+from lbr_ds.corpora.process_pool import map_in_order
 from lbr_ds.corpora.store import NEGATIVE, POSITIVE, Store
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
@@ -204,7 +204,7 @@ class _Seen(NamedTuple):
 
 def _of_split(folder: Path, split: str) -> Iterator[_Seen]:
     """`_CHUNK` records at a time."""
-    return in_order(_seen, _chunks(folder, split))
+    return map_in_order(_seen, _chunks(folder, split))
 
 
 def _chunks(folder: Path, split: str) -> Iterator[list[Record]]:

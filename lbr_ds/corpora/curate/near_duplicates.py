@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.corpora.curate.segmentation import likeness, shingles
-from lbr_ds.corpora.process_pool import in_order
+from lbr_ds.corpora.process_pool import map_in_order
 from lbr_ds.system.progress import Progress, no_progress
 
 PERMUTATIONS, BANDS = 128, 32
@@ -96,7 +96,7 @@ def families(shared: Shared, count: int, progress: Progress = no_progress) -> Fo
     forest = Forest(count)
     if shared.threshold >= 1:
         return forest
-    for united in in_order(_compare, _jobs(shared, count, forest, progress)):
+    for united in map_in_order(_compare, _jobs(shared, count, forest, progress)):
         for number, other in united:
             forest.unite(number, other)
     return forest

@@ -6,7 +6,7 @@ import math
 
 from lbr_ds.config import SPLITS, SplitConfig
 from lbr_ds.corpora.curate.groups import largest, most_shared
-from lbr_ds.corpora.formats.rows import Tally
+from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import Store
 from lbr_ds.errors import DataError
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.curate.segmentation import visible
+from lbr_ds.corpora.formats.interface import Format, Row, Skipped, few
 from lbr_ds.corpora.formats.jsonl import read_jsonl
 from lbr_ds.corpora.formats.lines import numbered_lines
-from lbr_ds.corpora.formats.rows import Row, Skipped, few
 from lbr_ds.corpora.formats.shapes import as_text
 from lbr_ds.errors import DataError
 
@@ -180,3 +180,6 @@ def _not_judged(store: sqlite3.Connection) -> Iterator[Row]:
     )
     for name, text, where in found:
         yield Row(where, name, Skipped("not_judged", f"{where}: query {name}: {text}"))
+
+
+BEIR = Format(read_beir, shape="records")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
+from lbr_ds.corpora.formats.interface import Format, Row, files_below
 from lbr_ds.corpora.formats.lines import kind_of
-from lbr_ds.corpora.formats.rows import Row, files_below
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError, short
 
 _BATCH = 64  # rows that are held as Python values at a time
@@ -118,3 +118,8 @@ def _one(table: Any, where: str) -> dict[str, Any] | DataError:
 
 def _line(error: Any) -> str:
     return short(error)
+
+
+PARQUET = Format(read_parquet, suffixes=(".parquet",), is_text=False)
+ARROW = Format(read_arrow, suffixes=(".arrow",), is_text=False)
+HUB = Format(read_hub, is_text=False)

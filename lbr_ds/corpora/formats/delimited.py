@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
+from lbr_ds.corpora.formats.interface import Format, Row, files_below
 from lbr_ds.corpora.formats.lines import MAX_LINE, BadLine, numbered_lines
-from lbr_ds.corpora.formats.rows import Row, files_below
 from lbr_ds.errors import DataError
 
 
@@ -127,3 +127,7 @@ def _named(header: list[str], cells: list[str], where: str) -> dict[str, Any] | 
         return DataError(f"{where}: has {len(cells)} cells and the header {len(header)}")
     row.update(zip(header, cells, strict=True))
     return row
+
+
+CSV = Format(read_csv, suffixes=(".csv",))
+TSV = Format(read_tsv, suffixes=(".tsv",))

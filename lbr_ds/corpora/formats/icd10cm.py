@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.formats.rows import Row
+from lbr_ds.corpora.formats.interface import Format, Row
 from lbr_ds.errors import DataError
 
 
@@ -55,3 +55,6 @@ def _terms(
 
 def _title(code: ElementTree.Element) -> str:
     return (code.findtext("desc") or "").strip()
+
+
+ICD10CM = Format(read_icd10cm, shape="records", is_text=False, only_files=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
+from lbr_ds.corpora.formats.interface import Format, Row, files_below
 from lbr_ds.corpora.formats.lines import MAX_LINE, head, numbered_lines, pieces
-from lbr_ds.corpora.formats.rows import Row, files_below
 from lbr_ds.errors import DataError
 
 _BETWEEN = re.compile(r"[ \t\r\n,]*")  # what may stand between two values
@@ -156,3 +156,6 @@ def _fault(error: Exception, read: _Text, file: Path) -> str:
     place = getattr(error, "pos", read.place)
     line = read.line + read.text.count("\n", read.place, place)
     return f"{file}:{line}: not JSON ({getattr(error, 'msg', error)})"
+
+
+JSONL = Format(read_jsonl, shape="records")

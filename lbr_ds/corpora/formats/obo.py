@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lbr_ds.config import SourceConfig
+from lbr_ds.config import ColumnsConfig, SourceConfig
+from lbr_ds.corpora.formats.interface import Format, Row
 from lbr_ds.corpora.formats.lines import numbered_lines
-from lbr_ds.corpora.formats.rows import Row
 from lbr_ds.errors import DataError
 
 _QUOTED = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"\s*(?P<rest>[^\[]*)')
@@ -83,3 +83,11 @@ def _quoted(value: str) -> tuple[str, str]:
     """The text in quotes, and what stands between it and the references in brackets."""
     match = _QUOTED.match(value)
     return (_ESCAPED.sub(r"\1", match["text"]), match["rest"]) if match else ("", "")
+
+
+OBO = Format(
+    read_obo,
+    suffixes=(".obo",),
+    columns=ColumnsConfig(query="synonym", positives="definition", group="id"),
+    only_files=True,
+)

@@ -16,8 +16,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.formats.rows import Row, files_below
+from lbr_ds.config import ColumnsConfig, SourceConfig
+from lbr_ds.corpora.formats.interface import Format, Row, files_below
 from lbr_ds.errors import DataError
 
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3"}
@@ -104,3 +104,13 @@ def _without_docstring(node: _Function, lines: list[str]) -> str:
     # Not textwrap.dedent: a line inside a string may stand further left.
     indent = lines[node.lineno - 1][: node.col_offset]
     return "\n".join(line.removeprefix(indent) for line in head + body)
+
+
+PYTHON = Format(
+    read_functions,
+    suffixes=(".py", ".whl"),
+    columns=ColumnsConfig(query="docstring", positives="code"),
+    is_text=False,
+    keep_lines=True,
+    files=source_files,
+)

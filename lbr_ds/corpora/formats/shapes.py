@@ -22,7 +22,7 @@ from uuid import UUID
 
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.curate.segmentation import visible
-from lbr_ds.corpora.formats.rows import Format, Found, Row, Skipped, few, source_name
+from lbr_ds.corpora.formats.interface import Format, Row, Skipped, few
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
@@ -30,17 +30,21 @@ _FIELD = re.compile(r"\{([^{}]+)\}")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+Outcome = tuple[str, Record | DataError | Skipped]
+"""The place of a record, and the record, what is wrong with it, or why it is skipped."""
+
+
 class MissingColumn(DataError):
     """A column that the recipe names and the row has not."""
 
 
-def read_records(rows: Format, path: Path, source: SourceConfig, shape: str) -> Iterator[Found]:
+def read_records(kind: Format, path: Path, source: SourceConfig, shape: str) -> Iterator[Outcome]:
     """Yield where each row stands with its record, what is wrong with it, or why it is left out.
 
     Raises DataError when the first row lacks a column that the recipe names.
     """
     name = source_name(source, path)
-    for count, row in enumerate(rows(path, source)):
+    for count, row in enumerate(kind.read(path, source)):
         if not isinstance(row.columns, dict):
             yield row.where, row.columns
             continue
@@ -86,9 +90,14 @@ def _if_wrapped(row: dict[str, Any], path: str = "") -> str:
     )
 
 
+def source_name(source: SourceConfig, path: Path) -> str:
+    """Return the recipe's name for a source, or else the first part of the file's name."""
+    return source.name or path.name.split(".")[0] or path.name
+
+
 def _records(
     raws: list[dict[str, Any]], name: str, row: Row, source: SourceConfig, shape: str
-) -> Iterator[Found]:
+) -> Iterator[Outcome]:
     for number, raw in enumerate(raws, 1):
         key = row.key if len(raws) == 1 else f"{row.key}-{number}"
         raw = {**_instructions(source), "id": f"{name}-{key}", "source": name, **raw}

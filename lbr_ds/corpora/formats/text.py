@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lbr_ds.config import SourceConfig
+from lbr_ds.config import ColumnsConfig, SourceConfig
+from lbr_ds.corpora.formats.interface import Format, Row, files_below
 from lbr_ds.corpora.formats.lines import BadLine, numbered_lines
-from lbr_ds.corpora.formats.rows import Row, files_below
 from lbr_ds.errors import DataError
 
 
@@ -44,3 +44,11 @@ def _paragraphs(file: Path, encoding: str) -> Iterator[tuple[int, str | DataErro
         lines, fault = [], None
     if lines or fault:
         yield first if lines else number, fault or "".join(lines)
+
+
+TEXT = Format(
+    read_text,
+    suffixes=(".txt", ".md"),
+    columns=ColumnsConfig(text="text", group="file"),
+    shape="passages",
+)
