@@ -20,8 +20,6 @@ class Record:
     entity, same source document). instruction: put before the query, as `{instruction}{query}`,
     when a model encodes it; document_instruction: the same for the record's passages. Neither is
     part of the texts that are compared.
-    kin: empty, or a label for each positive: one that has the label of another's positive is nearly
-    the same text, and no negative of that query; "" has no such like.
     """
 
     id: str
@@ -33,7 +31,6 @@ class Record:
     instruction: str = ""
     document_instruction: str = ""
     text: str = ""
-    kin: list[str] = field(default_factory=list)
 
     def texts(self) -> list[str]:
         """Every text that could leak from one split into another."""
@@ -60,12 +57,10 @@ class Record:
         """
         if type(raw) is not dict:
             return None
-        fields = {**_BLANK, "positives": [], "negatives": [], "kin": [], **raw}
+        fields = {**_BLANK, "positives": [], "negatives": [], **raw}
         if list(map(type, fields.values())) != _TYPES:  # an unknown field makes it longer
             return None
         if not _is_sound(*_judged(fields)):
-            return None
-        if (kin := fields["kin"]) and not _fits(kin, fields["positives"]):
             return None
         record = object.__new__(cls)
         object.__setattr__(record, "__dict__", fields)
@@ -95,10 +90,6 @@ class Record:
             raise DataError(f"{where}: query is missing or empty (plain passages go in `text`)")
         elif not record.positives or not all(p.strip() for p in record.positives):
             raise DataError(f"{where}: positives is empty; give at least one non-empty answer")
-        if record.kin and not _fits(record.kin, record.positives):
-            raise DataError(
-                f"{where}: kin has {len(record.kin)} labels for {len(record.positives)} positives"
-            )
         return record
 
 
@@ -118,10 +109,6 @@ def _is_sound(
     return not negatives or _are_strings(negatives)
 
 
-def _fits(kin: list[Any], positives: list[Any]) -> bool:
-    return len(kin) == len(positives) and _are_strings(kin)
-
-
 def _are_strings(texts: list[Any]) -> bool:
     return all(type(text) is str for text in texts)
 
@@ -134,7 +121,7 @@ _TYPES = [type(value) for value in _BLANK.values()]
 def _check_types(raw: dict[str, Any], where: str) -> None:
     """positives and negatives are lists of strings, everything else is a string."""
     for name, value in raw.items():
-        if name in ("positives", "negatives", "kin"):
+        if name in ("positives", "negatives"):
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
                 raise DataError(f"{where}: {name} must be a list of strings, not {value!r:.60}")
         elif not isinstance(value, str):

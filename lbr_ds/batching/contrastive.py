@@ -18,8 +18,8 @@ class Pairs:
     """n queries and their n*(1+M) candidates: positives first, then M negatives a query.
 
     sequences: n queries, then the candidates. group (n,), known (n, P), text (n*(1+M),) int64 are
-    hashes: of the query's group, of its record's positives and their kin (all of them, -1 fills
-    up), of each candidate's kin or else its text. real (n*(1+M),) bool: false where a record had
+    hashes: of the query's group, of its record's positives (all of them, -1 fills up), of each
+    candidate's text. real (n*(1+M),) bool: false where a record had
     fewer than M negatives.
     """
 
@@ -70,18 +70,16 @@ def contrastive_pairs(
         # Every rank must hold the same number of candidates; a stand-in is masked, yet encoded.
         negatives += chosen + [positive] * (num_negatives - have)
         real += [True] * have + [False] * (num_negatives - have)
-    known = [[hashed(p) for p in (*r.positives, *filter(None, r.kin))] for r in records]
+    known = [[hashed(p) for p in r.positives] for r in records]
     most = max(len(k) for k in known)
     # Negatives come M for each record in turn; its document instruction stands before all of them.
     owners = records + [record for record in records for _ in range(num_negatives)]
     texts = positives + negatives
     told: list[str] = [owner.told(text) for owner, text in zip(owners, texts, strict=True)]
-    kin = [r.kin[t % len(r.kin)] if r.kin else "" for r, t in zip(records, turns, strict=True)]
-    names = [label or text for label, text in zip(kin, positives, strict=True)] + negatives
     return Pairs(
         sequences=encoder.embed(queries + told),
         group=torch.tensor([hashed(r.group or r.id) for r in records]),
         known=torch.tensor([k + [-1] * (most - len(k)) for k in known]),
-        text=torch.tensor([hashed(name) for name in names]),
+        text=torch.tensor([hashed(text) for text in texts]),
         real=torch.tensor(real),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -80,27 +81,20 @@ def components_table(store: Store) -> dict[str, Any]:
 
 
 def groups_table(store: Store, threshold: float) -> dict[str, Any]:
-    """How many groups of no mutual negatives the records make, the largest, and `kin`; and how much
-    of what is nearly the same they hold apart, counted on a sample."""
+    """Return the number of groups, the size of the largest, and how many pairs of near duplicates
+    have one group in common, counted on a sample."""
     sizes = "(SELECT count(*) AS size FROM members GROUP BY grp)"
     return {
         "count": store.number("SELECT count(*) FROM groups"),
         "largest": store.number(f"SELECT max(size) FROM {sizes}"),
-        "kin": store.number("SELECT count(DISTINCT label) FROM kin"),
-        "largest_kin": store.number(
-            "SELECT max(size) FROM (SELECT count(DISTINCT seq) AS size FROM kin"
-            " JOIN uses USING (num) WHERE role = ? GROUP BY label)",
-            POSITIVE,
-        ),
         "near_pairs": _near_pairs(store, threshold),
     }
 
 
 def _near_pairs(store: Store, threshold: float) -> dict[str, Any]:
-    """Of pairs of texts that are near to each other, those whose records share a group, and those
-    that share a group or a kin, so that none is a negative for the other.
+    """Count pairs of near duplicates, and those whose records share a group: no negatives.
 
-    Looks at `_LOOKED_AT` texts, those of the smallest keys, and all that may be near to them.
+    Looks at the `_LOOKED_AT` texts of the smallest keys and all their near duplicates.
     """
     looked = store.db.execute(
         "SELECT num, family FROM families JOIN texts USING (num) WHERE family IN"
@@ -108,31 +102,29 @@ def _near_pairs(store: Store, threshold: float) -> dict[str, Any]:
         " AND num IN (SELECT num FROM uses WHERE role != ?) ORDER BY key LIMIT ?",
         (NEGATIVE, _LOOKED_AT),
     ).fetchall()
-    found = {"looked_at": 0, "share_a_group": 0, "never_negatives": 0}
+    counts = {"looked_at": 0, "share_a_group": 0}
     with closing(Texts(store.path)) as texts:
         for number, family in looked:
-            own, others = shingles(texts(number)), _kindred(store, family)
-            groups, label = others.pop(number)
-            for other, (their_groups, their_label) in others.items():
+            own, others = shingles(texts(number)), _groups_by_text(store, family)
+            groups = others.pop(number)
+            for other, their_groups in others.items():
                 if likeness(own, shingles(texts(other))) >= threshold:
-                    same = groups == their_groups and len(groups) == 1
-                    found["looked_at"] += 1
-                    found["share_a_group"] += same
-                    found["never_negatives"] += same or (label is not None and label == their_label)
-    return found
+                    counts["looked_at"] += 1
+                    counts["share_a_group"] += groups == their_groups and len(groups) == 1
+    return counts
 
 
-def _kindred(store: Store, family: int) -> dict[int, tuple[set[int], str | None]]:
-    """The texts of a family: the groups of the records that have one, and its kin."""
-    found: dict[int, tuple[set[int], str | None]] = {}
+def _groups_by_text(store: Store, family: int) -> dict[int, set[int]]:
+    """Return, for each text of a family, the groups of the records that have it."""
+    groups: dict[int, set[int]] = defaultdict(set)
     rows = store.db.execute(
-        "SELECT num, grp, label FROM families JOIN uses USING (num) JOIN members USING (seq)"
-        " LEFT JOIN kin USING (num) WHERE family = ? AND role != ?",
+        "SELECT num, grp FROM families JOIN uses USING (num) JOIN members USING (seq)"
+        " WHERE family = ? AND role != ?",
         (family, NEGATIVE),
     )
-    for number, group, label in rows:
-        found.setdefault(number, (set(), label))[0].add(group)
-    return found
+    for number, group in rows:
+        groups[number].add(group)
+    return groups
 
 
 def dropped_table(records: Tally, texts: Tally) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from lbr_ds.system.progress import Progress, no_progress
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
 MINING, GIVEN = "mining.json", "given"  # what `mine` adds: its audit, and cl as prepare wrote it
-_RULES = 5  # raise it when cleaning or dividing changes, so that old folders are made again
+_RULES = 6  # raise it when cleaning or dividing changes, so that old folders are made again
 
 
 def prepare(

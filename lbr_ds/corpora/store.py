@@ -8,7 +8,6 @@ uses       which record has which text, as what, and how long it is there
 families   of each text: its family of near duplicates, the leader of its cluster
 members    after uniting: the component and the group of each record
 components, groups  their labels; of a component also size and pairs
-kin        texts of clusters too large to be one group, and the clusters' labels
 placed     after division: the component and split of each record that stays
 state      what is done: one JSON value a name, written with the work that it tells of
 """
@@ -39,10 +38,9 @@ CREATE TABLE IF NOT EXISTS texts (num INTEGER PRIMARY KEY, key BLOB UNIQUE, text
 CREATE TABLE IF NOT EXISTS uses
     (seq INTEGER, role INTEGER, place INTEGER, num INTEGER, chars INTEGER,
      PRIMARY KEY (seq, role, place)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS families (num INTEGER PRIMARY KEY, family INTEGER, star INTEGER);
+CREATE TABLE IF NOT EXISTS families (num INTEGER PRIMARY KEY, family INTEGER, cluster INTEGER);
 CREATE TABLE IF NOT EXISTS members (seq INTEGER PRIMARY KEY, component INTEGER, grp INTEGER);
 CREATE TABLE IF NOT EXISTS groups (grp INTEGER PRIMARY KEY, label TEXT);
-CREATE TABLE IF NOT EXISTS kin (num INTEGER PRIMARY KEY, label TEXT);
 CREATE TABLE IF NOT EXISTS components
     (component INTEGER PRIMARY KEY, label TEXT, draw BLOB, size INTEGER, pairs INTEGER);
 CREATE TABLE IF NOT EXISTS placed (seq INTEGER PRIMARY KEY, component INTEGER, split TEXT);
@@ -143,27 +141,20 @@ class Store:
         return found[0] if found else None
 
     def record(self, seq: int) -> Record:
-        """A record as it will be written: with its group and kin, the negatives that are left."""
+        """A record as it will be written: with its group and the negatives that are left."""
         body, label = self.db.execute(
             "SELECT body, label FROM records JOIN members USING (seq) JOIN groups"
             " USING (grp) WHERE seq = ?",
             (seq,),
         ).fetchone()
         record = Record(**json.loads(body))
-        kin = [""] * len(record.positives)
-        for place, known in self.db.execute(
-            "SELECT place, label FROM uses JOIN kin USING (num) WHERE seq = ? AND role = ?",
-            (seq, POSITIVE),
-        ):
-            kin[place] = known
         negatives = record.negatives
         if negatives:
             left = self.db.execute(
                 "SELECT place FROM uses WHERE seq = ? AND role = ? ORDER BY place", (seq, NEGATIVE)
             )
             negatives = [record.negatives[place] for (place,) in left]
-        kin = kin if any(kin) else []
-        return replace(record, group=label, kin=kin, negatives=negatives)
+        return replace(record, group=label, negatives=negatives)
 
 
 class Texts:

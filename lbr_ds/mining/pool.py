@@ -32,8 +32,8 @@ class Pool:
     held_out: int  # passages left out since eval has them
 
     def banned(self, query: int) -> NDArray[np.int64]:
-        """Sorted: the passages of the query's group (its positives among them), those nearly equal
-        to a positive (`kin`), the query's own text, and the negatives that it came with."""
+        """Return in ascending order the passages of the query's group (its positives among them),
+        the query's own text, and the negatives that it came with."""
         return np.unique(np.concatenate(self.barred[query]))
 
     @classmethod
@@ -58,17 +58,14 @@ class Pool:
                     told.append(record.told(text))
                 if text in answers:
                     of_group[_group(record)].add(numbers[name])
-            for label, text in zip(record.kin, record.positives, strict=False):
-                if label and key(text) in numbers:
-                    of_group["kin", label].add(numbers[key(text)])
         queries = [record for record in asked if record.query]
         positives = [_sorted(numbers.get(key(t), -1) for t in r.positives) for r in queries]
         groups = {group: _sorted(members) for group, members in of_group.items()}
         barred = []
         for record in queries:
             own = _sorted(numbers.get(key(t), -1) for t in (record.query, *record.negatives))
-            names = [_group(record), *(("kin", label) for label in record.kin if label)]
-            barred.append([own, *(groups[name] for name in names if name in groups)])
+            group = groups.get(_group(record))
+            barred.append([own] if group is None else [own, group])
         return cls(passages, told, queries, positives, barred, len(left_out))
 
 

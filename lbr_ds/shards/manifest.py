@@ -20,7 +20,7 @@ from lbr_ds.system.progress import Progress, no_progress
 from lbr_ds.system.urls import CACHE_GIB, is_url
 
 NAME = "manifest.json"
-VERSION = 2  # of the layout; a folder of another version is prepared again
+VERSION = 3  # of the layout; a folder of another version is prepared again
 _FILE = re.compile(r"[a-z]+/[0-9]{5,}\.tar")  # a manifest can name nothing outside its folder
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `lbr-ds prepare` again"

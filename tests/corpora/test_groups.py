@@ -9,20 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
-from lbr_ds.batching import TextEncoder
-from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.corpora.curate import groups
 from lbr_ds.corpora.curate.clusters import stars
 from lbr_ds.corpora.curate.near_duplicates import Shared, signature
 from lbr_ds.corpora.curate.segmentation import likeness, shingles
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.mining.pool import Pool
-from lbr_ds.records import Record
 from tests.corpora.test_near_duplicates import altered, leaky, prose
 from tests.corpora.toy import pair, read_all, recipe
-from tests.tiny import backbone
 
 TEMPLATE = prose(random.Random(9), 60)
 
@@ -49,21 +43,16 @@ def test_a_template_ties_the_split_and_not_the_group(
     assert made["groups"] == {
         "count": 520,
         "largest": 3,
-        "kin": 1,
-        "largest_kin": 120,
-        "near_pairs": {"looked_at": 32 * 119, "share_a_group": 0, "never_negatives": 32 * 119},
+        "near_pairs": {"looked_at": 32 * 119, "share_a_group": 0},
     }
     splits = read_all(data.folder)
     records = {r.id: r for rs in splits.values() for r in rs}
     assert {records[f"r{10 * i + 2}"].group for i in range(120)} == {f"d{i}" for i in range(120)}
-    ((label,),) = {tuple(records[f"r{10 * i + 2}"].kin) for i in range(120)}
-    assert label
-    assert not any(records[f"r{10 * i + part}"].kin for i in range(120) for part in (0, 1))
 
-    # Where a group may be so large, the tie makes one group and needs no label.
+    # Where a group may be so large, the tie makes one group.
     monkeypatch.setattr(groups, "SMALL", 360)
     made = prepare(recipe(tmp_path, raws, records_per_shard=7), 0)
-    assert (made["groups"]["largest"], made["groups"]["kin"]) == (360, 0)
+    assert made["groups"]["largest"] == 360
 
 
 def test_planted_copies_share_a_group(tmp_path: Path) -> None:
@@ -98,41 +87,3 @@ def test_stars_are_near_to_their_leader(tmp_path: Path) -> None:
     leaders = set(clusters[0].values())
     assert 1 < len(leaders) < len(texts)
     assert all(likeness(words[a], words[b]) < 0.7 for a, b in combinations(leaders, 2))
-
-
-def kindred() -> list[Record]:
-    """Four records: 0 and 1 have an answer of one label, 1 and 2 a group."""
-    return [
-        Record("0", "toy", "ask a", ["say one", "say two"], kin=["", "label"]),
-        Record("1", "toy", "ask b", ["say three"], group="g", kin=["label"]),
-        Record("2", "toy", "ask c", ["say four"], group="g"),
-        Record("3", "toy", "ask d", ["say five"]),
-    ]
-
-
-def test_kin_is_no_negative_in_training(tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(backbone(tmp_path))
-    encoder = TextEncoder(tokenizer, max_length=32, num_bottleneck=0)
-    pairs = contrastive_pairs(kindred(), [1, 0, 0, 0], encoder, 0)
-    no_negative = (pairs.known[:, :, None] == pairs.text).any(1)
-    assert no_negative.tolist() == [
-        [True, True, False, False],
-        [True, True, False, False],
-        [False, False, True, False],
-        [False, False, False, True],
-    ]
-    # Another answer of record 0 is drawn: only its kin is alike.
-    pairs = contrastive_pairs(kindred(), [0, 0, 0, 0], encoder, 0)
-    no_negative = (pairs.known[:, :, None] == pairs.text).any(1)
-    assert no_negative[1].tolist() == [False, True, False, False]
-
-
-def test_kin_is_never_mined() -> None:
-    pool = Pool.of(kindred(), [], [])
-    texts = [{pool.passages[n] for n in pool.banned(q)} for q in range(4)]
-    assert texts == [
-        {"say one", "say two", "say three"},
-        {"say two", "say three", "say four"},
-        {"say three", "say four"},
-        {"say five"},
-    ]

@@ -116,7 +116,7 @@ def _identities(store: Store) -> Iterator[tuple[bytes, str, int]]:
 
 
 def unite(store: Store, seed: int) -> None:
-    """Fill `members`, `components`, `groups` and `kin`. Holds 12 bytes a record and four a text in
+    """Fill `members`, `components` and `groups`. Holds 12 bytes a record and four a text in
     memory, and the records of one text."""
     first = store.texts  # records are numbered after the texts
     total = store.number("SELECT max(seq) FROM records") + 1
@@ -153,25 +153,17 @@ def _by_group(store: Store) -> Iterator[list[int]]:
 
 
 def _groups(store: Store, total: int) -> Forest:
-    """The records' groups; fills `kin` with the texts that tie more than a group may hold."""
+    """Return the records' groups."""
     forest, sizes = Forest(total), array("i", [1]) * total
     queries = store.db.execute("SELECT num, seq FROM uses WHERE role = ? ORDER BY num", (QUERY,))
     asked = ([seq for _, seq in rows] for _, rows in groupby(queries, key=lambda row: row[0]))
     for seqs in chain(_by_group(store), asked):
         _join(forest, sizes, {forest.root(seq) for seq in seqs})
     most = max(SMALL, int(LARGE * store.number("SELECT count(*) FROM records")))
-    refused = []
-    for star, seqs in _ties(store):
+    for seqs in _ties(store):
         roots = {forest.root(seq) for seq in seqs}
         if sum(sizes[root] for root in roots) <= most:
             _join(forest, sizes, roots)
-        elif len(roots) > 1:
-            refused.append((star,))
-    store.db.executemany(
-        "INSERT INTO kin SELECT families.num, substr(lower(hex(key)), 1, 16) FROM families"
-        " JOIN texts ON texts.num = families.star WHERE families.star = ?",
-        refused,
-    )
     return forest
 
 
@@ -184,22 +176,22 @@ def _join(forest: Forest, sizes: array[int], roots: set[int]) -> None:
     sizes[low] = whole
 
 
-def _ties(store: Store) -> Iterator[tuple[int, list[int]]]:
-    """(leader, records) of each cluster of texts that two records have, the rare ones first."""
-    store.db.execute("CREATE INDEX IF NOT EXISTS families_star ON families (star)")
+def _ties(store: Store) -> Iterator[list[int]]:
+    """Yield the records of each cluster of texts that two or more have, the smallest first."""
+    store.db.execute("CREATE INDEX IF NOT EXISTS families_cluster ON families (cluster)")
     store.db.execute(
-        "CREATE TEMP TABLE tied AS SELECT star, count(DISTINCT seq) AS number FROM uses"
-        " JOIN families USING (num) WHERE role != ? GROUP BY star HAVING number > 1",
+        "CREATE TEMP TABLE tied AS SELECT cluster, count(DISTINCT seq) AS number FROM uses"
+        " JOIN families USING (num) WHERE role != ? GROUP BY cluster HAVING number > 1",
         (NEGATIVE,),
     )
     rows = store.db.execute(
-        "SELECT DISTINCT number, key, tied.star, seq FROM tied JOIN texts ON texts.num = tied.star"
-        " JOIN families ON families.star = tied.star JOIN uses ON uses.num = families.num"
+        "SELECT DISTINCT number, key, tied.cluster, seq FROM tied JOIN texts ON texts.num = tied.cluster"
+        " JOIN families ON families.cluster = tied.cluster JOIN uses ON uses.num = families.num"
         " WHERE role != ? ORDER BY number, key, seq",
         (NEGATIVE,),
     )
-    for (_, _, star), cluster in groupby(rows, key=lambda row: row[:3]):
-        yield star, [seq for *_, seq in cluster]
+    for _, cluster in groupby(rows, key=lambda row: row[:3]):
+        yield [seq for *_, seq in cluster]
     store.db.execute("DROP TABLE tied")
 
 
