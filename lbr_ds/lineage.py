@@ -101,7 +101,7 @@ class Dataset(Section):
     """Prepared data: its fingerprint, and what a model card says about it.
 
     splits: records of each. leaks: texts that a held-out split shares with a training split.
-    told_in_gl: under protocol knowledge, what stage 1's texts state of what `eval` asks.
+    eval_texts_in_gl: under protocol knowledge, what stage 1's texts state of what `eval` asks.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Dataset(Section):
     splits: dict[str, int]
     sources: tuple[Source, ...] = ()
     leaks: dict[str, int] = Field(default_factory=dict)
-    told_in_gl: dict[str, int] = Field(default_factory=dict)
+    eval_texts_in_gl: dict[str, int] = Field(default_factory=dict)
 
     @property
     def prepared(self) -> str:
@@ -143,7 +143,7 @@ class Dataset(Section):
                 for source in sources
             ),
             leaks=curation.get("leaks", {}),
-            told_in_gl=curation.get("told_in_gl", {}),
+            eval_texts_in_gl=curation.get("eval_texts_in_gl", {}),
         )
 
 

@@ -57,7 +57,7 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
             line = f"{name}: {shown[:70]} -> {answer}"
             console.print(line, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
     if "entities" in curation:
-        _show_entities(console, curation["entities"], curation["told_in_gl"])
+        _show_entities(console, curation["entities"], curation["eval_texts_in_gl"])
     leaks = curation["leaks"]
     reused = " (reused: nothing has changed)" if curation["reused"] else ""
     console.print(

@@ -1,4 +1,4 @@
-"""`curation.json`: what went in, what was left out and why, and what each split holds."""
+"""Write `curation.json`: what was read, what was dropped and why, and what each split contains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from lbr_ds.config import SplitConfig
 from lbr_ds.corpora.collect import Collected
 from lbr_ds.corpora.curate.groups import largest, most_shared
-from lbr_ds.corpora.curate.segmentation import likeness, shingles
+from lbr_ds.corpora.curate.segmentation import jaccard, shingles
 from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.instructions import MAX_ROWS, Instructions, Used
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 _SAMPLES, _SAMPLE_CHARS = 4, 300
 _QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _KINDS = {"query": QUERY, "positives": POSITIVE, "negatives": NEGATIVE, "text": PASSAGE}
-_GIANT = 0.1  # a component of a larger share of the records is told of in the log
-_LOOKED_AT = 32  # texts whose near duplicates are counted one by one
+_GIANT = 0.1  # a component with a larger share of the records is reported in the log
+_LOOKED_AT = 32  # texts whose near duplicates are counted
 
 
 def sources_table(sources: list[dict[str, Any]], collected: Collected) -> list[dict[str, Any]]:
-    """Each source's provenance with the records read from it and kept after cleaning."""
+    """Return each source's provenance with the records read and those kept after cleaning."""
     return [
         {**source, "records_read": read, "records_kept": kept}
         for source, read, kept in zip(sources, collected.read, collected.kept, strict=True)
@@ -35,7 +35,7 @@ def sources_table(sources: list[dict[str, Any]], collected: Collected) -> list[d
 
 
 def instructions(store: Store, splits: Sequence[str]) -> Instructions:
-    """Which source uses which instructions, the most frequent first; one pass over the store."""
+    """Return which source uses which instructions, the most frequent first."""
     part = "json_extract(body, '$.{}')"
     source, text, query, document = map(
         part.format, ("source", "text", "instruction", "document_instruction")
@@ -47,23 +47,23 @@ def instructions(store: Store, splits: Sequence[str]) -> Instructions:
         " GROUP BY 1, 2, 3 ORDER BY count(*) DESC, min(seq) LIMIT ?",
         (*splits, MAX_ROWS),
     )
-    found = tuple(
+    used = tuple(
         Used(row[0], row[1], row[2], {s: n for s, n in zip(splits, row[3:], strict=True) if n})
         for row in rows
     )
     placed = store.number("SELECT count(*) FROM placed WHERE split IS NOT NULL")
-    return Instructions(found, placed - sum(sum(row.records.values()) for row in found))
+    return Instructions(used, placed - sum(sum(row.records.values()) for row in used))
 
 
 def components_table(store: Store) -> dict[str, Any]:
-    """How many components the cleaned records make, the largest and what ties it together, and how
-    many records are tied to others at all."""
+    """Return the number of components, the largest and what it shares, and how many records are in
+    a component with others."""
     number, label, size = largest(store)
     text, shared = most_shared(store, number)
     total = store.number("SELECT sum(size) FROM components")
     if size > max(_GIANT * total, 100):
         log.warning(
-            "%d of %d records are one component (%s) and stay together: %d share %r",
+            "%d of %d records are one component (%s) and stay in one split: %d share %r",
             size,
             total,
             label,
@@ -108,7 +108,7 @@ def _near_pairs(store: Store, threshold: float) -> dict[str, Any]:
             own, others = shingles(texts(number)), _groups_by_text(store, family)
             groups = others.pop(number)
             for other, their_groups in others.items():
-                if likeness(own, shingles(texts(other))) >= threshold:
+                if jaccard(own, shingles(texts(other))) >= threshold:
                     counts["looked_at"] += 1
                     counts["share_a_group"] += groups == their_groups and len(groups) == 1
     return counts
@@ -128,12 +128,12 @@ def _groups_by_text(store: Store, family: int) -> dict[int, set[int]]:
 
 
 def dropped_table(records: Tally, texts: Tally) -> dict[str, Any]:
-    """Records and single texts left out, by rule, each with up to three examples."""
+    """Return dropped records and removed texts by rule, each with up to three examples."""
     return {"dropped_records": records.to_dict(), "dropped_texts": texts.to_dict()}
 
 
 def split_table(store: Store, name: str, seqs: Iterator[int], sizes: SplitConfig) -> dict[str, Any]:
-    """Sizes, sources, lengths in characters and four samples of a split; `seqs`: its records."""
+    """Return sizes, sources, lengths in characters and four samples of a split with records `seqs`."""
     sources: dict[str, int] = {}
     samples: list[dict[str, Any]] = []
     for seq in seqs:
@@ -144,20 +144,20 @@ def split_table(store: Store, name: str, seqs: Iterator[int], sizes: SplitConfig
     counted = "SELECT count(DISTINCT component) FROM placed WHERE split = ?"
     lengths = {kind: _lengths(store, name, role) for kind, role in _KINDS.items()}
     return {
-        "asked": getattr(sizes, name) or None,  # under protocol knowledge gl takes what there is
+        "requested": getattr(sizes, name) or None,  # None: gl of protocol knowledge
         "records": sum(sources.values()),
         "components": store.number(counted, name),
         "groups": store.number(
             "SELECT count(DISTINCT grp) FROM placed JOIN members USING (seq) WHERE split = ?", name
         ),
         "by_source": dict(sorted(sources.items())),
-        "characters": {kind: found for kind, found in lengths.items() if found},
+        "characters": {kind: quantiles for kind, quantiles in lengths.items() if quantiles},
         "samples": samples,
     }
 
 
 def _lengths(store: Store, split: str, role: int) -> dict[str, int]:
-    """Quantiles of the length of one kind of text in a split."""
+    """Return quantiles of the length of one kind of text in a split."""
     part = "FROM uses JOIN placed USING (seq) WHERE split = ? AND role = ?"
     count = store.number(f"SELECT count(*) {part}", split, role)
     if not count:
@@ -169,7 +169,7 @@ def _lengths(store: Store, split: str, role: int) -> dict[str, int]:
 
 
 def _sample(record: Record) -> dict[str, Any]:
-    """A record to look at: long texts cut, at most three of a list."""
+    """Return a record with long texts cut and at most three of a list."""
     plain: dict[str, Any] = {}
     for name, value in asdict(record).items():
         if isinstance(value, str) and value:

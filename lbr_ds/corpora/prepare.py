@@ -31,7 +31,7 @@ from lbr_ds.config import CONTROL, SPLITS, DataConfig, ModelConfig
 from lbr_ds.corpora import audit, sources
 from lbr_ds.corpora.collect import Collected, collect
 from lbr_ds.corpora.curate import knowledge, language, leaks, trained_texts
-from lbr_ds.corpora.curate.groups import drop_twins, find_families, unite
+from lbr_ds.corpora.curate.groups import drop_near_duplicates, find_families, group_records
 from lbr_ds.corpora.curate.splits import divide
 from lbr_ds.corpora.store import Store
 from lbr_ds.corpora.token_counts import Room, room, tokenizer_json
@@ -121,11 +121,15 @@ def _make(
     split = knowledge.divide_entities if known else divide
     stages: dict[str, Callable[[], None]] = {
         "families": lambda: find_families(store, data.near_duplicate, progress),
-        "twins": lambda: drop_twins(store, dropped),
-        **({"cast": lambda: knowledge.cast(store, manifest.seed, dropped)} if known else {}),
-        "unite": lambda: unite(store, manifest.seed),
+        "near duplicates": lambda: drop_near_duplicates(store, dropped),
+        **(
+            {"facts": lambda: knowledge.choose_facts(store, manifest.seed, dropped)}
+            if known
+            else {}
+        ),
+        "groups": lambda: group_records(store, manifest.seed),
         "divide": lambda: split(store, data.splits, dropped),
-        "negatives": lambda: leaks.part_negatives(store, removed),
+        "negatives": lambda: leaks.remove_leaking_negatives(store, removed),
     }
     for name, work in stages.items():
         if not store.recall(name):
@@ -142,12 +146,12 @@ def _make(
         manifest.splits[name] = _write(stored[name], name, store, manifest, data, progress)
     manifest.save()
     made = _curation(data, stored, store, manifest, collected)
-    made["leaks"] = leaks.prove_near(manifest.folder, store, progress)
+    made["leaks"] = leaks.prove_no_leaks(manifest.folder, store, progress)
     if known:
         made |= {
             "protocol": data.protocol,
             "entities": knowledge.entities_table(store),
-            "told_in_gl": knowledge.told_table(store),
+            "eval_texts_in_gl": knowledge.eval_texts_in_gl(store),
         }
     trained_texts.write(manifest.folder)
     text = json.dumps(made, indent=1, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Work on chunks by all cores, results in the order of the chunks: same bytes, any machine."""
+"""Map a function over jobs on all cores, with the results in the order of the jobs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ from lbr_ds.system import children
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-_ALONE = 8  # chunks done here before other processes are worth their start
+_JOBS_ALONE = 8  # jobs done by this process before starting others is worthwhile
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def map_in_order(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator[Result]:
-    """`map(work, jobs)`, by as many processes as there are cores once there is enough to do.
+    """Yield `work(job)` for each job in order, using a process per core if there are many jobs.
 
-    Holds at most two jobs a core. `work` must be a module's function. Raises EnvironmentProblem
-    when a process is killed.
+    Holds at most two jobs per core.
+
+    Args:
+        work: A function at the top level of a module, so that other processes can import it.
+        jobs: Values that can be pickled.
+
+    Raises:
+        EnvironmentProblem: A process was killed.
     """
-    for _ in range(_ALONE):
+    for _ in range(_JOBS_ALONE):
         job = next(jobs, None)
         if job is None:
             return
@@ -63,7 +69,8 @@ def map_in_order(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Iterator
 
 
 def _serve(parent: int) -> None:
-    """Begin a helper: Ctrl-C is its parent's to handle, and it ends when the parent is killed."""
+    """Start a worker: it leaves Ctrl-C to its parent, and ends if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # CPython's pool keeps both ends of its queue in each worker: none sees that the parent is gone.
+    # CPython's pool keeps both ends of its queue open in each worker, which therefore does not
+    # notice that the parent has ended.
     children.follow(parent)

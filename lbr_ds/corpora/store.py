@@ -1,15 +1,16 @@
-"""The records between reading and writing: an SQLite file and a file of signatures, both in the
-work folder, so that memory does not grow with the corpus.
+"""Hold the records while they are prepared: an SQLite file and a file of MinHash signatures.
 
-records    seq, id, its own group, pair, body (JSON); in reading order. pair: 1 for a question that
-           may be asked, 0 for a passage or a fact, NULL while `knowledge.py` has not decided
+Both are in the work folder, so that memory does not grow with the corpus.
+
+records    seq, id, the source's group, pair, body (JSON); in reading order. pair: 1 for a question
+           with answers, 0 for a passage or a fact, NULL until `knowledge.py` has decided
 texts      num, key, text: every distinct normalised text, numbered from 0
-uses       which record has which text, as what, and how long it is there
-families   of each text: its family of near duplicates, the leader of its cluster
-members    after uniting: the component and the group of each record
-components, groups  their labels; of a component also size and pairs
-placed     after division: the component and split of each record that stays
-state      what is done: one JSON value a name, written with the work that it tells of
+uses       which record has which text, in which role, and its length in characters
+families   of each text: its family of near duplicates, and the leader of its cluster
+members    the component and the group of each record
+components, groups  their labels; of a component also size and number of pairs
+placed     the component and split of each record that is kept
+state      progress: one JSON value per name, committed together with the work it describes
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from urllib.parse import quote
 from lbr_ds.corpora.curate.near_duplicates import SIGNATURE_BYTES
 from lbr_ds.records import Record
 
-QUERY, POSITIVE, PASSAGE, NEGATIVE = range(4)  # what a record has a text as
+QUERY, POSITIVE, PASSAGE, NEGATIVE = range(4)  # the roles of a text in a record
 _CACHE_KIB = 4_096
 _TABLES = """
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -48,7 +49,7 @@ CREATE TABLE IF NOT EXISTS placed (seq INTEGER PRIMARY KEY, component INTEGER, s
 
 
 class Store:
-    """The tables, with what several stages do with them. Use `with` a folder; see `step`."""
+    """The tables, and the operations that several steps need. Changes are made inside `step`."""
 
     def __init__(self, folder: Path) -> None:
         self.signatures_path = folder / "signatures"
@@ -59,7 +60,7 @@ class Store:
         self.db.executescript(f"BEGIN; {_TABLES} COMMIT;")
         self.texts = self.number("SELECT count(*) FROM texts")
         self.records = self.number("SELECT count(*) FROM records")
-        # What an interrupted run wrote after its last commit is cut off.
+        # Cut off what an interrupted run wrote after its last commit.
         self._signatures = self.signatures_path.open("ab")
         self._signatures.truncate(self.texts * SIGNATURE_BYTES)
 
@@ -69,12 +70,12 @@ class Store:
         self.db.close()
 
     def number(self, query: str, *values: Any) -> int:
-        """The one number that `query` gives; 0 for NULL."""
+        """Return the single number that `query` selects; 0 for NULL."""
         return self.db.execute(query, values).fetchone()[0] or 0
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """All changes inside are kept together, or none of them."""
+        """Commit all changes made inside, or none of them."""
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -86,25 +87,25 @@ class Store:
             raise
 
     def recall(self, name: str) -> Any:
-        """What `remember` was told under this name, else None."""
-        found = self.db.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
-        return json.loads(found[0]) if found else None
+        """Return the value that `remember` stored under a name, else None."""
+        row = self.db.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else None
 
     def remember(self, name: str, value: Any) -> None:
-        """Keep a JSON value under a name."""
+        """Store a JSON value under a name."""
         text = json.dumps(value)
         self.db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, text))
 
     def take_id(self, name: str, place: str) -> str | None:
-        """Where the id was used before; None when it is new, and now taken."""
-        found = self.db.execute("SELECT place FROM ids WHERE id = ?", (name,)).fetchone()
-        if found:
-            return str(found[0])
+        """Take an id; return where it was used before, None if it is new."""
+        row = self.db.execute("SELECT place FROM ids WHERE id = ?", (name,)).fetchone()
+        if row:
+            return str(row[0])
         self.db.execute("INSERT INTO ids VALUES (?, ?)", (name, place))
         return None
 
     def is_new(self, identity: bytes) -> bool:
-        """Whether no record of this identity came before."""
+        """Return whether no earlier record has this identity."""
         query = "INSERT OR IGNORE INTO identities VALUES (?)"
         return self.db.execute(query, (identity,)).rowcount == 1
 
@@ -113,11 +114,11 @@ class Store:
         record: Record,
         keys: dict[str, list[bytes]],
         signatures: dict[bytes, bytes],
-        asked: bool | None = True,
+        is_pair: bool | None = True,
     ) -> None:
-        """Append a record and the texts that it brings; asked: what `pair` is of a question."""
+        """Append a record and its texts; is_pair: the value of `pair` for a question."""
         body = replace(record, group="").to_json()
-        row = (self.records, record.id, record.group, asked if record.query else False, body)
+        row = (self.records, record.id, record.group, is_pair if record.query else False, body)
         self.db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", row)
         for role, name, texts in roles(record):
             for place, (known, text) in enumerate(zip(keys[name], texts, strict=True)):
@@ -127,21 +128,21 @@ class Store:
         self.records += 1
 
     def _text(self, known: bytes, text: str, signatures: dict[bytes, bytes]) -> int:
-        found = self.num_of(known)
-        if found is not None:
-            return found
+        number = self.num_of(known)
+        if number is not None:
+            return number
         self.db.execute("INSERT INTO texts VALUES (?, ?, ?)", (self.texts, known, text))
         self._signatures.write(signatures[known])
         self.texts += 1
         return self.texts - 1
 
     def num_of(self, known: bytes) -> int | None:
-        """The number of the text with this key."""
-        found = self.db.execute("SELECT num FROM texts WHERE key = ?", (known,)).fetchone()
-        return found[0] if found else None
+        """Return the number of the text with this key, None if there is none."""
+        row = self.db.execute("SELECT num FROM texts WHERE key = ?", (known,)).fetchone()
+        return row[0] if row else None
 
     def record(self, seq: int) -> Record:
-        """A record as it will be written: with its group and the negatives that are left."""
+        """Return a record as it will be written: with its group and the negatives that are left."""
         body, label = self.db.execute(
             "SELECT body, label FROM records JOIN members USING (seq) JOIN groups"
             " USING (grp) WHERE seq = ?",
@@ -158,7 +159,7 @@ class Store:
 
 
 class Texts:
-    """A text of a store by its number, for any process: a copy that is sent opens the file anew."""
+    """Return the text with a number. A copy sent to another process opens the file again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -180,7 +181,7 @@ class Texts:
 
 
 def roles(record: Record) -> list[tuple[int, str, list[str]]]:
-    """What a record has texts as: role, name of the field, the texts."""
+    """Return (role, name of the field, texts) for each role of texts in a record."""
     return [
         (QUERY, "query", [record.query] if record.query else []),
         (POSITIVE, "positives", record.positives),

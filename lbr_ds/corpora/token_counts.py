@@ -1,8 +1,7 @@
-"""How many tokens a text has for the backbone: for the bounds `data.min_tokens`, `data.max_tokens`,
-and for the instructions before the texts.
+"""Count tokens: for the limits `data.min_tokens` and `data.max_tokens`, and for instructions.
 
-The tokenizer is loaded once, by transformers, whatever the backbone's form; what counts in the
-processes that clean is its JSON, by `tokenizers` alone.
+transformers loads the backbone's tokenizer once, whatever its format; the processes that clean use
+its JSON with `tokenizers` alone.
 """
 
 from __future__ import annotations
@@ -22,9 +21,11 @@ from lbr_ds.system.locate import locate
 
 
 def tokenizer_json(model: ModelConfig) -> str:
-    """The backbone's own tokenizer as `tokenizers` writes it.
+    """Return the backbone's tokenizer as the JSON of `tokenizers`.
 
-    Raises ConfigError when there is none or it has no such form, and whatever `locate` raises.
+    Raises:
+        ConfigError: It cannot be loaded, or has no such form.
+        EnvironmentProblem: The backbone cannot be fetched.
     """
     from transformers import AutoTokenizer  # brings torch
 
@@ -36,7 +37,7 @@ def tokenizer_json(model: ModelConfig) -> str:
         options["revision"] = model.revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except Exception as error:  # each library that takes part raises its own kinds
+    except Exception as error:  # every library involved raises its own kinds
         reason = short(error) or type(error).__name__
         raise ConfigError(
             f"model.backbone={model.backbone}: data.min_tokens and data.max_tokens count with its "
@@ -52,24 +53,27 @@ def tokenizer_json(model: ModelConfig) -> str:
 
 @dataclass(frozen=True)
 class Room:
-    """How much of a text's `max_length` tokens an instruction may take, as training counts."""
+    """How much of a text's `max_length` tokens an instruction may take, counted as in training."""
 
     tokenizer: str  # a file
     bottleneck: int
     max_length: int
 
-    def check(self, found: Iterable[Instructed]) -> None:
-        """Raise DataError for the first whose instruction leaves no room for a text."""
+    def check(self, texts: Iterable[Instructed]) -> None:
+        """Raise DataError for the first text whose instruction leaves no room for it."""
         others = (self.bottleneck or 1) + min(1, len(_load(self.tokenizer).encode("").ids))
-        for text in found:
+        for text in texts:
             tokens = count(text.instruction, self.tokenizer)
             check_room(text.where, text.instruction, tokens, others, self.max_length)
 
 
 def room(model: ModelConfig | None, bottleneck: int, tokenizer: str) -> Room | None:
-    """The room for instructions, where the backbone's tokenizer is at hand; else training tells.
+    """Return the room for instructions, None without a tokenizer (training checks it again).
 
-    tokenizer: the file that `data.max_tokens` counts with; empty: one in the backbone's folder.
+    Args:
+        model: The backbone.
+        bottleneck: The number of bottleneck tokens.
+        tokenizer: The file that `data.max_tokens` counts with; empty: that in the backbone's folder.
     """
     if model is None:
         return None
@@ -80,7 +84,7 @@ def room(model: ModelConfig | None, bottleneck: int, tokenizer: str) -> Room | N
 
 
 def count(text: str, tokenizer: str) -> int:
-    """The tokens of the text alone, nothing before or after it; `tokenizer` is a file of JSON."""
+    """Count the tokens of a text without special tokens; `tokenizer` is a file of JSON."""
     return len(_load(tokenizer).encode(text, add_special_tokens=False))
 
 

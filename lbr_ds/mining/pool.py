@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.curate.segmentation import key, likeness, shingles
+from lbr_ds.corpora.curate.segmentation import jaccard, key, shingles
 from lbr_ds.records import Record
 
 
@@ -83,4 +83,4 @@ _shingles = lru_cache(maxsize=1 << 14)(shingles)
 
 def same(first: str, second: str) -> float:
     """The likeness of two texts (`segment.likeness`), 0 to 1."""
-    return likeness(_shingles(first), _shingles(second))
+    return jaccard(_shingles(first), _shingles(second))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from lbr_ds.corpora.curate import groups
-from lbr_ds.corpora.curate.clusters import stars
-from lbr_ds.corpora.curate.near_duplicates import Shared, signature
-from lbr_ds.corpora.curate.segmentation import likeness, shingles
+from lbr_ds.corpora.curate.clusters import cluster_families
+from lbr_ds.corpora.curate.near_duplicates import Comparison, signature
+from lbr_ds.corpora.curate.segmentation import jaccard, shingles
 from lbr_ds.corpora.prepare import prepare
 from tests.corpora.test_near_duplicates import altered, leaky, prose
 from tests.corpora.toy import pair, read_all, recipe
@@ -50,7 +50,7 @@ def test_a_template_ties_the_split_and_not_the_group(
     assert {records[f"r{10 * i + 2}"].group for i in range(120)} == {f"d{i}" for i in range(120)}
 
     # Where a group may be so large, the tie makes one group.
-    monkeypatch.setattr(groups, "SMALL", 360)
+    monkeypatch.setattr(groups, "MAX_SMALL_GROUP", 360)
     made = prepare(recipe(tmp_path, raws, records_per_shard=7), 0)
     assert made["groups"]["largest"] == 360
 
@@ -64,7 +64,7 @@ def test_planted_copies_share_a_group(tmp_path: Path) -> None:
     assert len(set(group.values())) == len(raws) - len(tied)
 
 
-def test_stars_are_near_to_their_leader(tmp_path: Path) -> None:
+def test_clusters_are_near_to_their_leader(tmp_path: Path) -> None:
     """Whatever the numbers of the texts; and leaders are not near to each other."""
     draw = random.Random(5)
     base = prose(draw, 60)
@@ -77,13 +77,13 @@ def test_stars_are_near_to_their_leader(tmp_path: Path) -> None:
         random.Random(seed).shuffle(order)
         (tmp_path / "signatures").write_bytes(b"".join(map(signature, order)))
         family = np.array(sorted(range(len(order)), key=order.__getitem__))
-        shared = Shared(tmp_path / "signatures", 0.7, order.__getitem__)
-        pairs = [pair for part in stars(shared, iter([family])) for pair in part]
+        comparison = Comparison(tmp_path / "signatures", 0.7, order.__getitem__)
+        pairs = [pair for part in cluster_families(comparison, iter([family])) for pair in part]
         clusters.append({order[number]: order[leader] for number, leader in pairs})
     assert clusters[0] == clusters[1]
     assert set(clusters[0]) == set(texts)
     words = {text: shingles(text) for text in texts}
-    assert all(likeness(words[text], words[other]) >= 0.7 for text, other in clusters[0].items())
+    assert all(jaccard(words[text], words[other]) >= 0.7 for text, other in clusters[0].items())
     leaders = set(clusters[0].values())
     assert 1 < len(leaders) < len(texts)
-    assert all(likeness(words[a], words[b]) < 0.7 for a, b in combinations(leaders, 2))
+    assert all(jaccard(words[a], words[b]) < 0.7 for a, b in combinations(leaders, 2))

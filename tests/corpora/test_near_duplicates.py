@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lbr_ds.corpora.curate.near_duplicates import Shared, families, signature
-from lbr_ds.corpora.curate.segmentation import likeness, shingles
+from lbr_ds.corpora.curate.near_duplicates import Comparison, families, signature
+from lbr_ds.corpora.curate.segmentation import jaccard, shingles
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import DataError
 from tests.corpora.toy import pair, read_all, recipe
@@ -38,12 +38,12 @@ def test_families_equal_brute_force(tmp_path: Path) -> None:
         copies = [altered(base, draw, share) for share in (0.02, 0.05, 0.1, 0.2, 0.4)]
         texts += [base, *draw.sample(copies, draw.randint(0, 5))]
     (tmp_path / "signatures").write_bytes(b"".join(map(signature, texts)))
-    found = families(Shared(tmp_path / "signatures", 0.7, texts.__getitem__), len(texts))
+    found = families(Comparison(tmp_path / "signatures", 0.7, texts.__getitem__), len(texts))
 
     roots = list(range(len(texts)))  # the oracle: all pairs, relabelled
     sets = [shingles(text) for text in texts]
     for one, other in combinations(range(len(texts)), 2):
-        if likeness(sets[one], sets[other]) >= 0.7 and roots[one] != roots[other]:
+        if jaccard(sets[one], sets[other]) >= 0.7 and roots[one] != roots[other]:
             low, high = sorted((roots[one], roots[other]))
             roots = [low if root == high else root for root in roots]
     assert [found.root(number) for number in range(len(texts))] == roots
@@ -79,7 +79,7 @@ def test_a_signature_is_the_same_everywhere() -> None:
     ],
 )
 def test_what_is_near(text: str, other: str, near: bool) -> None:
-    assert (likeness(shingles(text), shingles(other)) >= 0.7) == near
+    assert (jaccard(shingles(text), shingles(other)) >= 0.7) == near
 
 
 def leaky(count: int = 150) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -125,7 +125,7 @@ def test_proof_sees_near_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from lbr_ds.corpora.curate import groups
     from lbr_ds.corpora.store import Store
 
-    whole = groups.unite
+    whole = groups.group_records
 
     def blind(store: Store, seed: int) -> None:
         store.db.execute("CREATE TEMP TABLE kept AS SELECT * FROM families")
@@ -134,7 +134,7 @@ def test_proof_sees_near_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         store.db.execute("DELETE FROM families")
         store.db.execute("INSERT INTO families SELECT * FROM kept")
 
-    monkeypatch.setattr("lbr_ds.corpora.prepare.unite", blind)
+    monkeypatch.setattr("lbr_ds.corpora.prepare.group_records", blind)
     with pytest.raises(DataError, match=r"'eval_gl': 0, 'eval_cl': 0, 'near_eval_gl': [1-9]"):
         prepare(recipe(tmp_path, leaky()[0]), 0)
 

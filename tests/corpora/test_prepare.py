@@ -127,7 +127,7 @@ def test_proof_is_counted_from_the_shards(tmp_path: Path, monkeypatch: pytest.Mo
         store.db.executemany("INSERT INTO groups VALUES (?, ?)", [r[:2] for r in rows])
         store.db.executemany("INSERT INTO components VALUES (?, ?, ?, ?, ?)", rows)
 
-    monkeypatch.setattr("lbr_ds.corpora.prepare.unite", apart)
+    monkeypatch.setattr("lbr_ds.corpora.prepare.group_records", apart)
     with pytest.raises(DataError, match="eval shares texts with training"):
         prepare(recipe(tmp_path, planted()), 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw.jsonl"]

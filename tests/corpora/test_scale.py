@@ -36,7 +36,7 @@ def test_same_bytes_by_one_process_and_by_three(
     """Read, cleaned, compared and clustered by helpers; templates make large buckets."""
     raws = [*leaky(800)[0], *({**raw, "id": f"t{raw['id']}"} for raw in templated(300))]
     monkeypatch.setattr("lbr_ds.corpora.collect._CHUNK_RECORDS", 64)
-    monkeypatch.setattr("lbr_ds.corpora.curate.clusters._A_JOB", 64)
+    monkeypatch.setattr("lbr_ds.corpora.curate.clusters._TEXTS_PER_JOB", 64)
     for number in (1, 3):
         monkeypatch.setattr(process_pool, "cores", lambda number=number: number)
         made = prepare(recipe(tmp_path, raws, folder=tmp_path / f"by{number}"), 0)
@@ -48,10 +48,10 @@ def test_same_bytes_by_one_process_and_by_three(
 STOPS = [  # where it is interrupted, at which call
     ("lbr_ds.corpora.collect._take", 400),
     ("lbr_ds.corpora.prepare.find_families", 1),
-    ("lbr_ds.corpora.prepare.unite", 1),
-    ("lbr_ds.corpora.curate.leaks.part_negatives", 1),
+    ("lbr_ds.corpora.prepare.group_records", 1),
+    ("lbr_ds.corpora.curate.leaks.remove_leaking_negatives", 1),
     ("lbr_ds.corpora.prepare.write_split", 2),
-    ("lbr_ds.corpora.curate.leaks.prove_near", 1),
+    ("lbr_ds.corpora.curate.leaks.prove_no_leaks", 1),
 ]
 
 
@@ -112,7 +112,7 @@ def test_work_of_other_settings_is_removed(tmp_path: Path) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = corpus(tmp_path, "data", 50)
-    real = leaks.prove_near
+    real = leaks.prove_no_leaks
 
     def second() -> None:
         with pytest.raises(
@@ -124,7 +124,7 @@ def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         run(second)
         return real(*args)
 
-    monkeypatch.setattr(leaks, "prove_near", meanwhile)
+    monkeypatch.setattr(leaks, "prove_no_leaks", meanwhile)
     prepare(data, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "raw.jsonl"]
 

@@ -18,8 +18,8 @@ import pytest
 
 from lbr_ds.corpora.curate.cleaning import clean, shares_letters
 from lbr_ds.corpora.curate.segmentation import (
+    jaccard,
     key,
-    likeness,
     normalise,
     shingles,
     spaced,
@@ -61,7 +61,7 @@ def tied(language: str) -> int:
     near = (
         pair
         for pair in combinations(range(300), 2)
-        if likeness(sets[pair[0]], sets[pair[1]]) >= NEAR
+        if jaccard(sets[pair[0]], sets[pair[1]]) >= NEAR
     )
     return len({number for pair in near for number in pair})
 
@@ -77,7 +77,7 @@ def test_questions_about_different_diseases_are_not_tied(language: str) -> None:
 @pytest.mark.parametrize("language", CASES)
 def test_what_one_character_decides_is_not_near(language: str) -> None:
     for one, other in CASES[language]["unlike"]:
-        assert likeness(shingles(one), shingles(other)) < NEAR, (one, other)
+        assert jaccard(shingles(one), shingles(other)) < NEAR, (one, other)
 
 
 def wide(text: str) -> str:
@@ -94,13 +94,13 @@ def test_what_says_the_same_is_near(language: str) -> None:
     same = [f" {text.upper()} !!", wide(text), bare, unicodedata.normalize("NFD", text), hidden]
     for other in same:
         assert key(other) == key(text)
-        assert likeness(shingles(text), shingles(other)) == 1
+        assert jaccard(shingles(text), shingles(other)) == 1
     for other in (text.replace(*case["particle"]), text + case["remark"]):
         assert key(other) != key(text)
-        assert NEAR < likeness(shingles(text), shingles(other)) < 1
+        assert NEAR < jaccard(shingles(text), shingles(other)) < 1
     if language in ("zh", "ja", "th", "ko"):
         loose = text.replace("", " ") if language in ("zh", "ja") else text.replace(" ", "")
-        assert likeness(shingles(text), shingles(loose)) == 1
+        assert jaccard(shingles(text), shingles(loose)) == 1
         assert (key(loose) == key(text)) == (language != "ko")  # in Korean blanks part words
 
 

@@ -1,5 +1,7 @@
-"""Records as read -> records as kept: tidy text, sizes within bounds. Pure functions of one record,
-so that any number of processes may share the work."""
+"""Clean records: tidy their texts and drop what is empty, too long or in another language.
+
+These are pure functions of one record, so that any number of processes can share the work.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +19,32 @@ from lbr_ds.records import Record
 
 
 def clean(text: str) -> str:
-    """The text that is kept: Unicode NFC, without invisible characters, every run of white space
-    one blank, ends trimmed."""
+    """Return a text in Unicode NFC, without invisible characters and surplus white space."""
     return " ".join(unicodedata.normalize("NFC", without_invisible(text)).split())
 
 
 def clean_lines(text: str) -> str:
-    """The text that is kept where lines carry meaning: as `clean`, but line ends and indentation
-    stay, without blanks at the ends of lines and empty lines at the ends of the text."""
+    """Return a text as `clean` does, but keep line ends and indentation."""
     plain = unicodedata.normalize("NFC", without_invisible(text))
     return "\n".join(line.rstrip() for line in plain.splitlines()).strip("\n")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a record of one source must keep to."""
+    """The rules for the records of one source."""
 
     min_chars: int
     max_chars: int
     min_tokens: int
     max_tokens: int | None
-    tokenizer: str  # a file; empty where no bound in tokens is set
+    tokenizer: str  # a file; empty without limits in tokens
     languages: tuple[str, ...]
     keep_lines: bool
     max_shared_letters: int | None
 
     @classmethod
     def of(cls, data: DataConfig, corpus: Corpus, tokenizer: str) -> Rules:
-        """The rules of the recipe for a source; code is in no language that could be told."""
+        """Return the recipe's rules for a source; the language of code is not checked."""
         return cls(
             data.min_chars,
             data.max_chars,
@@ -57,7 +57,7 @@ class Rules:
         )
 
     def fault(self, text: str) -> tuple[str, str] | None:
-        """The rule that the text itself breaks, and by what; the costly rules come last."""
+        """Return the rule that a text breaks, and how; the expensive rules come last."""
         if not visible(text):
             return "empty", "no visible character"
         if len(text) < self.min_chars:
@@ -70,13 +70,13 @@ class Rules:
                 return "too_few_tokens", f"{tokens} tokens"
             if self.max_tokens is not None and tokens > self.max_tokens:
                 return "too_many_tokens", f"{tokens} tokens"
-        found = other_language(text, self.languages) if self.languages else ""
-        return ("other_language", found) if found else None
+        other = other_language(text, self.languages) if self.languages else ""
+        return ("other_language", other) if other else None
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A record with the key of each of its texts, or why it goes; and which texts went."""
+    """A cleaned record with the keys of its texts, or why it is dropped; and the removed texts."""
 
     record: Record
     dropped: tuple[str, str] | None = None  # rule, example
@@ -85,13 +85,13 @@ class Cleaned:
 
     @property
     def identity(self) -> bytes:
-        """Equal for exact duplicates: the same question with the same answers, or passage."""
+        """Equal for exact duplicates: the same query with the same answers, or the same passage."""
         parts = [*self.keys["query"], *sorted(self.keys["positives"]), *self.keys["text"]]
         return blake2b(b"".join(parts), digest_size=16).digest()
 
 
 def clean_record(record: Record, rules: Rules) -> Cleaned:
-    """Apply every rule that looks at one record only."""
+    """Apply every rule that concerns a single record."""
     tidy = clean_lines if rules.keep_lines else clean
     removed: list[tuple[str, str]] = []
     positives = _distinct(record, "positives", tidy, removed)
@@ -105,7 +105,9 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
             removed.append((f"negative_{fault[0]}", f"{record.id}: {fault[1]}: {text[:200]}"))
             del negatives[known]
     query = tidy(record.query)
-    same = _without_twins(record, key(query) if query else b"", positives, negatives, removed)
+    only_answer_is_query = _remove_repeated(
+        record, key(query) if query else b"", positives, negatives, removed
+    )
     record = replace(
         record,
         query=query,
@@ -118,7 +120,7 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
         if fault := rules.fault(text):
             example = f"{record.id}: {fault[1]}: {text[:200]}"
             return Cleaned(record, (fault[0], example), removed)
-    if same:
+    if only_answer_is_query:
         return Cleaned(record, ("positive_is_query", f"{record.id}: {query[:200]}"), removed)
     longest = rules.max_shared_letters
     if longest is not None and record.query and shares_letters(record, longest):
@@ -136,7 +138,7 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
 def _distinct(
     record: Record, name: str, tidy: Callable[[str], str], removed: list[tuple[str, str]]
 ) -> dict[bytes, str]:
-    """The cleaned texts of a list, each normalised text once, by key."""
+    """Return the cleaned texts of a list by key, each normalised text once."""
     kept: dict[bytes, str] = {}
     for text in map(tidy, getattr(record, name)):
         if kept.setdefault(key(text), text) is not text:
@@ -144,14 +146,14 @@ def _distinct(
     return kept
 
 
-def _without_twins(
+def _remove_repeated(
     record: Record,
     query: bytes,
     positives: dict[bytes, str],
     negatives: dict[bytes, str],
     removed: list[tuple[str, str]],
 ) -> bool:
-    """Take out answers that are the query once more, and negatives that are the query or an answer.
+    """Remove answers that repeat the query, and negatives that repeat the query or an answer.
 
     Returns whether the only answer is the query.
     """
@@ -167,7 +169,7 @@ def _without_twins(
 
 
 def shares_letters(record: Record, longest: int) -> bool:
-    """Whether query and an answer have a run of more than `longest` letters in common."""
+    """Return whether the query and an answer share a run of more than `longest` letters."""
     query = letters(record.query)
     runs = {query[i : i + longest + 1] for i in range(len(query) - longest)}
     return any(run in answer for answer in map(letters, record.positives) for run in runs)

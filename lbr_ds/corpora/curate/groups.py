@@ -1,17 +1,17 @@
-"""Records -> components that must stay whole and groups of no mutual negatives, in the store.
+"""Assign records to components, which stay in one split, and to groups of no mutual negatives.
 
-Records that share a group or any query, positive or passage, equal after normalisation or a near
-duplicate, are one component, also by way of others. It lands in one split.
+A component is transitive: two records that share a group of the source, or a query, positive or
+passage (equal after normalisation, or near duplicates), are in one component, and so is whatever
+shares something with either of them.
 
-A component may be half of a corpus made from templates, and half of a corpus without negatives
-teaches nothing. So groups do not chain without end. One group are always the records of one group
-of the source, and those of equal queries. Texts that are near to one text (`stars.py`) tie their
-records too, rare texts first, as long as a group stays below `LARGE` of the records. What is left
-are texts that a large part of the corpus has, as "This condition is inherited in an autosomal
-recessive pattern": their label goes into the records' `kin`, so that such an answer is no negative
-of a record that has its like, while the records' other texts may be.
+A component may be half of a corpus that was made from templates, and a group of that size would
+leave hardly any negatives. So groups are not transitive without limit. The records of one group of
+the source are always one group, and so are those of equal queries. The records of a cluster of
+texts (`clusters.py`) are joined too, the rarest texts first, as long as the group has at most
+`MAX_GROUP_SHARE` of the records. Texts that more records have, as "This condition is inherited in
+an autosomal recessive pattern", join nothing.
 
-Independent of the order in which records were read.
+The result does not depend on the order in which records were read.
 """
 
 from __future__ import annotations
@@ -26,37 +26,38 @@ from itertools import chain, groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.curate.clusters import stars
-from lbr_ds.corpora.curate.near_duplicates import Forest, Shared, families
-from lbr_ds.corpora.curate.segmentation import likeness, shingles
+from lbr_ds.corpora.curate.clusters import cluster_families
+from lbr_ds.corpora.curate.near_duplicates import Comparison, Forest, families
+from lbr_ds.corpora.curate.segmentation import jaccard, shingles
 from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
 from lbr_ds.records import Record
 from lbr_ds.system.progress import Progress
 
-LARGE, SMALL = 0.02, 64  # a tie makes no group of more than this share, or than so many records
-SAME = 0.9  # records alike in so many of their word pairs are one record twice
+# A shared text joins records into a group of at most this share of all, or of this many records.
+MAX_GROUP_SHARE, MAX_SMALL_GROUP = 0.02, 64
+SAME_RECORD = 0.9  # Jaccard index of the word pairs from which on two records are duplicates
 
 
 def find_families(store: Store, threshold: float, progress: Progress) -> None:
-    """Give each text its family, itself and its near duplicates, and in it its star's leader."""
+    """Fill `families`: the family of near duplicates of each text, and its cluster in it."""
     with closing(Texts(store.path)) as texts:
-        shared = Shared(store.signatures_path, threshold, texts)
-        forest = families(shared, store.texts, progress)
+        comparison = Comparison(store.signatures_path, threshold, texts)
+        forest = families(comparison, store.texts, progress)
         leaders = array("i", range(store.texts))
         done = 0
-        for found in stars(shared, _families(store, forest)):
-            for number, leader in found:
+        for pairs in cluster_families(comparison, _families(store, forest)):
+            for number, leader in pairs:
                 leaders[number] = leader
-            done += len(found)
+            done += len(pairs)
             progress("cluster near duplicates", done, None)
-    # Only now: while other processes read the file, nothing may be written to it.
+    # Not earlier: while other processes read the file, nothing may be written to it.
     rows = ((number, forest.root(number), leader) for number, leader in enumerate(leaders))
     store.db.executemany("INSERT INTO families VALUES (?, ?, ?)", rows)
 
 
 def _families(store: Store, forest: Forest) -> Iterator[NDArray[np.int64]]:
-    """The texts of each family of two or more, by their keys."""
+    """Yield the texts of each family of two or more, ordered by key."""
     store.db.execute("CREATE TEMP TABLE near (num INTEGER PRIMARY KEY, family INTEGER)")
     for number in range(store.texts):
         root = forest.root(number)
@@ -71,11 +72,12 @@ def _families(store: Store, forest: Forest) -> Iterator[NDArray[np.int64]]:
     store.db.execute("DROP TABLE near")
 
 
-def drop_twins(store: Store, dropped: Tally) -> None:
-    """Leave out records that are another one again, with hardly a word changed.
+def drop_near_duplicates(store: Store, dropped: Tally) -> None:
+    """Drop records that repeat another one with hardly a word changed.
 
-    Of those whose texts are of the same families, in the order of their ids, each goes whose word
-    pairs are alike in `SAME` with one that stays. A fact is no twin of a pair.
+    Among records whose texts belong to the same families, in the order of their ids, a record is
+    dropped if its word pairs have a Jaccard index of `SAME_RECORD` with one that stays. A fact does
+    not duplicate a pair.
     """
     store.db.execute("CREATE TEMP TABLE twins (identity BLOB, id TEXT, seq INTEGER)")
     store.db.executemany("INSERT INTO twins VALUES (?, ?, ?)", _identities(store))
@@ -90,7 +92,7 @@ def drop_twins(store: Store, dropped: Tally) -> None:
         for _, seq, body in rows:
             record = Record(**json.loads(body))
             runs = shingles(" ".join([record.query, *record.positives, record.text]))
-            if any(likeness(runs, other) >= SAME for other in stay):
+            if any(jaccard(runs, other) >= SAME_RECORD for other in stay):
                 gone.append(seq)
                 dropped.add("near_duplicate", f"{record.id}: {record.query or record.text}")
             else:
@@ -102,22 +104,24 @@ def drop_twins(store: Store, dropped: Tally) -> None:
 
 
 def _identities(store: Store) -> Iterator[tuple[bytes, str, int]]:
-    """(hash of the families of its query, answers and passage, id, seq) of each record."""
+    """Yield (hash of the families of query, answers and passage; id; seq) of each record."""
     rows = store.db.execute(
         "SELECT seq, id, pair, role, family FROM uses JOIN families USING (num)"
         " JOIN records USING (seq) WHERE role != ? ORDER BY seq, role, family",
         (NEGATIVE,),
     )
     for (seq, name, pair), parts in groupby(rows, key=lambda row: row[:3]):
-        found = [(role, family) for *_, role, family in parts]
-        text = ",".join(f"{role}:{family}" for role, family in found)
-        text += ":fact" * (pair == 0 and found[0][0] == QUERY)
+        uses = [(role, family) for *_, role, family in parts]
+        text = ",".join(f"{role}:{family}" for role, family in uses)
+        text += ":fact" * (pair == 0 and uses[0][0] == QUERY)
         yield blake2b(text.encode(), digest_size=16).digest(), name, seq
 
 
-def unite(store: Store, seed: int) -> None:
-    """Fill `members`, `components` and `groups`. Holds 12 bytes a record and four a text in
-    memory, and the records of one text."""
+def group_records(store: Store, seed: int) -> None:
+    """Fill `members`, `components` and `groups`.
+
+    Uses 12 bytes of memory per record and 4 per text, and holds the records of one text.
+    """
     first = store.texts  # records are numbered after the texts
     total = store.number("SELECT max(seq) FROM records") + 1
     forest = Forest(first + total)
@@ -135,16 +139,16 @@ def unite(store: Store, seed: int) -> None:
         "INSERT INTO groups SELECT grp, coalesce(min(nullif(own_group, '')), 'record:' || min(id))"
         " FROM members JOIN records USING (seq) GROUP BY grp"
     )
-    found = store.db.execute(
+    components = store.db.execute(
         "SELECT component, min(nullif(own_group, '')), min(id), count(*), sum(pair)"
         " FROM members JOIN records USING (seq) GROUP BY component"
     )
-    rows = (_component(seed, *row) for row in found)
+    rows = (_component(seed, *row) for row in components)
     store.db.executemany("INSERT INTO components VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def _by_group(store: Store) -> Iterator[list[int]]:
-    """The records of each group of the source."""
+    """Yield the records of each group of the source."""
     grouped = store.db.execute(
         "SELECT own_group, seq FROM records WHERE own_group != '' ORDER BY own_group"
     )
@@ -156,10 +160,10 @@ def _groups(store: Store, total: int) -> Forest:
     """Return the records' groups."""
     forest, sizes = Forest(total), array("i", [1]) * total
     queries = store.db.execute("SELECT num, seq FROM uses WHERE role = ? ORDER BY num", (QUERY,))
-    asked = ([seq for _, seq in rows] for _, rows in groupby(queries, key=lambda row: row[0]))
-    for seqs in chain(_by_group(store), asked):
+    by_query = ([seq for _, seq in rows] for _, rows in groupby(queries, key=lambda row: row[0]))
+    for seqs in chain(_by_group(store), by_query):
         _join(forest, sizes, {forest.root(seq) for seq in seqs})
-    most = max(SMALL, int(LARGE * store.number("SELECT count(*) FROM records")))
+    most = max(MAX_SMALL_GROUP, int(MAX_GROUP_SHARE * store.number("SELECT count(*) FROM records")))
     for seqs in _ties(store):
         roots = {forest.root(seq) for seq in seqs}
         if sum(sizes[root] for root in roots) <= most:
@@ -168,7 +172,7 @@ def _groups(store: Store, total: int) -> Forest:
 
 
 def _join(forest: Forest, sizes: array[int], roots: set[int]) -> None:
-    """Make the sets of `roots` one."""
+    """Join the sets of `roots`."""
     whole = sum(sizes[root] for root in roots)
     low = min(roots)
     for root in roots:
@@ -185,7 +189,8 @@ def _ties(store: Store) -> Iterator[list[int]]:
         (NEGATIVE,),
     )
     rows = store.db.execute(
-        "SELECT DISTINCT number, key, tied.cluster, seq FROM tied JOIN texts ON texts.num = tied.cluster"
+        "SELECT DISTINCT number, key, tied.cluster, seq FROM tied"
+        " JOIN texts ON texts.num = tied.cluster"
         " JOIN families ON families.cluster = tied.cluster JOIN uses ON uses.num = families.num"
         " WHERE role != ? ORDER BY number, key, seq",
         (NEGATIVE,),
@@ -199,22 +204,22 @@ def _component(
     seed: int, component: int, group: str | None, first: str, size: int, pairs: int
 ) -> tuple[int, str, bytes, int, int]:
     label = group or f"record:{first}"
-    # A random number of the component's own: other components do not move it.
+    # A random number that does not depend on other components.
     draw = blake2b(f"{seed}:{label}".encode(), digest_size=16).digest()
     return component, label, draw, size, pairs
 
 
 def largest(store: Store) -> tuple[int, str, int]:
-    """The component of the most records: number, label, size."""
+    """Return number, label and size of the component with the most records."""
     query = "SELECT component, label, size FROM components ORDER BY size DESC, label LIMIT 1"
     number, label, size = store.db.execute(query).fetchone()
     return number, label, size
 
 
 def most_shared(store: Store, component: int) -> tuple[str, int]:
-    """The text that most records of a component have, and how many: why a large one is large.
+    """Return the text that most records of a component share, and by how many.
 
-    Near duplicates of it count as the text.
+    It explains why a large component is large. Near duplicates count as the text.
     """
     text, number = store.db.execute(
         "SELECT min(text), number FROM texts JOIN families USING (num) JOIN"

@@ -1,21 +1,21 @@
-"""The knowledge protocol: components -> what stage 1 states, what stage 2 trains on, what is asked.
+"""Divide components by the knowledge protocol: does stage 1 teach facts that stage 2 can use?
 
 An entity is what the recipe's `group` names, the same in all sources. A **fact** is a record or a
-passage that states something of it; a **pair** is a question that stage 2 may train on and
-evaluation may ask. Entities are drawn by seed, together with all that shares a text with them:
+passage that states something about it; a **pair** is a question for stage 2 and for evaluation.
+Entities are drawn by seed, together with everything that shares a text with them:
 
-| entities                     | their facts | their pairs | so evaluation asks for             |
+| entities                     | their facts | their pairs | evaluation therefore asks for      |
 |------------------------------|-------------|-------------|------------------------------------|
 | A, as many as `splits.cl`    | gl          | cl          |                                    |
 | B, as many as `splits.eval`  | gl          | eval        | what only stage 1 can have taught  |
-| C, `splits.control`          | left out    | control     | what was taught nowhere            |
+| C, `splits.control`          | dropped     | control     | what was taught nowhere            |
 | without pairs                | gl          |             |                                    |
 
-What B gains beyond C was learnt as a fact; what both gain alike is style, or a leak. Sizes count
-pairs. A pair whose entity has no fact could be told from no side and is left out.
+The gain on B beyond the gain on C is knowledge; a gain on both is style, or a leak. Sizes count
+pairs. A pair whose entity has no fact is dropped.
 
-One source may serve as both (`role: both`): of an entity's records the first, by seed and id, is
-its fact and the others are its pairs; an entity of one record is a fact alone.
+One source may serve as both (`role: both`): the first of an entity's records, by seed and id, is
+its fact and the others are its pairs; the record of an entity with only one is a fact.
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ from hashlib import blake2b
 from typing import Any
 
 from lbr_ds.config import CONTROL, SplitConfig
-from lbr_ds.corpora.curate.splits import check_filled, tell_dropped
+from lbr_ds.corpora.curate.splits import check_filled, count_dropped
 from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import POSITIVE, QUERY, Store
 from lbr_ds.errors import DataError
 
-# Whether the questions of a source of this role are pairs; None: `cast` decides.
+# Whether the questions of a source of this role are pairs; None: `choose_facts` decides.
 IS_PAIR = {"pair": True, "fact": False, "both": None}
 _FILLED = (CONTROL, "eval", "cl")  # in this order, so that a small corpus still has both judges
 
 
-def cast(store: Store, seed: int, dropped: Tally) -> None:
-    """Decide which records of role both are facts, and leave out pairs without a fact.
+def choose_facts(store: Store, seed: int, dropped: Tally) -> None:
+    """Decide which records of role `both` are facts, and drop pairs without a fact.
 
-    Independent of the order in which records were read. Raises DataError when no pair is left.
+    The result does not depend on the order in which records were read.
+
+    Raises:
+        DataError: No pair is left.
     """
     store.db.create_function("drawn", 1, lambda name: _draw(seed, name), deterministic=True)
     store.db.execute(
@@ -48,15 +51,15 @@ def cast(store: Store, seed: int, dropped: Tally) -> None:
     )
     store.db.execute("UPDATE records SET pair = seq IN (SELECT seq FROM later) WHERE pair IS NULL")
     store.db.execute(
-        "CREATE TEMP TABLE untold AS SELECT seq FROM records WHERE pair AND own_group NOT IN"
+        "CREATE TEMP TABLE factless AS SELECT seq FROM records WHERE pair AND own_group NOT IN"
         " (SELECT own_group FROM records WHERE NOT pair AND own_group != '')"
     )
-    found = "FROM records WHERE seq IN (SELECT seq FROM untold)"
-    tell_dropped(store, dropped, "pair_without_fact", found)
+    part = "FROM records WHERE seq IN (SELECT seq FROM factless)"
+    count_dropped(store, dropped, "pair_without_fact", part)
     for table in ("uses", "records"):
-        store.db.execute(f"DELETE FROM {table} WHERE seq IN (SELECT seq FROM untold)")
+        store.db.execute(f"DELETE FROM {table} WHERE seq IN (SELECT seq FROM factless)")
     store.db.execute("DROP TABLE later")
-    store.db.execute("DROP TABLE untold")
+    store.db.execute("DROP TABLE factless")
     if not store.number("SELECT EXISTS (SELECT 1 FROM records WHERE pair)"):
         raise DataError(
             "data.protocol=knowledge: no pair is left whose entity has a fact; name the column of "
@@ -69,15 +72,18 @@ def _draw(seed: int, name: str) -> bytes:
 
 
 def divide_entities(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
-    """Put each component into the first of control, eval, cl that has room for its pairs, in the
-    order of their draws. Raises DataError when a split cannot be filled."""
+    """Put each component, in random order, into the first of control, eval, cl with room.
+
+    Raises:
+        DataError: A split cannot be filled.
+    """
     pairs = store.number("SELECT sum(pairs) FROM components")
-    asked = {name: getattr(sizes, name) for name in _FILLED}
-    room = dict(asked)
+    requested = {name: getattr(sizes, name) for name in _FILLED}
+    room = dict(requested)
     if sizes.are_shares:
-        room = {name: max(1.0, round(share * pairs)) for name, share in asked.items()}
-        if sum(asked.values()) > 1 - 1e-9:
-            room["cl"] = math.inf  # also what is too large for the others
+        room = {name: max(1.0, round(share * pairs)) for name, share in requested.items()}
+        if sum(requested.values()) > 1 - 1e-9:
+            room["cl"] = math.inf  # including what is too large for the others
     got = dict.fromkeys(_FILLED, 0)
     store.db.execute("CREATE TEMP TABLE shares (component INTEGER PRIMARY KEY, split TEXT)")
     drawn = store.db.execute("SELECT component, pairs FROM components ORDER BY draw")
@@ -91,8 +97,8 @@ def divide_entities(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
         store.db.execute("INSERT INTO shares VALUES (?, ?)", (component, name))
     check_filled(store, sizes, got)
     part = "FROM members LEFT JOIN shares USING (component) JOIN records USING (seq) WHERE"
-    tell_dropped(store, dropped, "beyond_the_sizes", f"{part} split IS NULL")
-    tell_dropped(store, dropped, "fact_of_control", f"{part} split = '{CONTROL}' AND NOT pair")
+    count_dropped(store, dropped, "beyond_the_sizes", f"{part} split IS NULL")
+    count_dropped(store, dropped, "fact_of_control", f"{part} split = '{CONTROL}' AND NOT pair")
     store.db.execute(
         "INSERT INTO placed SELECT seq, component, CASE WHEN pair THEN split ELSE 'gl' END"
         f" FROM members JOIN shares USING (component) JOIN records USING (seq)"
@@ -102,9 +108,9 @@ def divide_entities(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
 
 
 def entities_table(store: Store) -> dict[str, int]:
-    """How many entities each split asks for, and of how many gl holds facts; of those, how many
-    have no pair at all."""
-    asked = {
+    """Count the entities that each split asks for, those with facts in gl, and those of them
+    without pairs."""
+    asked_for = {
         name: store.number(
             "SELECT count(DISTINCT own_group) FROM placed JOIN records USING (seq)"
             " WHERE split = ? AND pair",
@@ -112,22 +118,25 @@ def entities_table(store: Store) -> dict[str, int]:
         )
         for name in ("cl", "eval", CONTROL)
     }
-    told = "FROM placed JOIN records USING (seq) WHERE NOT pair AND own_group != ''"
+    stated = "FROM placed JOIN records USING (seq) WHERE NOT pair AND own_group != ''"
     paired = "(SELECT own_group FROM placed JOIN records USING (seq) WHERE pair)"
     return {
-        **asked,
-        "gl": store.number(f"SELECT count(DISTINCT own_group) {told}"),
+        **asked_for,
+        "gl": store.number(f"SELECT count(DISTINCT own_group) {stated}"),
         "gl_facts_only": store.number(
-            f"SELECT count(DISTINCT own_group) {told} AND own_group NOT IN {paired}"
+            f"SELECT count(DISTINCT own_group) {stated} AND own_group NOT IN {paired}"
         ),
     }
 
 
-def told_table(store: Store) -> dict[str, Any]:
-    """How many of eval's queries and answers stand in gl too, among the facts of their own entity.
+def eval_texts_in_gl(store: Store) -> dict[str, Any]:
+    """Count eval's queries and answers that occur in gl, among the facts of their own entity.
 
-    {"queries", "near_queries", "passages", "near_passages"}: equal after normalisation, and with
-    near duplicates. That is the protocol's point and no leak; `leaks.py` proves where they stand.
+    This is the purpose of the protocol, not a leak; `leaks.py` proves where they occur.
+
+    Returns:
+        {"queries", "near_queries", "passages", "near_passages"}: equal after normalisation, and
+        including near duplicates.
     """
     part = (
         "SELECT count(DISTINCT {what}) FROM placed JOIN uses USING (seq) JOIN families USING (num)"

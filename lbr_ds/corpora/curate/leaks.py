@@ -1,12 +1,12 @@
-"""No text of eval in gl or cl, equal or nearly: negatives that would carry one over are removed,
-then all is proved from the shards as written.
+"""Keep every text of eval, and every near duplicate of one, out of gl and cl, and prove it.
 
-Queries, positives and passages cannot cross, since components stay whole (`unite.py`). Negatives
-are texts of others, so they can.
+Queries, positives and passages cannot leak, since components stay in one split (`groups.py`).
+Negatives are texts of other records, so they can: those that would leak are removed. Then the
+texts are counted from the shards as written.
 
-Under protocol knowledge (`knowledge.py`) the same holds of control; and of eval but for gl, which
-states the facts of eval's entities: a text of eval may stand there in its own component alone. Nor
-do eval and control share a group with cl, nor control with gl.
+Under the knowledge protocol (`knowledge.py`) the same holds for control. It also holds for eval
+except in gl, which states the facts of eval's entities: a text of eval may occur in gl, but only in
+its own component. eval and control share no group with cl, and control shares none with gl.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _IS_JUDGED = f"split IN {JUDGED}"
 _FAMILIES = "FROM placed JOIN members USING (seq) JOIN uses USING (seq) JOIN families USING (num)"
 
 
-def part_negatives(store: Store, removed: Tally) -> None:
-    """Take out negatives that are an answer of their own group, that a trained split would share
-    with eval (or control), or eval with a trained split.
+def remove_leaking_negatives(store: Store, removed: Tally) -> None:
+    """Remove negatives that are an answer of their own group, or that leak between splits.
 
-    Near duplicates count as equal between splits. Within a group they do not: the source says that
-    they are wrong, and one word may be what is.
+    A negative leaks if a split for training would share it with eval or control, or the other way
+    round. Between splits near duplicates count as equal. Within a group they do not: the source
+    says that they are wrong, and a single word may be the reason.
     """
     if not store.number("SELECT EXISTS (SELECT 1 FROM uses WHERE role = ?)", NEGATIVE):
         return
@@ -66,7 +66,7 @@ def part_negatives(store: Store, removed: Tally) -> None:
 
 
 def _ban(store: Store, removed: Tally, rule: str, placed: str, texts: str, condition: str) -> None:
-    """Delete the negatives of the records `placed` so that meet one of `texts` on `condition`."""
+    """Delete the negatives of records `placed` so for which `condition` holds with a text."""
     store.db.execute("CREATE TEMP TABLE banned (grp INTEGER, text INTEGER)")
     store.db.execute(f"INSERT INTO banned {texts}")
     store.db.execute("CREATE INDEX temp.banned_text ON banned (text)")
@@ -91,42 +91,53 @@ def _ban(store: Store, removed: Tally, rule: str, placed: str, texts: str, condi
 
 
 def _kept_apart(splits: Iterable[str]) -> list[tuple[str, str]]:
-    """(judged, trained) splits that may have no text in common at all."""
+    """Return the (judged, trained) splits that may have no text in common at all."""
     judged = [name for name in JUDGED if name in splits]
-    told = {("eval", "gl")} if CONTROL in judged else set()
-    return [(j, t) for j in judged for t in TRAINED if (j, t) not in told]
+    allowed = {("eval", "gl")} if CONTROL in judged else set()
+    return [(j, t) for j in judged for t in TRAINED if (j, t) not in allowed]
 
 
-def prove(folder: Path) -> dict[str, int]:
-    """Count the normalised texts that eval shares with gl and with cl, from the shards as written.
+def prove_no_equal_texts(folder: Path) -> dict[str, int]:
+    """Count the equal texts that eval shares with gl and with cl, from the shards as written.
 
-    Returns {"eval_gl": 0, "eval_cl": 0}, under protocol knowledge {"eval_cl": 0, "control_gl": 0,
-    "control_cl": 0}; raises DataError when a count is not 0. Holds the keys of the judged splits in
-    memory, and knows nothing of near duplicates; see `prove_near`.
+    Holds the keys of the judged splits in memory. Near duplicates are counted by `prove_no_leaks`.
+
+    Returns:
+        {"eval_gl": 0, "eval_cl": 0}; under the knowledge protocol {"eval_cl": 0, "control_gl": 0,
+        "control_cl": 0}.
+
+    Raises:
+        DataError: A count is not 0.
     """
     pairs = _kept_apart(Manifest.load(folder).splits)
     judged = {
         name: {k for seen in _of_split(folder, name) for k in seen.keys}
         for name in dict.fromkeys(judged for judged, _ in pairs)
     }
-    found: dict[tuple[str, str], set[bytes]] = {pair: set() for pair in pairs}
+    shared_keys: dict[tuple[str, str], set[bytes]] = {pair: set() for pair in pairs}
     for name in TRAINED:
         for seen in _of_split(folder, name):
             for judge, trained in pairs:
                 if trained == name:
-                    found[judge, name].update(k for k in seen.keys if k in judged[judge])
-    shared = {f"{judge}_{trained}": len(texts) for (judge, trained), texts in found.items()}
+                    shared_keys[judge, name].update(k for k in seen.keys if k in judged[judge])
+    shared = {f"{judge}_{trained}": len(texts) for (judge, trained), texts in shared_keys.items()}
     _refuse(folder, shared)
     return shared
 
 
-def prove_near(folder: Path, store: Store, progress: Progress = no_progress) -> dict[str, int]:
-    """Count the texts that eval shares with gl and with cl, equal or nearly, as `prove` does.
+def prove_no_leaks(folder: Path, store: Store, progress: Progress = no_progress) -> dict[str, int]:
+    """Count the equal texts and the near duplicates that eval shares with gl and with cl.
 
-    Returns {"eval_gl": 0, "eval_cl": 0, "near_eval_gl": 0, "near_eval_cl": 0}: equal after
-    normalisation, and families of near duplicates. Under protocol knowledge also those of control,
-    `group_*` for groups in both, and as eval_gl the texts in both that more than one component has.
-    Raises DataError when a count is not 0.
+    They are counted from the shards as written.
+
+    Returns:
+        {"eval_gl": 0, "eval_cl": 0, "near_eval_gl": 0, "near_eval_cl": 0}: texts equal after
+        normalisation, and families of near duplicates. Under the knowledge protocol also the counts
+        of control and, as `group_*`, of groups in both; `eval_gl` then counts the texts in both
+        that more than one component has.
+
+    Raises:
+        DataError: A count is not 0.
     """
     store.db.execute(
         "CREATE TEMP TABLE shown (split TEXT, num INTEGER, PRIMARY KEY (split, num)) WITHOUT ROWID"
@@ -143,7 +154,9 @@ def prove_near(folder: Path, store: Store, progress: Progress = no_progress) -> 
             for known in seen.keys:
                 number = store.num_of(known)
                 if number is None:
-                    raise DataError(f"{folder}: {name} holds a text of no record; report this bug")
+                    raise DataError(
+                        f"{folder}: {name} contains a text of no record; report this bug"
+                    )
                 store.db.execute("INSERT OR IGNORE INTO shown VALUES (?, ?)", (name, number))
             owners = ((name, owner) for owner in seen.groups)
             store.db.executemany("INSERT OR IGNORE INTO owners VALUES (?, ?)", owners)
@@ -169,12 +182,12 @@ def prove_near(folder: Path, store: Store, progress: Progress = no_progress) -> 
 
 
 def _in_both(what: str, table: str) -> str:
-    """A query for what two splits have."""
+    """Return a query for what two splits have in common."""
     return " INTERSECT ".join([f"SELECT {what} FROM {table} WHERE split = ?"] * 2)
 
 
 def _of_other_entities(store: Store, kinds: dict[str, tuple[str, str]]) -> dict[str, int]:
-    """How many texts of eval stand in gl, and not in one component alone."""
+    """Count the texts of eval in gl that more than one component has."""
     owners = (
         "SELECT {what} FROM placed JOIN uses USING (seq) JOIN families USING (num)"
         " WHERE split IN ('eval', 'gl') GROUP BY {what} HAVING count(DISTINCT component) > 1"
@@ -203,7 +216,7 @@ class _Seen(NamedTuple):
 
 
 def _of_split(folder: Path, split: str) -> Iterator[_Seen]:
-    """`_CHUNK` records at a time."""
+    """Yield what `_CHUNK` records at a time contain."""
     return map_in_order(_seen, _chunks(folder, split))
 
 

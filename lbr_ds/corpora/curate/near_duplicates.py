@@ -1,9 +1,9 @@
-"""Which texts are nearly the same: MinHash over shingles, then an exact count.
+"""Find near duplicates: candidates by MinHash and LSH over shingles, then the exact Jaccard index.
 
-Two texts are near duplicates when their shingles (`segment.py`: pairs of words, and runs of letters
-in scripts without blanks) have a Jaccard index of at least `data.near_duplicate`. At 0.7, one word
-in eleven may differ; texts of up to ten words are near only to their equals. 128 hash values in 32
-bands of 4 rows find a pair at 0.7 with probability 0.9998, one at 0.6 with 0.99.
+Two texts are near duplicates if their shingles (`segmentation.py`: pairs of words, and runs of
+letters in scripts without spaces) have a Jaccard index of at least `data.near_duplicate`. At 0.7,
+one word in eleven may differ; texts of up to ten words have no near duplicates but equal texts. 128
+hash values in 32 bands of 4 rows find a pair at 0.7 with probability 0.9998, one at 0.6 with 0.99.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.curate.segmentation import likeness, shingles
+from lbr_ds.corpora.curate.segmentation import jaccard, shingles
 from lbr_ds.corpora.process_pool import map_in_order
 from lbr_ds.system.progress import Progress, no_progress
 
@@ -29,19 +29,19 @@ SIGNATURE_BYTES = 4 * PERMUTATIONS
 MARGIN = 0.16  # four standard deviations of an estimate from 128 values
 _BLOCK = 128  # texts of a bucket compared with as many others at once
 _CHUNK = 16384  # signatures read at once
-_A_JOB = 1 << 15  # pairs of texts in one job, at most two blocks more
+_PAIRS_PER_JOB = 1 << 15  # pairs of texts in one job, at most two blocks more
 
 
 def signature(text: str) -> bytes:
-    """The MinHash values of a text: SIGNATURE_BYTES bytes, the same on every machine."""
-    found = _empty().copy()
-    found.update_batch([run.encode() for run in shingles(text)])
-    return np.asarray(found.hashvalues, dtype="<u4").tobytes()
+    """Return the MinHash values of a text: SIGNATURE_BYTES bytes, the same on every machine."""
+    minhash = _empty().copy()
+    minhash.update_batch([run.encode() for run in shingles(text)])
+    return np.asarray(minhash.hashvalues, dtype="<u4").tobytes()
 
 
 @lru_cache(maxsize=1)
 def _empty() -> Any:
-    from datasketch import MinHash  # brings scipy; a reused folder should not wait for that
+    from datasketch import MinHash  # imports scipy, which a reused folder does not need
 
     return MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=_hash32)
 
@@ -51,13 +51,13 @@ def _hash32(data: bytes) -> int:
 
 
 class Forest:
-    """Disjoint sets of the numbers below `size`; four bytes a number."""
+    """Disjoint sets (union-find) of the numbers below `size`; four bytes per number."""
 
     def __init__(self, size: int) -> None:
         self.parents = array("i", range(size))
 
     def root(self, node: int) -> int:
-        """The number that stands for the set of `node`: its smallest."""
+        """Return the representative of the set of `node`: its smallest number."""
         parents = self.parents
         while parents[node] != node:
             parents[node] = parents[parents[node]]
@@ -65,47 +65,53 @@ class Forest:
         return node
 
     def unite(self, one: int, other: int) -> None:
-        """Make the sets of both one."""
+        """Join the sets of both."""
         low, high = sorted((self.root(one), self.root(other)))
         self.parents[high] = low
 
 
-class Shared(NamedTuple):
-    """What every job needs to compare texts: a file of their signatures, the bound, and a text by
-    its number, in any process."""
+class Comparison(NamedTuple):
+    """What every process needs to compare texts.
+
+    Attributes:
+        signatures: The file of the texts' signatures, in the order of their numbers.
+        threshold: The Jaccard index from which on two texts are near duplicates.
+        text_of: Returns a text by its number, in any process.
+    """
 
     signatures: Path
     threshold: float
     text_of: Callable[[int], str]
 
     def rows(self, file: BinaryIO, numbers: NDArray[np.int64]) -> NDArray[Any]:
-        """The signatures of texts. By pread: pages of a memory map would count as our memory."""
+        """Return the signatures of texts, (n, PERMUTATIONS) uint32."""
+        # Not a memory map: its pages would count as memory of this process.
         raw = (
             os.pread(file.fileno(), SIGNATURE_BYTES, n * SIGNATURE_BYTES) for n in numbers.tolist()
         )
         return np.frombuffer(b"".join(raw), dtype="<u4").reshape(-1, PERMUTATIONS)
 
 
-def families(shared: Shared, count: int, progress: Progress = no_progress) -> Forest:
-    """The texts 0..count-1 united where they are near duplicates, also by way of others.
+def families(comparison: Comparison, count: int, progress: Progress = no_progress) -> Forest:
+    """Return the families of near duplicates among the texts 0..count-1, as transitive sets.
 
-    Holds at most 50 bytes a text in memory, and a fixed amount a core. After it, two texts of two
-    families that share a band's values were compared and found to differ: so the result is the
-    same in whatever order, and by however many processes, the pairs were looked at.
+    Uses at most 50 bytes of memory per text, and a fixed amount per core. Any two texts of
+    different families that agree in a band have been compared and differ: so the result does not
+    depend on the order of the comparisons or the number of processes.
     """
     forest = Forest(count)
-    if shared.threshold >= 1:
+    if comparison.threshold >= 1:
         return forest
-    for united in map_in_order(_compare, _jobs(shared, count, forest, progress)):
-        for number, other in united:
+    for near in map_in_order(_compare, _jobs(comparison, count, forest, progress)):
+        for number, other in near:
             forest.unite(number, other)
     return forest
 
 
 class _Block(NamedTuple):
-    """Texts that agree in a band, and their families' roots so far.
+    """Texts that agree in a band, and the roots of their families so far.
 
-    With a cut, those before it are compared with those from it on; without, all with all.
+    With a cut, the texts before it are compared with those from it on; with 0, all with all.
     """
 
     numbers: NDArray[np.int64]
@@ -114,33 +120,33 @@ class _Block(NamedTuple):
 
 
 class _Job(NamedTuple):
-    shared: Shared
+    comparison: Comparison
     band: int
     blocks: list[_Block]
 
 
-def _jobs(shared: Shared, count: int, forest: Forest, progress: Progress) -> Iterator[_Job]:
-    """Every pair of a bucket, unless one family has both when the job is asked for."""
+def _jobs(comparison: Comparison, count: int, forest: Forest, progress: Progress) -> Iterator[_Job]:
+    """Yield every pair of a bucket, unless both are of one family by then."""
     for band in range(BANDS):
         blocks: list[_Block] = []
         cost = 0
-        for numbers, cut in _parts(_buckets(shared.signatures, count, band)):
+        for numbers, cut in _parts(_buckets(comparison.signatures, count, band)):
             roots = np.array([forest.root(number) for number in numbers.tolist()])
             if (roots == roots[0]).all():
                 continue
             blocks.append(_Block(numbers, roots, cut))
             cost += len(numbers) ** 2 // 2
-            if cost >= _A_JOB:
-                yield _Job(shared, band, blocks)
+            if cost >= _PAIRS_PER_JOB:
+                yield _Job(comparison, band, blocks)
                 blocks, cost = [], 0
                 progress("near duplicates", band, BANDS)
         if blocks:
-            yield _Job(shared, band, blocks)
+            yield _Job(comparison, band, blocks)
         progress("near duplicates", band + 1, BANDS)
 
 
 def _parts(buckets: Iterator[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """(numbers, cut): the buckets, large ones in blocks of which each meets each."""
+    """Yield (numbers, cut) of the buckets; large ones in blocks, each with each."""
     for numbers in buckets:
         firsts = range(0, len(numbers), _BLOCK)
         for first in firsts:
@@ -151,28 +157,31 @@ def _parts(buckets: Iterator[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.in
 
 
 def _compare(job: _Job) -> list[tuple[int, int]]:
-    """The pairs of the job that are near and unite two families."""
-    runs = lru_cache(maxsize=2 * _BLOCK)(lambda n: shingles(job.shared.text_of(n)))
-    found: list[tuple[int, int]] = []
-    with job.shared.signatures.open("rb") as file:
+    """Return the near duplicates of the job that join two families."""
+    runs = lru_cache(maxsize=2 * _BLOCK)(lambda n: shingles(job.comparison.text_of(n)))
+    near: list[tuple[int, int]] = []
+    with job.comparison.signatures.open("rb") as file:
         for numbers, roots, cut in job.blocks:
-            values = job.shared.rows(file, numbers)
-            # The likeliest first: what they unite need not be compared any more.
-            for one, other in _likely(values, roots, cut, job.shared.threshold, job.band):
+            values = job.comparison.rows(file, numbers)
+            # The most similar first: what they join need not be compared any more.
+            for one, other in _likely(values, roots, cut, job.comparison.threshold, job.band):
                 if roots[one] == roots[other]:
                     continue
                 pair = int(numbers[one]), int(numbers[other])
-                if likeness(runs(pair[0]), runs(pair[1])) >= job.shared.threshold:
-                    found.append(pair)
+                if jaccard(runs(pair[0]), runs(pair[1])) >= job.comparison.threshold:
+                    near.append(pair)
                     roots[roots == roots[other]] = roots[one]
-    return found
+    return near
 
 
 def _likely(
     values: NDArray[Any], roots: NDArray[np.int64], cut: int, threshold: float, band: int
 ) -> list[tuple[int, int]]:
-    """The places of pairs that may be near and meet here first, the most alike before others."""
-    found: list[NDArray[np.int64]] = []
+    """Return the positions of possible near duplicates, the most similar first.
+
+    Pairs that already agree in an earlier band are left out.
+    """
+    candidates: list[NDArray[np.int64]] = []
     for place in range(cut or len(values) - 1):
         start = max(cut, place + 1)
         apart = np.flatnonzero(roots[start:] != roots[place]) + start
@@ -181,14 +190,14 @@ def _likely(
         # A pair that agrees in an earlier band was compared there.
         met = same[:, : band * _ROWS].reshape(len(apart), band, _ROWS).all(axis=2).any(axis=1)
         new = np.flatnonzero((alike >= (threshold - MARGIN) * PERMUTATIONS) & ~met)
-        found.append(np.stack([-alike[new], np.full(len(new), place), apart[new]]))
-    pairs = np.concatenate(found, axis=1)
+        candidates.append(np.stack([-alike[new], np.full(len(new), place), apart[new]]))
+    pairs = np.concatenate(candidates, axis=1)
     order = np.lexsort(pairs[::-1])
     return [(one, other) for _, one, other in pairs[:, order].T.tolist()]
 
 
 def _buckets(signatures: Path, count: int, band: int) -> Iterator[NDArray[np.int64]]:
-    """The numbers of the texts that agree in a band, two or more at a time."""
+    """Yield the numbers of the texts that agree in a band, two or more at a time."""
     hashes = np.empty(count, dtype=np.uint64)
     with signatures.open("rb") as file:
         for first in range(0, count, _CHUNK):

@@ -188,7 +188,7 @@ def shingles(text: str) -> set[str]:
     return runs
 
 
-def likeness(one: set[str], other: set[str]) -> float:
+def jaccard(one: set[str], other: set[str]) -> float:
     """The Jaccard index of two sets of shingles, 0 to 1."""
     shared = len(one & other)
     return shared / (len(one) + len(other) - shared)

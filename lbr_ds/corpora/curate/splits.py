@@ -1,4 +1,4 @@
-"""Components -> gl, cl and eval, in the store's `placed`; see `knowledge.py` for the other way."""
+"""Divide components into gl, cl and eval (protocol random; see `knowledge.py` for the other)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import Store
 from lbr_ds.errors import DataError
 
-_FILLED = ("eval", "cl", "gl")  # in this order, so that a small corpus still has a judge
+_FILLED = ("eval", "cl", "gl")  # in this order, so that a small corpus still has an eval split
 
 
 def divide(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
-    """Put each component into the first of eval, cl, gl that has room; shuffled by seed.
+    """Put each component, in random order, into the first of eval, cl, gl that has room.
 
-    Plain passages cannot be asked for, so beside pairs they go to gl only; a passage in one
-    component with a pair of eval or cl is dropped. Raises DataError when a split cannot be filled.
+    In a corpus with pairs, plain passages go to gl only, since nothing can ask for them; a passage
+    in one component with a pair of eval or cl is dropped.
+
+    Raises:
+        DataError: A split cannot be filled.
     """
     pairs, total = _totals(store)
     room = _rooms(pairs, total, sizes)
@@ -43,36 +46,36 @@ def divide(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
 
 
 def _totals(store: Store) -> tuple[int, int]:
-    """How many pairs, and how many records, passages included."""
-    found: tuple[int, int] = store.db.execute(
+    """Return the number of pairs, and of records including passages."""
+    totals: tuple[int, int] = store.db.execute(
         "SELECT sum(pairs), sum(size) FROM components"
     ).fetchone()
-    return found
+    return totals
 
 
 def _rooms(pairs: int, total: int, sizes: SplitConfig) -> dict[str, float]:
-    """How many records each split may take."""
+    """Return how many records each split may take."""
     if not sizes.are_shares:
         return {name: getattr(sizes, name) for name in SPLITS}
     room = {name: max(1.0, round(getattr(sizes, name) * (pairs or total))) for name in SPLITS}
     if sizes.gl + sizes.cl + sizes.eval > 1 - 1e-9:
-        room["gl"] = math.inf  # also what is too large for the others
+        room["gl"] = math.inf  # including what is too large for the others
     elif pairs:
         room["gl"] += total - pairs
     return room
 
 
 def _count(store: Store, dropped: Tally, pairs: int) -> None:
-    """Count records of components that found no room, and passages that may not go with pairs."""
+    """Count records of components without room, and passages in a component with pairs."""
     left = "FROM components LEFT JOIN shares USING (component) JOIN members USING (component)"
     rules = {"beyond_the_sizes": "split IS NULL"}
     rules |= {f"passage_in_{n}": f"split = '{n}' AND NOT pair" for n in ("cl", "eval") if pairs}
     for rule, condition in rules.items():
-        tell_dropped(store, dropped, rule, f"{left} JOIN records USING (seq) WHERE {condition}")
+        count_dropped(store, dropped, rule, f"{left} JOIN records USING (seq) WHERE {condition}")
 
 
-def tell_dropped(store: Store, dropped: Tally, rule: str, part: str) -> None:
-    """Count the records that `part` (FROM ... WHERE ...) selects as left out by `rule`."""
+def count_dropped(store: Store, dropped: Tally, rule: str, part: str) -> None:
+    """Count the records that `part` (FROM ... WHERE ...) selects as dropped by `rule`."""
     number = store.number(f"SELECT count(*) {part}")
     query = (
         "SELECT id, (SELECT min(text) FROM uses JOIN texts USING (num)"
@@ -81,23 +84,23 @@ def tell_dropped(store: Store, dropped: Tally, rule: str, part: str) -> None:
     )
     rows = store.db.execute(query).fetchall()
     for place, (name, text) in enumerate(rows):
-        # The last example stands for all that are not told.
+        # The last example is counted for all that have none.
         dropped.add(rule, f"{name}: {text}", 1 if place < len(rows) - 1 else number - place)
 
 
 def check_filled(store: Store, sizes: SplitConfig, got: dict[str, int]) -> None:
-    """Raise DataError for a split that is empty, or short of its count; got: by split."""
+    """Raise DataError for a split that is empty or has less than its count; got: sizes by split."""
     for name in got:
-        asked = getattr(sizes, name)
-        if got[name] and (sizes.are_shares or got[name] == asked):
+        requested = getattr(sizes, name)
+        if got[name] and (sizes.are_shares or got[name] == requested):
             continue
         _, total = _totals(store)
         count = store.number("SELECT count(*) FROM components")
         number, label, size = largest(store)
         text, shared = most_shared(store, number)
         raise DataError(
-            f"data.splits.{name}={asked:g} cannot be filled (got {got[name]}): after cleaning "
+            f"data.splits.{name}={requested:g} cannot be filled (got {got[name]}): after cleaning "
             f"there are {total} records in {count} groups that must stay whole, the largest of "
             f"{size} ({label}), {text[:40]!r} in {shared} of them; "
-            "ask for less, add sources, or drop what ties them"
+            "lower this size, add sources, or remove what they share"
         )

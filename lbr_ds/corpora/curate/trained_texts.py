@@ -1,10 +1,12 @@
-"""Prepared data -> `trained.u64`: the hashes of its training texts, which the model carries.
+"""Store the hashes of the training texts in `trained.u64`, which travels with the model.
 
-Layout: one line of JSON (version, the data's fingerprint, the number of hashes), then that many
-little-endian u64 in ascending order. A hash is the first 8 bytes of `segment.key`, so texts are
-compared as `normalise` leaves them; a million texts are 8 MB. The file of a model that was trained
-on several datasets is one such block after another, one for each dataset. Checkpoints and exports
-carry the file, and `evaluate` reads it before it scores.
+Checkpoints and exports contain the file, and `evaluate` reads it before it scores, so that a model
+is not evaluated unnoticed on texts that it was trained on.
+
+Format: one line of JSON (version, the data's fingerprint, the number of hashes), then that many
+little-endian u64 in ascending order. A hash is the first 8 bytes of `segmentation.key`, so texts
+are compared after `normalise`; a million texts take 8 MB. The file of a model that was trained on
+several datasets contains one such block for each.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from lbr_ds.shards import Manifest, read_split
 from lbr_ds.system.atomic import atomic_file
 
 NAME = "trained.u64"
-CURE = (  # for that of prepared data
+CURE = (  # for the file in prepared data
     "remove it and run `lbr-ds prepare` again, or set data.folder to a complete copy (of data at "
     "an address: prepare and upload it again)"
 )
@@ -33,30 +35,32 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TrainedTexts:
-    """The texts of gl and cl that a model may have seen, as sorted hashes."""
+    """The texts of gl and cl of one dataset, as sorted hashes."""
 
     fingerprint: str  # of the prepared data
     hashes: NDArray[np.uint64]
 
     @property
     def prepared(self) -> str:
-        """The part of the fingerprint that `prepare` gave, as of `Manifest`."""
+        """The part of the fingerprint that `prepare` made, see `Manifest`."""
         return self.fingerprint.rpartition("-")[2]
 
     def holds(self, texts: Iterable[str]) -> NDArray[np.bool_]:
-        """For each of `texts`, whether training had it (normalised)."""
-        asked = _hashes(texts)
+        """Return for each text whether it was trained on, after normalisation."""
+        hashes = _hashes(texts)
         if not len(self.hashes):
-            return np.zeros(len(asked), bool)
-        places = np.searchsorted(self.hashes, asked).clip(max=len(self.hashes) - 1)
-        return self.hashes[places] == asked
+            return np.zeros(len(hashes), bool)
+        places = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
+        return self.hashes[places] == hashes
 
 
 def write(folder: Path) -> None:
-    """Write `folder/trained.u64` from the shards of gl and cl (8 bytes of memory a text).
+    """Write `folder/trained.u64` from the shards of gl and cl; 8 bytes of memory per text.
 
-    The manifest is written again with the file's size and hash. Raises DataError when a shard
-    cannot be read.
+    The manifest is written again with the size and hash of the file.
+
+    Raises:
+        DataError: A shard cannot be read.
     """
     manifest = Manifest.load(folder)
     splits = [name for name in TRAINED if name in manifest.splits]
@@ -66,9 +70,11 @@ def write(folder: Path) -> None:
 
 
 def of_data(place: Path | str) -> list[TrainedTexts]:
-    """The training texts of a prepared folder or its URL; [] where an older version prepared it.
+    """Return the training texts of a prepared folder or its URL; [] if it has no such file.
 
-    Raises DataError when the file is damaged, EnvironmentProblem when the URL cannot be reached.
+    Raises:
+        DataError: The file is damaged.
+        EnvironmentProblem: The URL cannot be reached.
     """
     manifest = Manifest.load(place)
     content = manifest.beside(NAME)
@@ -78,9 +84,10 @@ def of_data(place: Path | str) -> list[TrainedTexts]:
 
 
 def load(folder: Path) -> list[TrainedTexts]:
-    """The training texts of each dataset that a model has seen, from the file in its folder.
+    """Return the training texts of each dataset of a model, from its folder; [] without a file.
 
-    [] when there is no file. Raises CheckpointError when it is damaged.
+    Raises:
+        CheckpointError: The file is damaged.
     """
     path = folder / NAME
     cure = "restore it from a copy of this folder, or use another checkpoint"
@@ -88,12 +95,11 @@ def load(folder: Path) -> list[TrainedTexts]:
 
 
 def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
-    """Write `folder/trained.u64`, whole or not at all.
+    """Write `folder/trained.u64` atomically; nothing for no texts.
 
-    Texts of the same prepared data become one block.
-
-    Mining adds negatives to data that an earlier stage may have used without them: the block then
-    has the hashes of both and the later fingerprint. Nothing is written for no texts.
+    Texts of the same prepared data become one block. Mining adds negatives to data that an earlier
+    stage may have used without them: the block then has the hashes of both, and the later
+    fingerprint.
     """
     united: dict[str, TrainedTexts] = {}
     for texts in trained:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.curate.segmentation import visible
-from lbr_ds.corpora.formats.interface import Format, Row, Skipped, few
+from lbr_ds.corpora.formats.interface import Format, Row, Skipped, listing
 from lbr_ds.corpora.formats.jsonl import read_jsonl
 from lbr_ds.corpora.formats.lines import numbered_lines
 from lbr_ds.corpora.formats.shapes import as_text
@@ -89,7 +89,7 @@ def _named_text(row: Row) -> tuple[str, str] | DataError:
             return DataError(f"{row.where}: {name} must be a text or a number, not {held!r:.60}")
         found[name] = value.strip() if visible(value) else ""
     if not found["_id"]:
-        return DataError(f"{row.where}: needs _id and text; it has {few(row.columns)}")
+        return DataError(f"{row.where}: needs _id and text; it has {listing(row.columns)}")
     return found["_id"], ". ".join(filter(None, (found["title"], found["text"])))
 
 

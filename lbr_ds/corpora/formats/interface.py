@@ -85,7 +85,7 @@ def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return files
 
 
-def few(names: Iterable[str]) -> str:
+def listing(names: Iterable[str]) -> str:
     """Return names for a message: at most a dozen, each of bounded length."""
     listed = list(names)
     more = f" and {len(listed) - 12} more" if len(listed) > 12 else ""

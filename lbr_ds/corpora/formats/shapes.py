@@ -22,7 +22,7 @@ from uuid import UUID
 
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.curate.segmentation import visible
-from lbr_ds.corpora.formats.interface import Format, Row, Skipped, few
+from lbr_ds.corpora.formats.interface import Format, Row, Skipped, listing
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
@@ -147,7 +147,7 @@ def _value(row: dict[str, Any], column: str, where: str) -> Any:
     except KeyError:
         near = difflib.get_close_matches(column, row, 1, cutoff=0.4)
         hint = f"did you mean {near[0]!r:.60}? " if near else ""
-        raise MissingColumn(f"{where}: no column {column!r}; {hint}it has {few(row)}") from None
+        raise MissingColumn(f"{where}: no column {column!r}; {hint}it has {listing(row)}") from None
 
 
 def _inside(value: Any, parts: list[str]) -> Any:
@@ -342,7 +342,7 @@ def _right(options: dict[str, str], answer: Any, answer_as: str, where: str) -> 
         place = int(told) - int(answer_as[-1]) if re.fullmatch(r"-?\d+", told) else -1
         found = list(options.values())[place : place + 1] if place >= 0 else []
     if not found or not found[0].strip():
-        known = few(options)
+        known = listing(options)
         raise DataError(
             f"{where}: answer {told!r:.60} read as {answer_as} is none of the options {known}; "
             "check data.sources.answer_as"
