@@ -133,7 +133,7 @@ def dropped_table(records: Tally, texts: Tally) -> dict[str, Any]:
 
 
 def split_table(store: Store, name: str, seqs: Iterator[int], sizes: SplitConfig) -> dict[str, Any]:
-    """Return sizes, sources, lengths in characters and four samples of a split with records `seqs`."""
+    """Return sizes, sources, lengths in characters and four samples of a split."""
     sources: dict[str, int] = {}
     samples: list[dict[str, Any]] = []
     for seq in seqs:

@@ -1,16 +1,16 @@
-"""raw -> records -> splits -> shards: everything that `lbr-ds prepare` does.
+"""Turn raw files into records, splits and shards: everything that `lbr-ds prepare` does.
 
-1. Find the sources' files and hash them; a folder made of the same is reused.
-2. Read, clean, sign and drop exact duplicates into a store on disk (`collect.py`, `cleaning.py`).
-3. Find near duplicates (`near.py`), unite what belongs together (`unite.py`), divide it into gl, cl
-   and eval (`splits.py`; under protocol knowledge `knowledge.py`, with a control split), part
-   negatives from the other side (`leaks.py`).
-4. Write the shards beside the folder, prove from them that eval leaks nowhere (`leaks.py`).
-5. Write manifest.json and curation.json, and rename the whole into place.
+1. Find the sources' files and hash them; a folder made from the same files is reused.
+2. Read and clean them into a store on disk, without exact duplicates (`collect.py`, `cleaning.py`).
+3. Find near duplicates (`near_duplicates.py`), form components and groups (`groups.py`), divide
+   them into gl, cl and eval (`splits.py`; for the knowledge protocol `knowledge.py`, with a control
+   split), remove negatives that leak (`leaks.py`).
+4. Write the shards beside the folder, and prove from them that eval leaks nowhere (`leaks.py`).
+5. Write manifest.json and curation.json, and rename everything into place.
 
-Each step is kept with its result; an interrupted run goes on after the last. Memory is bounded but
-for about 50 bytes a distinct text (`near.py`); the work folder takes about three times the text and
-600 bytes a distinct one.
+Each step is stored with its result; an interrupted run resumes after the last one. Memory grows by
+about 50 bytes per distinct text (`near_duplicates.py`); the work folder takes about three times the
+text and 600 bytes per distinct text.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
-MINING, GIVEN = "mining.json", "given"  # what `mine` adds: its audit, and cl as prepare wrote it
-_RULES = 6  # raise it when cleaning or dividing changes, so that old folders are made again
+MINING, GIVEN = "mining.json", "given"  # added by `mine`: its audit, and cl as prepare wrote it
+_RULES = 6  # increment it when the shards of a recipe change, so that old folders are remade
 
 
 def prepare(
@@ -63,15 +63,26 @@ def prepare(
     model: ModelConfig | None = None,
     bottleneck: int = 0,
 ) -> dict[str, Any]:
-    """Make `data.folder` from `data.sources`, or reuse it when it was made from the same.
+    """Make `data.folder` from `data.sources`, or reuse it if it was made from the same.
 
-    model: the backbone whose tokenizer counts for `data.min_tokens` and `data.max_tokens`, and for
-    instructions where it is at hand. bottleneck: the tokens that are added to each text.
+    The same files, settings and seed give the same bytes. If anything is raised, an existing folder
+    stays as it was.
 
-    Returns what curation.json holds, and `reused`. The same files, settings and seed give the same
-    bytes. Raises ConfigError when the folder holds anything but prepared data, DataError for bad
-    input or splits that cannot be filled, EnvironmentProblem when the disk is full. Whatever is
-    raised, an earlier folder stays as it was.
+    Args:
+        data: The recipe's data section.
+        seed: Decides the splits and the order of records in the shards.
+        progress: Called with what has been done.
+        model: The backbone whose tokenizer counts for `data.min_tokens`, `data.max_tokens` and
+            instructions.
+        bottleneck: The number of tokens that are added to each text.
+
+    Returns:
+        The content of curation.json, and `reused`.
+
+    Raises:
+        ConfigError: The folder contains anything but prepared data.
+        DataError: The input is invalid, or a split cannot be filled.
+        EnvironmentProblem: The disk is full.
     """
     if not data.sources:
         raise ConfigError("data.sources is empty; name at least one corpus")
@@ -115,7 +126,7 @@ def _make(
     space: Room | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Divide and write what was read into `manifest.folder`; returns the curation."""
+    """Divide what was read and write it to `manifest.folder`; return the audit."""
     dropped, removed = collected.records, collected.texts
     known = data.protocol == "knowledge"
     split = knowledge.divide_entities if known else divide
@@ -160,7 +171,7 @@ def _make(
 
 
 class Stored(Sequence[Record]):
-    """The records of a split, each read from the store when it is asked for."""
+    """The records of a split, each read from the store when it is accessed."""
 
     def __init__(self, store: Store, split: str) -> None:
         self._store = store
@@ -234,7 +245,7 @@ def _curation(
 
 
 def _stated_instructions(corpora: list[sources.Corpus]) -> Iterator[Instructed]:
-    """Those of each side of each source, as the recipe gives them."""
+    """Yield the recipe's instructions of each side of each source."""
     for corpus in corpora:
         for side in SIDES:
             where = f"data.sources {corpus.name}, instruction.{side}"
@@ -242,7 +253,7 @@ def _stated_instructions(corpora: list[sources.Corpus]) -> Iterator[Instructed]:
 
 
 def _tokenizer(data: DataConfig, model: ModelConfig | None) -> str:
-    """The JSON of the tokenizer that counts; empty where nothing has to be counted."""
+    """Return the JSON of the tokenizer that counts; empty without limits in tokens."""
     if not data.counts_tokens:
         return ""
     if model is None:
@@ -251,15 +262,15 @@ def _tokenizer(data: DataConfig, model: ModelConfig | None) -> str:
 
 
 def _fingerprint(data: DataConfig, seed: int, table: list[dict[str, Any]], tokenizer: str) -> str:
-    """Hash of all that decides the shards' bytes, the recipe's words on provenance included."""
+    """Return the hash of everything that decides the shards' bytes, provenance included."""
     plain = [_RULES, lbr_ds.__version__, seed, _settings(data), table, tokenizer]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-    """What of the recipe decides the bytes."""
+    """Return the settings of the recipe that decide the bytes."""
     settings: dict[str, Any] = json.loads(data.model_dump_json(exclude={"folder", "workers"}))
-    if data.protocol == "random":  # folders from before there was another stay what they are
+    if data.protocol == "random":
         del settings["protocol"], settings["splits"]["control"]
         for source in settings["sources"]:
             del source["role"]
@@ -267,15 +278,15 @@ def _settings(data: DataConfig) -> dict[str, Any]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise ConfigError when `folder` holds anything that prepare or mine did not write."""
+    """Raise ConfigError if `folder` contains anything that prepare or mine did not write."""
     if not folder.exists():
         return
-    cure = "name another data.folder, or move that away"
+    cure = "choose another data.folder, or move it away"
     if not folder.is_dir():
         raise ConfigError(f"data.folder={folder} is a file; {cure}")
     entries = sorted(folder.iterdir())
     if entries and not (folder / NAME).is_file():
-        raise ConfigError(f"data.folder={folder} holds {entries[0].name!r} and no {NAME}; {cure}")
+        raise ConfigError(f"data.folder={folder} contains {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
         ours = path.name in (NAME, CURATION, trained_texts.NAME, MINING) or is_unfinished(path.name)
         if path.name in (*SPLITS, CONTROL, GIVEN) and path.is_dir():
@@ -285,25 +296,24 @@ def refuse_foreign(folder: Path) -> None:
             )
         if not ours:
             raise ConfigError(
-                f"data.folder={folder}: lbr-ds did not write all of {path.name!r}; {cure}"
+                f"data.folder={folder}: {path.name!r} is not all from lbr-ds; {cure}"
             )
 
 
 def _reusable(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The curation of a whole folder that was made from the same, else None."""
+    """Return the audit of a complete folder that was made from the same, else None."""
     if not (folder / NAME).is_file():
         return None
     try:
         manifest = Manifest.load(folder)
         if manifest.prepared != fingerprint:
-            log.info("%s was made from other sources or settings; made again", folder)
+            log.info("%s was made from other sources or settings; preparing it again", folder)
             return None
         for name in manifest.splits:
             manifest.check(name)
-        found: dict[str, Any] = json.loads((folder / CURATION).read_bytes())
-        if manifest.beside(trained_texts.NAME) is None:  # made by an older version
-            trained_texts.write(folder)
-        return found
+        manifest.beside(trained_texts.NAME)  # raises DataError if it is damaged
+        made: dict[str, Any] = json.loads((folder / CURATION).read_bytes())
+        return made
     except (DataError, OSError, ValueError) as error:
-        log.warning("%s; made again", error)
+        log.warning("%s; preparing it again", error)
         return None

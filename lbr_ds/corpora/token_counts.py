@@ -73,7 +73,7 @@ def room(model: ModelConfig | None, bottleneck: int, tokenizer: str) -> Room | N
     Args:
         model: The backbone.
         bottleneck: The number of bottleneck tokens.
-        tokenizer: The file that `data.max_tokens` counts with; empty: that in the backbone's folder.
+        tokenizer: The file for `data.max_tokens`; empty: the one in the backbone's folder.
     """
     if model is None:
         return None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.curate.segmentation import jaccard, key, shingles
+from lbr_ds.corpora.curate.segmentation import key
 from lbr_ds.records import Record
 
 
@@ -76,11 +75,3 @@ def _group(record: Record) -> tuple[str, str]:
 
 def _sorted(numbers: Iterable[int]) -> NDArray[np.int64]:
     return np.array(sorted({n for n in numbers if n >= 0}), np.int64)
-
-
-_shingles = lru_cache(maxsize=1 << 14)(shingles)
-
-
-def same(first: str, second: str) -> float:
-    """The likeness of two texts (`segment.likeness`), 0 to 1."""
-    return jaccard(_shingles(first), _shingles(second))

@@ -285,10 +285,10 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     data.folder.mkdir()
     prepare(data, 0)  # an empty folder is no one's
     (data.folder / "gl" / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="did not write all of 'gl'; name another"):
+    with pytest.raises(ConfigError, match="'gl' is not all from lbr-ds; choose another"):
         prepare(data, 1)
     (data.folder / "manifest.json").unlink()
-    with pytest.raises(ConfigError, match=r"no manifest\.json; name another data\.folder"):
+    with pytest.raises(ConfigError, match=r"no manifest\.json; choose another data\.folder"):
         prepare(data, 1)
     assert (data.folder / "gl" / "notes.txt").read_text() == "mine"
     file = recipe(tmp_path, many(), folder=tmp_path / "raw.jsonl")

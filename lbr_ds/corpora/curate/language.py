@@ -1,10 +1,9 @@
-"""Which language a text is in: by its script, then by py3langid (extra `language`), which needs no
-network and is deterministic.
+"""Identify the language of a text by its script, then by py3langid (extra `language`).
 
-A text is of another language only when that is nearly certain. A text whose letters are of a script
-that no wanted language uses is, however short it is, unless it is a name in Latin letters. All
-others are judged by py3langid: of some 10,000 questions and answers in medical English, 2.4 % look
-like another language at first sight and none with a probability of `SURE`.
+py3langid needs no network and is deterministic. A text is considered to be in another language only
+if that is nearly certain. A text in a script that no wanted language uses is, however short, unless
+it may be a name in Latin letters. The others are classified by py3langid: of 10,000 questions and
+answers in medical English, 2.4 % get another language, and none with a probability of `SURE`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 
-LETTERS = 20  # py3langid does not judge a text of fewer
+LETTERS = 20  # shorter texts are not classified by py3langid
 SURE = 0.9  # probability
 FOREIGN = 1 / 3  # share of letters of other scripts beyond which a text is of another language
 NAME = 2  # words of Latin letters that may be a name in a text of any language
@@ -47,8 +46,8 @@ ISO_639_3 = {code: long for code, long, *_ in _ENTRIES}
 
 
 def check(languages: tuple[str, ...]) -> None:
-    """Raise EnvironmentProblem without py3langid, ConfigError for a code that it does not know."""
-    known = _judge().labels if languages else []
+    """Raise EnvironmentProblem without py3langid, ConfigError for an unknown language."""
+    known = _identifier().labels if languages else []
     for code in languages:
         if code not in known:
             raise ConfigError(
@@ -57,7 +56,7 @@ def check(languages: tuple[str, ...]) -> None:
 
 
 def other_language(text: str, languages: tuple[str, ...]) -> str:
-    """Why the text is surely in none of `languages`: its script or its language, else nothing."""
+    """Return the script or language of a text that is surely in none of `languages`, else ""."""
     counts = scripts(text)
     wanted = {script for code in languages for script in SCRIPTS.get(code, ["LATIN"])}
     foreign = Counter({script: n for script, n in counts.items() if script not in wanted})
@@ -68,30 +67,30 @@ def other_language(text: str, languages: tuple[str, ...]) -> str:
         return f"script {foreign.most_common(1)[0][0].title().replace('Cjk', 'Han')}"
     if counts.total() < LETTERS:
         return ""
-    found, probability = _judge().classify(text)
-    return "" if found in languages or probability < SURE else f"language {found}"
+    code, probability = _identifier().classify(text)
+    return "" if code in languages or probability < SURE else f"language {code}"
 
 
 def scripts(text: str) -> Counter[str]:
-    """How many letters of the text are of each script, by the names of the Unicode standard.
+    """Count the letters of each script, by the names of the Unicode standard.
 
-    The first letter of a Greek word is not counted: single Greek letters are symbols.
+    The first letter of a Greek word is not counted, because single Greek letters are symbols.
     """
     if text.isascii():
         return +Counter(LATIN=sum(map(str.isalpha, text)))
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     before = ""
     for letter in unicodedata.normalize("NFKC", text):
         script = _script(letter)
         if script and (script != "GREEK" or before == "GREEK"):
-            found[script] += 1
+            counts[script] += 1
         before = script
-    return found
+    return counts
 
 
 @lru_cache(maxsize=1 << 14)
 def _script(letter: str) -> str:
-    """The script of a letter; "" for other characters and for letters that many scripts use."""
+    """Return the script of a letter; "" for other characters and letters that many scripts use."""
     if not letter.isalpha():
         return ""
     first = re.split("[ -]", unicodedata.name(letter, ""))[0]
@@ -99,20 +98,20 @@ def _script(letter: str) -> str:
 
 
 def identify(text: str) -> str:
-    """The ISO 639 code of the language of a text; "" where py3langid is not sure or not there."""
+    """Return the ISO 639 code of a text's language; "" if py3langid is not sure or not installed."""
     try:
-        found, probability = _judge().classify(text)
+        code, probability = _identifier().classify(text)
     except EnvironmentProblem:
         return ""
-    return "" if probability < SURE or found == "zxx" else str(found)
+    return "" if probability < SURE or code == "zxx" else str(code)
 
 
 @lru_cache(maxsize=1)
-def _judge() -> Any:
+def _identifier() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise EnvironmentProblem(
-            "data.languages needs py3langid; pip install 'lbr-ds[language]', or leave it out"
+            "data.languages needs py3langid; pip install 'lbr-ds[language]', or remove the key"
         ) from None
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,29 +1,31 @@
-"""One segmentation of text, in any script, for everything that compares texts.
+"""Normalise and segment text in any script, for everything that compares texts.
 
-| function    | what it gives                           | who uses it                              |
-|-------------|-----------------------------------------|------------------------------------------|
-| `normalise` | the text as compared                    | exact duplicates, leaks, hashes of texts |
-| `shingles`  | a set of short runs of words or letters | near duplicates, groups, `kin`, mining   |
-| `words`     | the terms of the text                   | BM25 in mining and in `eval bm25`        |
-| `tokens`    | words, or letters where no blank parts  | ROUGE-L, lengths of answers              |
-| `spaced`    | the text, letters parted where no blank | BLEU                                     |
+| function     | returns                                  | used for                                 |
+|--------------|------------------------------------------|------------------------------------------|
+| `normalise`  | the text as it is compared               | exact duplicates, leaks, hashes of texts |
+| `key`        | a hash of the normalised text            | "the same text" everywhere               |
+| `shingles`   | the set of short runs of words, letters  | near duplicates, mining                  |
+| `similarity` | the Jaccard index of two texts' shingles | "nearly the same text" everywhere        |
+| `words`      | the terms of the text                    | BM25 in mining and in `eval bm25`        |
+| `tokens`     | words, or letters in unspaced scripts    | ROUGE-L, lengths of answers              |
+| `spaced`     | the text with unspaced letters separated | BLEU                                     |
 
-Scripts that part words by blanks (Latin, Cyrillic, Greek, Arabic, Hebrew, Devanagari, ...) are cut
-at blanks. Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese and Tibetan are cut into letters,
-and runs of letters take the place of words. No dictionary is used: ICU's word boundaries depend on
-the ICU version of the machine, each language has another segmenter, and near duplicates must be the
-same texts on every machine. Korean has blanks, but writers differ in where they put them, and its
-words carry their particles with them; so for likeness its blanks do not count.
+Scripts with spaces between words (Latin, Cyrillic, Greek, Arabic, Hebrew, Devanagari, ...) are
+split at spaces. Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese and Tibetan are split into
+letters, and runs of letters take the place of words. No dictionary is used: ICU's word boundaries
+depend on the ICU version of the machine, every language has another segmenter, and near duplicates
+must be the same texts on every machine. Korean has spaces, but usage varies, and particles are
+attached to its words; therefore its spaces are ignored for shingles.
 
-The length of a run makes likeness alike across scripts. A shingle is the shortest run that weighs
-`_FULL`: two words, or 5 Chinese characters, 6 kana or Korean syllables, 12 Thai letters, or a
-mixture of these, in which a word of one or two letters ("A", "1") weighs as much as kana. At a
-Jaccard index of 0.7, one word in eleven may differ in English, one character in 25 in Chinese and
-one syllable in 29 in Korean: in both, a single character often decides (high or low blood pressure,
-hepatitis A or B). Runs of two letters, as search engines use them, would make near duplicates of
-texts half as long.
+The length of a run makes the Jaccard index comparable across scripts. A shingle is the shortest run
+of weight `_FULL`: two words, or 5 Chinese characters, 6 kana or Korean syllables, 12 Thai letters,
+or a mixture of these, in which a word of one or two letters ("A", "1") weighs as much as kana. At
+an index of 0.7, one word in eleven may differ in English, one character in 25 in Chinese and one
+syllable in 29 in Korean: in both, a single character is often decisive (high or low blood pressure,
+hepatitis A or B). With runs of two letters, as in search engines, texts half as long would already
+be near duplicates.
 
-Everything here follows from Python's Unicode tables: the results are the same on every machine and
+Everything is derived from Python's Unicode tables: the results are the same on every machine and
 Python version for all characters of Unicode 14 (2021).
 """
 
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 
@@ -82,7 +85,7 @@ _TONE_FIRST = re.compile("([\u0e48-\u0e4b])(\u0e4d)|([\u0ec8-\u0ecb])(\u0ecd)")
 
 
 class _Blanks(dict[int, "str | None"]):
-    """Character -> what `normalise` makes of it; filled as characters turn up."""
+    """Character -> its replacement in `normalise`; filled on demand."""
 
     def __missing__(self, point: int) -> str | None:
         sign = chr(point)
@@ -97,7 +100,7 @@ class _Blanks(dict[int, "str | None"]):
 
 
 class _Letters(dict[int, int]):
-    """Character -> itself where it is a letter, a mark or a digit, or a blank."""
+    """Character -> itself if it is a letter, a mark or a digit, else a space."""
 
     def __missing__(self, point: int) -> int:
         self[point] = point if unicodedata.category(chr(point))[0] in "LMN" else 32
@@ -119,21 +122,21 @@ _SIGN = re.compile(
 
 
 def visible(text: str) -> bool:
-    """Whether anything of the text is seen: not blanks, control or format characters alone."""
+    """Return whether a text has anything but white space, control and format characters."""
     return any(_BLANKS[ord(sign)] not in (None, " ") or _is_printed(sign) for sign in text)
 
 
 def _is_printed(sign: str) -> bool:
-    """Whether a character that `normalise` leaves out or makes a blank is seen all the same."""
+    """Return whether a character that `normalise` removes or replaces is printed nevertheless."""
     return unicodedata.category(sign)[0] in "PLM" and not _UNSEEN.match(sign)
 
 
 def without_invisible(text: str) -> str:
-    """The text without characters that nobody sees.
+    """Return a text without invisible characters.
 
-    Control characters become blanks. Format characters (zero-width space, byte order mark, soft
-    hyphen, direction marks, fillers) go; so do joiners at the ends of the text and beside ASCII.
-    Joiners within Persian, Indic and other scripts and within emoji stay.
+    Control characters become spaces. Format characters (zero-width space, byte order mark, soft
+    hyphen, direction marks, fillers) are removed, as are joiners at the ends of the text and beside
+    ASCII. Joiners within Persian, Indic and other scripts and within emoji stay.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -141,13 +144,13 @@ def without_invisible(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """The text as compared: equal for texts that differ in case, spacing or punctuation only.
+    """Return the text as it is compared: equal texts differ at most in case, spacing, punctuation.
 
-    NFKC, case folded, invisible characters removed, punctuation and white space one blank, and no
-    blank beside a letter of a script that parts no words. Symbols stay ("Na+" is not "Na"). Arabic
-    and Hebrew lose their vowel points, Arabic its tatweel and the variants of alef, yeh and kaf,
-    Russian the dots of yo and stress marks; Thai and Lao marks get one order. A text of punctuation
-    alone is compared as it is.
+    It is NFKC, case-folded, without invisible characters, with one space for punctuation and white
+    space, and without spaces beside letters of unspaced scripts. Symbols stay ("Na+" is not "Na").
+    Arabic and Hebrew lose their vowel points, Arabic its tatweel and the variants of alef, yeh and
+    kaf, Russian the dots of yo and stress marks; Thai and Lao marks are ordered. A text of
+    punctuation alone stays as it is.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     if folded.isascii():
@@ -159,21 +162,21 @@ def normalise(text: str) -> str:
 
 
 def key(text: str) -> bytes:
-    """16 bytes that stand for `normalise(text)`."""
+    """Return 16 bytes that identify `normalise(text)`: the same text has the same key."""
     return blake2b(normalise(text).encode(), digest_size=16).digest()
 
 
 def shingles(text: str) -> set[str]:
-    """The runs of the normalised text that weigh two words, and the shorter ones at its ends.
+    """Return the runs of the normalised text with the weight of two words, and its shorter ends.
 
-    In scripts with blanks these are the pairs of neighbouring words, the ends counted as words.
+    In scripts with spaces these are the pairs of adjacent words, with the ends counted as words.
     """
     plain = normalise(text)
     if plain.isascii() or not _HAS_DENSE.search(plain):
         return {f"{one} {other}" for one, other in pairwise(["", *plain.split(), ""])}
-    found = list(_UNIT.finditer(plain))
-    units = [match[0] for match in found]
-    weights = [min(_FULL // 2, _WEIGHTS[match.lastindex or 0] * len(match[0])) for match in found]
+    matches = list(_UNIT.finditer(plain))
+    units = [match[0] for match in matches]
+    weights = [min(_FULL // 2, _WEIGHTS[match.lastindex or 0] * len(match[0])) for match in matches]
     runs: set[str] = set()
     end = weight = 0
     for start, own in enumerate(weights):
@@ -189,41 +192,55 @@ def shingles(text: str) -> set[str]:
 
 
 def jaccard(one: set[str], other: set[str]) -> float:
-    """The Jaccard index of two sets of shingles, 0 to 1."""
+    """Return the Jaccard index of two sets of shingles, 0 to 1."""
     shared = len(one & other)
     return shared / (len(one) + len(other) - shared)
 
 
+_kept_shingles = lru_cache(maxsize=1 << 14)(shingles)
+
+
+def similarity(first: str, second: str) -> float:
+    """Return the Jaccard index of the shingles of two texts, 0 to 1.
+
+    Texts with at least `data.near_duplicate` are near duplicates. Recent shingles are kept.
+    """
+    return jaccard(_kept_shingles(first), _kept_shingles(second))
+
+
 def words(text: str) -> list[str]:
-    """The terms of the normalised text: its words, and overlapping runs of letters where letters
-    are not parted into words (two in Chinese, Japanese and Korean, four in Thai and its like)."""
+    """Return the terms of the normalised text.
+
+    These are its words and, in unspaced scripts, overlapping runs of letters: two in Chinese,
+    Japanese and Korean, four in Thai and similar scripts.
+    """
     plain = normalise(text)
     if plain.isascii():
         return plain.split()
-    found: list[str] = []
+    terms: list[str] = []
     for match in _RUN.finditer(plain):
         run, length = match[0], _TERM[match.lastindex or 0]
         if length:
-            found += [run[i : i + length] for i in range(max(1, len(run) - length + 1))]
+            terms += [run[i : i + length] for i in range(max(1, len(run) - length + 1))]
         else:
-            found.append(run)
-    return found
+            terms.append(run)
+    return terms
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a text, or its letters where no blank parts words, for measures of overlap.
+    """Return the words of a text, and the letters of unspaced scripts, for measures of overlap.
 
-    Symbols are left out as punctuation is; a text without any letter or digit has no tokens. Of
-    ASCII text these are the runs of letters and digits.
+    Symbols are removed like punctuation; a text without letters and digits has no tokens. In ASCII
+    text the tokens are the runs of letters and digits.
     """
     return _TOKEN.findall(normalise(text).translate(_LETTERS))
 
 
 def spaced(text: str) -> str:
-    """The text with a blank on both sides of each letter and sign of scripts without blanks."""
+    """Return the text with spaces around each letter and sign of unspaced scripts."""
     return text if text.isascii() else " ".join(_SIGN.sub(r" \g<0> ", text).split())
 
 
 def letters(text: str) -> str:
-    """The letters of the normalised text alone, with their marks."""
+    """Return the letters of the normalised text, with their marks."""
     return "".join(s for s in normalise(text) if s.isalpha() or unicodedata.category(s)[0] == "M")
