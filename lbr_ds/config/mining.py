@@ -66,13 +66,6 @@ class MiningConfig(Section):
         description="Drop candidates that score less than this below the positive. "
         "null: no such limit.",
     )
-    near: float = Field(
-        default=0.8,
-        gt=0,
-        le=1,
-        description="Similarity (0 to 1) from which two texts count as the same, so that a copy of "
-        "a positive never becomes a negative.",
-    )
 
     @model_validator(mode="after")
     def _complete(self) -> MiningConfig:

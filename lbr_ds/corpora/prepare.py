@@ -286,7 +286,7 @@ def refuse_foreign(folder: Path) -> None:
         raise ConfigError(f"data.folder={folder} is a file; {cure}")
     entries = sorted(folder.iterdir())
     if entries and not (folder / NAME).is_file():
-        raise ConfigError(f"data.folder={folder} contains {entries[0].name!r} and no {NAME}; {cure}")
+        raise ConfigError(f"data.folder={folder} has {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
         ours = path.name in (NAME, CURATION, trained_texts.NAME, MINING) or is_unfinished(path.name)
         if path.name in (*SPLITS, CONTROL, GIVEN) and path.is_dir():
@@ -295,9 +295,7 @@ def refuse_foreign(folder: Path) -> None:
                 for below in path.iterdir()
             )
         if not ours:
-            raise ConfigError(
-                f"data.folder={folder}: {path.name!r} is not all from lbr-ds; {cure}"
-            )
+            raise ConfigError(f"data.folder={folder}: {path.name!r} is not all from lbr-ds; {cure}")
 
 
 def _reusable(folder: Path, fingerprint: str) -> dict[str, Any] | None:

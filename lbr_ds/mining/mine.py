@@ -186,7 +186,7 @@ def _search(
 
             ranked[method] = dense.rank(pool, *vectors["dense"], last, progress)
     guide = _VectorGuide(pool, *vectors["guide"]) if "guide" in vectors else None
-    chooser = Chooser(pool, run.mining, run.seed, guide)
+    chooser = Chooser(pool, run.mining, run.seed, guide, near_duplicate=run.data.near_duplicate)
     chosen = [
         chooser.choose(query, dict(zip(ranked, rankings, strict=True)))
         for query, rankings in enumerate(zip(*ranked.values(), strict=True))

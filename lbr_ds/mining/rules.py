@@ -8,8 +8,8 @@ first rule that speaks against it drops it:
 - too_near_the_positive: its score is above `max_ratio` times the positive's, or less than `margin`
   below it; with several positives the lowest counts. Scores are compared within one method, and
   every method that found the candidate may speak.
-- same_as_positive: its likeness to a positive (`corpora/curate/segmentation.py`) is at least
-  `near`.
+- same_as_positive: it is a near duplicate of a positive, as `prepare` defines it
+  (`data.near_duplicate`).
 - same_as_kept: likewise with a negative already kept.
 - guide: the guide scores it at or above the positive.
 
@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.config import MiningConfig
-from lbr_ds.mining.pool import Pool, same
+from lbr_ds.corpora.curate.segmentation import similarity
+from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
 
 REASONS = (
@@ -73,9 +74,16 @@ class Chooser:
     """The rules with their settings; `tally` grows with every query."""
 
     def __init__(
-        self, pool: Pool, mining: MiningConfig, seed: int, guide: Guide | None = None
+        self,
+        pool: Pool,
+        mining: MiningConfig,
+        seed: int,
+        guide: Guide | None = None,
+        *,
+        near_duplicate: float,
     ) -> None:
         self.pool, self.mining, self.seed, self.guide = pool, mining, seed, guide
+        self.near_duplicate = near_duplicate
         self.tally = Tally()
 
     def choose(self, query: int, rankings: dict[str, Ranking]) -> list[Negative]:
@@ -153,4 +161,4 @@ class Chooser:
 
     def _same(self, passage: int, others: list[int]) -> bool:
         texts = self.pool.passages
-        return any(same(texts[passage], texts[i]) >= self.mining.near for i in others)
+        return any(similarity(texts[passage], texts[i]) >= self.near_duplicate for i in others)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lbr_ds.corpora.curate.segmentation import words
+from lbr_ds.corpora.curate.segmentation import similarity, words
 from lbr_ds.mining import bm25, dense, vectors
-from lbr_ds.mining.pool import Pool, same
+from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import best
 from lbr_ds.records import Record
 from tests.mining.toy import Words
@@ -117,6 +117,6 @@ def test_words_of_scripts_without_blanks_are_pairs() -> None:
 
 
 def test_the_same_text() -> None:
-    assert same("One two, three four", "one TWO three four!") == 1
-    assert same("one two three four", "one two three five") == pytest.approx(3 / 7)
-    assert same("one", "two") == 0
+    assert similarity("One two, three four", "one TWO three four!") == 1
+    assert similarity("one two three four", "one two three five") == pytest.approx(3 / 7)
+    assert similarity("one", "two") == 0

@@ -55,7 +55,7 @@ class Guide:
     ],
 )
 def test_scores(settings: dict[str, Any], scores: float, positive: float, reason: str) -> None:
-    chooser = Chooser(pool(), MiningConfig(**settings), 0)
+    chooser = Chooser(pool(), MiningConfig(**settings), 0, near_duplicate=0.8)
     kept = chooser.choose(0, {"bm25": ranking({1: scores}, positive)})
     assert len(kept) == (not reason)
     assert +chooser.tally.dropped == ({reason: 1} if reason else {})
@@ -65,15 +65,15 @@ def test_scores(settings: dict[str, Any], scores: float, positive: float, reason
 
 def test_texts_that_say_the_same() -> None:
     found = ranking({2: 0.5, 3: 0.4, 4: 0.3, 1: 0.2}, 1.0)
-    chooser = Chooser(pool(), MiningConfig(near=0.7), 0)
+    chooser = Chooser(pool(), MiningConfig(), 0, near_duplicate=0.7)
     assert [n.passage for n in chooser.choose(0, {"bm25": found})] == [3, 1]
     assert +chooser.tally.dropped == {"same_as_positive": 1, "same_as_kept": 1}
-    strict = Chooser(pool(), MiningConfig(near=1.0), 0)
+    strict = Chooser(pool(), MiningConfig(), 0, near_duplicate=1.0)
     assert [n.passage for n in strict.choose(0, {"bm25": found})] == [2, 3, 4, 1]
 
 
 def test_the_guide_drops_what_it_takes_for_an_answer() -> None:
-    chooser = Chooser(pool(), MiningConfig(), 0, Guide())
+    chooser = Chooser(pool(), MiningConfig(), 0, Guide(), near_duplicate=0.8)
     kept = chooser.choose(0, {"bm25": ranking({1: 0.5, 5: 0.4}, 1.0)})
     assert [n.passage for n in kept] == [5]
     assert +chooser.tally.dropped == {"guide": 1}
@@ -87,7 +87,7 @@ def test_ranks_and_keep() -> None:
         ((2, 2), 4, [3]),
         ((4, 9), 4, []),
     ):
-        chooser = Chooser(pool(), MiningConfig(ranks=ranks, keep=keep), 0)
+        chooser = Chooser(pool(), MiningConfig(ranks=ranks, keep=keep), 0, near_duplicate=0.8)
         kept = chooser.choose(0, found)
         assert [n.passage for n in kept] == expected
         assert [n.rank for n in kept] == [[5, 3, 1].index(p) + 1 for p in expected]
@@ -96,7 +96,7 @@ def test_ranks_and_keep() -> None:
 def test_methods_take_turns_and_each_may_object() -> None:
     found = {"bm25": ranking({5: 9, 3: 8, 1: 1}, 10.0), "dense": ranking({1: 0.5, 5: 0.99}, 1.0)}
     mining = MiningConfig(methods=("bm25", "dense"), model="m")
-    chooser = Chooser(pool(), mining, 0)
+    chooser = Chooser(pool(), mining, 0, near_duplicate=0.8)
     kept = chooser.choose(0, found)
     assert [(n.passage, n.method) for n in kept] == [(1, "dense"), (3, "bm25")]
     assert +chooser.tally.dropped == {"too_near_the_positive": 1}
@@ -104,7 +104,9 @@ def test_methods_take_turns_and_each_may_object() -> None:
 
 def test_a_method_that_misses_the_positive_has_no_say() -> None:
     found = {"bm25": ranking({5: 9, 3: 8}, 0.0), "dense": ranking({5: 0.5}, 1.0)}
-    chooser = Chooser(pool(), MiningConfig(methods=("bm25", "dense"), model="m"), 0)
+    chooser = Chooser(
+        pool(), MiningConfig(methods=("bm25", "dense"), model="m"), 0, near_duplicate=0.8
+    )
     assert [(n.passage, n.method) for n in chooser.choose(0, found)] == [(5, "dense")]
     assert +chooser.tally.dropped == {"positive_not_found": 1}
 
@@ -112,7 +114,12 @@ def test_a_method_that_misses_the_positive_has_no_say() -> None:
 def test_drawn_candidates_depend_on_the_seed_alone() -> None:
     found = {"bm25": ranking({5: 0.5, 3: 0.4, 1: 0.3}, 1.0)}
     orders = [
-        [n.passage for n in Chooser(pool(), MiningConfig(pick="random"), seed).choose(0, found)]
+        [
+            n.passage
+            for n in Chooser(pool(), MiningConfig(pick="random"), seed, near_duplicate=0.8).choose(
+                0, found
+            )
+        ]
         for seed in (0, 0, 1, 2, 3)
     ]
     assert orders[0] == orders[1]

@@ -98,7 +98,7 @@ def _script(letter: str) -> str:
 
 
 def identify(text: str) -> str:
-    """Return the ISO 639 code of a text's language; "" if py3langid is not sure or not installed."""
+    """Return the ISO 639 code of a text's language; "" if py3langid is unsure or not installed."""
     try:
         code, probability = _identifier().classify(text)
     except EnvironmentProblem:

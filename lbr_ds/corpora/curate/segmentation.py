@@ -1,14 +1,14 @@
 """Normalise and segment text in any script, for everything that compares texts.
 
-| function     | returns                                  | used for                                 |
-|--------------|------------------------------------------|------------------------------------------|
-| `normalise`  | the text as it is compared               | exact duplicates, leaks, hashes of texts |
-| `key`        | a hash of the normalised text            | "the same text" everywhere               |
-| `shingles`   | the set of short runs of words, letters  | near duplicates, mining                  |
-| `similarity` | the Jaccard index of two texts' shingles | "nearly the same text" everywhere        |
-| `words`      | the terms of the text                    | BM25 in mining and in `eval bm25`        |
-| `tokens`     | words, or letters in unspaced scripts    | ROUGE-L, lengths of answers              |
-| `spaced`     | the text with unspaced letters separated | BLEU                                     |
+| function     | returns                                  | used for                             |
+|--------------|------------------------------------------|--------------------------------------|
+| `normalise`  | the text as it is compared               | exact duplicates, leaks, text hashes |
+| `key`        | a hash of the normalised text            | "the same text" everywhere           |
+| `shingles`   | the set of short runs of words, letters  | near duplicates, mining              |
+| `similarity` | the Jaccard index of two texts' shingles | "nearly the same text" everywhere    |
+| `words`      | the terms of the text                    | BM25 in mining and in `eval bm25`    |
+| `tokens`     | words, or letters in unspaced scripts    | ROUGE-L, lengths of answers          |
+| `spaced`     | the text with unspaced letters separated | BLEU                                 |
 
 Scripts with spaces between words (Latin, Cyrillic, Greek, Arabic, Hebrew, Devanagari, ...) are
 split at spaces. Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese and Tibetan are split into
