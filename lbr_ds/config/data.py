@@ -129,8 +129,8 @@ class DataConfig(Section):
         default=0.7,
         ge=0.6,
         le=1,
-        description="Share of common word pairs from which two texts count as near-duplicates: they "
-        "go into the same split, and `mine` takes none of a positive. 1: only equal texts.",
+        description="Share of common word pairs from which two texts count as near-duplicates and "
+        "go into the same split; `mine` takes none of a positive. 1: only equal texts.",
     )
     records_per_shard: int = Field(
         default=4096,
