@@ -343,7 +343,7 @@ def test_obo(tmp_path: Path) -> None:
     second, *left = read(path, where={"number": "[2-9]"})[::-1]
     assert (second.query, len(left)) == ("Megacephaly", 2)
     path.write_text("nothing")
-    with pytest.raises(DataError, match=r"holds no \[Term\]; not an OBO file"):
+    with pytest.raises(DataError, match=r"contains no \[Term\]; not an OBO file"):
         read(path)
 
 

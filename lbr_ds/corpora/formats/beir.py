@@ -1,13 +1,13 @@
-"""The BEIR layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv in one folder, each also as .gz.
+"""Read BEIR folders: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, each also as .gz.
 
-One row a judged query: its documents with a score above 0 are positives ("title. text"), those
-with 0 or less are negatives. Documents that no query names are left out; name corpus.jsonl as a
-source of its own (shape: passages) to learn from them.
+Each judged query is a row: its documents with a score above 0 are positives ("title. text"), those
+with 0 or less are negatives. Documents without judgements are left out; add corpus.jsonl as a
+source of its own (shape: passages) to train on them.
 
-Judgements are `query document score`, as BEIR has them, or `query 0 document score`, as TREC has
-them; a first line whose score is no number is a header. What gives no pair is counted and left out:
-queries that nothing is judged for, or nothing above 0, documents and queries without a text, and
-judgements that are made twice (the highest score counts).
+Judgements are `query document score`, as in BEIR, or `query 0 document score`, as in TREC; a first
+line whose score is not a number is a header. What gives no pair is counted and left out: queries
+without judgements or without one above 0, documents and queries without text, and repeated
+judgements (the highest score counts).
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ CREATE TABLE qrels (place INTEGER PRIMARY KEY, line TEXT, query TEXT, document T
 
 
 def read_beir(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield a row a query in the order of the qrels; all splits, or the source's `split`.
+    """Yield a row per query in the order of the qrels; of all splits, or the source's `split`.
 
-    The corpus is kept in a temporary file meanwhile. Raises DataError for a folder that is not
-    BEIR's.
+    The corpus is held in a temporary file.
+
+    Raises:
+        DataError: The folder lacks a file of BEIR.
     """
     with (
         tempfile.TemporaryDirectory(prefix="lbr-ds-") as folder,
@@ -63,7 +65,7 @@ def _part(path: Path, name: str) -> Path:
 
 
 def _load(store: sqlite3.Connection, kind: str, file: Path, source: SourceConfig) -> Iterator[Row]:
-    """Put one file's texts into the store; yields its bad lines."""
+    """Put the texts of a file into the store; yield its invalid lines."""
     for row in read_jsonl(file, source):
         found = _named_text(row)
         if isinstance(found, DataError):
@@ -78,7 +80,7 @@ def _load(store: sqlite3.Connection, kind: str, file: Path, source: SourceConfig
 
 
 def _named_text(row: Row) -> tuple[str, str] | DataError:
-    """(_id, `title. text`) of a line, or what is wrong with it; the text may be empty."""
+    """Return (_id, `title. text`) of a line, or its error; the text may be empty."""
     if not isinstance(row.columns, dict):
         return DataError(str(row.columns))
     found = {}
@@ -94,7 +96,7 @@ def _named_text(row: Row) -> tuple[str, str] | DataError:
 
 
 def _judge(store: sqlite3.Connection, path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Put the judgements into the store; yields those that cannot be used."""
+    """Put the judgements into the store; yield those that cannot be used."""
     split = source.split or "*"
     ends = (".tsv", ".txt", ".qrels", ".tsv.gz", ".txt.gz")
     files = sorted(file for end in ends for file in (path / "qrels").glob(f"{split}{end}"))
@@ -117,7 +119,7 @@ def _judge(store: sqlite3.Connection, path: Path, source: SourceConfig) -> Itera
 def _insert(
     store: sqlite3.Connection, line: str, where: str, first: bool
 ) -> DataError | Skipped | None:
-    """Keep one judgement, or say why not; a header is passed over."""
+    """Store one judgement, or return why not; a header is ignored."""
     cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
     try:
         number = float(cells[-1])
@@ -145,7 +147,7 @@ def _insert(
 
 
 def _queries(store: sqlite3.Connection) -> Iterator[Row]:
-    """One row a query with a positive, or why it has none; and one a judged document of no text."""
+    """Yield a row per query, or why it has no positive, and a row per judged empty document."""
     ordered = store.execute(
         "SELECT first.place, qrels.line, qrels.query, q.text, d.id, d.text, qrels.score FROM qrels"
         " JOIN (SELECT query, min(place) AS place FROM qrels GROUP BY query) AS first"
@@ -173,7 +175,7 @@ def _queries(store: sqlite3.Connection) -> Iterator[Row]:
 
 
 def _not_judged(store: sqlite3.Connection) -> Iterator[Row]:
-    """The queries that no judgement names."""
+    """Yield the queries without judgements."""
     found = store.execute(
         "SELECT id, text, line FROM texts WHERE kind = 'query'"
         " AND id NOT IN (SELECT query FROM qrels) ORDER BY id"

@@ -1,4 +1,4 @@
-"""Parquet, Arrow and data sets of the Hugging Face hub, streamed. Only door for `datasets`."""
+"""Read Parquet, Arrow and data sets of the Hugging Face hub, streamed. Only door for `datasets`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _BATCH = 64  # rows that are held as Python values at a time
 
 
 def read_parquet(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield the rows of a Parquet file, or of all below a folder."""
+    """Yield the rows of a Parquet file, or of all files below a folder."""
     return _local(path, "parquet")
 
 
 def read_arrow(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield the rows of an Arrow file, or of all below a folder."""
+    """Yield the rows of an Arrow file, or of all files below a folder."""
     return _local(path, "arrow")
 
 
@@ -33,8 +33,8 @@ def _local(path: Path, kind: str) -> Iterator[Row]:
         number = 0
         try:
             rows = load_dataset(
-                # It takes the name for a pattern otherwise.
                 kind,
+                # Otherwise the name is interpreted as a pattern.
                 data_files=glob.escape(str(file)),
                 split="train",
                 streaming=True,
@@ -56,7 +56,7 @@ def _local(path: Path, kind: str) -> Iterator[Row]:
 
 
 def read_hub(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield the rows of `hf:NAME[@REVISION]`; `subset` and `split` (train) choose of it."""
+    """Yield the rows of `hf:NAME[@REVISION]`; `subset` and `split` (train) select."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -106,7 +106,7 @@ def _plain(rows: Any, place: str) -> Iterator[dict[str, Any] | DataError]:
 
 
 def _one(table: Any, where: str) -> dict[str, Any] | DataError:
-    """The only row of a table, or what is wrong with it."""
+    """Return the only row of a table, or its error."""
     row = {}
     for name in table.column_names:
         try:

@@ -1,7 +1,7 @@
-"""CSV and TSV, plain or gzipped: a header line, then one row a record.
+"""Read CSV and TSV, plain or gzipped: a header line, then a row per line.
 
-CSV has quotes and may hold line ends inside them; a TSV is cut at every tab, quotes are text. A
-file without a header takes its columns' names from the recipe's `header`.
+CSV has quotes, which may contain line ends; a TSV is split at every tab, and quotes are text. The
+recipe's `header` names the columns of a file without a header.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from lbr_ds.errors import DataError
 
 
 def read_csv(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield the rows of a comma-separated file, or of all below a folder."""
+    """Yield the rows of a comma-separated file, or of all files below a folder."""
     csv.field_size_limit(MAX_LINE)
     for file in files_below(path, (".csv", ".csv.gz")):
         yield from _table(file, path, source, _quoted)
 
 
 def read_tsv(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield the rows of a tab-separated file, or of all below a folder."""
+    """Yield the rows of a tab-separated file, or of all files below a folder."""
     for file in files_below(path, (".tsv", ".tsv.gz")):
         yield from _table(file, path, source, _Tabbed)
 
 
 class _Lines:
-    """The lines of a file. Of a bad one comes what can be read, so that a row which begins or ends
-    in it stays whole; `fault` says what is wrong with it."""
+    """The lines of a file; of an invalid one, what can be read.
+
+    So a row that begins or ends in it stays complete. `fault` is the error.
+    """
 
     def __init__(self, file: Path, encoding: str) -> None:
         self._lines = numbered_lines(file, encoding)
@@ -49,7 +51,7 @@ class _Lines:
         return line
 
     def take_fault(self) -> BadLine | None:
-        """What was wrong with the lines since the last call."""
+        """Return the error of the lines since the last call, if any."""
         fault, self.fault = self.fault, None
         return fault
 
@@ -59,7 +61,7 @@ def _quoted(lines: _Lines) -> Any:
 
 
 class _Tabbed:
-    """What csv.reader is, for lines that are cut at tabs only."""
+    """The interface of csv.reader, for lines that are split at tabs only."""
 
     def __init__(self, lines: _Lines) -> None:
         self._lines = lines
@@ -78,7 +80,7 @@ class _Tabbed:
 def _table(
     file: Path, path: Path, source: SourceConfig, cut: Callable[[_Lines], Any]
 ) -> Iterator[Row]:
-    """The rows of one file; `cut` makes cells of its lines."""
+    """Yield the rows of one file; `cut` splits its lines into cells."""
     lines = _Lines(file, source.encoding)
     reader, header = cut(lines), source.header
     prefix = f"{file.name.split('.')[0]}-" if path.is_dir() else ""
@@ -117,7 +119,7 @@ def _header(cells: list[str], where: str) -> list[str]:
 
 
 def _named(header: list[str], cells: list[str], where: str) -> dict[str, Any] | DataError:
-    """The cells by name; a last name with a star takes all that is left, as a list."""
+    """Return the cells by name; a last name with a star takes the rest, as a list."""
     row: dict[str, Any] = {}
     if header[-1].startswith("*"):
         header, rest = header[:-1], header[-1][1:]

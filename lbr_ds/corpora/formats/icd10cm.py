@@ -1,4 +1,4 @@
-"""The ICD-10-CM tabular list (XML): inclusion term -> title of its code, within its parents.
+"""Read the ICD-10-CM tabular list (XML): inclusion term -> title of its code and its parents.
 
 "Ragpicker's disease" -> "Pulmonary anthrax. In: Anthrax". Parents are codes, nearest first;
 chapters and sections are left out. Codes without inclusion terms give no row.
@@ -16,11 +16,12 @@ from lbr_ds.errors import DataError
 
 
 def read_icd10cm(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield one row an inclusion term, a record as it is: id CODE-N, group CODE.
+    """Yield a row per inclusion term, in the form of a record: id CODE-N, group CODE.
 
-    Raises DataError when the file is not well-formed XML.
+    Raises:
+        DataError: The file is not well-formed XML.
     """
-    outer: list[ElementTree.Element] = []  # the codes that we are inside of
+    outer: list[ElementTree.Element] = []  # the enclosing codes
     try:
         for event, element in ElementTree.iterparse(path, ("start", "end")):
             if element.tag != "diag":

@@ -1,5 +1,7 @@
-"""JSON, plain or gzipped, streamed: one object a line, one array of objects, or objects that are
-laid out over several lines. Each object is one row."""
+"""Read JSON, plain or gzipped, as a stream of objects; each is a row.
+
+A file has one object per line, one array of objects, or objects that span several lines.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,17 @@ from lbr_ds.corpora.formats.interface import Format, Row, files_below
 from lbr_ds.corpora.formats.lines import MAX_LINE, head, numbered_lines, pieces
 from lbr_ds.errors import DataError
 
-_BETWEEN = re.compile(r"[ \t\r\n,]*")  # what may stand between two values
-_UNFINISHED = 16  # an error so near to the end of what has been read may be that of its end
+_BETWEEN = re.compile(r"[ \t\r\n,]*")  # between two values
+_UNFINISHED = 16  # an error so close to the end of the text read may come from reading more
 
 
 def read_jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield the row of each object; of a folder, those of its files in turn.
+    """Yield a row per object of a file, or of all files below a folder.
 
-    A line that is no object is one bad row. Raises DataError when a file itself cannot be read: a
-    cut gzip, an array that is not JSON.
+    A line that is not an object is an invalid row.
+
+    Raises:
+        DataError: A file cannot be read, as a truncated gzip or an array that is not JSON.
     """
     for file in files_below(path, (".jsonl", ".jsonl.gz", ".ndjson", ".json.gz", ".json")):
         prefix = f"{file.name.split('.')[0]}-" if path.is_dir() else ""
@@ -50,7 +54,7 @@ def _parse(line: str, where: str) -> dict[str, Any] | DataError:
 
 
 def _object(raw: Any, where: str, doubtful: bool) -> dict[str, Any] | DataError:
-    """The value, or what is wrong with it. doubtful: a surrogate pair may lack its other half."""
+    """Return the value or its error; doubtful: whether a surrogate may be unpaired."""
     if not isinstance(raw, dict):
         return DataError(f"{where}: a record must be a JSON object, not {type(raw).__name__}")
     if doubtful:
@@ -62,14 +66,14 @@ def _object(raw: Any, where: str, doubtful: bool) -> dict[str, Any] | DataError:
 
 
 def _is_spread(start: str) -> bool:
-    """Whether a file that begins so is an array, or has objects of several lines."""
+    """Return whether a file that begins so is an array, or has objects that span lines."""
     first, _, rest = start.lstrip().partition("\n")
     if not first.startswith("{"):
         return first.startswith("[")
     try:
         json.loads(first)
     except json.JSONDecodeError as error:
-        # A string cannot be continued on the next line: a line that ends in one is a cut one.
+        # A string cannot continue on the next line: a line that ends inside one is truncated.
         whole = error.pos < len(first.rstrip()) or error.msg.startswith("Unterminated")
         return not whole and bool(rest.strip()) and not rest.lstrip().startswith("{")
     except (ValueError, RecursionError):
@@ -78,14 +82,14 @@ def _is_spread(start: str) -> bool:
 
 
 def _objects(file: Path, encoding: str) -> Iterator[tuple[str, int, dict[str, Any] | DataError]]:
-    """The objects of a file wherever its lines end, each with the number of its first line."""
+    """Yield the objects of a file that span lines, each with the number of its first line."""
     for number, (line, raw, text) in enumerate(_values(file, encoding), 1):
         where = f"{file}:{line}: item {number}"
         yield where, number, _object(raw, where, "\\ud" in text or "\\uD" in text)
 
 
 class _Text:
-    """What has been read of a file and not used: `text` from `place` on, which is in `line`."""
+    """The unused text that has been read of a file: `text` from `place` on, which is in `line`."""
 
     def __init__(self, source: Iterator[str]) -> None:
         self._source = source
@@ -96,7 +100,7 @@ class _Text:
         self.place = place
 
     def grow(self) -> None:
-        """Read at least as much again as is held: a long value costs twice its length."""
+        """Read at least as much as is held, so that a long value costs twice its length."""
         parts = [self.text[self.place :]]
         wanted = len(parts[0])
         while wanted >= 0 and not self.ended:
@@ -108,9 +112,9 @@ class _Text:
 
 
 def _values(file: Path, encoding: str) -> Iterator[tuple[int, Any, str]]:
-    """(line, value, its text) of each value, those of an array one by one.
+    """Yield (line, value, its text) of each value, and of each item of an array.
 
-    Holds one value, which may be MAX_LINE long, and a piece of the file.
+    Holds one value of at most MAX_LINE bytes, and a piece of the file.
     """
     decode = json.JSONDecoder().raw_decode
     read, inside = _Text(pieces(file, encoding)), False
@@ -132,7 +136,7 @@ def _values(file: Path, encoding: str) -> Iterator[tuple[int, Any, str]]:
                 if read.ended or not _is_cut(error, read):
                     raise DataError(_fault(error, read, file)) from None
                 end = len(read.text)
-            if end < len(read.text) or read.ended:  # else it may go on
+            if end < len(read.text) or read.ended:  # else it may continue
                 yield read.line, value, read.text[read.place : end]
                 read.go_to(end)
             else:
@@ -140,7 +144,7 @@ def _values(file: Path, encoding: str) -> Iterator[tuple[int, Any, str]]:
 
 
 def _is_cut(error: Exception, read: _Text) -> bool:
-    """Whether an error may be no more than the end of what has been read."""
+    """Return whether an error may be caused by the end of the text read."""
     if not isinstance(error, json.JSONDecodeError) or len(read.text) - read.place > MAX_LINE:
         return False
     return error.msg.startswith("Unterminated") or error.pos > len(read.text) - _UNFINISHED

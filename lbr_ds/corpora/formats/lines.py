@@ -1,7 +1,7 @@
-"""A text file, plain or gzipped, in any encoding -> its lines or its text in pieces.
+"""Read the lines of a text file, or its text in pieces: plain or gzipped, in any encoding.
 
-A file of another kind (Parquet, a zip archive, an HTML page) is refused by name, and text in an
-encoding that is not the recipe's with the one that it reads as.
+A file of another kind (Parquet, a zip archive, an HTML page) is refused with its kind, and text in
+another encoding than the recipe's with the encoding that fits.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import BinaryIO
 from lbr_ds.errors import DataError, short
 from lbr_ds.system.locate import refetch_hint
 
-MAX_LINE = 1 << 26  # bytes; a longer line is named as bad and not held
-_HEAD = 1 << 16  # bytes that tell what kind of file it is
+MAX_LINE = 1 << 26  # bytes; a longer line is invalid and not held in memory
+_HEAD = 1 << 16  # bytes from which the kind of file is detected
 _PIECE = 1 << 20
-_SAMPLE_LINES, _SAMPLE_BYTES = 200, 1000  # of what is not decoded, whose encoding is guessed
-# What is tried where a text is not what it should be; of equally likely ones the first.
+_SAMPLE_LINES, _SAMPLE_BYTES = 200, 1000  # of undecodable text whose encoding is guessed
+# Candidates for text in another encoding; of equally likely ones the first.
 _ENCODINGS = (
     "utf-8",
     "gb18030",
@@ -72,7 +72,7 @@ _MARKS = (
 
 
 class BadLine(DataError):
-    """A line that cannot be read. text: what can be read of it."""
+    """A line that cannot be read; `text` is what can be read of it."""
 
     def __init__(self, message: str, text: str = "") -> None:
         super().__init__(message)
@@ -80,10 +80,12 @@ class BadLine(DataError):
 
 
 def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str | BadLine]]:
-    """The lines of a file with their ends, numbered from 1; a byte order mark is left out.
+    """Yield the lines of a file with their ends, numbered from 1, without a byte order mark.
 
-    A line that is longer than MAX_LINE or not in `encoding` comes as a BadLine. Raises DataError
-    when the file cannot be read, is of another kind, or when most of it is in another encoding.
+    A line that is longer than MAX_LINE or not in `encoding` is yielded as a BadLine.
+
+    Raises:
+        DataError: The file cannot be read, is of another kind, or is mostly in another encoding.
     """
     number, hint = 0, ""
     with _opened(path, encoding) as (file, coded):
@@ -105,8 +107,11 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
 
 
 def pieces(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """The text of a file in pieces of about a megabyte; raises DataError as `numbered_lines` does,
-    and for any text that is not in `encoding`."""
+    """Yield the text of a file in pieces of about a megabyte.
+
+    Raises:
+        DataError: As `numbered_lines` does, and for any text that is not in `encoding`.
+    """
     with _opened(path, encoding) as (file, coded):
         decoder = codecs.getincrementaldecoder(coded)()
         done, first = 0, True
@@ -127,13 +132,13 @@ def pieces(path: Path, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def head(path: Path, encoding: str = "utf-8") -> str:
-    """The beginning of a file's text; what cannot be decoded is replaced."""
+    """Return the beginning of a file's text; what cannot be decoded is replaced."""
     with _opened(path, encoding) as (file, coded):
         return file.read(_HEAD).decode(coded, "replace").removeprefix("\ufeff")
 
 
 def kind_of(start: bytes) -> tuple[str, str] | None:
-    """What a file that begins so is, and what to do about it; None for what may be text."""
+    """Return the kind of a file that begins so and the cure; None for what may be text."""
     plain = start.lstrip().lower()
     for magic, name, cure in _KINDS:
         if start.startswith(magic) or (magic.isascii() and plain.startswith(magic.lower())):
@@ -146,7 +151,7 @@ def kind_of(start: bytes) -> tuple[str, str] | None:
 
 
 def check_file(path: Path) -> None:
-    """Raise DataError for what is neither a file nor a folder, before anything waits for it."""
+    """Raise DataError for what is neither a file nor a folder, such as a pipe."""
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         kinds = {
@@ -162,7 +167,7 @@ def check_file(path: Path) -> None:
 
 
 class _Recoded:
-    """Text of two or four bytes a character, read as a binary file in UTF-8 is."""
+    """Text of two or four bytes per character, with the interface of a binary file in UTF-8."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
@@ -176,14 +181,14 @@ class _Recoded:
 
 @contextmanager
 def _opened(path: Path, encoding: str) -> Iterator[tuple[BinaryIO | _Recoded, str]]:
-    """The bytes of a file, unzipped, and the name of their encoding.
+    """Yield the unzipped bytes of a file and the name of their encoding.
 
-    What has two or four bytes a character comes as UTF-8, in which every line ends in one byte.
+    Text of two or four bytes per character is converted to UTF-8, where lines end in one byte.
     """
     coded = codecs.lookup(encoding).name
     coded = "utf-8" if coded == "utf-8-sig" else coded
     try:
-        with path.open("rb") as file:  # told by content: a cached file may have lost its suffix
+        with path.open("rb") as file:  # by content: a cached file may have no suffix
             zipped = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if zipped else path.open("rb") as file:
             raw = io.BufferedReader(file, _HEAD)
@@ -207,7 +212,7 @@ def _opened(path: Path, encoding: str) -> Iterator[tuple[BinaryIO | _Recoded, st
 
 
 def _refuse_foreign(path: Path, start: bytes) -> None:
-    """Raise DataError where a file begins as no text of one byte a letter does."""
+    """Raise DataError for a file that cannot be text with one byte per line end."""
     if kind := kind_of(start):
         raise DataError(f"{path}: is {kind[0]}; {kind[1]}")
     wide = next((name for name, mark in _MARKS if start.startswith(mark)), "")
@@ -227,9 +232,10 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
 
 
 def _other_encoding(path: Path, encoding: str, number: int, line: bytes) -> str:
-    """What a line that is not in `encoding` reads as, and what to do.
+    """Return the encoding that a line seems to have, as a hint for the user.
 
-    Raises DataError where most lines at the beginning of the file are not in `encoding` either.
+    Raises:
+        DataError: Most lines at the beginning of the file are not in `encoding` either.
     """
     with _opened(path, encoding) as (file, coded):
         sample = file.read(_HEAD)
@@ -261,7 +267,7 @@ def _decodes(line: bytes, encoding: str) -> bool:
 
 
 def _guess(sample: bytes, but: str) -> tuple[str, str]:
-    """The likeliest encoding of a text, and some of the text read so; empty where none fits."""
+    """Return the likeliest encoding of a text, and a part of it in it; empty if none fits."""
     from charset_normalizer import from_bytes
 
     tried = [name for name in _ENCODINGS if name != but]

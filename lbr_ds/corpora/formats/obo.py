@@ -1,8 +1,8 @@
-"""OBO ontologies (HPO, GO): one row a name of a term that is not obsolete, synonyms included.
+"""Read OBO ontologies (HPO, GO): a row per name or synonym of a term that is not obsolete.
 
 A row has `id`, `name`, `definition`, `namespace`, `synonym`, `scope` (EXACT, RELATED, ...), `type`
 (layperson, abbreviation, ...; often empty) and `number`. The row of the term's own name, number 0,
-has it as `synonym` too, with the scope NAME. The recipe's `where` and `columns` choose.
+has it as `synonym` too, with the scope NAME. The recipe selects by `where` and `columns`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 def read_obo(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield a row a name, keyed TERM-0, and a synonym, keyed TERM-N.
+    """Yield a row per name, with key TERM-0, and per synonym, with key TERM-N.
 
-    Raises DataError for a file without terms.
+    Raises:
+        DataError: The file contains no term.
     """
     terms = 0
     for number, tags in _terms(path, source.encoding):
@@ -33,11 +34,11 @@ def read_obo(path: Path, source: SourceConfig) -> Iterator[Row]:
         elif "true" not in tags.get("is_obsolete", []):
             yield from _names(path, number, tags)
     if not terms:
-        raise DataError(f"{path}: holds no [Term]; not an OBO file")
+        raise DataError(f"{path}: contains no [Term]; not an OBO file")
 
 
 def _terms(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, list[str]] | DataError]]:
-    """The tags of each [Term] with the number of its first line."""
+    """Yield the tags of each [Term] with the number of its first line."""
     first, tags = 0, dict[str, list[str]]()
     fault: DataError | None = None
     for number, line in numbered_lines(path, encoding):
@@ -80,7 +81,7 @@ def _names(path: Path, number: int, tags: dict[str, list[str]]) -> Iterator[Row]
 
 
 def _quoted(value: str) -> tuple[str, str]:
-    """The text in quotes, and what stands between it and the references in brackets."""
+    """Return the text in quotes, and what is between it and the references in brackets."""
     match = _QUOTED.match(value)
     return (_ESCAPED.sub(r"\1", match["text"]), match["rest"]) if match else ("", "")
 

@@ -1,10 +1,10 @@
-"""Python source -> a row a documented function: what it is for, and its body without saying so.
+"""Read Python source: a row per documented function, with its docstring and its code without it.
 
-A row has `docstring` (its first sentence), `code` (the source with the docstring cut, dedented, the
-function's own name replaced by `function`), `name`, `module`, `file`. Reads a .py file, a folder
-(`python:stdlib` and `python:PACKAGE` are folders), or a wheel; nothing is imported or run. Files of
-tests, special methods (`__init__`), and functions of fewer than four words on them or three
-statements are left out: their bodies say too little.
+A row has `docstring` (its first sentence), `code` (the source without the docstring, dedented, with
+the function's own name replaced by `function`), `name`, `module` and `file`. The source is a .py
+file, a folder (`python:stdlib` and `python:PACKAGE` are folders), or a wheel; nothing is imported
+or run. Tests, special methods (`__init__`) and functions with fewer than four words of docstring or
+three statements are left out.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def read_functions(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield a row a function, keyed FILE-LINE; a file that does not parse is one bad row."""
+    """Yield a row per function, with key FILE-LINE; a file that cannot be parsed is one error."""
     for inside, raw in source_files(path):
         where = f"{path}/{inside}" if path.is_dir() or path.suffix == ".whl" else str(path)
         try:
             text = raw.decode("utf-8-sig")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a corpus's invalid escapes are not ours to tell
+                warnings.simplefilter("ignore")  # invalid escapes of the corpus
                 tree = ast.parse(text)
         except UnicodeDecodeError as error:
             yield Row(where, inside, DataError(f"{where}: not UTF-8 at byte {error.start}"))
@@ -45,7 +45,7 @@ def read_functions(path: Path, source: SourceConfig) -> Iterator[Row]:
 
 
 def source_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Each source file of a file, folder or wheel that is wanted: its path inside, its bytes."""
+    """Yield path and content of each source file in a file, folder or wheel, without tests."""
     try:
         if path.suffix == ".whl":
             with zipfile.ZipFile(path) as wheel:
@@ -93,7 +93,7 @@ def _functions(tree: ast.Module, lines: list[str], where: str, inside: str) -> I
 
 
 def _without_docstring(node: _Function, lines: list[str]) -> str:
-    """The function's source from `def` on; empty when its docstring shares a line."""
+    """Return the function's source from `def` on; empty if its docstring shares a line."""
     about = node.body[0]
     # A body on one line with others (`def f(): "doc"; return 1`) cannot be cut by lines.
     shared = node.body[1].lineno <= (about.end_lineno or about.lineno)
@@ -101,7 +101,7 @@ def _without_docstring(node: _Function, lines: list[str]) -> str:
         return ""
     head = lines[node.lineno - 1 : about.lineno - 1]
     body = lines[about.end_lineno : node.end_lineno]
-    # Not textwrap.dedent: a line inside a string may stand further left.
+    # Not textwrap.dedent: a line inside a string may be indented less.
     indent = lines[node.lineno - 1][: node.col_offset]
     return "\n".join(line.removeprefix(indent) for line in head + body)
 

@@ -1,10 +1,10 @@
-"""Rows -> records, as the recipe's `shape`, `columns` and `where` say.
+"""Make records of rows by the recipe's `shape`, `columns` and `where`.
 
-records   the row is a record already (records.py); `id` and `source` may be missing
+records   the row has the fields of a record (records.py); `id` and `source` may be missing
 pairs     query -> positives, and negatives if there are any
-choices   a question with options: query -> the full text of the right one; the others are negatives
+choices   a question with options: query -> text of the right one; the others are negatives
 titled    title -> body
-passages  text alone
+passages  text without a query
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ Outcome = tuple[str, Record | DataError | Skipped]
 
 
 class MissingColumn(DataError):
-    """A column that the recipe names and the row has not."""
+    """The row lacks a column that the recipe names."""
 
 
 def read_records(kind: Format, path: Path, source: SourceConfig, shape: str) -> Iterator[Outcome]:
-    """Yield where each row stands with its record, what is wrong with it, or why it is left out.
+    """Yield the place and the record, error or reason to skip of each row.
 
-    Raises DataError when the first row lacks a column that the recipe names.
+    Raises:
+        DataError: The first row lacks a column that the recipe names.
     """
     name = source_name(source, path)
     for count, row in enumerate(kind.read(path, source)):
@@ -70,7 +71,7 @@ def read_records(kind: Format, path: Path, source: SourceConfig, shape: str) -> 
 
 
 def _if_wrapped(row: dict[str, Any], path: str = "") -> str:
-    """What to do about a row that is a whole file: an object around the array of the records."""
+    """Return the cure for a row that is a whole file: an object around the array of records."""
     inner, found = "", 0
     if len(row) > 1 and all(isinstance(value, dict) and value for value in row.values()):
         inner, found = f"{path or '.'}[]", len(row)
@@ -110,7 +111,7 @@ def _records(
 
 
 def _instructions(source: SourceConfig) -> dict[str, str]:
-    """The source's own, for records without any."""
+    """Return the source's instructions, for records without their own."""
     sides = {
         "instruction": source.instruction.query,
         "document_instruction": source.instruction.document,
@@ -119,7 +120,7 @@ def _instructions(source: SourceConfig) -> dict[str, str]:
 
 
 def _mismatch(row: dict[str, Any], source: SourceConfig, where: str) -> str:
-    """The first pattern that the row does not pass, or nothing; a list keeps what passes."""
+    """Return the first pattern that does not match, or ""; a list keeps the values that match."""
     for column, pattern in source.where.items():
         value = _value(row, column, where)
         if isinstance(value, list):
@@ -138,8 +139,11 @@ def _passes(value: Any, pattern: str) -> bool:
 
 
 def _value(row: dict[str, Any], column: str, where: str) -> Any:
-    """What stands in a column; `outer.inner` and `list.0` look inside, and `list.inner` into each
-    object of a list: a list as long as that one, with None where an object lacks it."""
+    """Return the value of a column.
+
+    `outer.inner` and `list.0` select inside; `list.inner` selects in each object of a list and
+    gives a list of that length, with None for objects without it.
+    """
     if column in row:
         return row[column]
     try:
@@ -151,9 +155,10 @@ def _value(row: dict[str, Any], column: str, where: str) -> Any:
 
 
 def _inside(value: Any, parts: list[str]) -> Any:
-    """What lies at a path; None below what is null or beyond the end of a list.
+    """Return the value at a path; None below null or beyond the end of a list.
 
-    Raises KeyError where no object has it.
+    Raises:
+        KeyError: No object has it.
     """
     if not parts or value is None:
         return value
@@ -177,7 +182,7 @@ def _inside(value: Any, parts: list[str]) -> Any:
 
 
 def _texts(row: dict[str, Any], column: str | list[str], where: str) -> list[str]:
-    """The texts of a column, of several, or of a template; empty ones left out."""
+    """Return the texts of a column, of several, or of a template, without empty ones."""
     if isinstance(column, list):
         return [text for one in column for text in _texts(row, one, where)]
     if "{" in column:
@@ -187,7 +192,7 @@ def _texts(row: dict[str, Any], column: str | list[str], where: str) -> list[str
 
 
 def _filled(row: dict[str, Any], template: str, where: str) -> list[str]:
-    """A template's text; where its columns hold lists, one for each place in them."""
+    """Return the text of a template; if its columns hold lists, one for each position."""
     values = {name: _value(row, name, where) for name in _FIELD.findall(template)}
     lists = {name: _flat(value) for name, value in values.items() if isinstance(value, list)}
     sizes = {name: len(value) for name, value in lists.items()}
@@ -205,14 +210,14 @@ def _filled(row: dict[str, Any], template: str, where: str) -> list[str]:
 
 
 def _flat(value: Any) -> list[Any]:
-    """The values of lists in lists, in order; any other value alone."""
+    """Return the values of nested lists in order; any other value in a list."""
     if not isinstance(value, list):
         return [value]
     return [inner for one in value for inner in _flat(one)]
 
 
 def _text(value: Any, column: str, where: str) -> str:
-    """The text of a cell. Raises DataError for what has none."""
+    """Return the text of a cell. Raises DataError for a value without a text."""
     text = as_text(value)
     if text is None:
         inner = [str(name) for name in value] if isinstance(value, dict) else []
@@ -222,10 +227,10 @@ def _text(value: Any, column: str, where: str) -> str:
 
 
 def as_text(value: Any) -> str | None:
-    """The text of a value, for ids, groups and texts alike; None for what has none, as a list.
+    """Return the text of a value, for ids, groups and texts; None for a list or an object.
 
-    A number is its digits (7.0 is 7, as JSON has it), true and false are these words, a date is as
-    ISO 8601 has it, null and NaN are the empty text.
+    Numbers are written as in JSON but 7.0 as 7, booleans as true and false, dates as in ISO 8601;
+    null and NaN are the empty text.
     """
     if isinstance(value, str):
         return value
@@ -239,23 +244,23 @@ def as_text(value: Any) -> str | None:
 
 
 def _named(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, Any]:
-    """id, group and instructions where the recipe names a column for them.
+    """Return id, group and instructions if the recipe names columns for them.
 
-    An empty cell leaves the source's own instruction in place.
+    An empty cell does not replace the instruction of the source.
     """
-    found = {}
+    named = {}
     for name in ("id", "group", "instruction", "document_instruction"):
         column = getattr(source.columns, name)
         if column:
             if "{" in column:
-                found[name] = "".join(_filled(row, column, where))
+                named[name] = "".join(_filled(row, column, where))
             else:
-                found[name] = _text(_value(row, column, where), column, where)
-    return {k: v for k, v in found.items() if v or not k.endswith("instruction")}
+                named[name] = _text(_value(row, column, where), column, where)
+    return {k: v for k, v in named.items() if v or not k.endswith("instruction")}
 
 
 def _as_record(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
-    """The row with numbers as texts and without what is null; what has no text stays, a fault."""
+    """Return the row with numbers as texts and without nulls; other values stay, as errors."""
     return [{name: _as_field(value) for name, value in row.items() if value is not None}]
 
 
@@ -267,7 +272,7 @@ def _as_field(value: Any) -> Any:
 
 
 def _as_pairs(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
-    """One pair; where the query's column holds a list, one for each of it in one group."""
+    """Return one pair; if the query's column holds a list, one pair for each, in one group."""
     columns = source.columns
     raw = _named(row, source, where)
     raw["positives"] = _texts(row, columns.positives or "positives", where)
@@ -299,7 +304,7 @@ def _as_choices(row: dict[str, Any], source: SourceConfig, where: str) -> list[d
     raw["query"] = " ".join(_texts(row, columns.query or "query", where))
     right = _right(options, answer, source.answer_as, where)
     raw["positives"] = [right]
-    # An option that says the same is not wrong; what is alike but for punctuation goes later.
+    # An equal option is not wrong; those that differ in punctuation only are removed later.
     raw["negatives"] = [
         text for text in options.values() if _folded(text) not in ([], _folded(right))
     ]
@@ -311,7 +316,7 @@ def _folded(text: str) -> list[str]:
 
 
 def _options(row: dict[str, Any], column: str | list[str], where: str) -> dict[str, str]:
-    """Label -> option. Labels are A, B, ... unless a mapping brings its own."""
+    """Return the options by label; the labels of a list are A, B, ..."""
     if isinstance(column, list):
         listed: Any = [_text(_value(row, one, where), one, where) for one in column]
     else:
@@ -331,23 +336,23 @@ def _options(row: dict[str, Any], column: str | list[str], where: str) -> dict[s
 
 
 def _right(options: dict[str, str], answer: Any, answer_as: str, where: str) -> str:
-    """The full text of the right option."""
-    told = str(answer).strip()
+    """Return the full text of the right option."""
+    given = str(answer).strip()
     if answer_as == "text":
-        found = [text for text in options.values() if text.strip().casefold() == told.casefold()]
+        matches = [text for text in options.values() if text.strip().casefold() == given.casefold()]
     elif answer_as == "letter":
-        letter = told.strip("().: ").casefold()
-        found = [text for label, text in options.items() if label.casefold() == letter]
+        letter = given.strip("().: ").casefold()
+        matches = [text for label, text in options.items() if label.casefold() == letter]
     else:
-        place = int(told) - int(answer_as[-1]) if re.fullmatch(r"-?\d+", told) else -1
-        found = list(options.values())[place : place + 1] if place >= 0 else []
-    if not found or not found[0].strip():
+        place = int(given) - int(answer_as[-1]) if re.fullmatch(r"-?\d+", given) else -1
+        matches = list(options.values())[place : place + 1] if place >= 0 else []
+    if not matches or not matches[0].strip():
         known = listing(options)
         raise DataError(
-            f"{where}: answer {told!r:.60} read as {answer_as} is none of the options {known}; "
+            f"{where}: answer {given!r:.60} read as {answer_as} is none of the options {known}; "
             "check data.sources.answer_as"
         )
-    return found[0]
+    return matches[0]
 
 
 SHAPES: dict[str, Callable[[dict[str, Any], SourceConfig, str], list[dict[str, Any]]]] = {

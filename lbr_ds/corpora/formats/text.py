@@ -1,6 +1,6 @@
-"""Plain text: a file, or every .txt and .md below a folder, cut into paragraphs at empty lines.
+"""Read plain text: a file, or every .txt and .md below a folder, split at empty lines.
 
-A row has `text`, `file` (path below the folder) and `paragraph` (number in the file).
+A row is a paragraph: `text`, `file` (path below the folder) and `paragraph` (number in the file).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lbr_ds.errors import DataError
 
 
 def read_text(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield a row a paragraph, `where` being its first line."""
+    """Yield a row per paragraph; `where` is its first line."""
     for file in files_below(path, (".txt", ".md", ".txt.gz")):
         inside = file.relative_to(path).as_posix() if path.is_dir() else file.name
         for count, (number, text) in enumerate(_paragraphs(file, source.encoding), 1):
@@ -28,7 +28,7 @@ def read_text(path: Path, source: SourceConfig) -> Iterator[Row]:
 
 
 def _paragraphs(file: Path, encoding: str) -> Iterator[tuple[int, str | DataError]]:
-    """Each paragraph, or what is wrong with it, with the number of its first line."""
+    """Yield each paragraph, or its error, with the number of its first line."""
     lines: list[str] = []
     number = first = 0
     fault: DataError | None = None
