@@ -1,4 +1,4 @@
-"""The text contract: what every corpus becomes and every shard holds (one JSON object a record)."""
+"""The record: what every corpus is turned into and every shard contains, as one JSON object."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from lbr_ds.instructions import instruct
 
 @dataclass(frozen=True)
 class Record:
-    """One question with its answers, or one plain passage (`text`), never both.
+    """One query with its answers, or one plain passage (`text`), never both.
 
-    query and positives: a question and the passages that answer it; negatives: passages that look
-    like answers and are not. group: records of one group are never negatives of each other (same
-    entity, same source document). instruction: put before the query, as `{instruction}{query}`,
-    when a model encodes it; document_instruction: the same for the record's passages. Neither is
-    part of the texts that are compared.
+    Attributes:
+        id: Unique in the data.
+        source: The name of the corpus.
+        query: A question, or whatever is searched with.
+        positives: Passages that answer the query.
+        negatives: Passages that look like answers and are not.
+        group: Records of one group are never negatives of each other (same entity, same document).
+        instruction: Prefix of the query when a model encodes it, `{instruction}{query}`. It is not
+            part of the texts that are compared.
+        document_instruction: The same for the passages of the record.
+        text: A plain passage.
     """
 
     id: str
@@ -33,34 +39,34 @@ class Record:
     text: str = ""
 
     def texts(self) -> list[str]:
-        """Every text that could leak from one split into another."""
+        """Return every text that could leak from one split into another."""
         return [t for t in (self.query, *self.positives, *self.negatives, self.text) if t]
 
-    def asked(self) -> str:
-        """The query as a model encodes it: `Instructed` where there is an instruction."""
+    def instructed_query(self) -> str:
+        """Return the query as a model encodes it: `Instructed` if there is an instruction."""
         return instruct(self.instruction, self.query, self)
 
-    def told(self, passage: str) -> str:
-        """One of the record's passages as a model encodes it."""
+    def instructed_passage(self, passage: str) -> str:
+        """Return one of the record's passages as a model encodes it."""
         return instruct(self.document_instruction, passage, self)
 
     def to_json(self) -> str:
-        """One line; empty fields left out, key order fixed: one record, one spelling."""
+        """Return one line of JSON without empty fields; equal records give equal bytes."""
         kept = {k: v for k, v in asdict(self).items() if v}
         return json.dumps(kept, ensure_ascii=False)
 
     @classmethod
-    def from_sound(cls, raw: Any) -> Record | None:
-        """The record of a parsed object without a fault, else None: `from_dict` names the fault.
+    def from_valid(cls, raw: Any) -> Record | None:
+        """Return the record of a valid parsed object, else None; `from_dict` names the fault.
 
-        The loader's way, some times faster than `from_dict` and held to it by a test.
+        The loader uses it since it is several times faster than `from_dict`. A test compares both.
         """
         if type(raw) is not dict:
             return None
         fields = {**_BLANK, "positives": [], "negatives": [], **raw}
         if list(map(type, fields.values())) != _TYPES:  # an unknown field makes it longer
             return None
-        if not _is_sound(*_judged(fields)):
+        if not _is_valid(*_judged(fields)):
             return None
         record = object.__new__(cls)
         object.__setattr__(record, "__dict__", fields)
@@ -68,9 +74,14 @@ class Record:
 
     @classmethod
     def from_dict(cls, raw: Any, where: str) -> Record:
-        """Check one parsed object; `where` (file and line, or shard member) begins every message.
+        """Return the record of a parsed object.
 
-        Raises DataError for an unknown, missing or wrongly typed field.
+        Args:
+            raw: The parsed JSON.
+            where: File and line, or member of a shard, with which every message begins.
+
+        Raises:
+            DataError: A field is unknown, missing or of the wrong type.
         """
         if not isinstance(raw, dict):
             raise DataError(f"{where}: a record must be a JSON object, not {type(raw).__name__}")
@@ -93,10 +104,10 @@ class Record:
         return record
 
 
-def _is_sound(
+def _is_valid(
     id: str, source: str, query: str, positives: list[Any], negatives: list[Any], text: str
 ) -> bool:
-    """Whether nothing is missing, empty or doubled; the types of the fields are checked already."""
+    """Return whether no field is missing, empty or superfluous; the types are checked before."""
     if not (id.strip() and source.strip()):
         return False
     if text:
@@ -119,7 +130,7 @@ _TYPES = [type(value) for value in _BLANK.values()]
 
 
 def _check_types(raw: dict[str, Any], where: str) -> None:
-    """positives and negatives are lists of strings, everything else is a string."""
+    """Raise DataError unless `positives` and `negatives` are lists of strings, the rest strings."""
     for name, value in raw.items():
         if name in ("positives", "negatives"):
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):

@@ -138,7 +138,7 @@ def test_leaks_and_duplicates_are_found_on_the_bare_text(tmp_path: Path) -> None
     (trained,) = trained_texts.load(Path(run.data.folder))
     record = next(iter(read_split(run.data.folder, "cl")))
     assert trained.holds([record.query, record.positives[0]]).all()
-    assert not trained.holds([record.asked()]).any()
+    assert not trained.holds([record.instructed_query()]).any()
 
 
 def test_batches_have_the_template_on_both_sides(run: RunConfig) -> None:
@@ -242,7 +242,7 @@ def test_an_instruction_without_room_is_refused_before_training(tmp_path: Path) 
         open_feed(short, STAGES[2], encoder, World(), start=0, stop=1)
     record = next(iter(read_split(run.data.folder, "cl")))
     with pytest.raises(DataError, match=rf"record {record.id} of cases: its instruction"):
-        encoder.embed([record.asked()])
+        encoder.embed([record.instructed_query()])
     needed = int(str(_error(encoder, record)).rpartition(" ")[2])
     assert _error(_like(encoder, needed), record) is None
     assert _error(_like(encoder, needed - 1), record) is not None
@@ -256,7 +256,7 @@ def _like(encoder: TextEncoder, max_length: int) -> TextEncoder:
 
 def _error(encoder: TextEncoder, record: Record) -> DataError | None:
     try:
-        encoder.contexts([record.asked()])
+        encoder.contexts([record.instructed_query()])
     except DataError as error:
         return error
     return None
@@ -385,7 +385,12 @@ def test_one_vector_everywhere(name: str, request: pytest.FixtureRequest, tmp_pa
             "mteb, export": by_mteb(exported, texts, side),
             "mteb, plain": by_mteb(SentenceTransformerEncoderWrapper(stock), texts, side),
             "mining": Encoder(str(model)).encode(
-                [r.asked() if side == "query" else r.told(r.positives[0]) for r in found],
+                [
+                    r.instructed_query()
+                    if side == "query"
+                    else r.instructed_passage(r.positives[0])
+                    for r in found
+                ],
                 side,
             ),
         }

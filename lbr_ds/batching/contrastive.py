@@ -60,7 +60,7 @@ def contrastive_pairs(
     for record in records:
         if record.text:
             raise DataError(f"record {record.id}: stage 2 needs a query and positives, not a text")
-    queries: list[str] = [r.asked() for r in records]
+    queries: list[str] = [r.instructed_query() for r in records]
     positives = [r.positives[t % len(r.positives)] for r, t in zip(records, turns, strict=True)]
     negatives: list[str] = []
     real = [True] * len(records)
@@ -75,9 +75,11 @@ def contrastive_pairs(
     # Negatives come M for each record in turn; its document instruction stands before all of them.
     owners = records + [record for record in records for _ in range(num_negatives)]
     texts = positives + negatives
-    told: list[str] = [owner.told(text) for owner, text in zip(owners, texts, strict=True)]
+    passages: list[str] = [
+        owner.instructed_passage(text) for owner, text in zip(owners, texts, strict=True)
+    ]
     return Pairs(
-        sequences=encoder.embed(queries + told),
+        sequences=encoder.embed(queries + passages),
         group=torch.tensor([hashed(r.group or r.id) for r in records]),
         known=torch.tensor([k + [-1] * (most - len(k)) for k in known]),
         text=torch.tensor([hashed(text) for text in texts]),

@@ -41,12 +41,12 @@ def generative_sequence(
     kind = OBJECTIVES[objective]
     passage = record.text or record.positives[turn % len(record.positives)]
     if not kind.bottleneck:
-        question = record.asked() if kind.x == "query" and record.query else ""
+        question = record.instructed_query() if kind.x == "query" and record.query else ""
         return _plain(question, passage, encoder, max_target_length)
     bottleneck = encoder.num_bottleneck
     if kind.x == "prefix":
         ids = encoder.plain(passage, encoder.max_length + max_target_length)
-        before = encoder.instruction_ids(record.told(""))
+        before = encoder.instruction_ids(record.instructed_passage(""))
         half = min(len(ids) // 2, encoder.max_length - bottleneck - len(before))
         target = [*ids[half:], encoder.tokenizer.eos_token_id][:max_target_length]
         return Sequence(encoder.wrap([*before, *ids[:half]]), bottleneck, target, cut=kind.cut)
@@ -55,7 +55,7 @@ def generative_sequence(
             f"record {record.id}: objective {objective} needs a query; plain passages serve "
             "ib_reconstruct, ib_continue, plain_sft and plain_lm"
         )
-    source = record.asked() if kind.x == "query" else record.told(passage)
+    source = record.instructed_query() if kind.x == "query" else record.instructed_passage(passage)
     target = encoder.target(passage, max_target_length)
     return Sequence(encoder.contexts([source])[0], bottleneck, target, cut=kind.cut)
 

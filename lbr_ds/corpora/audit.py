@@ -56,8 +56,10 @@ def instructions(store: Store, splits: Sequence[str]) -> Instructions:
 
 
 def components_table(store: Store) -> dict[str, Any]:
-    """Return the number of components, the largest and what it shares, and how many records are in
-    a component with others."""
+    """Return the number of components, the largest, and what its records share.
+
+    `tied_records` counts the records that are in a component with others.
+    """
     number, label, size = largest(store)
     text, shared = most_shared(store, number)
     total = store.number("SELECT sum(size) FROM components")
@@ -81,8 +83,10 @@ def components_table(store: Store) -> dict[str, Any]:
 
 
 def groups_table(store: Store, threshold: float) -> dict[str, Any]:
-    """Return the number of groups, the size of the largest, and how many pairs of near duplicates
-    have one group in common, counted on a sample."""
+    """Return the number of groups, the size of the largest, and how well they work.
+
+    `near_pairs` counts, on a sample, the pairs of near duplicates whose records share a group.
+    """
     sizes = "(SELECT count(*) AS size FROM members GROUP BY grp)"
     return {
         "count": store.number("SELECT count(*) FROM groups"),

@@ -169,6 +169,7 @@ class Texts:
         return Texts, (self._path,)
 
     def __call__(self, number: int) -> str:
+        """Return a text."""
         if self._db is None:
             self._db = sqlite3.connect(f"file:{quote(str(self._path))}?mode=ro", uri=True)
         query = "SELECT text FROM texts WHERE num = ?"

@@ -70,9 +70,9 @@ class Judgements:
 
         for record in records:
             passages = (*record.positives, *record.negatives)
-            numbers = [document(record.told(text)) for text in passages]
+            numbers = [document(record.instructed_passage(text)) for text in passages]
             query_id = record.id if record.id not in judged.queries else _next(record, judged)
-            judged.queries[query_id] = record.asked()
+            judged.queries[query_id] = record.instructed_query()
             # All records with one question share this dict, so later positives reach them, too.
             judged.relevant[query_id] = answers[_question(record, query_id)]
             group = groups[record.group] if record.group else judged.relevant[query_id]
@@ -168,7 +168,7 @@ def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOu
         if not records:
             raise DataError(f"{place}: the {name} split holds no query; raise data.splits.{name}")
     trained = read_split(data, "cl", cache_gib=cache_gib) if knowledge else ()
-    answers = (record.told(text) for record in trained for text in record.positives)
+    answers = (record.instructed_passage(text) for record in trained for text in record.positives)
     judged = Judgements.of(chain(*asked.values()), answers)
     languages = _languages(manifest.beside("curation.json"))
     ids = iter(judged.queries)

@@ -125,7 +125,7 @@ def _read(run: RunConfig, manifest: Manifest) -> tuple[list[Record], Pool]:
 
 
 def _queries(pool: Pool) -> list[str]:
-    return [record.asked() for record in pool.queries]
+    return [record.instructed_query() for record in pool.queries]
 
 
 def _encoders(mining: MiningConfig) -> dict[str, Encoder]:

@@ -54,7 +54,7 @@ class Pool:
                 if name not in numbers:
                     numbers[name] = len(passages)
                     passages.append(text)
-                    told.append(record.told(text))
+                    told.append(record.instructed_passage(text))
                 if text in answers:
                     of_group[_group(record)].add(numbers[name])
         queries = [record for record in asked if record.query]

@@ -1,11 +1,12 @@
-"""Records -> tar shards + manifest, and back to samples from any step on. Only door for webdataset.
+"""Write records as tar shards, and read samples from any step. Only door for webdataset.
 
     files = write_split(folder, "gl", records, seed=0, records_per_shard=4096)
     for record in read_split(folder, "gl"): ...
     for step in steps(folder, "gl", seed=0, samples_per_step=64, rank=0, world=8): ...
 
-A prepared folder holds `SPLIT/00000.tar` (plain WebDataset: one `KEY.json` a record), an offset
-index `SPLIT/00000.idx` beside each, and one `manifest.json`. No torch import at import time.
+A prepared folder contains `SPLIT/00000.tar` (plain WebDataset: one `KEY.json` per record), an
+offset index `SPLIT/00000.idx` beside each, and one `manifest.json`. Importing it does not import
+torch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Fetched shards on this disk: whole files named by their hash, up to a limit, shared by all ranks.
+"""Cache fetched shards on this disk: files named by their hash, up to a limit, for all ranks.
 
-A file is in the cache only when it is whole and checked. It is fetched into `HASH.part`, which has
-its full length from the start, so that what is on its way counts too, and then renamed. One process
-fetches a file while the others wait for it (a lock for each first two digits of the hash). The
-least recently opened files go first; a process that has one open keeps it until it closes it.
+A file enters the cache only when it is complete and checked. It is fetched into `HASH.part`, which
+has its full length from the start so that it counts towards the limit, and then renamed. One
+process fetches a file while the others wait for it (a lock per first two digits of the hash). The
+least recently opened files are removed first; a process that has one open can still read it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,25 @@ from pathlib import Path
 
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 
-_ROOM = ".lock-room"  # held while files are counted or dropped
-_WAIT = 0.1  # seconds until the next look for room that other processes' fetches take
+_ROOM = ".lock-room"  # held while files are counted or removed
+_WAIT = 0.1  # seconds between checks for space that other processes occupy
 
 
 def keep(folder: Path, name: str, length: int, limit: int, fetch: Callable[[Path], None]) -> Path:
-    """The file `name` of the cache, `length` bytes; `fetch(part)` fills it when it is not there.
+    """Return a file of the cache; call `fetch(part)` to fill it if it is missing.
 
-    limit: bytes that all files of the folder may have together. The file may be dropped again by
-    another process before it is opened. Raises ConfigError when it is longer than the limit,
-    EnvironmentProblem when the folder cannot be written or locked, and whatever `fetch` raises.
+    Another process may remove the file before it is opened.
+
+    Args:
+        folder: The cache.
+        name: The name of the file.
+        length: Its length in bytes.
+        limit: Bytes that all files of the folder may have together.
+        fetch: Writes the file; what it raises is passed on.
+
+    Raises:
+        ConfigError: The file is longer than the limit.
+        EnvironmentProblem: The folder cannot be written or locked.
     """
     path = folder / name
     if _use(path):
@@ -52,33 +61,33 @@ def keep(folder: Path, name: str, length: int, limit: int, fetch: Callable[[Path
 
 
 def _use(path: Path) -> bool:
-    """Whether the file is there; marks it as the most recently used one."""
+    """Return whether the file exists, and mark it as the most recently used one."""
     try:
         os.utime(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # a cache that others fill and this process may only read
+    except OSError:  # a cache that this process may only read
         return path.is_file()
     return True
 
 
 def _fetch(path: Path, length: int, limit: int, fetch: Callable[[Path], None]) -> None:
     part = path.with_suffix(".part")
-    # This process holds the lock, so a part with these first digits is of one that was killed.
+    # This process has the lock, so a part with these digits is from one that was killed.
     for orphan in path.parent.glob(f"{path.name[:2]}*.part"):
         orphan.unlink(missing_ok=True)
     while not _reserve(part, length, limit):
         time.sleep(_WAIT)
     try:
         fetch(part)
-        with _locked(path.parent / _ROOM):  # whoever counts sees it under one of its names
+        with _locked(path.parent / _ROOM):  # whoever counts sees exactly one of both names
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def _reserve(part: Path, length: int, limit: int) -> bool:
-    """Drop files until `length` more bytes fit and take them; False: others' fetches are in it."""
+    """Remove files until `length` bytes fit; return False if others are fetching too much."""
     with _locked(part.parent / _ROOM):
         held = []
         for path in part.parent.iterdir():
@@ -86,7 +95,7 @@ def _reserve(part: Path, length: int, limit: int) -> bool:
                 continue
             try:
                 state = path.stat()
-            except FileNotFoundError:  # a part that has just been renamed or given up
+            except FileNotFoundError:  # a part that was just renamed or abandoned
                 return False
             held.append((path.suffix == ".part", state.st_mtime_ns, state.st_size, path))
         excess = sum(size for *_, size, _ in held) + length - limit
@@ -103,7 +112,7 @@ def _reserve(part: Path, length: int, limit: int) -> bool:
 
 
 def _is_orphan(part: Path) -> bool:
-    """Whether nobody fetches into this part any more; it is removed then."""
+    """Return whether no process fetches into this part, and remove it then."""
     if part.suffix != ".part":
         return False
     try:
@@ -120,7 +129,7 @@ def _stripe(folder: Path, name: str) -> Path:
 
 @contextmanager
 def _locked(path: Path, flag: int = 0) -> Iterator[None]:
-    """Hold the lock of `path`, over all processes of this node."""
+    """Hold the lock of `path` among all processes of this node."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX | flag)
         yield

@@ -1,10 +1,10 @@
-"""tar -> where each record lies in it and its checksum, kept beside the tar as `.idx`.
+"""Index tars: the offset and checksum of each record, stored beside the tar as `.idx`.
 
-Layout of an index: 8 bytes magic, the sha256 of the tar (32 bytes), its length and the number of
+Format of an index: 8 bytes magic, the sha256 of the tar (32 bytes), its length and the number of
 records (two little-endian u64); then for each record its offset and size (two little-endian i64),
-then for each its CRC-32 (little-endian u32). An index is only ever made from a tar that has the
-manifest's sha256, so a tar that is damaged later is found out record by record. It is a cache: one
-that is missing or of another tar is made again from the whole tar.
+then for each its CRC-32 (little-endian u32). An index is only made from a tar that has the
+manifest's sha256, so that later damage is detected record by record. It is a cache: one that is
+missing or of another tar is made again from the whole tar.
 """
 
 from __future__ import annotations
@@ -37,11 +37,18 @@ class Index(NamedTuple):
 
 
 def index_of(tar: Path, descriptor: int, name: str, sha256: str) -> Index:
-    """The index of a tar that had this sha256 when it was made.
+    """Return the index of a tar, from the index file or else from the whole tar.
 
-    descriptor: the open tar, which may have left its folder since; name: the tar in messages.
-    Reads the index file, or the whole tar, and then leaves an index where the folder may be
-    written. Raises DataError for a tar that has no index and is not the one of that sha256.
+    In the latter case the index is stored, if the folder is writable.
+
+    Args:
+        tar: The path of the tar.
+        descriptor: The open tar, which may have been removed from its folder since.
+        name: The tar's name in messages.
+        sha256: What the tar had when it was made.
+
+    Raises:
+        DataError: There is no index, and the tar has another sha256.
     """
     found = _load(tar, sha256)
     if found is None:
@@ -49,7 +56,7 @@ def index_of(tar: Path, descriptor: int, name: str, sha256: str) -> Index:
             scan(descriptor, name)  # names the place where it can
             raise DataError(
                 f"{name}: altered, sha256 {now[:12]}.. and not the manifest's {sha256[:12]}.., and "
-                "no .idx file tells which records; copy the file again or run `lbr-ds prepare`"
+                "no .idx file says which records; copy the file again or run `lbr-ds prepare`"
             )
         found = make(descriptor, name)
         save(tar, found, sha256)
@@ -57,14 +64,14 @@ def index_of(tar: Path, descriptor: int, name: str, sha256: str) -> Index:
 
 
 def make(descriptor: int, name: str) -> Index:
-    """The index of an open tar, whose bytes are taken to be right. Raises DataError."""
+    """Return the index of an open tar that is assumed to be intact; may raise DataError."""
     spans = scan(descriptor, name)
     sums = [zlib.crc32(os.pread(descriptor, size, offset)) for offset, size in spans.tolist()]
     return Index(spans, np.array(sums, dtype=np.uint32))
 
 
 def save(tar: Path, found: Index, sha256: str) -> None:
-    """Write the index of `tar` in one rename; a folder that cannot be written is left as it is."""
+    """Write the index of `tar` atomically; do nothing if the folder cannot be written."""
     path = tar.with_suffix(".idx")
     try:
         length, count = tar.stat().st_size, len(found.spans)
@@ -73,11 +80,11 @@ def save(tar: Path, found: Index, sha256: str) -> None:
         with atomic_file(path) as file:
             file.write(head + body)
     except OSError:
-        pass  # only a cache: the next reader makes it again
+        pass  # it is only a cache
 
 
 def _load(tar: Path, sha256: str) -> Index | None:
-    """The index as kept, or None when it is missing, damaged or of another tar."""
+    """Return the stored index, or None if it is missing, damaged or of another tar."""
     try:
         raw = tar.with_suffix(".idx").read_bytes()
     except OSError:
@@ -94,7 +101,7 @@ def _load(tar: Path, sha256: str) -> Index | None:
 
 
 def _hash(descriptor: int) -> str:
-    """The sha256 of an open file, in hex."""
+    """Return the sha256 of an open file, in hex."""
     digest, place = hashlib.sha256(), 0
     while piece := os.pread(descriptor, _PIECE, place):
         digest.update(piece)
@@ -103,7 +110,7 @@ def _hash(descriptor: int) -> str:
 
 
 def scan(descriptor: int, name: str) -> NDArray[np.int64]:
-    """Walk the headers of the open tar once. Returns `Index.spans`."""
+    """Return `Index.spans` from the headers of the open tar."""
     spans: list[tuple[int, int]] = []
     place = 0
     while True:
@@ -119,7 +126,7 @@ def scan(descriptor: int, name: str) -> NDArray[np.int64]:
 
 
 def _size(name: str, header: bytes, place: int) -> int:
-    """The size of the member under `header`; raises DataError when that is not a tar header."""
+    """Return the size of the member with this header; raise DataError if it is not a tar header."""
     if len(header) < _BLOCK:
         raise DataError(f"{name}: ends at byte {place + len(header)} with no end mark; truncated")
     # The checksum counts its own eight bytes as blanks.

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a prepared folder holds, where it comes from, and whether it is whole."""
+"""Read, write and check `manifest.json`: the shards of a prepared folder and their origin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lbr_ds.system.progress import Progress, no_progress
 from lbr_ds.system.urls import CACHE_GIB, is_url
 
 NAME = "manifest.json"
-VERSION = 3  # of the layout; a folder of another version is prepared again
+VERSION = 3  # of the format; a folder of another version is refused
 _FILE = re.compile(r"[a-z]+/[0-9]{5,}\.tar")  # a manifest can name nothing outside its folder
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `lbr-ds prepare` again"
@@ -28,15 +28,15 @@ _AGAIN = "run `lbr-ds prepare` again"
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One tar: its path below the folder, its records, its length in bytes and its hash."""
+    """One tar: its path below the folder, number of records, length in bytes and hash."""
 
     file: str
     records: int
     bytes: int
     sha256: str
 
-    def sound(self) -> bool:
-        """Whether it can be a shard: it names nothing outside its folder, nor in the cache."""
+    def is_valid(self) -> bool:
+        """Return whether the entry is plausible and names no file outside its folder."""
         named = _FILE.fullmatch(self.file) and _SHA256.fullmatch(self.sha256)
         return bool(named) and self.records >= 1 and self.bytes >= 1
 
@@ -45,22 +45,29 @@ class ShardFile:
 class Manifest:
     """The shards of every split, and their provenance."""
 
-    folder: Path  # where the shards lie on this disk; of a URL: the cache
+    folder: Path  # of the shards on this disk; of a URL: the cache
     splits: dict[str, list[ShardFile]]
     sources: list[dict[str, Any]]  # name, path, reader, license, bytes, sha256 of each
     seed: int
     fingerprint: str  # hash of everything that decides the bytes of the shards
     program: str  # version of lbr_ds that wrote it
-    remote: Remote | None = None  # where the shards come from
+    remote: Remote | None = None  # where the shards are fetched from
     instructions: Instructions = field(default_factory=Instructions)  # of the records, by source
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # others: bytes, sha256
 
     @classmethod
     def load(cls, folder: Path | str, cache_gib: float = CACHE_GIB) -> Manifest:
-        """Read the manifest of a folder, or of a URL; its shards may fill `cache_gib` of this disk.
+        """Read the manifest of a folder or of a URL.
 
-        A URL's manifest is fetched once a process: a run does not hang on it at every checkpoint.
-        Raises DataError when there is none, or when it is not a manifest of this version.
+        The manifest of a URL is fetched once per process, so that a run does not depend on it at
+        every checkpoint.
+
+        Args:
+            folder: A prepared folder or its URL.
+            cache_gib: Space on this disk for the shards of a URL.
+
+        Raises:
+            DataError: There is none, or it is not a manifest of this version.
         """
         if is_url(folder):
             remote = Remote(str(folder), cache_gib)
@@ -95,7 +102,7 @@ class Manifest:
             raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
         splits = {name: split.shards for name, split in found.splits.items()}
         for shard in (shard for shards in splits.values() for shard in shards):
-            if not shard.sound():
+            if not shard.is_valid():
                 raise DataError(f"{path}: not a shard: {short(repr(shard))}; {_AGAIN}")
         if wrong := _disorder(found):
             raise DataError(f"{path}: {wrong}; copy it there again, or {_AGAIN}")
@@ -118,12 +125,12 @@ class Manifest:
 
     @property
     def protocol(self) -> str:
-        """`random` or `knowledge`: the latter alone has a control split."""
+        """`random`, or `knowledge` if there is a control split."""
         return "knowledge" if "control" in self.splits else "random"
 
     @property
     def prepared(self) -> str:
-        """The fingerprint that `prepare` gave; `mine` puts its own before it, with a dash."""
+        """The fingerprint of `prepare`; `mine` prepends its own and a dash."""
         return self.fingerprint.rpartition("-")[2]
 
     def save(self) -> None:
@@ -157,24 +164,30 @@ class Manifest:
         return self.remote.place if self.remote else str(self.folder)
 
     def where(self, shard: ShardFile) -> str:
-        """A shard's name in messages."""
+        """Return a shard's name for messages."""
         return f"{self.place}/{shard.file}"
 
     def file(self, shard: ShardFile) -> Path:
-        """The shard's tar on this disk, fetched and checked first when it is not here.
+        """Return the shard's tar on this disk; fetch and check it first if necessary.
 
-        Raises DataError when the far one is missing or altered, EnvironmentProblem when it cannot
-        be reached. Another process may drop a fetched one at any time; an open one stays whole.
+        Another process may remove a fetched one at any time; an open one stays readable.
+
+        Raises:
+            DataError: The remote file is missing or altered.
+            EnvironmentProblem: It cannot be reached.
         """
         if self.remote is None:
             return self.folder / shard.file
         return self.remote.file(shard.file, shard.bytes, shard.sha256)
 
     def beside(self, name: str) -> bytes | None:
-        """The content of a file beside the manifest, None where there is none.
+        """Return the content of a file beside the manifest, None if there is none.
 
-        Raises DataError when it is not the file that the manifest vouches for, if it does; such a
-        file of a URL is fetched into the cache as a shard is, any other is kept by this process.
+        A file of a URL that the manifest lists is fetched into the cache as a shard is; any other
+        is kept by this process.
+
+        Raises:
+            DataError: The manifest lists the file, and its content differs.
         """
         listed = self.files.get(name)
         if self.remote is not None:
@@ -189,25 +202,25 @@ class Manifest:
         return content
 
     def vouch_for(self, name: str) -> Manifest:
-        """This manifest with the size and hash that the file `name` beside it has now."""
+        """Return this manifest with the present size and hash of the file `name` beside it."""
         facts = _facts_of((self.folder / name).read_bytes())
         return replace(self, files={**self.files, name: facts})
 
     def shards(self, split: str) -> list[ShardFile]:
-        """The shards of `split`, in file order. Raises DataError for a split it has not."""
+        """Return the shards of `split` in file order. Raises DataError for an unknown split."""
         if split not in self.splits:
             known = ", ".join(self.splits)
             raise DataError(f"{self.place}/{NAME}: no split {split!r}; it has {known}")
         return self.splits[split]
 
     def records(self, split: str) -> int:
-        """The number of records of `split`."""
+        """Return the number of records of `split`."""
         return sum(shard.records for shard in self.shards(split))
 
     def check(self, split: str) -> None:
-        """Raise DataError unless every shard of `split` is there and has its length (one stat).
+        """Raise DataError unless every shard of `split` exists and has its length.
 
-        Those behind a URL are checked as they are fetched.
+        Shards of a URL are checked when they are fetched.
         """
         for shard in self.shards(split) if self.remote is None else ():
             try:
@@ -221,7 +234,7 @@ class Manifest:
 
 
 class _Split(BaseModel):
-    """A split as it is written down."""
+    """A split in the file."""
 
     records: int
     shards: list[ShardFile]
@@ -235,7 +248,7 @@ class _File(BaseModel):
 
 
 class _Content(BaseModel):
-    """The whole file. sha256: of all that stands beside it (`_digest`)."""
+    """The whole file; `sha256` is that of all other entries (`_digest`)."""
 
     version: int
     program: str
@@ -249,13 +262,13 @@ class _Content(BaseModel):
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing that is wrong with a manifest's content, and where."""
+    """Return the first error in a manifest's content, and where it is."""
     found = error.errors(include_url=False, include_input=False)[0]
     return short(f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}")
 
 
 def _disorder(content: _Content) -> str:
-    """What of a manifest's entries contradicts itself, in one clause; empty when nothing does."""
+    """Return the first contradiction between a manifest's entries, or ""."""
     for name, split in content.splits.items():
         if split.records != (total := sum(shard.records for shard in split.shards)):
             return f"split {name} has {split.records} records and its shards {total}"
@@ -266,13 +279,13 @@ def _disorder(content: _Content) -> str:
 
 
 def _digest(plain: dict[str, Any]) -> str:
-    """The sha256 over a manifest's content but this hash itself: an entry that is gone shows."""
+    """Return the sha256 of a manifest's content without this hash, to notice lost entries."""
     rest = {name: value for name, value in plain.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _facts_of(content: bytes) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """Return a manifest's entry for a file."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -289,7 +302,7 @@ def _none_in(place: str) -> str:
 
 
 def check_size(where: str, shard: ShardFile, found: int) -> None:
-    """Raise DataError unless the tar, found to be `found` bytes long, has its length."""
+    """Raise DataError unless the tar, which has `found` bytes, has its length."""
     if found != shard.bytes:
         what = "truncated" if found < shard.bytes else "too long"
         raise DataError(
@@ -299,9 +312,10 @@ def check_size(where: str, shard: ShardFile, found: int) -> None:
 
 
 def verify(folder: Path | str, progress: Progress = no_progress) -> Manifest:
-    """Read every byte of every shard and compare it with its sha256; returns the manifest.
+    """Compare every shard with its sha256; return the manifest.
 
-    Raises DataError that names the first missing, truncated or altered shard.
+    Raises:
+        DataError: A shard is missing, truncated or altered; the first one is named.
     """
     manifest = Manifest.load(folder)
     shards = [shard for split in manifest.splits.values() for shard in split]

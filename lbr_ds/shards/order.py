@@ -1,13 +1,13 @@
-"""(seed, lane, step) -> which record. Pure arithmetic, no file, no state.
+"""Compute which record is sample (lane, step) for a seed. Pure arithmetic: no file, no state.
 
 1. The shards are permuted by (seed, epoch) and concatenated: N positions.
 2. The run has L lanes, L = samples_per_step, and lane l owns positions [l*N//L, (l+1)*N//L).
 3. A lane walks its chunk in blocks of 4096 positions, each permuted by (seed, epoch, lane, block).
-4. At the end of its chunk it goes on into its chunk of the next epoch.
+4. At the end of its chunk it continues with its chunk of the next epoch.
 
-So every record is seen once an epoch, any step is reached at once, and neither the number of ranks
-nor of workers has a say. A chunk has N//L positions or one more: lanes end an epoch at slightly
-different steps, and each counts its epochs by itself.
+So every record is seen once per epoch, any step is computed directly, and the order depends neither
+on the number of ranks nor on that of workers. A chunk has N//L positions or one more: lanes end an
+epoch at slightly different steps, and each counts its own epochs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 4096
-SHARDS, BLOCK, WRITE = 0, 1, 2  # what a permutation is for; keeps their random streams apart
+SHARDS, BLOCK, WRITE = 0, 1, 2  # purposes of a permutation, each with its own random stream
 
 
 def permutation(length: int, seed: int, purpose: int, *numbers: int) -> NDArray[np.int64]:
-    """A permutation of range(length), the same on every machine and for every numpy.
+    """Return a permutation of range(length), the same on every machine and numpy version.
 
-    Sorts raw PCG64 output: numpy keeps bit generators and SeedSequence stable for ever, but not
-    what Generator.permutation makes of them (NEP 19).
+    It sorts raw PCG64 output: numpy guarantees stable bit generators and SeedSequence, but not a
+    stable Generator.permutation (NEP 19).
     """
     seed %= 1 << 64
     words = [seed & 0xFFFFFFFF, seed >> 32, purpose, *numbers]
@@ -39,7 +39,7 @@ def permutation(length: int, seed: int, purpose: int, *numbers: int) -> NDArray[
 
 
 class Place(NamedTuple):
-    """Where a sample lies: shard number in file order, record number in that shard."""
+    """The place of a sample: number of the shard in file order, number of the record in it."""
 
     epoch: int
     shard: int
@@ -48,11 +48,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Block:
-    """What one lane needs for the steps `begin` to `end` of its block: its samples in order."""
+    """The samples of one lane for the steps `begin` to `end` of its block."""
 
     begin: int
     end: int
-    order: array[int]  # plain ints come out of an array at half the cost of numpy's
+    order: array[int]  # reading an int from an array takes half the time of numpy
     first: int  # the block's first position
     epoch: int
     shards: list[int]
@@ -60,10 +60,10 @@ class _Block:
 
 
 class Order:
-    """The order of one split for one seed and number of lanes. Keeps one block a lane in memory."""
+    """The order of one split for one seed and number of lanes, one block per lane in memory."""
 
     def __init__(self, counts: Sequence[int], *, seed: int, lanes: int) -> None:
-        """`counts`: records of each shard, in file order; at least `lanes` records in all."""
+        """Set up the order; `counts`: records of each shard, at least `lanes` in total."""
         self.counts = list(counts)
         self.seed = seed
         self.lanes = lanes
@@ -73,9 +73,10 @@ class Order:
         self._shards: dict[int, tuple[list[int], list[int]]] = {}
 
     def place(self, lane: int, step: int, attempt: int = 0) -> Place:
-        """The sample of `lane` at `step`; attempt n < total: what stands in for n unreadable ones.
+        """Return the place of the sample of `lane` at `step`.
 
-        That is the n-th after it in its block, cyclically, and then what follows the block.
+        attempt: n < total for the replacement of n unreadable samples: the n-th after it in its
+        block, cyclically, and then what follows the block.
         """
         block = self._blocks.get(lane)
         if block is None or not block.begin <= step < block.end:
@@ -90,7 +91,7 @@ class Order:
         return Place(block.epoch, block.shards[nth], position - starts[nth])
 
     def _enter(self, lane: int, step: int) -> _Block:
-        """The block that `lane` walks at `step`."""
+        """Return the block of `lane` at `step`."""
         first = lane * self.total // self.lanes
         length = (lane + 1) * self.total // self.lanes - first
         epoch, inside = divmod(step, length)
@@ -110,12 +111,12 @@ class Order:
         return permutation(length, self.seed, BLOCK, epoch, lane, block).astype(np.uint16)
 
     def _epoch(self, epoch: int) -> tuple[list[int], list[int]]:
-        """The shards in this epoch's order, and the position at which each begins."""
+        """Return the shards in the order of an epoch, and the first position of each."""
         kept = self._shards.get(epoch)
         if kept is None:
             shards = permutation(len(self.counts), self.seed, SHARDS, epoch).tolist()
             starts = list(accumulate((self.counts[s] for s in shards), initial=0))[:-1]
-            if len(self._shards) >= 4:  # chunks have two lengths, so lanes are in few epochs
+            if len(self._shards) >= 4:  # lanes are in few different epochs
                 self._shards.pop(min(self._shards))
             kept = self._shards[epoch] = (shards, starts)
         return kept

@@ -1,4 +1,4 @@
-"""A shard's record by number: one pread at the offset that the index gives."""
+"""Read a record of a shard by its number: one pread at the offset in the index."""
 
 from __future__ import annotations
 
@@ -17,26 +17,30 @@ from lbr_ds.shards.index import index_of, scan
 from lbr_ds.shards.manifest import Manifest, ShardFile, check_size
 from lbr_ds.system.urls import CACHE_GIB
 
-_OPEN_FILES = 256  # below the usual limit of 1024 a process; a closed shard costs one open
-_OPEN_TRIES = 5  # of a shard that other processes drop from the cache again and again
+_OPEN_FILES = 256  # below the usual limit of 1024 per process
+_OPEN_TRIES = 5  # of a shard that other processes keep removing from the cache
 
 
 class _Shard(NamedTuple):
-    """What is kept of a shard that was opened once: 20 bytes a record."""
+    """The index of a shard that was opened once: 20 bytes per record."""
 
     spans: array[int]  # offset, size, offset, size, ...
-    checksums: array[int] | None  # None: the whole tar was checked as it was fetched
+    checksums: array[int] | None  # None: the tar was checked when it was fetched
 
 
 class Tars:
-    """Random access to the records of a split. Picklable; opens files as they are needed.
+    """Random access to the records of a split. Picklable; opens files on demand.
 
-    Keeps 20 bytes of index a record of the shards it has touched, and at most 256 open files.
-    partial: a shard of another length than the manifest's gives the records that it still holds.
+    Holds 20 bytes per record of the shards that were opened, and at most 256 open files.
+
+    Args:
+        manifest: Of the prepared folder.
+        split: The split to read.
+        partial: Whether a shard of another length than the manifest's is read as far as possible.
     """
 
     def __init__(self, manifest: Manifest, split: str, *, partial: bool = False) -> None:
-        self._files: OrderedDict[int, int] = OrderedDict()  # first: __del__ needs it
+        self._files: OrderedDict[int, int] = OrderedDict()  # first, because __del__ needs it
         self.manifest = manifest
         self.shards = manifest.shards(split)
         self.partial = partial
@@ -52,9 +56,10 @@ class Tars:
             os.close(descriptor)
 
     def read(self, shard: int, record: int) -> bytes:
-        """The raw bytes of a record, as they were written.
+        """Return the bytes of a record.
 
-        Raises DataError for a missing, cut, altered or unreadable tar or record.
+        Raises:
+            DataError: The tar or the record is missing, truncated, altered or unreadable.
         """
         descriptor = self._files.get(shard)
         if descriptor is None:
@@ -64,7 +69,7 @@ class Tars:
         spans, checksums = self._known[shard]
         offset, size = spans[2 * record], spans[2 * record + 1]
         try:
-            # Not mmap: a tar that is cut while it is read would kill the process (SIGBUS).
+            # Not mmap: truncating the tar meanwhile would kill the process (SIGBUS).
             data = os.pread(descriptor, size, offset)
         except OSError as error:
             raise DataError(f"{self.where(shard, record)}: {error.strerror}") from None
@@ -75,13 +80,13 @@ class Tars:
         return data
 
     def where(self, shard: int, record: int) -> str:
-        """The place of a record, for messages."""
+        """Return the place of a record for messages."""
         name = self.manifest.where(self.shards[shard])
         known = self._known.get(shard)
         return f"{name}: record {record}" + (f" at byte {known.spans[2 * record]}" if known else "")
 
     def _open(self, shard: int) -> int:
-        """Open a shard, compare it with the manifest, and read its index once."""
+        """Open a shard, compare it with the manifest, and read its index the first time."""
         if shard in self._lost:
             raise DataError(self._lost[shard])
         try:
@@ -110,7 +115,7 @@ class Tars:
         return descriptor
 
     def _descriptor(self, stated: ShardFile) -> tuple[int, Path]:
-        """The open tar; another process may drop a cached one just before it is opened."""
+        """Return the open tar; another process may remove a cached one before it is opened."""
         name = self.manifest.where(stated)
         for _ in range(_OPEN_TRIES):
             path = self.manifest.file(stated)
@@ -127,34 +132,34 @@ class Tars:
     def _checked_index(self, path: Path, descriptor: int, stated: ShardFile) -> _Shard:
         name = self.manifest.where(stated)
         if self.manifest.remote is not None:
-            # An index in the cache would be one more file to count there.
+            # An index in the cache would be another file to count there.
             spans, checksums = scan(descriptor, name), None
         else:
             spans, sums = index_of(path, descriptor, name, stated.sha256)
             checksums = array("I", sums.astype("=u4").tobytes())
         if len(spans) != stated.records:
             raise DataError(
-                f"{name}: holds {len(spans)} records and not the manifest's {stated.records}; "
+                f"{name}: contains {len(spans)} records and not the manifest's {stated.records}; "
                 "run `lbr-ds prepare` again"
             )
         return _Shard(array("q", spans.tobytes()), checksums)
 
 
-def decode_sound(data: Sequence[bytes]) -> list[Record] | None:
-    """The records of many JSON texts, or None when any has a fault; `decode` says which and what.
+def decode_valid(data: Sequence[bytes]) -> list[Record] | None:
+    """Return the records of many JSON texts, or None if any is invalid; `decode` names the error.
 
-    One call of the parser for all of them costs a third of a call each.
+    One call of the parser for all takes a third of the time of separate calls.
     """
     try:
         raws = json.loads(str(b"[" + b",".join(data) + b"]", "utf-8"))
     except (ValueError, RecursionError):
         return None
-    records = [record for raw in raws if (record := Record.from_sound(raw)) is not None]
+    records = [record for raw in raws if (record := Record.from_valid(raw)) is not None]
     return records if len(records) == len(raws) == len(data) else None
 
 
 def decode(data: bytes, where: str) -> Record:
-    """JSON bytes -> record. Raises DataError that begins with `where`."""
+    """Return the record of JSON bytes. Raises DataError that begins with `where`."""
     try:
         raw = json.loads(str(data, "utf-8"))  # json would guess the encoding of bytes
     except (ValueError, RecursionError) as error:
@@ -163,7 +168,7 @@ def decode(data: bytes, where: str) -> Record:
 
 
 def read_split(folder: Path | str, split: str, *, cache_gib: float = CACHE_GIB) -> Iterator[Record]:
-    """All records of `split` in file order; `folder` may be a URL. Raises DataError at a fault."""
+    """Yield all records of `split` in file order; `folder` may be a URL. May raise DataError."""
     tars = Tars(Manifest.load(folder, cache_gib), split)
     for number, shard in enumerate(tars.shards):
         for record in range(shard.records):

@@ -1,8 +1,8 @@
-"""A prepared folder behind a URL -> its files on this disk, checked.
+"""Fetch the files of a prepared folder behind a URL to this disk, and check them.
 
-`http://` and `https://` go through download.py, every other scheme (`s3://`, `gs://`, ..) through
-fsspec, whose backend must be installed; that finds its credentials by itself. Nothing here ever
-starts a program, and messages show an address without user, password and query.
+`http://` and `https://` use system/download.py, every other scheme (`s3://`, `gs://`, ..) fsspec,
+whose backend must be installed and finds its credentials itself. Nothing here starts a program, and
+messages show URLs without user, password and query.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lbr_ds.system.urls import public_url
 
 @dataclass(frozen=True)
 class Remote:
-    """The folder at `url`; fetched shards may fill `cache_gib` GiB of this disk."""
+    """The folder at `url`; fetched shards may take `cache_gib` GiB of this disk."""
 
     url: str
     cache_gib: float
@@ -35,11 +35,11 @@ class Remote:
 
     @property
     def folder(self) -> Path:
-        """Where fetched shards are kept, whatever folder they are of."""
+        """Where fetched shards of all folders are stored."""
         return cache_folder() / "shards"
 
     def read(self, name: str) -> bytes | None:
-        """A small file's bytes, None where there is none; tries again as `file` does."""
+        """Return the content of a small file, None if there is none; retry as `file` does."""
 
         def whole() -> bytes:
             with _open(self.url, name) as source:
@@ -51,10 +51,12 @@ class Remote:
             return None
 
     def file(self, name: str, length: int, sha256: str) -> Path:
-        """The cached file of this length and hash, fetched from `name` when it is not there.
+        """Return the cached file of this length and hash; fetch it from `name` if necessary.
 
-        Raises DataError for a missing or altered file, EnvironmentProblem when the place cannot be
-        reached after some tries, ConfigError when the cache is too small for it.
+        Raises:
+            DataError: The remote file is missing or altered.
+            EnvironmentProblem: The URL cannot be reached after some tries.
+            ConfigError: The cache is too small for the file.
         """
         where = f"{self.place}/{name}"
 
@@ -89,7 +91,7 @@ def _copy(url: str, name: str, part: Path, length: int, sha256: str) -> None:
 
 
 def _open(url: str, name: str) -> AbstractContextManager[IO[bytes]]:
-    """The file `name` below `url`, open for reading."""
+    """Return the file `name` below `url`, open for reading."""
     parts = urlsplit(url)
     if parts.scheme in ("http", "https"):
         opened: AbstractContextManager[IO[bytes]] = open_http(
@@ -99,7 +101,7 @@ def _open(url: str, name: str) -> AbstractContextManager[IO[bytes]]:
     import fsspec
 
     try:
-        # An instance of its own: loader processes fork, and a backend's event loop does not.
+        # A new instance: loader processes are forked, which a backend's event loop cannot be.
         filesystem, root = fsspec.url_to_fs(url, skip_instance_cache=True)
     except ImportError as error:
         scheme = parts.scheme

@@ -1,8 +1,8 @@
-"""Shards -> the samples of each step, from any step on. The order is `order.py`'s.
+"""Stream the samples of each step from shards, from any step on, in the order of `order.py`.
 
-The pipeline is `webdataset.DataPipeline([Draw, Read, Decode])`, a step at a time: places -> bytes
-by pread -> records. Lane l belongs to rank l % world, so a step's samples are the same whatever
-the number of ranks, and the only state of a run's data is the number of its step.
+The pipeline is `webdataset.DataPipeline([Draw, Read, Decode])`, a step at a time: places, bytes by
+pread, records. Lane l belongs to rank l % world, so the samples of a step do not depend on the
+number of ranks, and the only state of a run's data is the number of its step.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record
 from lbr_ds.shards.manifest import Manifest
 from lbr_ds.shards.order import Order, Place
-from lbr_ds.shards.reader import Tars, decode, decode_sound
+from lbr_ds.shards.reader import Tars, decode, decode_valid
 from lbr_ds.system.urls import CACHE_GIB
 
 if TYPE_CHECKING:
     from webdataset import DataPipeline
 
 log = logging.getLogger(__name__)
-_TOLD = 10  # unreadable records that a reading process logs
+_MAX_LOGGED = 10  # unreadable records that each loader process logs
 
 
 class Sample(NamedTuple):
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """A rank's samples of one optimizer step, by rising lane; `skipped` of them are stand-ins."""
+    """A rank's samples of one optimizer step by ascending lane, `skipped` of them replacements."""
 
     index: int
     samples: list[Sample]
@@ -48,7 +48,7 @@ class Step:
 
 
 class Places(NamedTuple):
-    """Where the samples of one step lie, by rising lane."""
+    """The places of the samples of one step, by ascending lane."""
 
     step: int
     places: list[Place]
@@ -63,7 +63,7 @@ class Raw(NamedTuple):
 
 
 class Draw:
-    """Stage 1: the places of a rank's samples, a step at a time, in order."""
+    """First part of the pipeline: yield the places of a rank's samples for each step."""
 
     def __init__(
         self, order: Order, *, lanes: range, first: int, stop: int | None, stride: int
@@ -73,6 +73,7 @@ class Draw:
         self.first, self.stop, self.stride = first, stop, stride
 
     def __call__(self) -> Iterator[Places]:
+        """Yield the places of each step of this worker."""
         endless = count(self.first, self.stride)
         own = endless if self.stop is None else range(self.first, self.stop, self.stride)
         place, lanes = self.order.place, self.lanes
@@ -81,13 +82,14 @@ class Draw:
 
 
 class Read:
-    """Stage 2: the bytes found there; with `skip` none for a record that cannot be read."""
+    """Second part: read the bytes of the samples; with `skip`, b"" for an unreadable record."""
 
     def __init__(self, tars: Tars, on_error: Literal["strict", "skip"]) -> None:
         self.tars = tars
         self.on_error = on_error
 
     def __call__(self, drawn: Iterator[Places]) -> Iterator[Raw]:
+        """Yield the bytes of each step."""
         for step, places in drawn:
             yield Raw(step, places, [self._read(shard, record) for _, shard, record in places])
 
@@ -101,12 +103,12 @@ class Read:
 
 
 class Decode:
-    """Stage 3: bytes -> records -> a Step.
+    """Third part: decode the bytes to records and yield Steps.
 
-    A record that cannot be read (it, or its shard, is missing, cut, altered or no JSON) ends the
-    run (strict), or it is counted and the next readable one takes its place (skip). The choice is
-    again a pure function of the step, so ranks stay in step and no other sample changes; the
-    record that stands in is also seen at its own turn.
+    A record that cannot be read (it, or its shard, is missing, truncated, altered or not JSON) ends
+    the run (strict), or is counted and replaced by the next readable one (skip). The replacement is
+    a pure function of the step, so that ranks stay synchronous and no other sample changes; the
+    replacing record also occurs at its own step.
     """
 
     def __init__(
@@ -116,11 +118,12 @@ class Decode:
         self.order = order
         self.lanes = lanes
         self.on_error = on_error
-        self.told = 0
+        self.num_logged = 0
 
     def __call__(self, raws: Iterator[Raw]) -> Iterator[Step]:
+        """Yield each Step."""
         for raw in raws:
-            records, skipped, places = decode_sound(raw.data), 0, raw.places
+            records, skipped, places = decode_valid(raw.data), 0, raw.places
             if records is None:
                 records, places, skipped = self._one_by_one(raw)
             drawn = zip(self.lanes, raw.places, records, places, strict=True)
@@ -131,7 +134,7 @@ class Decode:
             yield Step(raw.step, samples, skipped)
 
     def _one_by_one(self, raw: Raw) -> tuple[list[Record], list[Place], int]:
-        """The records of a step with a fault in it, where they lie, and how many stand in."""
+        """Return records, places and number of replacements of a step with an unreadable record."""
         records, places, skipped = [], [], 0
         for lane, place in zip(self.lanes, raw.places, strict=True):
             try:
@@ -139,7 +142,7 @@ class Decode:
             except DataError as error:
                 if self.on_error == "strict":
                     raise _with_cure(error) from None
-                self._tell(error)
+                self._log(error)
                 record, place = self._substitute(lane, raw.step, error)
                 skipped += 1
             records.append(record)
@@ -159,17 +162,17 @@ class Decode:
                 continue
         raise DataError(f"{error}; and no other record of the split can be read: prepare again")
 
-    def _tell(self, error: DataError) -> None:
-        """The first few in the log; all are counted."""
-        self.told += 1
-        if self.told <= _TOLD:
-            more = "; further ones are only counted" if self.told == _TOLD else ""
+    def _log(self, error: DataError) -> None:
+        """Log the first few skipped records."""
+        self.num_logged += 1
+        if self.num_logged <= _MAX_LOGGED:
+            more = "; further ones are only counted" if self.num_logged == _MAX_LOGGED else ""
             log.warning("skipped: %s%s", error, more)
 
 
 def _with_cure(error: DataError) -> DataError:
     again = "" if "lbr-ds prepare" in str(error) else "run `lbr-ds prepare` again, or "
-    return DataError(f"{error}; {again}set data.on_error=skip to go on without it")
+    return DataError(f"{error}; {again}set data.on_error=skip to skip such records")
 
 
 def steps(
@@ -188,15 +191,29 @@ def steps(
     cache_gib: float = CACHE_GIB,
     fingerprint: str = "",
 ) -> DataPipeline:
-    """The pipeline whose iteration yields this rank's `Step`s start+worker, +workers, ... < stop.
+    """Return the pipeline that yields this rank's `Step`s start+worker, +workers, ... < stop.
 
-    folder: a prepared folder or its URL; cache_gib: room on this disk for a URL's shards.
-    Each Step has samples_per_step / world samples. With `stop=None` it never ends. Readers that
-    take the workers' steps in turn see every step from `start` on, in order.
-    fingerprint: of the data that is expected there; empty: any.
+    Taking the workers' steps in turn gives every step from `start` on, in order.
 
-    Raises ConfigError when `world` does not divide `samples_per_step`, DataError when the split is
-    missing, (strict) damaged or smaller than `samples_per_step`, or the data is not the expected.
+    Args:
+        folder: A prepared folder or its URL.
+        split: The split to read.
+        seed: Decides the order.
+        samples_per_step: Samples of a step on all ranks; a Step has samples_per_step / world.
+        rank: This rank.
+        world: The number of ranks.
+        start: The first step.
+        stop: The end of the steps; None: the pipeline never ends.
+        worker: The loader process of this rank.
+        workers: The number of loader processes of this rank.
+        on_error: Whether an unreadable record ends the run or is replaced.
+        cache_gib: Space on this disk for the shards of a URL.
+        fingerprint: Of the expected data; empty: any.
+
+    Raises:
+        ConfigError: `world` does not divide `samples_per_step`.
+        DataError: The split is missing, (strict) damaged or smaller than `samples_per_step`, or the
+            data is not the expected one.
     """
     assert start >= 0
     assert 0 <= rank < world
@@ -213,10 +230,10 @@ def steps(
     total = manifest.records(split)
     if total < samples_per_step:
         raise DataError(
-            f"{manifest.place}: split {split!r} holds {total} records, fewer than "
+            f"{manifest.place}: split {split!r} has {total} records, fewer than "
             f"samples_per_step={samples_per_step}; lower samples_per_step or prepare more data"
         )
-    # webdataset imports torch; what only reads a manifest should not pay for that.
+    # webdataset imports torch, which reading a manifest does not need.
     from webdataset import DataPipeline
 
     shards = manifest.shards(split)

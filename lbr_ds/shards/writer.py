@@ -1,4 +1,4 @@
-"""Records -> plain WebDataset tars. The same records and seed give the same bytes."""
+"""Write records as plain WebDataset tars. The same records and seed give the same bytes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ def write_split(
 ) -> list[ShardFile]:
     """Shuffle `records` by seed and write `folder/split/00000.tar` ..., each with its index.
 
-    A record's key is its running number in the split, so keys are unique. Returns what the
-    manifest says of each tar; the folder of the split must not exist yet.
+    The key of a record is its number in the split. The folder of the split must not exist yet.
+
+    Returns:
+        The manifest's entry for each tar.
     """
     (folder / split).mkdir(parents=True)
     order = permutation(len(records), seed, WRITE)
@@ -46,10 +48,10 @@ def write_split(
 
 
 def _write_tar(tar: Path, first: int, records: list[Record]) -> None:
-    # webdataset imports torch; a login node that only reads a manifest should not pay for that.
+    # webdataset imports torch, which reading a manifest does not need.
     from webdataset import TarWriter
 
-    # An open file, not a name: TarWriter gives names to gopen, which runs `pipe:` ones.
+    # An open file, not a name: TarWriter passes names to gopen, which executes `pipe:` ones.
     with tar.open("wb") as file:
         writer = TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
         try:
@@ -57,6 +59,6 @@ def _write_tar(tar: Path, first: int, records: list[Record]) -> None:
                 writer.write({"__key__": f"{key:09d}", "json": record.to_json().encode()})
             writer.close()
         except OSError:
-            # A full disk: tarfile would write once more when it is collected, and complain.
+            # A full disk: otherwise tarfile would write again when it is garbage-collected.
             writer.tarstream.fileobj.closed = True
             raise

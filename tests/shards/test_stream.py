@@ -176,7 +176,7 @@ def test_world_must_divide(shared_prepared: Path) -> None:
 
 
 def test_split_must_fill_a_step(shared_prepared: Path) -> None:
-    with pytest.raises(DataError, match="holds 103 records, fewer than samples_per_step=104"):
+    with pytest.raises(DataError, match="has 103 records, fewer than samples_per_step=104"):
         steps(shared_prepared, "gl", seed=0, samples_per_step=104, rank=0, world=1)
     with pytest.raises(DataError, match="no split 'test'; it has gl"):
         steps(shared_prepared, "test", seed=0, samples_per_step=1, rank=0, world=1)

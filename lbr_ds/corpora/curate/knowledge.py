@@ -108,8 +108,7 @@ def divide_entities(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
 
 
 def entities_table(store: Store) -> dict[str, int]:
-    """Count the entities that each split asks for, those with facts in gl, and those of them
-    without pairs."""
+    """Count the entities that each split asks for, and those with facts in gl."""
     asked_for = {
         name: store.number(
             "SELECT count(DISTINCT own_group) FROM placed JOIN records USING (seq)"

@@ -9,7 +9,7 @@ import pytest
 
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
-from lbr_ds.shards.reader import decode_sound
+from lbr_ds.shards.reader import decode_valid
 
 _ABSENT = object()
 _CHOICES: dict[str, list[Any]] = {
@@ -36,15 +36,15 @@ def test_quick_check_equals_the_one_that_names_faults() -> None:
     for values in itertools.product(*_CHOICES.values()):
         pairs = zip(_CHOICES, values, strict=True)
         raw = {name: value for name, value in pairs if value is not _ABSENT}
-        found = Record.from_sound(raw)
+        found = Record.from_valid(raw)
         assert found == checked(raw), raw
         counts[found is not None] += 1
     assert min(counts.values()) > 10
-    assert [Record.from_sound(raw) for raw in (None, [], "x", 3)] == [None] * 4
+    assert [Record.from_valid(raw) for raw in (None, [], "x", 3)] == [None] * 4
 
 
 def test_records_share_no_list() -> None:
-    first, second = (Record.from_sound({"id": "i", "source": "s", "text": "t"}) for _ in range(2))
+    first, second = (Record.from_valid({"id": "i", "source": "s", "text": "t"}) for _ in range(2))
     assert first is not None
     assert second is not None
     first.positives.append("p")
@@ -55,6 +55,6 @@ def test_records_share_no_list() -> None:
 @pytest.mark.parametrize("bad", [b"", b" ", b"1", b"[]", b"{", b"\xff", b"{},{}", b"[" * 10**5])
 def test_one_bad_text_among_many(bad: bytes) -> None:
     good = b'{"id": "i", "source": "s", "text": "t"}'
-    assert decode_sound([good, good]) == [Record("i", "s", text="t")] * 2
-    assert decode_sound([good, bad, good]) is None
-    assert decode_sound([]) == []
+    assert decode_valid([good, good]) == [Record("i", "s", text="t")] * 2
+    assert decode_valid([good, bad, good]) is None
+    assert decode_valid([]) == []
