@@ -121,7 +121,7 @@ def test_no_manifest(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[]", "not a manifest"),
-        ('{"version": 0}', "version 0, not 2"),
+        ('{"version": 0}', "version 0, not 3"),
         ('{"version": 3}', r"not a manifest \(program: Field required\)"),
         ('{"version": 1' + "0" * 5000 + "}", "not JSON"),
     ],
