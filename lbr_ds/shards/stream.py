@@ -220,6 +220,25 @@ def steps(
     assert 0 <= worker < workers
     check_world(samples_per_step, world)
     manifest = Manifest.load(folder, cache_gib)
+    _check_split(manifest, split, samples_per_step, on_error, fingerprint)
+    # webdataset imports torch, which reading a manifest does not need.
+    from webdataset import DataPipeline
+
+    shards = manifest.shards(split)
+    order = Order([shard.records for shard in shards], seed=seed, lanes=samples_per_step)
+    lanes = range(rank, samples_per_step, world)
+    tars = Tars(manifest, split, partial=on_error == "skip")
+    return DataPipeline(
+        Draw(order, lanes=lanes, first=start + worker, stop=stop, stride=workers),
+        Read(tars, on_error),
+        Decode(tars, order, lanes, on_error),
+    )
+
+
+def _check_split(
+    manifest: Manifest, split: str, samples_per_step: int, on_error: str, fingerprint: str
+) -> None:
+    """Raise DataError unless the split can be read as `steps` describes."""
     if fingerprint and manifest.fingerprint != fingerprint:
         raise DataError(
             f"{manifest.place} was prepared anew while the training started (data {fingerprint} -> "
@@ -233,18 +252,6 @@ def steps(
             f"{manifest.place}: split {split!r} has {total} records, fewer than "
             f"samples_per_step={samples_per_step}; lower samples_per_step or prepare more data"
         )
-    # webdataset imports torch, which reading a manifest does not need.
-    from webdataset import DataPipeline
-
-    shards = manifest.shards(split)
-    order = Order([shard.records for shard in shards], seed=seed, lanes=samples_per_step)
-    lanes = range(rank, samples_per_step, world)
-    tars = Tars(manifest, split, partial=on_error == "skip")
-    return DataPipeline(
-        Draw(order, lanes=lanes, first=start + worker, stop=stop, stride=workers),
-        Read(tars, on_error),
-        Decode(tars, order, lanes, on_error),
-    )
 
 
 def check_world(samples_per_step: int, world: int) -> None:

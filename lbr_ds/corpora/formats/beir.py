@@ -24,7 +24,7 @@ from lbr_ds.corpora.curate.segmentation import visible
 from lbr_ds.corpora.formats.interface import Format, Row, Skipped, listing
 from lbr_ds.corpora.formats.jsonl import read_jsonl
 from lbr_ds.corpora.formats.lines import numbered_lines
-from lbr_ds.corpora.formats.shapes import as_text
+from lbr_ds.corpora.formats.values import as_text
 from lbr_ds.errors import DataError
 
 _TABLES = """

@@ -9,33 +9,32 @@ passages  text without a query
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from datetime import date
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.curate.segmentation import visible
 from lbr_ds.corpora.formats.interface import Format, Row, Skipped, listing
+from lbr_ds.corpora.formats.values import (
+    MissingColumn,
+    as_text,
+    cell_text,
+    column_texts,
+    column_value,
+    flattened,
+    template_texts,
+)
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
-_FIELD = re.compile(r"\{([^{}]+)\}")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 Outcome = tuple[str, Record | DataError | Skipped]
 """The place of a record, and the record, what is wrong with it, or why it is skipped."""
-
-
-class MissingColumn(DataError):
-    """The row lacks a column that the recipe names."""
 
 
 def read_records(kind: Format, path: Path, source: SourceConfig, shape: str) -> Iterator[Outcome]:
@@ -122,9 +121,9 @@ def _instructions(source: SourceConfig) -> dict[str, str]:
 def _mismatch(row: dict[str, Any], source: SourceConfig, where: str) -> str:
     """Return the first pattern that does not match, or ""; a list keeps the values that match."""
     for column, pattern in source.where.items():
-        value = _value(row, column, where)
+        value = column_value(row, column, where)
         if isinstance(value, list):
-            row[column] = [v for v in _flat(value) if _passes(v, pattern)]
+            row[column] = [v for v in flattened(value) if _passes(v, pattern)]
             passed = bool(row[column])
         else:
             passed = _passes(value, pattern)
@@ -138,111 +137,6 @@ def _passes(value: Any, pattern: str) -> bool:
     return re.fullmatch(pattern, str(value) if text is None else text, re.DOTALL) is not None
 
 
-def _value(row: dict[str, Any], column: str, where: str) -> Any:
-    """Return the value of a column.
-
-    `outer.inner` and `list.0` select inside; `list.inner` selects in each object of a list and
-    gives a list of that length, with None for objects without it.
-    """
-    if column in row:
-        return row[column]
-    try:
-        return _inside(row, column.split("."))
-    except KeyError:
-        near = difflib.get_close_matches(column, row, 1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r:.60}? " if near else ""
-        raise MissingColumn(f"{where}: no column {column!r}; {hint}it has {listing(row)}") from None
-
-
-def _inside(value: Any, parts: list[str]) -> Any:
-    """Return the value at a path; None below null or beyond the end of a list.
-
-    Raises:
-        KeyError: No object has it.
-    """
-    if not parts or value is None:
-        return value
-    if isinstance(value, dict):
-        return _inside(value[parts[0]], parts[1:])
-    if not isinstance(value, list):
-        raise KeyError(parts[0])
-    if re.fullmatch(r"-?\d+", parts[0]):
-        place = int(parts[0])
-        return _inside(value[place], parts[1:]) if -len(value) <= place < len(value) else None
-    found, lacking = [], 0
-    for one in value:
-        try:
-            found.append(_inside(one, parts))
-        except KeyError:
-            found.append(None)
-            lacking += 1
-    if value and lacking == len(value):
-        raise KeyError(parts[0])
-    return found
-
-
-def _texts(row: dict[str, Any], column: str | list[str], where: str) -> list[str]:
-    """Return the texts of a column, of several, or of a template, without empty ones."""
-    if isinstance(column, list):
-        return [text for one in column for text in _texts(row, one, where)]
-    if "{" in column:
-        return _filled(row, column, where)
-    values = _flat(_value(row, column, where))
-    return [text for one in values if visible(text := _text(one, column, where))]
-
-
-def _filled(row: dict[str, Any], template: str, where: str) -> list[str]:
-    """Return the text of a template; if its columns hold lists, one for each position."""
-    values = {name: _value(row, name, where) for name in _FIELD.findall(template)}
-    lists = {name: _flat(value) for name, value in values.items() if isinstance(value, list)}
-    sizes = {name: len(value) for name, value in lists.items()}
-    if len({*sizes.values()}) > 1:
-        raise DataError(f"{where}: the lists of {template!r:.80} differ in length: {sizes}")
-    texts = []
-    for place in range(next(iter(sizes.values()), 1)):
-        parts = {
-            name: _text(lists[name][place] if name in lists else value, name, where)
-            for name, value in values.items()
-        }
-        if all(map(visible, parts.values())):
-            texts.append(_FIELD.sub(lambda match, parts=parts: parts[match[1]], template))  # type: ignore[misc]
-    return texts
-
-
-def _flat(value: Any) -> list[Any]:
-    """Return the values of nested lists in order; any other value in a list."""
-    if not isinstance(value, list):
-        return [value]
-    return [inner for one in value for inner in _flat(one)]
-
-
-def _text(value: Any, column: str, where: str) -> str:
-    """Return the text of a cell. Raises DataError for a value without a text."""
-    text = as_text(value)
-    if text is None:
-        inner = [str(name) for name in value] if isinstance(value, dict) else []
-        hint = f"; name a part of it, as {column}.{inner[0]:.40}" if inner else ""
-        raise DataError(f"{where}: column {column!r:.80} holds {value!r:.60}, not text{hint}")
-    return text
-
-
-def as_text(value: Any) -> str | None:
-    """Return the text of a value, for ids, groups and texts; None for a list or an object.
-
-    Numbers are written as in JSON but 7.0 as 7, booleans as true and false, dates as in ISO 8601;
-    null and NaN are the empty text.
-    """
-    if isinstance(value, str):
-        return value
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return str(int(value))
-    return str(value) if isinstance(value, int | float | Decimal | date | UUID) else None
-
-
 def _named(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, Any]:
     """Return id, group and instructions if the recipe names columns for them.
 
@@ -253,9 +147,9 @@ def _named(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, A
         column = getattr(source.columns, name)
         if column:
             if "{" in column:
-                named[name] = "".join(_filled(row, column, where))
+                named[name] = "".join(template_texts(row, column, where))
             else:
-                named[name] = _text(_value(row, column, where), column, where)
+                named[name] = cell_text(column_value(row, column, where), column, where)
     return {k: v for k, v in named.items() if v or not k.endswith("instruction")}
 
 
@@ -275,22 +169,22 @@ def _as_pairs(row: dict[str, Any], source: SourceConfig, where: str) -> list[dic
     """Return one pair; if the query's column holds a list, one pair for each, in one group."""
     columns = source.columns
     raw = _named(row, source, where)
-    raw["positives"] = _texts(row, columns.positives or "positives", where)
+    raw["positives"] = column_texts(row, columns.positives or "positives", where)
     if columns.negatives or "negatives" in row:
-        raw["negatives"] = _texts(row, columns.negatives or "negatives", where)
-    queries = _texts(row, columns.query or "query", where)
+        raw["negatives"] = column_texts(row, columns.negatives or "negatives", where)
+    queries = column_texts(row, columns.query or "query", where)
     return [{**raw, "query": query} for query in queries or [""]]
 
 
 def _as_titled(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
     columns = source.columns
-    title = _texts(row, columns.title or "title", where)
-    body = _texts(row, columns.body or "body", where)
+    title = column_texts(row, columns.title or "title", where)
+    body = column_texts(row, columns.body or "body", where)
     return [{**_named(row, source, where), "query": " ".join(title), "positives": body}]
 
 
 def _as_passage(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
-    text = _texts(row, source.columns.text or "text", where)
+    text = column_texts(row, source.columns.text or "text", where)
     if not text:
         raise DataError(f"{where}: {source.columns.text or 'text'} is empty")
     return [{**_named(row, source, where), "text": "\n".join(text)}]
@@ -299,9 +193,9 @@ def _as_passage(row: dict[str, Any], source: SourceConfig, where: str) -> list[d
 def _as_choices(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
     columns = source.columns
     options = _options(row, columns.options or "options", where)
-    answer = _value(row, columns.answer or "answer", where)
+    answer = column_value(row, columns.answer or "answer", where)
     raw = _named(row, source, where)
-    raw["query"] = " ".join(_texts(row, columns.query or "query", where))
+    raw["query"] = " ".join(column_texts(row, columns.query or "query", where))
     right = _right(options, answer, source.answer_as, where)
     raw["positives"] = [right]
     # An equal option is not wrong; those that differ in punctuation only are removed later.
@@ -318,9 +212,9 @@ def _folded(text: str) -> list[str]:
 def _options(row: dict[str, Any], column: str | list[str], where: str) -> dict[str, str]:
     """Return the options by label; the labels of a list are A, B, ..."""
     if isinstance(column, list):
-        listed: Any = [_text(_value(row, one, where), one, where) for one in column]
+        listed: Any = [cell_text(column_value(row, one, where), one, where) for one in column]
     else:
-        listed = _value(row, column, where)
+        listed = column_value(row, column, where)
         if isinstance(listed, str):
             try:
                 listed = json.loads(listed)
@@ -332,7 +226,7 @@ def _options(row: dict[str, Any], column: str | list[str], where: str) -> dict[s
         listed = dict(zip(_LETTERS, listed, strict=False))
     if not isinstance(listed, dict) or not listed:
         raise DataError(f"{where}: column {column!r} is neither list nor mapping")
-    return {str(label): _text(text, str(column), where) for label, text in listed.items()}
+    return {str(label): cell_text(text, str(column), where) for label, text in listed.items()}
 
 
 def _right(options: dict[str, str], answer: Any, answer_as: str, where: str) -> str:
