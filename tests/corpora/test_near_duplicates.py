@@ -129,7 +129,7 @@ def test_proof_sees_near_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def blind(store: Store, seed: int) -> None:
         store.db.execute("CREATE TEMP TABLE kept AS SELECT * FROM families")
-        store.db.execute("UPDATE families SET family = num, star = num")
+        store.db.execute("UPDATE families SET family = num, cluster = num")
         whole(store, seed)
         store.db.execute("DELETE FROM families")
         store.db.execute("INSERT INTO families SELECT * FROM kept")
