@@ -17,7 +17,7 @@ Operands = tuple[Tensor, Tensor, Tensor]
 
 
 def operands(tokens: int, config: dict[str, Any], device: str, dtype: torch.dtype) -> Operands:
-    """Query, key and value: (1, H, T, d), (1, Hkv, T, d) twice."""
+    """Return random query (1, H, T, d), key and value (1, Hkv, T, d), which need gradients."""
     size = config["hidden_size"] // config["num_attention_heads"]
     query, key, value = (
         torch.randn(1, tokens, config[heads], size, device=device, dtype=dtype)
@@ -29,7 +29,7 @@ def operands(tokens: int, config: dict[str, Any], device: str, dtype: torch.dtyp
 
 
 def seconds(tensors: Operands, attend: Callable[[], Tensor]) -> Callable[[], float]:
-    """Of the forward and of the gradients of all three."""
+    """Return a function that times the forward and the gradients of all three."""
 
     def run() -> float:
         begin = clock()
@@ -45,7 +45,7 @@ def by_segments(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Callable[[], float]:
-    """Our way, on the whole packed batch."""
+    """Return a function that times attention by segments on the packed batch."""
     batch = pack(sequences).to(torch.device(device))
     tensors = operands(batch.num_tokens, config, device, dtype)
     module = nn.Module()
@@ -60,7 +60,7 @@ def by_mask(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Callable[[], float]:
-    """The dense way, with the keys and values repeated for each head, as transformers does it."""
+    """Return a function that times a dense mask, with keys repeated as in transformers."""
     mask = dense_ib_mask(sequence).to(device)[None, None]
     tensors = operands(len(sequence), config, device, dtype)
     share = config["num_attention_heads"] // config["num_key_value_heads"]
@@ -74,7 +74,7 @@ def by_mask(
 
 
 def dense_ib_mask(sequence: Sequence) -> Tensor:
-    """(T, T) bool, true where a row may look."""
+    """Return the mask (T, T) of a sequence, true where a row attends to a column."""
     mask = torch.ones(len(sequence), len(sequence), dtype=torch.bool).tril()
     context = len(sequence.context)
     mask[context:, : context - sequence.num_bottleneck] = False

@@ -1,8 +1,8 @@
-"""Suite `gpu`: how much of one GPU is used, and the ratios that a CPU cannot show. Minutes.
+"""Suite `gpu`: utilization of one GPU, and ratios that a CPU cannot show. Takes minutes.
 
-Random weights of the right shape, bf16. Model FLOPs utilisation is the strict count of `flops.py`
-over the device's dense bf16 peak. A row that the device or its memory cannot do says why and does
-not end the others.
+Random weights of the right shape, in bf16. Model FLOPs utilization (MFU) is the strict count of
+cluster/flops.py over the device's dense bf16 peak. A row that the device or its memory cannot run
+says why and does not end the others.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ GIB = 2**30
 
 
 class Wanted(NamedTuple):
-    """What a row is to be called and to reach."""
+    """The name and the targets of a row."""
 
     measure: str
     floor: float
@@ -66,7 +66,7 @@ class Wanted(NamedTuple):
 
 
 def suite(rounds: int = ROUNDS) -> list[Row]:
-    """All rows. Raises EnvironmentProblem without a CUDA device."""
+    """Measure all rows. Raises EnvironmentProblem without a CUDA device."""
     if not torch.cuda.is_available():
         raise EnvironmentProblem("bench gpu needs a CUDA device, and torch sees none")
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def suite(rounds: int = ROUNDS) -> list[Row]:
 
 
 def guarded(wanted: Wanted, measure: Callable[[Wanted], Row]) -> Row:
-    """The row, or one without a value that says what went wrong."""
+    """Return the row, or one without a value that says what failed."""
     try:
         return measure(wanted)
     except Exception as error:  # out of memory, a kernel that is missing, a driver's fault
@@ -109,7 +109,7 @@ def guarded(wanted: Wanted, measure: Callable[[Wanted], Row]) -> Row:
 
 
 def engine_rows(name: str, rounds: int) -> list[Row]:
-    """Utilisation in both stages under ZeRO-3; of the small shape also ZeRO-3 over plain torch."""
+    """Measure MFU in both stages under ZeRO-3, and for the small shape ZeRO-3 over plain torch."""
     size = name.rsplit("-", 1)[1].lower()
     config = config_of(name)
     wanted = [Wanted(f"mfu_stage{stage}_{size}", 0.40, 0.50, "higher") for stage in (1, 2)]
@@ -135,7 +135,7 @@ def _raise(error: Exception) -> Row:
 
 @contextmanager
 def zero3(config: dict[str, Any]) -> Iterator[Engine]:
-    """A ZeRO-3 engine of world size 1 around random weights of that shape, in bf16."""
+    """Build a ZeRO-3 engine of one rank on random bf16 weights of that shape."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         random_model(config, "cuda", torch.bfloat16).save_pretrained(folder)
@@ -153,7 +153,7 @@ def zero3(config: dict[str, Any]) -> Iterator[Engine]:
 
 
 def stage1_step(config: dict[str, Any]) -> tuple[PackedBatch, Callable[[Tensor], Tensor], int]:
-    """(batch, loss of the forward's result, FLOPs of the step)."""
+    """Return (batch, loss of the forward's result, FLOPs) of a step of stage 1."""
     vocab = config["vocab_size"]
     sequences = [ib(LENGTH, LENGTH, vocab) for _ in range(STEP_TOKENS // LENGTH // 2)]
     count = LENGTH * len(sequences)
@@ -162,7 +162,7 @@ def stage1_step(config: dict[str, Any]) -> tuple[PackedBatch, Callable[[Tensor],
 
 
 def stage2_step(config: dict[str, Any]) -> tuple[PackedBatch, Callable[[Tensor], Tensor], int]:
-    """The same for queries and passages of TEXT tokens, in-batch negatives."""
+    """Return the same for queries and passages of TEXT tokens with in-batch negatives."""
     vocab, count = config["vocab_size"], STEP_TOKENS // TEXT
     sequences = [Sequence(random_ids(TEXT, vocab), BOTTLENECK) for _ in range(count)]
 
@@ -181,7 +181,7 @@ def stage2_step(config: dict[str, Any]) -> tuple[PackedBatch, Callable[[Tensor],
 def engine_step(
     engine: Engine, batch: PackedBatch, loss: Callable[[Tensor], Tensor]
 ) -> Callable[[], float]:
-    """Seconds of a whole step of the engine."""
+    """Return a function that times a whole step of the engine."""
 
     def run() -> float:
         begin = clock()
@@ -195,7 +195,7 @@ def engine_step(
 def mfu_row(
     wanted: Wanted, engine: Engine, config: dict[str, Any], make: Callable[..., Any], rounds: int
 ) -> Row:
-    """Seconds that the strict count takes at the device's peak, over the seconds of a step."""
+    """Measure MFU: the strict count at the device's peak over the seconds of a step."""
     batch, loss, work = make(config)
     step = engine_step(engine, batch.to(engine.world.device), loss)
     ideal = work / peak_flops(torch.cuda.get_device_name())
@@ -210,7 +210,7 @@ def mfu_row(
         better="higher",
         floor=wanted.floor,
         theory=1.0,
-        about=f"model FLOPs utilisation, strict causal count, {batch.num_tokens} tokens a step, "
+        about=f"model FLOPs utilization, strict causal count, {batch.num_tokens} tokens a step, "
         f"ZeRO-3 on one rank, bf16, {batch.num_tokens / seconds:.0f} tokens/s",
     )
 
@@ -223,7 +223,7 @@ def peak_flops(device: str) -> float:
 
 
 def zero3_row(wanted: Wanted, engine: Engine, config: dict[str, Any], rounds: int) -> Row:
-    """The engine's step over plain torch with the same fp32 master weights and AdamW."""
+    """Measure the engine's step over plain torch with the same fp32 master weights and AdamW."""
     batch, loss, _ = stage1_step(config)
     batch = batch.to(engine.world.device)
     model = embedder(random_model(config, "cuda", torch.bfloat16))
@@ -243,7 +243,7 @@ def zero3_row(wanted: Wanted, engine: Engine, config: dict[str, Any], rounds: in
 def master_step(
     model: Embedder, batch: PackedBatch, loss: Callable[[Tensor], Tensor]
 ) -> Callable[[], float]:
-    """Seconds of a step of plain torch: bf16 weights, fp32 copies that AdamW updates."""
+    """Return a function that times plain torch: bf16 weights, fp32 copies that AdamW updates."""
     weights = list(model.parameters())
     masters = [w.detach().float() for w in weights]
     optimizer = torch.optim.AdamW(masters, lr=1e-6, fused=True)
@@ -263,7 +263,7 @@ def master_step(
 
 
 def step_rows(rounds: int) -> list[Row]:
-    """IB over plain SFT, and reconstruction over pre-training, at LENGTH, on the small shape."""
+    """Measure IB over plain SFT, and reconstruction over language modelling, at LENGTH."""
     config = config_of(SMALL)
     wanted = [
         Wanted(f"ib_sft_over_sft_{LENGTH}", 1.00, 0.97, "lower"),
@@ -281,7 +281,7 @@ def step_rows(rounds: int) -> list[Row]:
 
 
 def attention_row(wanted: Wanted, rounds: int) -> Row:
-    """The operation at 16k tokens: a dense mask over ours."""
+    """Measure attention at 16k tokens: a dense mask over segments."""
     config = config_of(LARGE)
     n = (STEP_TOKENS - BOTTLENECK) // 2
     sequence = ib(n, n, 2)
@@ -300,7 +300,7 @@ def attention_row(wanted: Wanted, rounds: int) -> Row:
 
 
 def infonce_row(wanted: Wanted) -> Row:
-    """The largest power of two of queries whose loss and gradients fit 1 GiB."""
+    """Measure the largest power of two of queries whose loss and gradients fit into 1 GiB."""
     width, fits = config_of(SMALL)["hidden_size"], 0
     count = 4096
     while count <= wanted.goal and infonce_bytes(count, width) <= GIB:
@@ -320,7 +320,7 @@ def infonce_row(wanted: Wanted) -> Row:
 
 
 def infonce_bytes(count: int, width: int, device: str = "cuda") -> int:
-    """Peak memory of the loss and its gradients beyond its inputs."""
+    """Return the peak memory of the loss and its gradients beyond its inputs."""
     drawn = torch.randn(2, count, width, device=device)
     queries, candidates = (x.clone().requires_grad_() for x in drawn / width**0.5)
     del drawn

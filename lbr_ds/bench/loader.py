@@ -1,9 +1,9 @@
 """Suite `loader`: our stream against plain webdataset, and far positions against near ones.
 
 1. loader_over_webdataset: samples/s of one thread over one epoch of the split `gl`; both decode
-   the JSON, ours is shuffled and checked besides.
+   the JSON, ours also shuffles and checks.
 2. seek_far_over_near: time to the first step at position 10^6 over that at position 10. The split
-   is smaller than that: the far position lies some epochs on.
+   is smaller than that, so the far position is in a later epoch.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _seek(data: Path, rounds: int) -> Row:
 
 
 def _first(data: Path, lanes: int, position: int, repeats: int = 20) -> Callable[[], float]:
-    """Seconds until the step that holds the sample `position` is there, opening included."""
+    """Return a function that times opening the data and reading the step at sample `position`."""
     start = position // lanes
 
     def run() -> float:

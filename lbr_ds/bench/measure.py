@@ -1,4 +1,4 @@
-"""Two ways of doing one thing, run in turn -> the ratio of their figures, with its spread."""
+"""Compare two ways of doing one thing: run them alternately and take the ratio, with its spread."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from typing import Literal
 
 log = logging.getLogger(__name__)
 
-ROUNDS = 7  # the least that a row of times may rest on
+ROUNDS = 7  # the fewest rounds of a row of times
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure beside what is wanted of it.
+    """One measured figure and its targets.
 
-    goal: the aim; floor: what must be reached; better: which way is up. quartiles: the first and
-    the third of the rounds, of which `value` is the median (None: it could not be measured, and
-    about says why). about: what exactly was measured. theory: what arithmetic says, where it does.
+    Attributes:
+        measure: its name.
+        value: the median of the rounds; None if it could not be measured, and `about` says why.
+        unit: of the value.
+        goal: the aim.
+        better: whether a lower or a higher value is better.
+        floor: what must be reached.
+        quartiles: the first and the third of the rounds.
+        rounds: their number.
+        about: what exactly was measured.
+        theory: what arithmetic predicts, if it does.
     """
 
     measure: str
@@ -38,20 +46,20 @@ class Row:
 def interleaved(
     a: Callable[[], float], b: Callable[[], float], rounds: int = ROUNDS
 ) -> list[tuple[float, float]]:
-    """The figures of `a` and `b` of each round, run one after the other, the first in turns.
+    """Return the figures of `a` and `b` in each round; they take turns in running first.
 
-    What the machine does besides falls on both. One unrecorded run of each comes first.
+    Other load of the machine so falls on both. One unrecorded run of each comes first.
     """
     a(), b()
-    found = []
+    figures = []
     for number in range(rounds):
         gc.collect()
         if number % 2:
             second, first = b(), a()
         else:
             first, second = a(), b()
-        found.append((first, second))
-    return found
+        figures.append((first, second))
+    return figures
 
 
 def ratio(
@@ -64,7 +72,7 @@ def ratio(
     about: str,
     theory: float | None = None,
 ) -> Row:
-    """The row of `a` over `b` from the figures of each round; says so in the log."""
+    """Return and log the row of `a` over `b` from the figures of each round."""
     ratios = [a / b for a, b in pairs]
     value = statistics.median(ratios)
     low, high = value, value

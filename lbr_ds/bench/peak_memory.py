@@ -1,4 +1,4 @@
-"""Peak memory of one call, beyond what was allocated before it."""
+"""Measure the peak memory of one call."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it speaks on stderr at every start and stop
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it prints to stderr at every start and stop
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """The most that torch's allocator of `device` held during run() beyond what it held before.
+    """Return the largest memory that run() held at once, beyond what was allocated before it.
 
-    On a CPU from the profiler's account of every allocation and release, so neither the C library's
-    own reserve nor another process has a part in it.
+    On a GPU torch's allocator counts it. On a CPU it follows from the profiler's record of every
+    allocation and release, so the C library's reserve and other processes do not count.
     """
     gc.collect()
     device = torch.device(device)
@@ -27,11 +27,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device | str = "cpu") ->
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     held = peak = 0
-    assert found.profiler is not None
-    for event in found.profiler.kineto_results.events():
+    assert recorded.profiler is not None
+    for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

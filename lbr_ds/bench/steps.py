@@ -18,7 +18,7 @@ Step = Callable[[Callable[[], Tensor]], Callable[[], float]]
 
 
 def timed_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Callable[[], float]:
-    """Seconds of a whole training step: forward, backward, optimizer."""
+    """Return a function that times a training step: forward, backward, optimizer."""
 
     def run() -> float:
         begin = clock()
@@ -31,7 +31,7 @@ def timed_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> 
 
 
 def packed_loss(model: Embedder, sequences: list[Sequence]) -> Callable[[], Tensor]:
-    """The mean loss of our own forward."""
+    """Return a function that computes the mean loss of the packed sequences."""
     batch = pack(sequences).to(model.head.weight.device)
     assert batch.targets is not None
     count = len(batch.targets)
@@ -39,7 +39,7 @@ def packed_loss(model: Embedder, sequences: list[Sequence]) -> Callable[[], Tens
 
 
 def with_ours(model: Embedder) -> Embedder:
-    """The model with IB attention, whatever a peer has set on the weights that they share."""
+    """Set IB attention on the model, whose weights are shared with a peer that sets another."""
     model.backbone.set_attn_implementation("lbr_ib")
     return model
 
@@ -55,7 +55,7 @@ def sft(
     goal: float,
     floor: float,
 ) -> Row:
-    """IB-SFT over plain SFT at X = Y = n."""
+    """Measure IB-SFT over plain SFT at X = Y = n."""
     vocab = config["vocab_size"]
     ours = step(packed_loss(model, [ib(n, n, vocab) for _ in range(count)]))
     theirs = step(packed_loss(model, [plain(n, n, vocab) for _ in range(count)]))
@@ -82,9 +82,9 @@ def reconstruct(
     goal: float | None = None,
     floor: float = 2.1,
 ) -> Row:
-    """Reconstruction of passages of n tokens over plain pre-training on them.
+    """Measure reconstruction of passages of n tokens over plain language modelling on them.
 
-    goal: None is 1.05 times the ratio of FLOPs.
+    The default goal is 1.05 times the ratio of FLOPs.
     """
     vocab = config["vocab_size"]
     ours = step(packed_loss(model, [ib(n, n, vocab) for _ in range(count)]))

@@ -29,7 +29,7 @@ SMALL = config_of(DEMO)
 def random_model(
     config: dict[str, Any], device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """A causal LM of that shape; its weights are drawn, the same ones at every call."""
+    """Return a causal LM of that shape with random weights, the same ones at every call."""
     torch.manual_seed(0)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(
@@ -38,34 +38,34 @@ def random_model(
 
 
 def embedder(model: PreTrainedModel) -> Embedder:
-    """The model with IB attention installed, sharing its weights."""
+    """Return an embedder with IB attention that shares the model's weights."""
     return Embedder(model, Card(BOTTLENECK, 32768, "last", "causal"))
 
 
 def ib(source: int, target: int, vocab: int) -> Sequence:
-    """`[X ; B ; Y]` with Y cut off from X."""
+    """Return a random sequence `[X ; B ; Y]` in which Y does not see X."""
     context = random_ids(source + BOTTLENECK, vocab)
     return Sequence(context, BOTTLENECK, random_ids(target, vocab))
 
 
 def plain(source: int, target: int, vocab: int) -> Sequence:
-    """`[X ; Y]`, plain causal, loss on Y; source 0: plain pre-training on Y."""
+    """Return a random causal sequence `[X ; Y]` with its loss on Y; source 0: only Y."""
     return Sequence(random_ids(max(source, 1), vocab), 0, random_ids(target, vocab), cut=False)
 
 
 def ib_flops(config: dict[str, Any], source: int, target: int) -> int:
-    """Of one training step on one `ib` sequence."""
+    """Return the FLOPs of a training step on one `ib` sequence."""
     pairs = bottleneck_pairs(source, BOTTLENECK, target)
     tokens = source + BOTTLENECK + target
     return flops(sizes_of(config), tokens=tokens, pairs=pairs, scored=target)
 
 
 def plain_flops(config: dict[str, Any], source: int, target: int) -> int:
-    """Of one training step on one `plain` sequence."""
+    """Return the FLOPs of a training step on one `plain` sequence."""
     tokens = source + target
     return flops(sizes_of(config), tokens=tokens, pairs=causal_pairs(tokens), scored=target)
 
 
 def dense_flops(config: dict[str, Any], tokens: int) -> int:
-    """Of one training step under a dense mask, with the head on every row."""
+    """Return the FLOPs of a training step under a dense mask, with the head on every row."""
     return flops(sizes_of(config), tokens=tokens, pairs=tokens * tokens, scored=tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="rounds of each row; default: the suite's")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see every row once")
     args = parser.parse_args()
+    os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for own in ("lbr_ds", "tests"):
         logging.getLogger(own).setLevel(logging.INFO)

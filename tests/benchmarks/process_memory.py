@@ -1,12 +1,12 @@
-"""Memory that a piece of work takes beyond what stood when it began, in a process of its own.
+"""Measure the memory that a piece of work adds, in a process of its own.
 
     extra_bytes("tests.benchmarks.stage2:score", way="tiled", queries=4096, ...)
 
-The named function gets the settings, prepares, and returns the work. On a CUDA device the
-allocator tells the peak. On the host it is the high-water mark of resident memory, set back
-(`/proc/self/clear_refs`) before the work; glibc is told to map every tensor on its own and to give
-it back at once, so that what is resident is what lives. The work runs twice and the second counts:
-the first pays for what libraries set up once.
+The named function receives the settings, prepares, and returns the work. On a GPU the peak is the
+allocator's. On the host it is the high-water mark of resident memory, which is reset
+(`/proc/self/clear_refs`) before the work; glibc is set to map every tensor separately and to unmap
+it at once, so that resident memory is memory in use. The work runs twice and the second run counts,
+because the first one includes what libraries set up once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ALLOCATOR = {
 
 
 def extra_bytes(work: str, **settings: Any) -> float:
-    """Bytes that `work` ("module:function") took. Raises EnvironmentProblem when it failed."""
+    """Return the bytes that `work` ("module:function") added, or raise EnvironmentProblem."""
     env = {**os.environ, **_ALLOCATOR, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-W", "ignore", "-m", __name__, work, json.dumps(settings)]
     done = subprocess.run(command, env=children.environment(env), capture_output=True, text=True)
@@ -46,7 +46,7 @@ def extra_bytes(work: str, **settings: Any) -> float:
 
 
 def measured(work: Callable[[], object]) -> float:
-    """Bytes at the peak of `work()` beyond those at its begin; see above."""
+    """Return the bytes at the peak of `work()` beyond those before it."""
     work()
     gc.collect()
     if torch.cuda.is_available():
@@ -61,7 +61,7 @@ def measured(work: Callable[[], object]) -> float:
 
 
 def _resident(which: str) -> float:
-    """Bytes, as /proc/self/status tells them."""
+    """Return bytes from /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(which))
 
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     module, _, name = sys.argv[1].partition(":")
     prepare = getattr(importlib.import_module(module), name)
     print(measured(prepare(**json.loads(sys.argv[2]))), flush=True)
-    os._exit(0)  # DeepSpeed's threads may abort on the interpreter's own way out
+    os._exit(0)  # DeepSpeed's threads may abort at interpreter exit

@@ -1,4 +1,4 @@
-"""What both sides of a row work on: real pairs of texts, and a real small backbone."""
+"""Texts and backbone of both sides of a row: real pairs, and a real small backbone."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ MAX_LENGTH = 512  # tokens; longer texts are cut on both sides alike
 
 
 def pairs(data: Path | None, count: int) -> list[Record]:
-    """`count` records with a query, evenly spread over `data` and of distinct texts.
+    """Return `count` records with a query, evenly spread over `data` and with distinct texts.
 
-    data: a prepared folder (its split cl), a file or folder of records that a recipe could name as
-    a source, or None: the demo's corpus. Raises DataError when there are fewer.
+    Args:
+        data: a prepared folder (its split cl), a file or folder that a recipe could name as a
+            source, or None: the demo's corpus.
+        count: number of records.
+
+    Raises:
+        DataError: there are fewer.
     """
-    found: dict[str, Record] = {}
+    distinct: dict[str, Record] = {}
     passages: set[str] = set()
     for record in _records(data):
-        if record.query and record.query not in found and record.positives[0] not in passages:
-            found[record.query] = record
+        if record.query and record.query not in distinct and record.positives[0] not in passages:
+            distinct[record.query] = record
             passages.add(record.positives[0])
-    if len(found) < count:
-        raise DataError(f"{data or 'demo'}: {len(found)} distinct pairs, {count} are needed")
-    records = list(found.values())
+    if len(distinct) < count:
+        raise DataError(f"{data or 'demo'}: {len(distinct)} distinct pairs, {count} are needed")
+    records = list(distinct.values())
     return [records[i * len(records) // count] for i in range(count)]
 
 
@@ -45,9 +50,9 @@ def _records(data: Path | None) -> list[Record]:
 
 
 def backbone(num_layers: int = 6, max_length: int = MAX_LENGTH) -> RunConfig:
-    """A run of the demo's backbone, cut to `num_layers`, that starts stage 2 from it.
+    """Return a run of the demo's backbone with `num_layers` layers that starts stage 2 from it.
 
-    It is prepared once in the user's cache and serves every later call.
+    It is prepared once in the user's cache and reused by every later call.
     """
     folder = cache_folder() / "bench" / f"demo-{num_layers}-{max_length}"
     run = load(
@@ -65,5 +70,5 @@ def backbone(num_layers: int = 6, max_length: int = MAX_LENGTH) -> RunConfig:
 
 
 def with_stage2(run: RunConfig, **changes: Any) -> RunConfig:
-    """The same run with other values in its part stage2."""
+    """Return the same run with other values in its section stage2."""
     return run.model_copy(update={"stage2": run.stage2.model_copy(update=changes)})

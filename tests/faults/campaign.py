@@ -1,12 +1,12 @@
-"""Suite `faults`: a small run killed, signalled, resized, starved and damaged; what does it lose?
+"""The fault campaign: kill, signal, resize, starve and damage a small run; what does it lose?
 
-Two real ZeRO-3 ranks (one and four where the world changes) train on real tar shards through
-`lbr-ds train`. The seeds are fixed; what meets which instant is up to the machine.
+Two real ZeRO-3 ranks (one and four where the number changes) train on real tar shards through
+`lbr-ds train`. The seeds are fixed; the exact instants depend on the machine.
 
 1. kills, lost_steps, differing_bits: kill -9 of one rank or of all, between any two instructions
-   of both stages; each time the run is started again.
+   of both stages; the run is restarted each time.
 2. save_kills, unloadable: kill -9 between a checkpoint's first byte and its rename.
-3. faults_injected, faults_named: gradients, ranks, shards, disks and checkpoints at fault.
+3. faults_injected, faults_named: faults of gradients, ranks, shards, disks and checkpoints.
 4. signal_to_exit_excess_s, async_stall_over_sync, world_change_max_relative_error.
 """
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """The extent of a campaign."""
 
     kills: tuple[int, int]  # in stage 1, in stage 2
     save_kills: int
@@ -45,11 +45,10 @@ class Size:
 
 LONG = Size((32, 20), 200, 12, 7, 1024, ((1, 2, 1), (2, 4, 2)))
 SHORT = Size((6, 0), 10, 2, 1, 64, ((1, 2, 1),), faults=False)
-QUICK = {"size": SHORT}
 
 
 def suite(size: Size = LONG) -> list[Row]:
-    """The rows. LONG takes about 20 minutes on two quiet cores, SHORT about two."""
+    """Run the campaign. LONG takes about 20 minutes on two idle cores, SHORT about two."""
     with tempfile.TemporaryDirectory(prefix="lbr-ds-faults-") as place:
         folder = Path(place)
         run = small_run(folder / "small", num_steps=1)
@@ -76,14 +75,14 @@ def _kills(run: RunConfig, folder: Path, size: Size) -> list[Row]:
             found.kills,
             sum(size.kills),
             "higher",
-            f"kill -9 of one rank or of both: {where}; started again after each{failed}",
+            f"kill -9 of one rank or of both: {where}; restarted after each{failed}",
         ),
         count(
             "lost_steps",
             found.lost_steps + found.unloadable,
             0,
             "lower",
-            "steps that a start went back behind the newest checkpoint that was whole, and steps "
+            "steps that a start fell back behind the newest whole checkpoint, and steps "
             "that are not in metrics.jsonl exactly once; a failed start counts as one",
         ),
         count(
@@ -91,8 +90,8 @@ def _kills(run: RunConfig, folder: Path, size: Size) -> list[Row]:
             found.differing_bits + found.wrong_samples,
             0,
             "lower",
-            "against runs left alone: weights, optimizer and random states of every rank, each "
-            "step's metrics; a sample drawn otherwise counts as one",
+            "against undisturbed runs: weights, optimizer and random states of every rank, each "
+            "step's metrics; a sample drawn differently counts as one",
         ),
     ]
 
@@ -138,7 +137,7 @@ def _faults(run: RunConfig, folder: Path, size: Size) -> list[Row]:
             len(found) - len(missed),
             len(found),
             "higher",
-            "right exit code, the words that tell of it said, checkpoints whole, skipped samples "
+            "right exit code, required words in the output, whole checkpoints, skipped samples "
             f"counted exactly{lost}",
         ),
     ]
@@ -176,7 +175,7 @@ def _stops(run: RunConfig, folder: Path, size: Size) -> list[Row]:
             goal=0.10,
             better="lower",
             floor=0.25,
-            about=f"seconds that training stands still for a save, width {size.width}",
+            about=f"seconds that training waits for a save, width {size.width}",
         ),
         Row(
             "world_change_max_relative_error",
@@ -187,8 +186,8 @@ def _stops(run: RunConfig, folder: Path, size: Size) -> list[Row]:
             1e-6,
             (min(errors.values()), max(errors.values())),
             len(errors),
-            f"|a - b| / |b| of the worst tensor of the weights, stopped and gone on with as many "
-            f"ranks as said: {each}; a sample drawn otherwise counts as 1",
+            f"|a - b| / |b| of the worst tensor of the weights, stopped and resumed on other "
+            f"numbers of ranks: {each}; a sample drawn differently counts as 1",
         ),
     ]
 
@@ -196,7 +195,7 @@ def _stops(run: RunConfig, folder: Path, size: Size) -> list[Row]:
 def count(
     measure: str, value: int, wanted: int, better: Literal["lower", "higher"], about: str
 ) -> Row:
-    """The row of something counted, of which exactly `wanted` or better will do."""
+    """Return the row of a count, which must be `wanted` or better."""
     return Row(measure, value, "count", wanted, better, wanted, (value, value), 1, about)
 
 

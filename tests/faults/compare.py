@@ -1,4 +1,4 @@
-"""Is a run that was disturbed the run that was not? Counted in bits, or as a relative error."""
+"""Compare a disturbed run with an undisturbed one, in bits or as a relative error."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from lbr_ds.runs import checkpoints
 from lbr_ds.train.deepspeed.library import read_state
 
-# What a step's line in metrics.jsonl says of the clock and the machine, not of the learning.
+# Keys of a line in metrics.jsonl that depend on the clock and the machine.
 _CLOCK = ("_seconds", "_per_second", "memory_gib", "straggler", "slowest_rank")
 
 
 def differing_bits(ours: Path, theirs: Path) -> int:
-    """Bits in which the ends of two `RUN/stageN` differ.
+    """Count the bits in which the ends of two `RUN/stageN` differ.
 
     Compared: weights, optimizer states, random states and counters of every rank in the last
     checkpoint, and each step's loss, gradient norm, rate and counts. What only one side has counts
@@ -30,7 +30,7 @@ def differing_bits(ours: Path, theirs: Path) -> int:
 
 
 def wrong_samples(notes: Path, wanted: Path) -> int:
-    """Samples that the ranks of `notes` drew otherwise than those of `wanted`, or never.
+    """Count the samples that the ranks of `notes` drew differently from `wanted`, or never.
 
     Both are folders of `Ranks`; a step that was taken again must have drawn the same again. It
     does not matter which rank drew a sample.
@@ -40,7 +40,7 @@ def wrong_samples(notes: Path, wanted: Path) -> int:
 
 
 def steps_not_once(stage: Path, last: int) -> int:
-    """Steps of 1..last that metrics.jsonl lacks or has twice, and lines of any other step."""
+    """Count steps of 1..last that metrics.jsonl lacks or has twice, and lines of other steps."""
     steps = [line["step"] for line in _metrics(stage)]
     wanted = set(range(1, last + 1))
     return len(wanted - set(steps)) + len(steps) - len(set(steps) & wanted)

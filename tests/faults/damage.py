@@ -1,4 +1,4 @@
-"""Damaged shards under a small run: strict names the place, skip counts exactly and goes on."""
+"""Damaged shards in a small run: strict names the place, skip counts exactly and continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tiny import edit_manifest
 
 _SHARD = "gl/00001.tar"
 _STEPS = 25  # more than an epoch: every record is drawn at least once
-Damage = Callable[[Path], set[str]]  # what it does to a tar; the ids of the records that are lost
+Damage = Callable[[Path], set[str]]  # damages a tar, returns the ids of the lost records
 
 
 def data_faults(scene: Scene) -> list[Outcome]:
@@ -97,14 +97,14 @@ def flip(tar: Path) -> set[str]:
 
 
 def remove(tar: Path) -> set[str]:
-    """The shard is not there any more."""
+    """Delete the shard."""
     lost = {record for _, _, record in _members(tar)}
     tar.unlink()
     return lost
 
 
 def swap(tar: Path) -> set[str]:
-    """Exchange two neighbours with their headers; each is one block long, the rest stays."""
+    """Swap two neighbouring records with their headers."""
     (a, _, i), (b, y, j) = _members(tar)[10:12]
     end = b.offset_data + -(-len(y) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     raw = tar.read_bytes()
@@ -115,7 +115,7 @@ def swap(tar: Path) -> set[str]:
 
 
 def break_json(tar: Path) -> set[str]:
-    """One record is no JSON, and manifest and index agree with the tar: it was written so."""
+    """Make one record invalid JSON, with a manifest and index that agree, as if written so."""
     members = _members(tar)
     with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as opened:
         for number, (info, data, _) in enumerate(members):

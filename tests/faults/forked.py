@@ -1,12 +1,12 @@
-"""Rank processes that start in about a second: forked from a server that has imported everything.
+"""Start rank processes in about a second, by forking a server that has imported everything.
 
     with Ranks(recipe, 2, folder, ["every.save=1"]) as ranks:
         ranks.until(SAVING)
         ranks.kill()
     print(ranks.said())
 
-A rank runs `lbr-ds train` as the command line does, errors and exit codes included. It notes in one
-shared byte what it is at, so that one can say afterwards where a signal has met it.
+A rank runs `lbr-ds train` like the command line, with the same errors and exit codes. It writes its
+phase into a shared byte, so that the phase in which a signal arrived is known afterwards.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Hook = Callable[[int], None]  # called in each rank with its number, before the 
 
 
 class Ranks:
-    """One start of a training: `world` processes, their output and what they are at."""
+    """One start of a training: `world` processes, their output and their phases."""
 
     def __init__(
         self,
@@ -100,20 +100,20 @@ class Ranks:
         self.kill()
 
     def phases(self) -> list[int]:
-        """What each rank was at when it was last heard of."""
+        """Return the phase of each rank."""
         return list((self.folder / "notes").read_bytes()[: len(self.processes)])
 
     def steps(self) -> int:
-        """How many steps the furthest rank has begun since this start; 255 and more are 255."""
+        """Return the steps that the furthest rank has begun since this start, at most 255."""
         return max((self.folder / "notes").read_bytes()[len(self.processes) :])
 
     def start(self) -> int | None:
-        """The step that the ranks went on from; None as long as they have not said it."""
+        """Return the step that the ranks resume from; None until they have logged it."""
         found = re.search(r"steps (\d+) to \d+", self.said())
         return int(found[1]) if found else None
 
     def until(self, ready: Callable[[], bool], limit: float = 60) -> bool:
-        """Wait for ready(); false when a rank ended, or `limit` seconds passed, before it was."""
+        """Wait for ready(). Return False if a rank ended or `limit` seconds passed before."""
         end = time.monotonic() + limit
         sentinels = [process.sentinel for process in self.processes]
         while not ready():
@@ -144,7 +144,7 @@ class Ranks:
         return [int(process.exitcode or 0) for process in self.processes]
 
     def said(self) -> str:
-        """Everything that the ranks have written to the terminal so far, rank after rank."""
+        """Return the output of all ranks so far, rank after rank."""
         outputs = [self.folder / f"rank-{rank}.out" for rank in range(len(self.processes))]
         return "".join(path.read_text(errors="replace") for path in outputs if path.exists())
 

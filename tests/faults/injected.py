@@ -1,7 +1,7 @@
-"""Faults put into a small run, one at a time: is each named, with the right exit code?
+"""Inject faults into a small run, one at a time: is each reported, with the right exit code?
 
-A fault counts as named when every word that must tell of it (file, rank, step, cause) stands in
-what the ranks said or logged, the exit code is the right one, and what was saved is still whole.
+A fault counts as named if every required word (file, rank, step, cause) is in the output or logs of
+the ranks, the exit code is right, and the saved checkpoints are still whole.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Act = Callable[[Ranks], object]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether a fault was named; said: what the ranks told, for those that were not."""
+    """Whether a fault was named. said: the output of the ranks, for faults that were not."""
 
     fault: str
     named: bool
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that has ended in whatever way."""
+    """A run that has ended, in whatever way."""
 
     codes: list[int]
     text: str  # terminal and logs of all ranks
@@ -59,7 +59,7 @@ class Ended:
 
 
 class Scene:
-    """Where small runs with faults take place, each in a folder of its own."""
+    """Runs small trainings with faults, each in a folder of its own."""
 
     def __init__(self, run: RunConfig, folder: Path) -> None:
         self.folder = folder
@@ -74,7 +74,7 @@ class Scene:
         act: Act | None = None,
         run: Path | None = None,
     ) -> Ended:
-        """Train stage 1 for `steps` steps; act(ranks) is what happens to them meanwhile."""
+        """Train stage 1 for `steps` steps, while act(ranks) does something to them."""
         place = run or self.folder / name / "run"
         fixed = [f"run={place}", f"stage1.num_steps={steps}"]
         notes = self.folder / name
@@ -87,7 +87,7 @@ class Scene:
         return Ended(codes, text, place / "stage1")
 
     def outcome(self, fault: str, ended: Ended, right: bool, *words: str) -> Outcome:
-        """right: the exit codes and whatever else must hold; words: what must be said."""
+        """Judge a run. right: exit codes and other conditions; words: required in the output."""
         missing = [word for word in words if word not in ended.text]
         named = right and not missing
         log.info("fault: %s: %s", fault, "named" if named else f"NOT NAMED, lacks {missing}")
@@ -141,7 +141,7 @@ def guard_faults(scene: Scene) -> list[Outcome]:
 
 
 def _lost(scene: Scene, name: str, rank: int, number: int) -> Outcome:
-    """One rank gets a signal that it cannot catch; the other must say so."""
+    """Send one rank a signal that it cannot catch; the other rank must report it."""
 
     def act(ranks: Ranks) -> None:
         ranks.until(lambda: ranks.steps() >= 3)
@@ -215,7 +215,7 @@ def _stands(ended: Ended) -> bool:
 
 
 def _full(scene: Scene) -> Outcome:
-    """A real file system without room where this user may mount one, else a write that fails so."""
+    """Save to a full file system, or where none can be mounted, with writes that fail so."""
     place = scene.folder / "full" / "disk"
     place.mkdir(parents=True)
     mounted = _mount("-t", "tmpfs", "-o", f"size={_TMPFS}", "tmpfs", str(place))
@@ -265,7 +265,7 @@ def _read_only(scene: Scene) -> Outcome:
 
 
 def _slow(scene: Scene) -> Outcome:
-    """Flushing takes seconds: the run ends well, and the stall stands in the metrics."""
+    """Slow down flushing: the run ends well, and the metrics contain the waiting time."""
     hook = functools.partial(slow_flushes, seconds=0.2)
     ended = scene.train("slow", 6, "every.save=2", hook=hook)
     stalls = [line["save_seconds"] for line in ended.metrics()]

@@ -1,7 +1,7 @@
-"""kill -9, and start again: does the run go on as if nothing had happened?
+"""kill -9 and restart: does the run resume as if nothing had happened?
 
-Every start must go on from the newest checkpoint that was whole when its predecessor died, and the
-end of the run must be, bit for bit, the end of one that was left alone.
+Every start must resume from the newest checkpoint that was whole when its predecessor died, and the
+end of the run must equal, bit for bit, the end of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from tests.faults.forked import ACCUMULATING, LEARNING, PHASES, SAVING, Ranks
 log = logging.getLogger(__name__)
 WORLD = 2
 _SAVE = 3  # steps from one checkpoint to the next where kills come at any time
-_PATIENCE = 1.0  # seconds, at most, that the survivors of a killed rank go on
+_PATIENCE = 1.0  # seconds, at most, that the survivors of a killed rank run
 _ENTRIES = 18  # files and folders of a small checkpoint of two ranks
 _LIMIT = 600  # seconds for the last, undisturbed part
 
 
 @dataclass
 class Campaign:
-    """What came of killing a run again and again."""
+    """The results of killing a run again and again."""
 
     kills: int = 0
     lost_steps: int = 0  # behind the newest whole checkpoint at a start; not once in metrics.jsonl
     differing_bits: int = 0
     wrong_samples: int = 0
-    unloadable: int = 0  # starts that did not come to load a whole checkpoint, or did not end well
-    where: Counter[str] = field(default_factory=Counter)  # what the killed ranks were at
-    trouble: list[str] = field(default_factory=list)  # what the ranks said when they failed
+    unloadable: int = 0  # starts that did not load a whole checkpoint, or failed
+    where: Counter[str] = field(default_factory=Counter)  # the phase in which ranks were killed
+    trouble: list[str] = field(default_factory=list)  # output of ranks that failed
 
     def __add__(self, other: Campaign) -> Campaign:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
@@ -53,7 +53,7 @@ class Campaign:
 
 
 class Victim:
-    """A stage of a small run that is started again and again, beside one that is left alone."""
+    """A stage of a small run that is restarted again and again, and an undisturbed one."""
 
     def __init__(self, run: RunConfig, folder: Path, stage: int, steps: int, seed: int = 0) -> None:
         """run: a `small_run`; folder: a new one, for both runs; steps: length of the stage."""
@@ -63,7 +63,7 @@ class Victim:
         self.draw = random.Random(seed)
 
     def start(self, *overrides: str, name: str = "run", world: int = WORLD) -> Ranks:
-        """Start the ranks: of the disturbed run, or of another under its `name`."""
+        """Start the ranks of the disturbed run, or of another one by its `name`."""
         fixed = [f"run={self.folder / name}", f"stage{self.number}.num_steps={self.last}"]
         return Ranks(
             self.recipe,
@@ -79,9 +79,9 @@ class Victim:
         return step_of(found[-1]) if found else 0
 
     def unfinished(self) -> list[Path]:
-        """The checkpoints being written, once a start has swept away what the last one left.
+        """Return the checkpoints being written, after a start has removed leftovers.
 
-        An old one on its way out has the same suffix; those are not meant.
+        An old checkpoint that is being removed has the same suffix and is left out.
         """
         newest = self.newest()
         found = (self.stage / "checkpoints").glob("*.part")
@@ -92,7 +92,7 @@ class Victim:
         return max((1 + len(list(path.rglob("*"))) for path in self.unfinished()), default=0)
 
     def begun(self, ranks: Ranks, expected: int, found: Campaign) -> bool:
-        """Wait until the ranks say where they go on; counts what they lost, or that they failed."""
+        """Wait until the ranks log where they resume; count lost steps, or a failure."""
         if not ranks.until(lambda: ranks.start() is not None):
             found.failed(ranks)
             return False
@@ -100,7 +100,7 @@ class Victim:
         return True
 
     def finish(self, found: Campaign) -> Campaign:
-        """Run to the end undisturbed, run another from the start, and compare the two."""
+        """Run to the end undisturbed, run another one from the start, and compare them."""
         for name in ("run", "alone"):
             expected = self.newest() if name == "run" else 0
             with self.start(f"every.save={self.last}", name=name) as ranks:
@@ -122,7 +122,7 @@ def kill_at_any_time(victim: Victim, kills: int) -> Campaign:
     In turns: at any time after the start, between two micro-batches, anywhere in a step, in a save.
     """
     found = Campaign()
-    started = 2.0  # seconds until the ranks say where they go on, as far as known
+    started = 2.0  # seconds until the ranks log where they resume, as far as known
     for number in range(kills):
         aim = (None, ACCUMULATING, LEARNING, SAVING)[number % 4]
         rank = victim.draw.choice((None, 0, 1))
@@ -172,7 +172,7 @@ def kill_in_saves(victim: Victim, kills: int) -> Campaign:
     """`kills` times kill -9 between a checkpoint's first byte and its rename; then to the end.
 
     The instants are spread over what a save writes, file by file. Where the rename came before
-    the kill, that is gone on from like any other and not counted.
+    the kill, the run resumes from it like from any other, and the kill is not counted.
     """
     found = Campaign()
     while found.kills < kills:

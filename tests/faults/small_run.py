@@ -1,4 +1,4 @@
-"""A run small enough to be started hundreds of times: random weights, made-up texts, real tars."""
+"""A run that is small enough to start hundreds of times: random weights and texts, real tars."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def small_run(folder: Path, *, width: int = 32, **stage: Any) -> RunConfig:
         },
         "stage1": {**both, "max_target_length": 48},
         "stage2": {**both, "from": "backbone", "temperature": 0.05},
-        "every": {"evaluate": None},  # these suites look at saves and steps
+        "every": {"evaluate": None},  # the campaign checks saves and steps
     }
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe, indent=1))  # JSON is YAML

@@ -1,4 +1,4 @@
-"""Stops that are asked for: a signal, another number of ranks; and what a save costs training."""
+"""Requested stops: a signal, another number of ranks; and how long training waits for a save."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.faults.kills import WORLD, Victim
 
 log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-_LONG = 10_000  # steps of a run that will not come to its end
+_LONG = 10_000  # steps of a run that does not reach its end
 
 
 def signal_to_exit(run: RunConfig, folder: Path, times: int) -> list[float]:
@@ -54,7 +54,7 @@ def signal_to_exit(run: RunConfig, folder: Path, times: int) -> list[float]:
 
 
 def stall_per_save(run: RunConfig, folder: Path, rounds: int) -> list[tuple[float, float]]:
-    """Seconds that training stands still for a save, (asynchronous, synchronous) in each round."""
+    """Return the seconds that training waits for a save, (asynchronous, synchronous) per round."""
     starts = iter(range(1000))
 
     def stall(asynchronous: bool) -> float:
@@ -66,7 +66,7 @@ def stall_per_save(run: RunConfig, folder: Path, rounds: int) -> list[tuple[floa
             _ended_well(ranks)
         stage = folder / name / "stage1"
         seconds = _metrics(stage)[-1]["save_seconds"] / saves
-        log.info("save, %s: %.3f s of standing still", "async" if asynchronous else "sync", seconds)
+        log.info("save, %s: %.3f s of waiting", "async" if asynchronous else "sync", seconds)
         return float(seconds)
 
     return interleaved(lambda: stall(True), lambda: stall(False), rounds)
@@ -75,10 +75,11 @@ def stall_per_save(run: RunConfig, folder: Path, rounds: int) -> list[tuple[floa
 def change_worlds(
     run: RunConfig, folder: Path, worlds: tuple[int, ...], steps: int
 ) -> tuple[float, int]:
-    """Run a stage on worlds[0] ranks, stop it, go on with worlds[1], and so on to its end.
+    """Run a stage on worlds[0] ranks, stop it, resume it on worlds[1], and so on to its end.
 
-    Returns the largest relative error of the weights against a run on worlds[0] ranks that was
-    left alone, and the number of samples that came otherwise than there.
+    Returns:
+        (largest relative error of the weights against an undisturbed run on worlds[0] ranks, number
+        of samples that differ from it).
     """
     victim = Victim(run, folder, 1, steps)
     share = steps // len(worlds)
