@@ -5,7 +5,7 @@
 | one, in a script with blanks and without marks    | mteb's, its stemmer and stop words     |
 | (Latin, Cyrillic, Greek, Armenian, Georgian)      |                                        |
 | unknown or several, in these scripts              | mteb's for English                     |
-| any other                                         | `segment.words`; stems where there is  |
+| any other                                         | `segmentation.words`; stems if there is |
 |                                                   | one language with a Snowball stemmer   |
 
 mteb cuts Chinese, Japanese, Korean and Thai into single characters, and its pattern for words

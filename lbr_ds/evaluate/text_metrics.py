@@ -2,12 +2,12 @@
 
 | measure | of                        | by                                                      |
 |---------|---------------------------|---------------------------------------------------------|
-| BLEU-4  | the whole set             | sacrebleu, over `segment.spaced`                        |
+| BLEU-4  | the whole set             | sacrebleu, over `segmentation.spaced`                   |
 | chrF    | the whole set             | sacrebleu: letters alone, so alike in any script        |
-| ROUGE-L | each text, best reference | longest common subsequence of `segment.tokens`, as F1   |
+| ROUGE-L | each text, best reference | longest common subsequence of `segmentation.tokens`  |
 
-Of English text BLEU-4 is sacrebleu's default and ROUGE-L that of Google's rouge-score. Chinese is
-cut as by sacrebleu's tokenizer `zh`, which so serves Japanese, Thai and mixed text too. A text that
+Of English text BLEU-4 is sacrebleu's default and ROUGE-L that of Google's rouge-score (F1). Chinese
+is cut as by sacrebleu's tokenizer `zh`, which so serves Japanese, Thai and mixed text too. A text that
 has no letter or digit in any reference cannot be scored: it has no ROUGE-L, and does not count in
 the others.
 """

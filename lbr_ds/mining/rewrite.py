@@ -55,7 +55,7 @@ def rewrite(
             _before_shuffle(records, manifest.seed),
             seed=manifest.seed,
             records_per_shard=records_per_shard,
-            progress=progress or no_progress,
+            progress=progress,
         )
         _write_audit(new, audit)
         splits = {**manifest.splits, "cl": shards, GIVEN: given}
@@ -69,7 +69,7 @@ def rewrite(
         )
         made.save()
         trained_texts.write(new)
-        verify(new, progress or no_progress)
+        verify(new, progress)
         leaks.prove_no_equal_texts(new)
 
 
