@@ -7,9 +7,9 @@
 | ROUGE-L | each text, best reference | longest common subsequence of `segmentation.tokens`  |
 
 Of English text BLEU-4 is sacrebleu's default and ROUGE-L that of Google's rouge-score (F1). Chinese
-is cut as by sacrebleu's tokenizer `zh`, which so serves Japanese, Thai and mixed text too. A text that
-has no letter or digit in any reference cannot be scored: it has no ROUGE-L, and does not count in
-the others.
+is cut as by sacrebleu's tokenizer `zh`, which so serves Japanese, Thai and mixed text too. A text
+that has no letter or digit in any reference cannot be scored: it has no ROUGE-L, and does not count
+in the others.
 """
 
 from __future__ import annotations
