@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from lbr_ds.model.encoder import PackedEncoder
+    from lbr_ds.model.packed_encoder import PackedEncoder
 
 
 class Encoder:
@@ -191,7 +191,7 @@ class Encoder:
     @cached_property
     def packed_model(self) -> PackedEncoder:
         """The model behind a run, a checkpoint or a model folder."""
-        from lbr_ds.model.encoder import PackedEncoder
+        from lbr_ds.model.packed_encoder import PackedEncoder
 
         assert self.folder is not None
         return PackedEncoder(

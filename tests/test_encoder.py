@@ -20,7 +20,7 @@ from lbr_ds.evaluate.scoring import recorded
 from lbr_ds.export import export
 from lbr_ds.instructions import Instructed, bare
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 from lbr_ds.shards import Manifest
 from tests.tiny import tiny_recipe
 

@@ -19,7 +19,7 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
-from lbr_ds.batching import TextEncoder, pack
+from lbr_ds.batching import TextTokenizer, pack
 from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.config import RunConfig, load
@@ -33,12 +33,12 @@ from lbr_ds.evaluate.scoring import recorded
 from lbr_ds.export import export
 from lbr_ds.instructions import Instructed, Instructions, Used, bare, instruction_of
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 from lbr_ds.records import Record
 from lbr_ds.runs import model_folder
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.train.feed import open_feed
-from lbr_ds.train.session import text_encoder
+from lbr_ds.train.session import text_tokenizer
 from lbr_ds.train.stages import STAGES
 from tests.ranks import run_cli
 from tests.tiny import records, tiny_recipe
@@ -142,7 +142,7 @@ def test_leaks_and_duplicates_are_found_on_the_bare_text(tmp_path: Path) -> None
 
 
 def test_batches_have_the_template_on_both_sides(run: RunConfig) -> None:
-    encoder = text_encoder(run)
+    encoder = text_tokenizer(run)
     record = Record(
         "r",
         "s",
@@ -193,10 +193,10 @@ def test_mean_pooling_leaves_out_the_instruction(mean: RunConfig) -> None:
     """Against the mean of the text's own states."""
     model = PackedEncoder(mean.run / "backbone", dtype=torch.float32)
     text = Instructed(QUERY, "what is a fever of the liver")
-    ids = torch.tensor(model.texts.contexts([text]))
-    size = len(model.texts.plain(QUERY, 99))
+    ids = torch.tensor(model.tokenizer.contexts([text]))
+    size = len(model.tokenizer.plain(QUERY, 99))
     with torch.inference_mode():
-        states = model.model.states(pack(model.texts.embed([text])))[-1]
+        states = model.model.states(pack(model.tokenizer.embed([text])))[-1]
     assert ids.shape[1] == len(states)
     expected = torch.nn.functional.normalize(states[size:].mean(0), dim=0)
     others = [Instructed(DOCUMENT, "a cure"), "a text without one"]
@@ -237,7 +237,7 @@ def test_an_instruction_without_room_is_refused_before_training(tmp_path: Path) 
     sources = [source(tmp_path, "cases", named(40, "cases"), instruction=LONG)]
     run = recipe(tmp_path, sources, model__max_length=200)
     short = run.model_copy(update={"model": run.model.model_copy(update={"max_length": 24})})
-    encoder = text_encoder(short)
+    encoder = text_tokenizer(short)
     with pytest.raises(DataError, match=r"source cases, query side: its .*=24 for the text"):
         open_feed(short, STAGES[2], encoder, World(), start=0, stop=1)
     record = next(iter(read_split(run.data.folder, "cl")))
@@ -248,13 +248,13 @@ def test_an_instruction_without_room_is_refused_before_training(tmp_path: Path) 
     assert _error(_like(encoder, needed - 1), record) is not None
 
 
-def _like(encoder: TextEncoder, max_length: int) -> TextEncoder:
-    return TextEncoder(
-        encoder.tokenizer, max_length=max_length, num_bottleneck=encoder.num_bottleneck
+def _like(encoder: TextTokenizer, max_length: int) -> TextTokenizer:
+    return TextTokenizer(
+        encoder.backend, max_length=max_length, num_bottleneck=encoder.num_bottleneck
     )
 
 
-def _error(encoder: TextEncoder, record: Record) -> DataError | None:
+def _error(encoder: TextTokenizer, record: Record) -> DataError | None:
     try:
         encoder.contexts([record.instructed_query()])
     except DataError as error:
@@ -263,15 +263,15 @@ def _error(encoder: TextEncoder, record: Record) -> DataError | None:
 
 
 def test_an_instruction_is_tokenised_once(run: RunConfig) -> None:
-    encoder, seen = text_encoder(run), []
-    tokenizer = encoder.tokenizer
+    encoder, seen = text_tokenizer(run), []
+    tokenizer = encoder.backend
 
     class Counting:
         def __call__(self, text: Any, **options: Any) -> Any:
             seen.append(text)
             return tokenizer(text, **options)
 
-    encoder.tokenizer = Counting()  # type: ignore[assignment]
+    encoder.backend = Counting()  # type: ignore[assignment]
     encoder.embed([Instructed(QUERY, f"text {n}") for n in range(50)])
     assert [t for t in seen if isinstance(t, str)] == [QUERY]
 
@@ -307,7 +307,7 @@ def test_a_tokenizer_of_the_prepared_backbone_counts_alike(run: RunConfig) -> No
     """`prepare` counts with the untouched tokenizer, training with the prepared one."""
     from lbr_ds.corpora.token_counts import room
 
-    encoder = TextEncoder(load_tokenizer(run.run / "backbone"), max_length=20, num_bottleneck=2)
+    encoder = TextTokenizer(load_tokenizer(run.run / "backbone"), max_length=20, num_bottleneck=2)
     model = run.model.model_copy(update={"max_length": 20})
     space = room(model, 2, "")
     assert space is not None
@@ -327,7 +327,7 @@ def test_a_tokenizer_of_the_prepared_backbone_counts_alike(run: RunConfig) -> No
 def vectors_of_batches(folder: Path, found: list[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Queries and positives of stage-2 batches, as the trainer packs and encodes them."""
     model = PackedEncoder(folder, dtype=torch.float32)
-    pairs = contrastive_pairs(found, [0] * len(found), model.texts, 0)
+    pairs = contrastive_pairs(found, [0] * len(found), model.tokenizer, 0)
     with torch.inference_mode():
         vectors = model.model(pack(pairs.sequences)).numpy()
     return vectors[: len(found)], vectors[len(found) :]

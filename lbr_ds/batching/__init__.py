@@ -6,7 +6,6 @@ R read-out rows, K bottleneck tokens, D hidden size, H heads, V vocabulary, C ga
 
 from __future__ import annotations
 
-from lbr_ds.batching.encode import Sequence, TextEncoder
 from lbr_ds.batching.pack import (
     Bags,
     PackedBatch,
@@ -14,12 +13,13 @@ from lbr_ds.batching.pack import (
     pack,
     split_by_tokens,
 )
+from lbr_ds.batching.tokenizer import Sequence, TextTokenizer
 
 __all__ = [
     "Bags",
     "PackedBatch",
     "Sequence",
-    "TextEncoder",
+    "TextTokenizer",
     "fill_by_tokens",
     "pack",
     "split_by_tokens",

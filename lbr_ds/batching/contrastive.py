@@ -1,4 +1,4 @@
-"""Records -> the stage-2 texts and what must not be a negative of what."""
+"""Records -> the texts of stage 2, and the hashes that say what is no negative of what."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lbr_ds.batching.encode import Sequence, TextEncoder
+from lbr_ds.batching.tokenizer import Sequence, TextTokenizer
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """n queries and their n*(1+M) candidates: positives first, then M negatives a query.
+    """n queries and their n*(1+M) candidates: positives first, then M negatives for each query.
 
-    sequences: n queries, then the candidates. group (n,), known (n, P), text (n*(1+M),) int64 are
-    hashes: of the query's group, of its record's positives (all of them, -1 fills up), of each
-    candidate's text. real (n*(1+M),) bool: false where a record had
-    fewer than M negatives.
+    Attributes:
+        sequences: n queries, then the candidates.
+        group: (n,) int64, the hash of each query's group.
+        known: (n, P) int64, the hashes of all positives of its record; -1 fills up.
+        text: (n*(1+M),) int64, the hash of each candidate's text.
+        real: (n*(1+M),) bool, False for a placeholder, where a record had fewer than M negatives.
     """
 
     sequences: list[Sequence]
@@ -45,17 +47,24 @@ class Pairs:
 
 
 def hashed(text: str) -> int:
-    """A 63-bit number that is the same for the same text on every machine."""
+    """Return a 63-bit hash of a text, the same on every machine."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def contrastive_pairs(
-    records: list[Record], turns: list[int], encoder: TextEncoder, num_negatives: int
+    records: list[Record], turns: list[int], tokenizer: TextTokenizer, num_negatives: int
 ) -> Pairs:
-    """The pairs of a rank's share of a step. turns[i]: which of record i's positives and negatives.
+    """Return the pairs of a rank's share of a step.
 
-    Raises DataError for a record without a query, or with an instruction that leaves it no room.
+    Args:
+        records: the share's records.
+        turns: for each record, which of its positives and negatives, modulo their number.
+        tokenizer: the prepared one.
+        num_negatives: M.
+
+    Raises:
+        DataError: a record has no query, or its instruction leaves no room for it.
     """
     for record in records:
         if record.text:
@@ -67,19 +76,19 @@ def contrastive_pairs(
     for record, turn, positive in zip(records, turns, positives, strict=True):
         have = min(num_negatives, len(record.negatives))
         chosen = [record.negatives[(turn * have + i) % len(record.negatives)] for i in range(have)]
-        # Every rank must hold the same number of candidates; a stand-in is masked, yet encoded.
+        # Every rank must hold the same number of candidates; a placeholder is encoded, and masked.
         negatives += chosen + [positive] * (num_negatives - have)
         real += [True] * have + [False] * (num_negatives - have)
     known = [[hashed(p) for p in r.positives] for r in records]
     most = max(len(k) for k in known)
-    # Negatives come M for each record in turn; its document instruction stands before all of them.
+    # M negatives of each record in turn, with its document instruction before each of them.
     owners = records + [record for record in records for _ in range(num_negatives)]
     texts = positives + negatives
     passages: list[str] = [
         owner.instructed_passage(text) for owner, text in zip(owners, texts, strict=True)
     ]
     return Pairs(
-        sequences=encoder.embed(queries + passages),
+        sequences=tokenizer.embed(queries + passages),
         group=torch.tensor([hashed(r.group or r.id) for r in records]),
         known=torch.tensor([k + [-1] * (most - len(k)) for k in known]),
         text=torch.tensor([hashed(text) for text in texts]),

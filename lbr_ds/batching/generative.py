@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lbr_ds.batching.encode import Sequence, TextEncoder
+from lbr_ds.batching.tokenizer import Sequence, TextTokenizer
 from lbr_ds.config import OBJECTIVES
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
@@ -31,58 +31,68 @@ def draw(weights: dict[str, float], *key: int) -> str:
 
 
 def generative_sequence(
-    record: Record, objective: str, encoder: TextEncoder, *, turn: int, max_target_length: int
+    record: Record, objective: str, tokenizer: TextTokenizer, *, turn: int, max_target_length: int
 ) -> Sequence:
-    """The sequence of one record. turn: which of several positives, counted round.
+    """Return the sequence of one record.
 
-    Raises DataError when the record lacks what the objective needs, or its instruction leaves no
-    room for the query.
+    Args:
+        record: a pair or a plain passage.
+        objective: a name of the table in config/objectives.py.
+        tokenizer: the prepared one.
+        turn: which of several positives is the answer, modulo their number.
+        max_target_length: tokens of Y at most.
+
+    Raises:
+        DataError: the record lacks what the objective needs, or its instruction leaves no room for
+            the query.
     """
     kind = OBJECTIVES[objective]
     passage = record.text or record.positives[turn % len(record.positives)]
     if not kind.bottleneck:
         question = record.instructed_query() if kind.x == "query" and record.query else ""
-        return _plain(question, passage, encoder, max_target_length)
-    bottleneck = encoder.num_bottleneck
+        return _plain(question, passage, tokenizer, max_target_length)
+    bottleneck = tokenizer.num_bottleneck
     if kind.x == "prefix":
-        ids = encoder.plain(passage, encoder.max_length + max_target_length)
-        before = encoder.instruction_ids(record.instructed_passage(""))
-        half = min(len(ids) // 2, encoder.max_length - bottleneck - len(before))
-        target = [*ids[half:], encoder.tokenizer.eos_token_id][:max_target_length]
-        return Sequence(encoder.wrap([*before, *ids[:half]]), bottleneck, target, cut=kind.cut)
+        ids = tokenizer.plain(passage, tokenizer.max_length + max_target_length)
+        before = tokenizer.instruction_ids(record.instructed_passage(""))
+        half = min(len(ids) // 2, tokenizer.max_length - bottleneck - len(before))
+        target = [*ids[half:], tokenizer.backend.eos_token_id][:max_target_length]
+        return Sequence(tokenizer.wrap([*before, *ids[:half]]), bottleneck, target, cut=kind.cut)
     if kind.x == "query" and record.text:
         raise DataError(
             f"record {record.id}: objective {objective} needs a query; plain passages serve "
             "ib_reconstruct, ib_continue, plain_sft and plain_lm"
         )
     source = record.instructed_query() if kind.x == "query" else record.instructed_passage(passage)
-    target = encoder.target(passage, max_target_length)
-    return Sequence(encoder.contexts([source])[0], bottleneck, target, cut=kind.cut)
+    target = tokenizer.target(passage, max_target_length)
+    return Sequence(tokenizer.contexts([source])[0], bottleneck, target, cut=kind.cut)
 
 
-def with_bag(sequence: Sequence, encoder: TextEncoder) -> Sequence:
-    """Add the words of Y that the end of X is to predict (`stage1.bag_of_words`), if it has an X.
+def with_bag(sequence: Sequence, tokenizer: TextTokenizer) -> Sequence:
+    """Add the bag of words that the end of X predicts (`stage1.bag_of_words`), if it has an X.
 
-    The bag holds the distinct tokens of Y. Byte-level tokenizers write rare characters, and in some
-    scripts all, as several tokens that are bytes. Without their order such parts do not tell which
-    characters they make up, and hundreds of characters share them; so they are left out of the bag,
-    unless Y has nothing else.
+    The bag holds the distinct tokens of Y. Byte-level tokenizers encode rare characters, and in
+    some scripts all, as several tokens that are bytes. Without their order these do not determine
+    the characters, and hundreds of characters share them; so they are left out of the bag, unless Y
+    has nothing else.
     """
     if len(sequence.context) <= 1:
         return sequence
-    ids = set(sequence.target) - encoder.special_ids
-    whole = {token for token in ids if not encoder.is_part(token)}
+    ids = set(sequence.target) - tokenizer.special_ids
+    whole = {token for token in ids if not tokenizer.is_part(token)}
     return replace(sequence, bag=sorted(whole or ids))
 
 
-def _plain(question: str, passage: str, encoder: TextEncoder, max_target_length: int) -> Sequence:
+def _plain(
+    question: str, passage: str, tokenizer: TextTokenizer, max_target_length: int
+) -> Sequence:
     """X and Y under one causal segment; the end token stands between a question and its answer.
 
     Without a bottleneck that is how the tokenizer ends every text, so X is read as it is learnt.
     """
-    end = encoder.tokenizer.eos_token_id
-    target = encoder.target(passage, max_target_length)
-    if question and not encoder.num_bottleneck:
-        return Sequence(encoder.contexts([question])[0], 0, target, cut=False)
-    ids = encoder.plain(question, encoder.max_length - 1) if question else []
+    end = tokenizer.backend.eos_token_id
+    target = tokenizer.target(passage, max_target_length)
+    if question and not tokenizer.num_bottleneck:
+        return Sequence(tokenizer.contexts([question])[0], 0, target, cut=False)
+    ids = tokenizer.plain(question, tokenizer.max_length - 1) if question else []
     return Sequence([*ids, end], 0, target, cut=False)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbr_ds.batching.encode import Sequence
+from lbr_ds.batching.tokenizer import Sequence
 from lbr_ds.objectives.ib_segments import Segments, ib_segments
 
 

@@ -26,7 +26,7 @@ from lbr_ds.evaluate.text_metrics import bleu_4, chrf, mean, rouge_l
 from lbr_ds.instructions import bare
 
 if TYPE_CHECKING:
-    from lbr_ds.model.encoder import PackedEncoder
+    from lbr_ds.model.packed_encoder import PackedEncoder
 
 log = logging.getLogger(__name__)
 _EXAMPLES = 3
@@ -41,8 +41,8 @@ def score_generation(folder: Path, judged: Judgements) -> dict[str, Any]:
     {prompt: {query id: rouge_l}}}. A score is None where no query can be scored.
     Raises ConfigError for an exported embedding model whose head was left out.
     """
-    from lbr_ds.model.encoder import PackedEncoder
     from lbr_ds.model.generate import write
+    from lbr_ds.model.packed_encoder import PackedEncoder
 
     model = PackedEncoder(folder)
     if not model.card.head:
@@ -67,7 +67,7 @@ def score_generation(folder: Path, judged: Judgements) -> dict[str, Any]:
         if prompt == "bottleneck" and not model.card.num_bottleneck:
             continue
         written = write(model, contexts(model, queries, cut=prompt == "bottleneck"), limit)
-        texts = [model.texts.text(ids) for ids in written]
+        texts = [model.tokenizer.text(ids) for ids in written]
         rouge = rouge_l(texts, references)
         found["per_query"][prompt] = dict(zip(ids, rouge, strict=True))
         shown = zip(queries, texts, references, strict=True)
@@ -91,10 +91,10 @@ def _rounded(score: float | None) -> float | None:
 def contexts(model: PackedEncoder, queries: list[str], *, cut: bool) -> list[Sequence]:
     """`[X ; B]` of each query (without a bottleneck X and the end token), as in training."""
     bottleneck = model.card.num_bottleneck
-    return [Sequence(ids, bottleneck, cut=cut) for ids in model.texts.contexts(queries)]
+    return [Sequence(ids, bottleneck, cut=cut) for ids in model.tokenizer.contexts(queries)]
 
 
 def _longest(model: PackedEncoder, references: list[list[str]]) -> int:
     """Tokens of the longest reference with its end, each cut at the model's `max_length`."""
     texts = [text for own in references for text in own]
-    return 1 + max(len(model.texts.plain(text, model.card.max_length)) for text in texts)
+    return 1 + max(len(model.tokenizer.plain(text, model.card.max_length)) for text in texts)

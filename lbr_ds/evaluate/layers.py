@@ -27,7 +27,7 @@ from lbr_ds.evaluate.judgements import Judgements
 from lbr_ds.evaluate.retrieval_metrics import rank_scores
 
 if TYPE_CHECKING:
-    from lbr_ds.model.encoder import PackedEncoder
+    from lbr_ds.model.packed_encoder import PackedEncoder
 
 _BATCH_TOKENS = 2048
 
@@ -41,7 +41,7 @@ def score_layers(folder: Path, judged: Judgements) -> list[dict[str, Any]]:
     Returns:
         [{"layer", "read": pooling, "recall_at_10", "ndcg_at_10", "separation_ratio"}].
     """
-    from lbr_ds.model.encoder import PackedEncoder
+    from lbr_ds.model.packed_encoder import PackedEncoder
 
     model = PackedEncoder(folder)
     queries = states(model, list(judged.queries.values()))
@@ -60,7 +60,7 @@ def score_layers(folder: Path, judged: Judgements) -> list[dict[str, Any]]:
 @torch.inference_mode()
 def states(model: PackedEncoder, texts: list[str]) -> dict[str, np.ndarray]:
     """Return {pooling: (layers + 1, N, D) float16, normalised}, in the order of `texts`."""
-    sequences = model.texts.embed(texts)
+    sequences = model.tokenizer.embed(texts)
     own = model.card.num_bottleneck
     config = model.model.backbone.config
     shape = (config.num_hidden_layers + 1, len(texts), config.hidden_size)

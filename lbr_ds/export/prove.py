@@ -11,9 +11,9 @@ import numpy as np
 from lbr_ds.errors import CheckpointError
 from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.model.bottleneck import Card
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.fp32_arithmetic import use_fp32_arithmetic
+from lbr_ds.model.packed_encoder import PackedEncoder
 from lbr_ds.model.stock import load_sentences
-from lbr_ds.model.widen import widen
 
 _UNIT = 1e-3  # how far a vector's length may be from 1
 TOLERANCE = 1e-5  # largest difference of a component, in fp32
@@ -62,7 +62,7 @@ def prove(source: Path, folder: Path) -> dict[str, Any]:
     general = json.loads((folder / "config_sentence_transformers.json").read_text())
     prompts: dict[str, str] = general["prompts"]
     encoder = PackedEncoder(source, device="cpu", dtype="auto")
-    widen(encoder.model)
+    use_fp32_arithmetic(encoder.model)
     ours = encoder.encode(texts)
     by_prompt = {name: text for name, text in prompts.items() if text}
     instructed = {
@@ -80,7 +80,7 @@ def prove(source: Path, folder: Path) -> dict[str, Any]:
     stock = load_sentences(
         str(folder), device="cpu", model_kwargs={"dtype": "auto"}, local_files_only=True
     )
-    widen(stock)
+    use_fp32_arithmetic(stock)
     largest = {}
     for batch_size in (1, 3, len(texts)):  # alone, in mixed batches, all together
         theirs = stock.encode(texts, batch_size=batch_size, show_progress_bar=False)

@@ -19,7 +19,7 @@ from lbr_ds.batching import PackedBatch
 from lbr_ds.model.attention import packed_forward, use_ib_attention
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.head import Head
-from lbr_ds.model.narrow import narrow_last_layer
+from lbr_ds.model.last_layer import compute_read_rows_only
 
 _WORTH = 0.8  # taking rows out of a layer and putting them back costs about a tenth of its work
 
@@ -41,7 +41,7 @@ class Embedder(nn.Module):
         self.head = Head(backbone.get_output_embeddings().weight)
         self.pooling = card.pooling
         self.bidirectional = card.attention == "bidirectional"
-        narrow_last_layer(backbone.base_model)
+        compute_read_rows_only(backbone.base_model)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """With targets: sum of the rows' losses, fp32 scalar. Without: (N, D) fp32 of unit length.

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lbr_ds.batching import Sequence, pack
 from lbr_ds.model.attention import NAME
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def write(
 
 
 def _write_batch(model: PackedEncoder, contexts: list[Sequence], limit: int) -> list[list[int]]:
-    backbone, end = model.model.backbone, model.texts.tokenizer.eos_token_id
+    backbone, end = model.model.backbone, model.tokenizer.backend.eos_token_id
     last, cache, visible = _read(model, contexts)
     positions = torch.tensor([[len(c)] for c in contexts], device=model.device)
     written = torch.empty((len(contexts), 0), dtype=torch.int64, device=model.device)

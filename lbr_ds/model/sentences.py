@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lbr_ds.batching import TextEncoder
+from lbr_ds.batching import TextTokenizer
 from lbr_ds.instructions import bare, instruction_of
 from lbr_ds.model.bottleneck import Card, load_tokenizer
 
@@ -25,7 +25,7 @@ class Exported:
         card = Card.load(folder)
         self.model = model
         self.pools_instruction = card.pool_instruction or card.pooling != "mean"
-        self.texts = TextEncoder(
+        self.tokenizer = TextTokenizer(
             load_tokenizer(folder), max_length=card.max_length, num_bottleneck=card.num_bottleneck
         )
 
@@ -42,7 +42,7 @@ class Exported:
         Raises:
             DataError: If an instruction leaves no room for its text.
         """
-        self.texts.check(texts)
+        self.tokenizer.check(texts)
         if self.pools_instruction:
             whole = [str(text) for text in texts]
             return np.asarray(self.model.encode(whole, prompt="", **options), np.float32)

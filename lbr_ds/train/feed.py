@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lbr_ds.batching import TextEncoder
+from lbr_ds.batching import TextTokenizer
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import DataError, LbrError
@@ -32,7 +32,7 @@ class _Feed(IterableDataset):
 
     run: RunConfig
     stage: Stage
-    encoder: TextEncoder
+    tokenizer: TextTokenizer
     rank: int
     world: int
     start: int
@@ -66,7 +66,7 @@ class _Feed(IterableDataset):
         for step in pipeline:
             if step.skipped and (error := self._changed()):
                 raise error
-            yield self.stage.collate(self.run, self.encoder, step)
+            yield self.stage.collate(self.run, self.tokenizer, step)
 
     def _changed(self) -> DataError | None:
         """Return the error for records that cannot be read because the data has been replaced."""
@@ -86,7 +86,7 @@ class _Feed(IterableDataset):
 def open_feed(
     run: RunConfig,
     stage: Stage,
-    encoder: TextEncoder,
+    tokenizer: TextTokenizer,
     world: World,
     *,
     start: int,
@@ -100,7 +100,7 @@ def open_feed(
     Args:
         run: The recipe.
         stage: The stage.
-        encoder: Turns texts into token ids.
+        tokenizer: Turns texts into token ids.
         world: This rank's place.
         start: First step, from 0.
         stop: Number of steps of the stage.
@@ -111,10 +111,10 @@ def open_feed(
             instruction in the manifest leaves no room for text.
     """
     used = Manifest.load(run.data.folder).instructions.within(stage.split)
-    encoder.check(used.stated())
+    tokenizer.check(used.stated())
     if used.any and not run.model.pool_instruction and run.model.pooling == "last":
         log.info("model.pool_instruction=false has no effect with model.pooling=last")
-    feed = _Feed(run, stage, encoder, world.rank, world.size, start, stop, fingerprint)
+    feed = _Feed(run, stage, tokenizer, world.rank, world.size, start, stop, fingerprint)
     workers = min(run.data.workers, max(0, stop - start))
     loader: Iterable[Work | LbrError] = feed
     if workers:

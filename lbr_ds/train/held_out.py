@@ -142,7 +142,7 @@ def measure(session: Session, sample: HeldOutSample) -> Figures:
 
 def _encode(session: Session, texts: list[str]) -> np.ndarray:
     """Return (n, D) float32; every rank calls it with texts of its own."""
-    sequences = session.encoder.embed(texts)
+    sequences = session.tokenizer.embed(texts)
     batches, members = split_into_micro_batches(sequences, session.config.micro_batch_tokens)
     rows = [vectors.float().cpu() for vectors in _forwards(session, batches, batches[0])]
     vectors = torch.empty(len(texts), rows[0].shape[1])
@@ -163,7 +163,7 @@ def _losses(session: Session, records: list[Record]) -> Figures:
         generative_sequence(
             record,
             draw(run.stage1.objective, run.seed, place),
-            session.encoder,
+            session.tokenizer,
             turn=0,
             max_target_length=run.stage1.max_target_length,
         )

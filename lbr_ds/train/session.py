@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lbr_ds.batching import TextEncoder
+from lbr_ds.batching import TextTokenizer
 from lbr_ds.config import RunConfig
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.config.training import StageConfig
@@ -81,9 +81,9 @@ class Session:
         self.step = self.start
 
     @functools.cached_property
-    def encoder(self) -> TextEncoder:
-        """The encoder of the prepared backbone's tokenizer."""
-        return text_encoder(self.run)
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the prepared backbone, with the lengths of the recipe."""
+        return text_tokenizer(self.run)
 
     @property
     def config(self) -> StageConfig:
@@ -130,9 +130,9 @@ def build_session(
     )
 
 
-def text_encoder(run: RunConfig) -> TextEncoder:
-    """Return the encoder of the prepared backbone's tokenizer."""
-    return TextEncoder(
+def text_tokenizer(run: RunConfig) -> TextTokenizer:
+    """Return the tokenizer of the prepared backbone, with the lengths of the recipe."""
+    return TextTokenizer(
         load_tokenizer(run.run / "backbone"),
         max_length=run.model.max_length,
         num_bottleneck=run.bottleneck.count,

@@ -30,7 +30,7 @@ from lbr_ds.train.feed import open_feed
 from lbr_ds.train.held_out import read_held_out_sample
 from lbr_ds.train.logs import open_log
 from lbr_ds.train.negatives import check_negatives
-from lbr_ds.train.session import Session, build_engine, build_session, text_encoder
+from lbr_ds.train.session import Session, build_engine, build_session, text_tokenizer
 from lbr_ds.train.stages import STAGES, Stage
 from lbr_ds.train.starts import note_start, starting_point
 from lbr_ds.train.watch import Watch
@@ -65,7 +65,7 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
         # Before the engine: a loader process is a fork, and would keep the pages that training
         # writes over, which is as much memory again.
         feed = open_feed(
-            run, stage, text_encoder(run), world, start=start, stop=stop, fingerprint=data
+            run, stage, text_tokenizer(run), world, start=start, stop=stop, fingerprint=data
         )
         engine = build_engine(run, number, world, layout=layout, origin=origin)
         counters = load_checkpoint(checkpoint, engine, world)

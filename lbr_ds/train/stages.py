@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lbr_ds.batching import PackedBatch, Sequence, TextEncoder, pack
+from lbr_ds.batching import PackedBatch, Sequence, TextTokenizer, pack
 from lbr_ds.batching.contrastive import Pairs
 from lbr_ds.config import RunConfig, stages
 from lbr_ds.distributed import World
@@ -40,14 +40,14 @@ class Stage:
     Attributes:
         number: 1 or 2.
         split: The split of the prepared data that it trains on.
-        collate: `collate(run, encoder, step)` packs a rank's share of a step.
+        collate: `collate(run, tokenizer, step)` packs a rank's share of a step.
         forward_backward: `forward_backward(session, work)` computes the gradient of a step and
             returns the step's loss and statistics, equal on all ranks.
     """
 
     number: int
     split: str
-    collate: Callable[[RunConfig, TextEncoder, Step], Work]
+    collate: Callable[[RunConfig, TextTokenizer, Step], Work]
     forward_backward: Callable[[Session, Work], Stats]
 
 
@@ -179,10 +179,10 @@ def agreed_count(batches: list[PackedBatch], world: World) -> int:
 
 def rehearse(session: Session) -> None:
     """Run the largest micro-batch once, with weight 0, so that memory errors occur at the start."""
-    run, encoder = session.run, session.encoder
-    eos = encoder.tokenizer.eos_token_id
+    run, tokenizer = session.run, session.tokenizer
+    eos = tokenizer.backend.eos_token_id
     target = [eos] * run.stage1.max_target_length if session.stage.number == 1 else []
-    ids = encoder.wrap([eos] * encoder.max_length)
+    ids = tokenizer.wrap([eos] * tokenizer.max_length)
     sequence = Sequence(ids, run.bottleneck.count, target, cut=run.bottleneck.count > 0)
     fits = max(1, session.config.micro_batch_tokens // len(sequence))
     result = session.engine.forward(pack([sequence] * fits).to(session.world.device))

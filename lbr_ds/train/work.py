@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lbr_ds.batching import PackedBatch, Sequence, TextEncoder, fill_by_tokens, pack
+from lbr_ds.batching import PackedBatch, Sequence, TextTokenizer, fill_by_tokens, pack
 from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
 from lbr_ds.config import RunConfig
@@ -77,7 +77,7 @@ def split_into_micro_batches(
     return batches, [torch.tensor(numbers) for numbers in chosen]
 
 
-def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work:
+def collate_generative(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> Work:
     """Stage 1: draw each sample's objective by (seed, epoch, step, lane), and pack [X ; B ; Y].
 
     The draw does not depend on earlier steps, so a mixture of objectives resumes exactly.
@@ -89,16 +89,16 @@ def collate_generative(run: RunConfig, encoder: TextEncoder, step: Step) -> Work
         sequence = generative_sequence(
             sample.record,
             objective,
-            encoder,
+            tokenizer,
             turn=sample.epoch,
             max_target_length=run.stage1.max_target_length,
         )
-        sequences.append(with_bag(sequence, encoder) if run.stage1.bag_of_words else sequence)
+        sequences.append(with_bag(sequence, tokenizer) if run.stage1.bag_of_words else sequence)
     batches, members = split_into_micro_batches(sequences, run.stage1.micro_batch_tokens)
     return Work(step.index, len(sequences), step.skipped, batches, members, sample_names(step))
 
 
-def collate_contrastive(run: RunConfig, encoder: TextEncoder, step: Step) -> Work:
+def collate_contrastive(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> Work:
     """Stage 2: pack queries and candidates [X ; B]; a micro-batch may have some of each.
 
     A share that fits into micro_batch_tokens is one micro-batch; a larger one is split into
@@ -106,7 +106,7 @@ def collate_contrastive(run: RunConfig, encoder: TextEncoder, step: Step) -> Wor
     """
     records = [sample.record for sample in step.samples]
     turns = [sample.epoch for sample in step.samples]
-    pairs = contrastive_pairs(records, turns, encoder, run.stage2.num_negatives)
+    pairs = contrastive_pairs(records, turns, tokenizer, run.stage2.num_negatives)
     budget = whole = run.stage2.micro_batch_tokens
     if sum(len(sequence) for sequence in pairs.sequences) > whole:
         budget = run.stage2.chunk_tokens or whole

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lbr_ds.batching import TextEncoder, pack
+from lbr_ds.batching import TextTokenizer, pack
 from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
 from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig
@@ -23,24 +23,24 @@ PASSAGE = Record("2", "s", text="acute pain in the liver that is severe, number 
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
-    folder: Path = tmp_path_factory.mktemp("encoder")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
     config = ModelConfig(backbone=str(backbone(folder / "raw")), max_length=24)
     prepare_backbone(config, BottleneckConfig(count=2), folder / "made", 0)
-    return TextEncoder(load_tokenizer(folder / "made"), max_length=24, num_bottleneck=2)
+    return TextTokenizer(load_tokenizer(folder / "made"), max_length=24, num_bottleneck=2)
 
 
-def ids(encoder: TextEncoder, text: str) -> list[int]:
-    return encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+def ids(tokenizer: TextTokenizer, text: str) -> list[int]:
+    return tokenizer.backend(text, add_special_tokens=False)["input_ids"]
 
 
-def test_every_objective(encoder: TextEncoder) -> None:
-    end = encoder.tokenizer.eos_token_id
-    b = encoder.contexts([""])[0]
-    query, first, second = (ids(encoder, t) for t in (PAIR.query, *PAIR.positives))
+def test_every_objective(tokenizer: TextTokenizer) -> None:
+    end = tokenizer.backend.eos_token_id
+    b = tokenizer.contexts([""])[0]
+    query, first, second = (ids(tokenizer, t) for t in (PAIR.query, *PAIR.positives))
 
     def sequence(record: Record, objective: str, turn: int = 0):
-        return generative_sequence(record, objective, encoder, turn=turn, max_target_length=64)
+        return generative_sequence(record, objective, tokenizer, turn=turn, max_target_length=64)
 
     sft = sequence(PAIR, "ib_sft")
     assert (sft.context, sft.target, sft.cut) == (query + b, [*first, end], True)
@@ -48,7 +48,7 @@ def test_every_objective(encoder: TextEncoder) -> None:
     assert sequence(PAIR, "ib_uncut") == replace(sft, cut=False)
     rebuilt = sequence(PAIR, "ib_reconstruct")
     assert (rebuilt.context, rebuilt.target) == (first + b, [*first, end])
-    text = ids(encoder, PASSAGE.text)
+    text = ids(tokenizer, PASSAGE.text)
     half = len(text) // 2
     continued = sequence(PASSAGE, "ib_continue")
     assert (continued.context, continued.target) == (text[:half] + b, [*text[half:], end])
@@ -60,17 +60,17 @@ def test_every_objective(encoder: TextEncoder) -> None:
         assert (alone.context, alone.target, alone.cut) == ([end], [*passage, end], False)
 
 
-def test_a_bag_holds_each_word_of_the_answer_once(encoder: TextEncoder) -> None:
+def test_a_bag_holds_each_word_of_the_answer_once(tokenizer: TextTokenizer) -> None:
     answer = "a fever is heat heat heat"
     pair = Record("3", "s", query="what is a fever", positives=[answer])
-    sequence = generative_sequence(pair, "ib_sft", encoder, turn=0, max_target_length=64)
+    sequence = generative_sequence(pair, "ib_sft", tokenizer, turn=0, max_target_length=64)
     assert sequence.bag == []
-    found = with_bag(sequence, encoder)
-    text = ids(encoder, answer)
+    found = with_bag(sequence, tokenizer)
+    text = ids(tokenizer, answer)
     assert len(set(text)) < len(text)
     assert found == replace(sequence, bag=sorted(set(text)))
-    plain = generative_sequence(PASSAGE, "plain_lm", encoder, turn=0, max_target_length=64)
-    assert with_bag(plain, encoder) == plain  # no X whose end could tell anything
+    plain = generative_sequence(PASSAGE, "plain_lm", tokenizer, turn=0, max_target_length=64)
+    assert with_bag(plain, tokenizer) == plain  # no X whose end could tell anything
     batch = pack([found, sequence, found])
     assert batch.bags is not None
     length = len(sequence.target)
@@ -84,61 +84,66 @@ def test_a_bag_holds_each_word_of_the_answer_once(encoder: TextEncoder) -> None:
     ]
 
 
-def test_a_bag_holds_no_parts_of_characters(encoder: TextEncoder) -> None:
+def test_a_bag_holds_no_parts_of_characters(tokenizer: TextTokenizer) -> None:
     """The byte-level tokenizer knows no Chinese: each character is three tokens of a byte."""
     answer = "a fever \u53d1\u70ed is heat"
     pair = Record("3", "s", query="what is a fever", positives=[answer])
-    sequence = generative_sequence(pair, "ib_sft", encoder, turn=0, max_target_length=64)
-    parts = set(ids(encoder, "\u53d1\u70ed"))
-    assert len(ids(encoder, "\u53d1\u70ed")) == 6
-    assert all(encoder.is_part(token) for token in parts)
-    assert with_bag(sequence, encoder).bag == sorted(set(ids(encoder, answer)) - parts)
+    sequence = generative_sequence(pair, "ib_sft", tokenizer, turn=0, max_target_length=64)
+    parts = set(ids(tokenizer, "\u53d1\u70ed"))
+    assert len(ids(tokenizer, "\u53d1\u70ed")) == 6
+    assert all(tokenizer.is_part(token) for token in parts)
+    assert with_bag(sequence, tokenizer).bag == sorted(set(ids(tokenizer, answer)) - parts)
     # Of an answer that has nothing else they are the bag.
     other = replace(
-        sequence, target=[*ids(encoder, "\u53d1\u70ed"), encoder.tokenizer.eos_token_id]
+        sequence, target=[*ids(tokenizer, "\u53d1\u70ed"), tokenizer.backend.eos_token_id]
     )
-    assert with_bag(other, encoder).bag == sorted(parts)
+    assert with_bag(other, tokenizer).bag == sorted(parts)
 
 
 def test_without_a_bottleneck_gl_learns_what_is_read(tmp_path: Path) -> None:
     """The context is the sequence that is embedded: the state at its end is trained and read."""
     config = ModelConfig(backbone=str(backbone(tmp_path / "raw")), max_length=24)
     prepare_backbone(config, BottleneckConfig(count=0), tmp_path / "made", 0)
-    encoder = TextEncoder(load_tokenizer(tmp_path / "made"), max_length=24, num_bottleneck=0)
-    learnt = generative_sequence(PAIR, "plain_sft", encoder, turn=0, max_target_length=64)
-    assert learnt.context == encoder.embed([PAIR.query])[0].context
+    tokenizer = TextTokenizer(load_tokenizer(tmp_path / "made"), max_length=24, num_bottleneck=0)
+    learnt = generative_sequence(PAIR, "plain_sft", tokenizer, turn=0, max_target_length=64)
+    assert learnt.context == tokenizer.embed([PAIR.query])[0].context
     assert not learnt.cut
 
 
-def test_sft_of_a_plain_passage_is_refused(encoder: TextEncoder) -> None:
+def test_sft_of_a_plain_passage_is_refused(tokenizer: TextTokenizer) -> None:
     with pytest.raises(DataError, match="record 2: objective ib_sft needs a query"):
-        generative_sequence(PASSAGE, "ib_sft", encoder, turn=0, max_target_length=8)
+        generative_sequence(PASSAGE, "ib_sft", tokenizer, turn=0, max_target_length=8)
 
 
-def test_targets_are_cut_to_their_limit(encoder: TextEncoder) -> None:
+def test_targets_are_cut_to_their_limit(tokenizer: TextTokenizer) -> None:
     for objective in OBJECTIVES:
-        made = generative_sequence(PAIR, objective, encoder, turn=0, max_target_length=3)
+        made = generative_sequence(PAIR, objective, tokenizer, turn=0, max_target_length=3)
         assert len(made.target) <= 3
         assert len(made.context) <= 24
 
 
 @pytest.mark.parametrize("objective", [*OBJECTIVES])
-def test_only_a_whole_text_ends_with_the_end_token(encoder: TextEncoder, objective: str) -> None:
+def test_only_a_whole_text_ends_with_the_end_token(
+    tokenizer: TextTokenizer, objective: str
+) -> None:
     """The last id of Y is the end token exactly where all of the text fits before it."""
-    end = encoder.tokenizer.eos_token_id
+    end = tokenizer.backend.eos_token_id
     for limit in range(1, 40):
-        made = generative_sequence(PAIR, objective, encoder, turn=0, max_target_length=limit)
-        whole = generative_sequence(PAIR, objective, encoder, turn=0, max_target_length=64).target
+        made = generative_sequence(PAIR, objective, tokenizer, turn=0, max_target_length=limit)
+        whole = generative_sequence(PAIR, objective, tokenizer, turn=0, max_target_length=64).target
         assert whole[-1] == end
         assert made.target == whole[:limit]
 
 
-def test_an_instruction_that_leaves_no_room_is_refused(encoder: TextEncoder) -> None:
+def test_an_instruction_that_leaves_no_room_is_refused(tokenizer: TextTokenizer) -> None:
     room = 24 - 2
     fits = replace(PAIR, instruction=" ".join(["?"] * 7) + "?")
-    assert len(ids(encoder, fits.instruction)) == room - MIN_TEXT
-    context = generative_sequence(fits, "ib_sft", encoder, turn=0, max_target_length=8).context
-    assert context == ids(encoder, fits.instruction + PAIR.query)[:room] + encoder.contexts([""])[0]
+    assert len(ids(tokenizer, fits.instruction)) == room - MIN_TEXT
+    context = generative_sequence(fits, "ib_sft", tokenizer, turn=0, max_target_length=8).context
+    assert (
+        context
+        == ids(tokenizer, fits.instruction + PAIR.query)[:room] + tokenizer.contexts([""])[0]
+    )
     full = replace(fits, instruction=" ".join(["?"] * 8))
     message = (
         f"record 1 of {PAIR.source}: its instruction '(\\? ?){{8}}' has 15 tokens, bottleneck and "
@@ -147,25 +152,24 @@ def test_an_instruction_that_leaves_no_room_is_refused(encoder: TextEncoder) -> 
     )
     for objective in ("ib_sft", "ib_uncut", "plain_sft"):
         with pytest.raises(DataError, match=f"^{message}$"):
-            generative_sequence(full, objective, encoder, turn=0, max_target_length=8)
+            generative_sequence(full, objective, tokenizer, turn=0, max_target_length=8)
     with pytest.raises(DataError, match=f"^{message}$"):
-        contrastive_pairs([PAIR, full], [0, 0], encoder, 1)
+        contrastive_pairs([PAIR, full], [0, 0], tokenizer, 1)
     for objective in ("ib_reconstruct", "ib_continue", "plain_lm"):
-        generative_sequence(full, objective, encoder, turn=0, max_target_length=8)
+        generative_sequence(full, objective, tokenizer, turn=0, max_target_length=8)
 
 
-def test_control_tokens_in_a_text_are_text(encoder: TextEncoder) -> None:
+def test_control_tokens_in_a_text_are_text(tokenizer: TextTokenizer) -> None:
     """Written out they are encoded as any other letters, and decode to themselves."""
-    tokenizer = encoder.tokenizer
-    special = [*tokenizer.all_special_tokens, "<|bottleneck_0|>", "<|bottleneck_1|>"]
+    special = [*tokenizer.backend.all_special_tokens, "<|bottleneck_0|>", "<|bottleneck_1|>"]
     for text in special:
-        ids = encoder.plain(text, 64)
-        assert not set(ids) & (encoder.special_ids | {*encoder.contexts([""])[0]})
-        assert encoder.text(ids) == text
+        ids = tokenizer.plain(text, 64)
+        assert not set(ids) & (tokenizer.special_ids | {*tokenizer.contexts([""])[0]})
+        assert tokenizer.text(ids) == text
         pair = replace(PAIR, query=text, positives=[text])
-        made = generative_sequence(pair, "ib_sft", encoder, turn=0, max_target_length=64)
-        assert made.context == ids + encoder.contexts([""])[0]
-        assert made.target == [*ids, tokenizer.eos_token_id]
+        made = generative_sequence(pair, "ib_sft", tokenizer, turn=0, max_target_length=64)
+        assert made.context == ids + tokenizer.contexts([""])[0]
+        assert made.target == [*ids, tokenizer.backend.eos_token_id]
 
 
 def test_mixture_follows_its_weights_and_its_key() -> None:

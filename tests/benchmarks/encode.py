@@ -32,7 +32,7 @@ def suite(
     from sentence_transformers import SentenceTransformer
 
     from lbr_ds.export import export
-    from lbr_ds.model.encoder import PackedEncoder
+    from lbr_ds.model.packed_encoder import PackedEncoder
 
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     records = pairs(data, count)
@@ -54,7 +54,7 @@ def suite(
 
         return run
 
-    lengths = [len(ids) for ids in ours.texts.contexts(texts)]
+    lengths = [len(ids) for ids in ours.tokenizer.contexts(texts)]
     layers = ours.model.backbone.config.num_hidden_layers
     measured = interleaved(rate(ours.encode), rate(lambda t: theirs.encode(t)), rounds)
     return [

@@ -73,7 +73,9 @@ def stage1_over_hf_dense(data: Path | None, rounds: int, layers: int) -> Row:
         session = build_session(run, 1, build_engine(run, 1, join(30)))
         records = pairs(data, SAMPLES * (rounds + 1))
         sequences = [
-            generative_sequence(record, "ib_sft", session.encoder, turn=0, max_target_length=TARGET)
+            generative_sequence(
+                record, "ib_sft", session.tokenizer, turn=0, max_target_length=TARGET
+            )
             for record in records
         ]
         batches = [sequences[i : i + SAMPLES] for i in range(0, len(sequences), SAMPLES)]
@@ -281,7 +283,7 @@ def trainer_over_bare_loop(data: Path | None, rounds: int) -> Row:
 def feed(session: Session) -> Iterator[Work]:
     """The work of all steps, as the trainer gets it."""
     run, stop = session.run, session.num_steps
-    return open_feed(run, session.stage, session.encoder, session.world, start=0, stop=stop)
+    return open_feed(run, session.stage, session.tokenizer, session.world, start=0, stop=stop)
 
 
 def bare_loop(engine: Engine, ready: list[Work]) -> Callable[[], float]:

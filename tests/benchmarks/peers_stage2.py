@@ -131,7 +131,7 @@ class _Ours:
     def step(self) -> None:
         begin = perf_counter()
         session = self.session
-        work = session.stage.collate(session.run, session.encoder, self.batch)
+        work = session.stage.collate(session.run, session.tokenizer, self.batch)
         session.feed = iter([work])
         values = take_step(session, LR)
         self.seconds.append(perf_counter() - begin)

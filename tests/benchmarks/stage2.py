@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, normalize
 
-from lbr_ds.batching import TextEncoder, pack
+from lbr_ds.batching import TextTokenizer, pack
 from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
 from lbr_ds.config import RunConfig
@@ -138,7 +138,7 @@ def learn(data: str | None, count: int, chunk: int) -> Callable[[], object]:
 
     def step() -> None:
         stats = session.stage.forward_backward(
-            session, _work(session.run, session.encoder, records)
+            session, _work(session.run, session.tokenizer, records)
         )
         session.engine.step(0.0)
         assert stats["loss"] > 0
@@ -151,9 +151,9 @@ def gradcache_time(data: Path | None, rounds: int, count: int, num_layers: int =
     records = pairs(data, count)
     run = with_stage2(backbone(num_layers), micro_batch_tokens=1 << 24)
     session = _session(run, join(1))
-    whole = _work(run, session.encoder, records)
+    whole = _work(run, session.tokenizer, records)
     chunk = max(run.model.max_length, whole.num_tokens // 4)
-    cut = _work(with_stage2(run, micro_batch_tokens=chunk), session.encoder, records)
+    cut = _work(with_stage2(run, micro_batch_tokens=chunk), session.tokenizer, records)
 
     def step(work: Work) -> Callable[[], float]:
         def once() -> float:
@@ -245,7 +245,7 @@ def _rank(folder: Path, data: Path | None, count: int) -> None:
     run, world = _in_folder(folder), join(2)
     session = _session(run, world)
     mine = pairs(data, count)[world.rank :: world.size]
-    session.stage.forward_backward(session, _work(run, session.encoder, mine))
+    session.stage.forward_backward(session, _work(run, session.tokenizer, mine))
     gradients = dict(session.engine.gradients())
     if world.first:
         torch.save(gradients, folder / "gradients.pt")
@@ -261,18 +261,18 @@ def _cut_run(chunk: int) -> RunConfig:
     return with_stage2(backbone(LAYERS, SHORT), micro_batch_tokens=chunk)
 
 
-def _encoder(run: RunConfig) -> TextEncoder:
-    return TextEncoder(
+def _encoder(run: RunConfig) -> TextTokenizer:
+    return TextTokenizer(
         load_tokenizer(run.run / "backbone"),
         max_length=run.model.max_length,
         num_bottleneck=run.bottleneck.count,
     )
 
 
-def _work(run: RunConfig, encoder: TextEncoder, records: list[Record]) -> Work:
+def _work(run: RunConfig, tokenizer: TextTokenizer, records: list[Record]) -> Work:
     """What a rank's loader would make of these records."""
     samples = [Sample(lane, 0, record, 0, lane) for lane, record in enumerate(records)]
-    return STAGES[2].collate(run, encoder, Step(0, samples, 0))
+    return STAGES[2].collate(run, tokenizer, Step(0, samples, 0))
 
 
 def _single(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lbr_ds.batching import TextEncoder
+from lbr_ds.batching import TextTokenizer
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.bench.peak_memory import peak_bytes
 from lbr_ds.cluster.plan.memory import head
@@ -30,20 +30,20 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoders(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, TextEncoder]:
+def encoders(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, TextTokenizer]:
     """Without a bottleneck, and with COUNT tokens."""
     made = {}
     for count in (0, COUNT):
         folder = tmp_path_factory.mktemp("made") / str(count)
         config = ModelConfig(backbone=str(raw), max_length=LENGTH)
         prepare_backbone(config, BottleneckConfig(count=count), folder, 0)
-        made[count] = TextEncoder(load_tokenizer(folder), max_length=LENGTH, num_bottleneck=count)
+        made[count] = TextTokenizer(load_tokenizer(folder), max_length=LENGTH, num_bottleneck=count)
     return made
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_is_counted_as_training_makes_it(
-    objective: str, raw: Path, encoders: dict[int, TextEncoder]
+    objective: str, raw: Path, encoders: dict[int, TextTokenizer]
 ) -> None:
     """Length, targets, copied rows and query-key pairs of the longest sequence."""
     count = COUNT if OBJECTIVES[objective].bottleneck else 0

@@ -20,7 +20,7 @@ from lbr_ds.evaluate.judgements import Judgements
 from lbr_ds.evaluate.text_metrics import bleu_4, rouge_l
 from lbr_ds.model import generate
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 from tests.tiny import records, tiny_recipe
 
 LIMIT = 12
@@ -67,7 +67,7 @@ def plain(model: PackedEncoder, context: Sequence) -> list[int]:
             segments=batch.segments,
         ).last_hidden_state[0]
         best = int((hidden[batch.read[-1]] @ model.model.head.weight.T).argmax())
-        if best == model.texts.tokenizer.eos_token_id:
+        if best == model.tokenizer.backend.eos_token_id:
             break
         written.append(best)
     return written
@@ -117,7 +117,7 @@ def test_only_b_is_cached_of_a_cut_sequence(model: PackedEncoder) -> None:
 def test_an_answer_ends_at_the_end_token(model: PackedEncoder) -> None:
     prompts = contexts(model, QUERIES, cut=False)
     ids = next(i for i in generate.write(model, prompts, LIMIT) if len(set(i)) > 1)
-    tokenizer, before = model.texts.tokenizer, model.texts.tokenizer.eos_token
+    tokenizer, before = model.tokenizer.backend, model.tokenizer.backend.eos_token
     stop = next(n for n, i in enumerate(ids) if i not in ids[:n] and n > 0)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[stop])
     try:

@@ -13,7 +13,7 @@ from lbr_ds.config import load
 from lbr_ds.evaluate import EvalOptions, evaluate
 from lbr_ds.evaluate.layers import states
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 from tests.tiny import records, tiny_recipe
 
 
@@ -38,7 +38,7 @@ def test_states_are_those_of_the_plain_backbone(folder: Path) -> None:
     assert set(wanted) == ({"last", "bottleneck", "mean"} if own else {"last", "mean"})
     starts = {"last": -1, "bottleneck": -own, "mean": 0}
     for text in texts:
-        ids = torch.tensor([model.texts.contexts([text])[0]])
+        ids = torch.tensor([model.tokenizer.contexts([text])[0]])
         with torch.no_grad():
             layers = torch.cat(backbone(ids, output_hidden_states=True).hidden_states)
         for read, rows in wanted.items():

@@ -14,7 +14,7 @@ from lbr_ds.evaluate import OwnModel, load_model
 from lbr_ds.evaluate.baselines import resolve
 from lbr_ds.evaluate.models import _runs_own_code
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 from lbr_ds.runs import resolve_model
 from tests.tiny import seal, tiny_recipe
 

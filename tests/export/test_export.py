@@ -17,7 +17,7 @@ from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.export import TOLERANCE, export, proof_texts
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 from lbr_ds.runs import model_folder
 from tests.ranks import run_ranks
 from tests.tiny import backbone, records

@@ -18,7 +18,7 @@ from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.evaluate.generation import score_generation
 from lbr_ds.export import TOLERANCE, export, proof_texts
 from lbr_ds.model.bottleneck import Card, prepare_backbone
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 from tests.tiny import backbone
 
 TEXTS = proof_texts(32)

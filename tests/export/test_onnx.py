@@ -16,7 +16,7 @@ from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.export import export
 from lbr_ds.export.onnx_graph import TOLERANCE, add_pooling
 from lbr_ds.model.bottleneck import load_tokenizer
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 from tests.export.test_layout import TEXTS, made
 
 

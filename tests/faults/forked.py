@@ -222,9 +222,9 @@ def _take_notes(folder: Path, rank: int, world: int) -> None:
     samples = os.open(folder / f"samples-{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number, stage in STAGES.items():
 
-        def collate(run: Any, encoder: Any, step: Any, inner: Any = stage.collate) -> Any:
+        def collate(run: Any, tokenizer: Any, step: Any, inner: Any = stage.collate) -> Any:
             ids = {sample.lane: sample.record.id for sample in step.samples}
             os.write(samples, f"{json.dumps([step.index, ids])}\n".encode())
-            return inner(run, encoder, step)
+            return inner(run, tokenizer, step)
 
         STAGES[number] = replace(stage, collate=collate)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lbr_ds.batching import TextEncoder
+from lbr_ds.batching import TextTokenizer
 from lbr_ds.batching.contrastive import contrastive_pairs, hashed
 from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
 from lbr_ds.corpora.curate.segmentation import key
@@ -202,7 +202,7 @@ def test_mined_negatives_reach_the_step(run: RunConfig, tmp_path: Path) -> None:
     mine(run)
     model = ModelConfig(backbone=str(backbone(tmp_path / "raw")), max_length=32)
     prepare_backbone(model, BottleneckConfig(count=2), tmp_path / "backbone", 0)
-    encoder = TextEncoder(load_tokenizer(tmp_path / "backbone"), max_length=32, num_bottleneck=2)
+    encoder = TextTokenizer(load_tokenizer(tmp_path / "backbone"), max_length=32, num_bottleneck=2)
     (step,) = steps(run.data.folder, "cl", seed=0, samples_per_step=8, rank=0, world=1, stop=1)
     records = [sample.record for sample in step.samples]
     pairs = contrastive_pairs(records, [0] * len(records), encoder, 2)

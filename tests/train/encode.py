@@ -17,7 +17,7 @@ from lbr_ds.config import load
 from lbr_ds.distributed import end, join, leave
 from lbr_ds.runs import step_of
 from lbr_ds.train.checkpoint.resume import find_checkpoint, load_checkpoint
-from lbr_ds.train.session import build_engine, text_encoder
+from lbr_ds.train.session import build_engine, text_tokenizer
 
 if __name__ == "__main__":
     run, out = load(sys.argv[1]), Path(sys.argv[2])
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     assert found is not None
     assert step_of(found) == run.stage2.num_steps
     load_checkpoint(found, engine, world)
-    sequences = text_encoder(run).embed(json.loads((out / "texts.json").read_text()))
+    sequences = text_tokenizer(run).embed(json.loads((out / "texts.json").read_text()))
     with torch.no_grad():
         vectors = engine.forward(pack(sequences))
     if world.first:

@@ -29,7 +29,7 @@ def take(session: Session, data: Step, kind: str) -> Any:
     backward = engine.backward
     factor = {"nan": math.nan, "inf": math.inf}.get(kind, 1.0) if session.world.rank == 1 else 1.0
     engine.backward = lambda loss, *, last: backward(loss * factor, last=last)  # type: ignore[method-assign]
-    stage.forward_backward(session, stage.collate(session.run, session.encoder, data))
+    stage.forward_backward(session, stage.collate(session.run, session.tokenizer, data))
     engine.backward = backward  # type: ignore[method-assign]
     return engine.step(1e-2, lambda norm: kind != "refused")
 

@@ -87,7 +87,7 @@ def probe(recipe: str, out: Path, world: World) -> None:
             world=world.size,
             stop=1,
         )
-        work = stage.collate(run, session.encoder, next(iter(stream)))
+        work = stage.collate(run, session.tokenizer, next(iter(stream)))
         if case == "cl-reduced-each":
             engine._one_reduction = False
         found: dict[str, Any] = {

@@ -12,7 +12,7 @@ from lbr_ds.config import load
 from lbr_ds.distributed import World
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.train.feed import open_feed
-from lbr_ds.train.session import text_encoder
+from lbr_ds.train.session import text_tokenizer
 from lbr_ds.train.stages import STAGES
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
@@ -29,7 +29,7 @@ def test_a_loader_process_leaves_sigterm_to_its_rank(tmp_path: Path) -> None:
     run = load(tiny_recipe(tmp_path), ["data.workers=1"])
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     options: Any = {"start": 0, "stop": 12}
-    source: Any = (run, STAGES[1], text_encoder(run), World())
+    source: Any = (run, STAGES[1], text_tokenizer(run), World())
     expected = [work.names for work in open_feed(*source, **options)]
     feed = open_feed(*source, **options)
     names = [next(feed).names]

@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from lbr_ds.batching import Sequence, TextEncoder
+from lbr_ds.batching import Sequence, TextTokenizer
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.config import RunConfig, load
 from lbr_ds.distributed import World
@@ -84,12 +84,14 @@ def loss_by_hand(run: RunConfig, hide: bool) -> float:
     """Per token of Y, one sequence at a time, the rule of what Y sees as a dense mask."""
     folder = checkpoints(run.run / "stage1")[-1] / "model"
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
-    encoder = TextEncoder(
+    tokenizer = TextTokenizer(
         load_tokenizer(folder), max_length=run.model.max_length, num_bottleneck=run.bottleneck.count
     )
     total, count = 0.0, 0
     for record in read_split(run.data.folder, "eval"):
-        seq: Sequence = generative_sequence(record, "ib_sft", encoder, turn=0, max_target_length=32)
+        seq: Sequence = generative_sequence(
+            record, "ib_sft", tokenizer, turn=0, max_target_length=32
+        )
         mask, length = dense_mask([seq]), len(seq.context)
         if hide:
             mask[length:, :length] = False

@@ -30,7 +30,7 @@ from lbr_ds.runs import MANIFEST, checkpoints
 from lbr_ds.shards import Manifest, read_split, write_split
 from lbr_ds.train.checkpoint import provenance
 from lbr_ds.train.feed import open_feed
-from lbr_ds.train.session import text_encoder
+from lbr_ds.train.session import text_tokenizer
 from lbr_ds.train.stages import STAGES
 from tests.ranks import run_ranks
 from tests.shards.server import serve
@@ -197,7 +197,7 @@ def test_data_exchanged_during_a_training_ends_it_where_it_cannot_be_read(
     feed = open_feed(
         run,
         STAGES[1],
-        text_encoder(run),
+        text_tokenizer(run),
         World(),
         start=0,
         stop=8,
@@ -212,7 +212,7 @@ def test_data_exchanged_during_a_training_ends_it_where_it_cannot_be_read(
     feed = open_feed(
         run,
         STAGES[1],
-        text_encoder(run),
+        text_tokenizer(run),
         World(),
         start=0,
         stop=8,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lbr_ds.batching import TextEncoder
+from lbr_ds.batching import TextTokenizer
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.config import RunConfig, load
 from lbr_ds.model.bottleneck import bottleneck_token, load_tokenizer, prepare_backbone
@@ -65,8 +65,8 @@ def plain_model(run: RunConfig) -> Any:
     return AutoModelForCausalLM.from_pretrained(run.run / "backbone", attn_implementation="sdpa")
 
 
-def text_encoder(run: RunConfig) -> TextEncoder:
-    return TextEncoder(
+def text_tokenizer(run: RunConfig) -> TextTokenizer:
+    return TextTokenizer(
         load_tokenizer(run.run / "backbone"),
         max_length=run.model.max_length,
         num_bottleneck=run.bottleneck.count,
@@ -75,10 +75,10 @@ def text_encoder(run: RunConfig) -> TextEncoder:
 
 def generative_oracle(run: RunConfig, bag: float) -> tuple[float, float, dict[str, Tensor]]:
     """Stage 1 one sequence at a time, dense mask, logits whole; bag: weight of the words' loss."""
-    model, encoder = plain_model(run), text_encoder(run)
+    model, tokenizer = plain_model(run), text_tokenizer(run)
     loss, bags, count = torch.zeros(()), [], 0
     for sample in samples(run, 1):
-        seq = generative_sequence(sample.record, "ib_sft", encoder, turn=0, max_target_length=32)
+        seq = generative_sequence(sample.record, "ib_sft", tokenizer, turn=0, max_target_length=32)
         ids = torch.tensor([seq.context + seq.target])
         logits = model(ids, attention_mask=dense_mask([seq])[None, None]).logits[0]
         first = len(seq.context) - 1
@@ -87,7 +87,7 @@ def generative_oracle(run: RunConfig, bag: float) -> tuple[float, float, dict[st
         )
         count += len(seq.target)
         words = list(
-            dict.fromkeys(i for i in seq.target if i not in encoder.tokenizer.all_special_ids)
+            dict.fromkeys(i for i in seq.target if i not in tokenizer.backend.all_special_ids)
         )
         bags.append(-logits[first].log_softmax(0)[words].mean())
     loss, told = loss / count, torch.stack(bags).mean()
@@ -96,11 +96,11 @@ def generative_oracle(run: RunConfig, bag: float) -> tuple[float, float, dict[st
 
 def contrastive_oracle(run: RunConfig) -> tuple[float, dict[str, Tensor]]:
     """Stage 2 one text at a time, the rule of what is a negative in plain Python."""
-    model, encoder = plain_model(run), text_encoder(run)
+    model, tokenizer = plain_model(run), text_tokenizer(run)
     records = [s.record for s in samples(run, 2)]
 
     def embed(text: str) -> Tensor:
-        ids = torch.tensor(encoder.contexts([text]))
+        ids = torch.tensor(tokenizer.contexts([text]))
         state = model.base_model(ids).last_hidden_state[0, -1]
         return torch.nn.functional.normalize(state, dim=-1)
 
@@ -166,7 +166,7 @@ def test_adapters_step_equals_plain_torch(
     oracle = generative_oracle(run, bag)[::2] if case[:2] == "gl" else contrastive_oracle(run)
     loss, slopes = oracle
     assert found["stats"]["loss"] == pytest.approx(loss, rel=TOLERANCE)
-    new = text_encoder(run).tokenizer.convert_tokens_to_ids(
+    new = text_tokenizer(run).tokenizer.convert_tokens_to_ids(
         [bottleneck_token(i) for i in range(run.bottleneck.count)]
     )
     wanted = {"rows.difference": slopes["model.embed_tokens.weight"][new]}
@@ -191,7 +191,7 @@ def test_adapters_leave_the_rest_alone(
     for name, tensor in after.items():
         moved = (tensor != before[name]).reshape(len(tensor), -1).any(1)
         if "embed_tokens" in name:
-            tokens = text_encoder(run).tokenizer.convert_ids_to_tokens(moved.nonzero()[:, 0])
+            tokens = text_tokenizer(run).tokenizer.convert_ids_to_tokens(moved.nonzero()[:, 0])
             assert tokens == [bottleneck_token(i) for i in range(run.bottleneck.count)]
         else:
             assert bool(moved.any()) is ("_proj" in name), name

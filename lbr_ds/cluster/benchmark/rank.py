@@ -38,7 +38,7 @@ from lbr_ds.train.guard import Guard
 from lbr_ds.train.logs import open_log
 from lbr_ds.train.loop import take_step
 from lbr_ds.train.meter import memory_gib
-from lbr_ds.train.session import Session, build_engine, build_session, text_encoder
+from lbr_ds.train.session import Session, build_engine, build_session, text_tokenizer
 from lbr_ds.train.stages import STAGES, Stage, rehearse
 from lbr_ds.train.watch import Watch
 from lbr_ds.train.work import Work, split_into_micro_batches
@@ -117,7 +117,7 @@ def _session_on_data(run: RunConfig, stage: Stage, watch: Watch, total: int) -> 
     if world.first:
         prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     world.barrier()
-    feed = open_feed(run, stage, text_encoder(run), world, start=0, stop=total)
+    feed = open_feed(run, stage, text_tokenizer(run), world, start=0, stop=total)
     engine = build_engine(run, stage.number, world)
     session = build_session(run, stage.number, engine, watch, feed=feed)
     rehearse(session)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lbr_ds.batching import TextEncoder, pack, split_by_tokens
+from lbr_ds.batching import TextTokenizer, pack, split_by_tokens
 from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.complete import check_positions, load_causal
 from lbr_ds.model.embedder import Embedder
@@ -41,7 +41,7 @@ class PackedEncoder:
         backbone = load_causal(folder, dtype, trust_remote_code=trust_remote_code)
         check_positions(str(folder), backbone.config, {"max_length": self.card.max_length})
         self.model = Embedder(backbone, self.card).to(self.device).eval()
-        self.texts = TextEncoder(
+        self.tokenizer = TextTokenizer(
             load_tokenizer(folder),
             max_length=self.card.max_length,
             num_bottleneck=self.card.num_bottleneck,
@@ -61,7 +61,7 @@ class PackedEncoder:
         texts go first, so memory faults come at once.
         """
         batch_tokens = batch_tokens or _BATCH_TOKENS[self.device.type == "cuda"]
-        sequences = self.texts.embed(texts)
+        sequences = self.tokenizer.embed(texts)
         order = sorted(range(len(texts)), key=lambda i: -len(sequences[i]))
         sequences = [sequences[i] for i in order]
         vectors = np.empty((len(texts), self.model.backbone.config.hidden_size), np.float32)

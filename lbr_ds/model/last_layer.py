@@ -1,13 +1,13 @@
-"""In the last decoder layer, queries, output projection and MLP for the rows read, and no more.
+"""In the last decoder layer, compute queries, output projection and MLP of the read rows only.
 
-Keys and values of every row are needed there, but what comes out of a row that nobody reads is
-thrown away: in stage 2 and in encoding all rows but one a text, in stage 1 those of X. That is most
-of one layer of work in every forward and backward. No model code is copied: hooks on the last
-layer's modules take the read rows out of the input and put the result back among zeros, so the
-layer's own code sees the shapes that it expects. Rows that are not read come out as anything.
+Keys and values of every row are needed there, but the output of a row that nobody reads is thrown
+away: in stage 2 and in encoding all rows but one a text, in stage 1 those of X. That is most of one
+layer of work in every forward and backward. No model code is copied: hooks on the last layer's
+modules take the read rows out of the input and put the result back among zeros, so the layer's own
+code sees the shapes that it expects. The output of rows that are not read is undefined.
 
-A backbone whose modules bear other names, or whose MLP returns more than a tensor, just computes
-all rows.
+A backbone whose modules have other names, or whose MLP returns more than a tensor, computes all
+rows.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 _IN_ATTENTION = ("q_proj", "o_proj")
 
 
-def narrow_last_layer(body: nn.Module) -> None:
-    """Hook the last of `body.layers`; a forward narrows when it is called with `read=rows`.
+def compute_read_rows_only(body: nn.Module) -> None:
+    """Hook the last of `body.layers`: a forward with `read=rows` then computes these rows only.
 
-    rows (R,) int64, distinct. They arrive as a keyword of the layer's attention, which is what
-    activation checkpointing keeps for its second forward too.
+    rows (R,) int64, distinct, arrive as a keyword of the layer's attention, which activation
+    checkpointing keeps for its second forward too.
     """
     layers: Any = getattr(body, "layers", None)
     last: Any = layers[-1] if isinstance(layers, nn.ModuleList) else None
@@ -39,7 +39,7 @@ def narrow_last_layer(body: nn.Module) -> None:
 
 
 class _Hooks:
-    """begin, at the attention, before take and put around each module that works row by row."""
+    """`begin` runs before the attention, `take` and `put` around each module that works by rows."""
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None
@@ -49,14 +49,14 @@ class _Hooks:
         self.rows = kwargs.get("read")
 
     def take(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
-        """(1, T, D) -> (1, R, D)."""
+        """Take the read rows: (1, T, D) -> (1, R, D)."""
         if self.rows is None:
             return None
         self.length = args[0].shape[1]
         return (args[0][0].index_select(0, self.rows)[None],)
 
     def put(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """(1, R, D) -> (1, T, D)."""
+        """Put them back among zeros: (1, R, D) -> (1, T, D)."""
         if self.rows is None:
             return None
         whole = output.new_zeros(self.length, output.shape[-1])

@@ -1,4 +1,4 @@
-"""fp32 arithmetic on weights that stay in bf16: a large model judged without a second copy."""
+"""fp32 arithmetic on weights that stay in bf16: a large model without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 
-def widen(model: nn.Module) -> None:
-    """From now on a module's own parameters are fp32 while it runs, and as stored otherwise.
+def use_fp32_arithmetic(model: nn.Module) -> None:
+    """Convert a module's own parameters to fp32 while it runs, and keep them as stored otherwise.
 
-    The numbers are those of `model.float()`, to the bit; what is needed on top is the largest
-    tensor but the embedding table, of which only the rows asked for are widened.
+    Results equal those of `model.float()` bit for bit. The additional memory is that of the largest
+    tensor; of the embedding table only the rows that are looked up are converted.
     """
     for module in model.modules():
         own = [p for p in module.parameters(recurse=False) if p.dtype != torch.float32]
         if own and isinstance(module, nn.Embedding):
-            module.register_forward_hook(lambda module, args, found: found.float())
+            module.register_forward_hook(lambda module, args, output: output.float())
         elif own:
             hooks = _Hooks(own)
             module.register_forward_pre_hook(hooks.before)

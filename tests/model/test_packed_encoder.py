@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.model.encoder import PackedEncoder
+from lbr_ds.model.packed_encoder import PackedEncoder
 from tests.tiny import backbone, records
 
 
@@ -55,6 +55,6 @@ def test_bf16_weights_on_a_cpu(
         PackedEncoder(stored, "cpu", dtype).encode(texts) for dtype in (torch.float32, "auto")
     )
     assert not np.array_equal(wide, narrow)
-    monkeypatch.setattr("lbr_ds.model.encoder.cpu_lacks_bf16", lambda: lacking)
+    monkeypatch.setattr("lbr_ds.model.packed_encoder.cpu_lacks_bf16", lambda: lacking)
     found = PackedEncoder(stored, "cpu").encode(texts)
     np.testing.assert_array_equal(found, wide if lacking else narrow)

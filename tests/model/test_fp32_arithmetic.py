@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel
 
-from lbr_ds.model.widen import widen
+from lbr_ds.model.fp32_arithmetic import use_fp32_arithmetic
 from tests.tiny import backbone
 
 
@@ -17,7 +17,7 @@ def test_equals_the_model_in_fp32(tmp_path: Path) -> None:
     narrow = AutoModel.from_pretrained(folder, dtype=torch.bfloat16)
     wide = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).float()
     before = narrow(ids).last_hidden_state
-    widen(narrow)
+    use_fp32_arithmetic(narrow)
     found = narrow(ids).last_hidden_state
     assert found.dtype == torch.float32
     assert torch.equal(found, wide(ids).last_hidden_state)

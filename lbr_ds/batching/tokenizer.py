@@ -1,0 +1,159 @@
+"""Text -> token ids with the bottleneck in place.
+
+The prepared tokenizer appends the K bottleneck tokens itself (model/bottleneck.py), and truncates a
+long text in front of them. So a text is encoded here exactly as sentence-transformers or a server
+encodes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from lbr_ds.instructions import Instructed, check_room, instruction_of
+
+_SIZES_KEPT = 4096  # instructions whose length is cached
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence of token ids: `[X ; B]`, then Y.
+
+    Attributes:
+        context: `[X ; B]`.
+        num_bottleneck: how many ids at the end of `context` are bottleneck tokens.
+        target: Y; empty for embedding.
+        cut: whether Y sees only B and itself (the information bottleneck), or all of `context`.
+        bag: distinct ids that the state at the end of `context` predicts, whatever their order.
+        unpooled: ids at the start of `context` (the instruction's) that mean pooling leaves out.
+    """
+
+    context: list[int]
+    num_bottleneck: int
+    target: list[int] = field(default_factory=list)
+    cut: bool = True
+    bag: list[int] = field(default_factory=list)
+    unpooled: int = 0
+
+    def __len__(self) -> int:
+        return len(self.context) + len(self.target)
+
+
+class TextTokenizer:
+    """A prepared tokenizer with the lengths of the recipe.
+
+    Attributes:
+        backend: the tokenizer of transformers.
+        max_length: tokens of a context at most, bottleneck included.
+        num_bottleneck: K.
+        pool_instruction: whether mean pooling includes the tokens of a text's instruction.
+        special_ids: ids of the special tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        num_bottleneck: int,
+        pool_instruction: bool = True,
+    ) -> None:
+        self.backend = tokenizer
+        self.max_length = max_length
+        self.num_bottleneck = num_bottleneck
+        self.pool_instruction = pool_instruction
+        self._sizes: dict[str, int] = {"": 0}  # tokens of the instructions that leave room
+        # Tokens that the tokenizer adds to a text: [bos] and the bottleneck tokens.
+        self._affixes = len(tokenizer("")["input_ids"])
+        self.special_ids = frozenset(tokenizer.all_special_ids)  # slow to compute
+        self._parts: dict[int, bool] = {}
+
+    def contexts(self, texts: list[str]) -> list[list[int]]:
+        """Return `[X ; B]` of each text: at most `max_length` ids, the bottleneck always complete.
+
+        Raises:
+            DataError: the instruction of an `Instructed` text leaves no room for the text.
+        """
+        self.check(texts)
+        return self.backend(texts, truncation=True, max_length=self.max_length)["input_ids"]
+
+    def plain(self, text: str, limit: int) -> list[int]:
+        """Return at most `limit` ids of the text without special tokens."""
+        self._check_room(text)
+        return self.backend(text, truncation=True, max_length=limit, add_special_tokens=False)[
+            "input_ids"
+        ]
+
+    def target(self, text: str, limit: int) -> list[int]:
+        """Return Y: the text's ids and the end token, at most `limit` together.
+
+        A truncated text has no end token, or the model would learn to stop in mid-sentence.
+        """
+        return [*self.plain(text, limit), self.backend.eos_token_id][:limit]
+
+    def wrap(self, ids: list[int]) -> list[int]:
+        """Return `[X ; B]` of the ids of X."""
+        empty = self.backend("")["input_ids"]
+        ids = ids[: self.max_length - self._affixes]
+        split = len(empty) - self.num_bottleneck
+        return [*empty[:split], *ids, *empty[split:]]
+
+    def is_part(self, token: int) -> bool:
+        """Return whether a token is only some bytes of a character, which cannot be decoded."""
+        if token not in self._parts:
+            self._parts[token] = "\ufffd" in str(self.backend.decode([token]))
+        return self._parts[token]
+
+    def text(self, ids: list[int]) -> str:
+        """Decode ids, without special tokens and outer white space."""
+        return str(self.backend.decode(ids, skip_special_tokens=True)).strip()
+
+    def instruction_size(self, instruction: str, where: str = "") -> int:
+        """Return the number of tokens of an instruction alone; each is counted only once.
+
+        Raises:
+            DataError: it leaves no room for a text; `where` is in the message.
+        """
+        if (known := self._sizes.get(instruction)) is not None:
+            return known
+        size = len(self.backend(instruction, add_special_tokens=False)["input_ids"])
+        check_room(where, instruction, size, self._affixes, self.max_length)
+        if len(self._sizes) >= _SIZES_KEPT:
+            self._sizes = {"": 0}
+        self._sizes[instruction] = size
+        return size
+
+    def instruction_ids(self, text: str) -> list[int]:
+        """Return the ids of the instruction before `text`, without the text."""
+        self._check_room(text)
+        return self.plain(instruction_of(text), self.max_length)
+
+    def _check_room(self, text: str) -> None:
+        if isinstance(text, Instructed):
+            self.instruction_size(text.instruction, text.where)
+
+    def check(self, texts: Iterable[str]) -> None:
+        """Raise DataError for the first text whose instruction leaves no room for it."""
+        for text in texts:
+            self._check_room(text)
+
+    def embed(self, texts: list[str]) -> list[Sequence]:
+        """Return the sequences whose pooled states are the texts' vectors."""
+        contexts = self.contexts(texts)
+        if self.pool_instruction:
+            return [Sequence(ids, self.num_bottleneck) for ids in contexts]
+        return [
+            Sequence(ids, self.num_bottleneck, unpooled=self._unpooled(instruction_of(text)))
+            for ids, text in zip(contexts, texts, strict=True)
+        ]
+
+    def _unpooled(self, instruction: str) -> int:
+        """Return the rows that sentence-transformers leaves out with `include_prompt: false`.
+
+        These include [bos]. It counts the tokens of the instruction alone, less the end token; so
+        there is no bottleneck here (`instructions.pooling_fault`).
+        """
+        before = self._affixes - 1
+        return before + self.instruction_size(instruction) if instruction else 0
