@@ -19,14 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lbr_ds.errors import CheckpointError, ConfigError, LbrError
-from lbr_ds.model.trust import SAFE, no_pickles, why_not
+from lbr_ds.model.trust import SAFE, no_pickles, replaced, why_not
 
 log = logging.getLogger(__name__)
 NO_PREFIX = ("", "")
@@ -190,11 +189,16 @@ def check_finite(place: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 @contextmanager
 def complete(place: str) -> Iterator[None]:
-    """While entered, transformers loads no model with a tensor missing, misshapen or not finite.
+    """Refuse models with a tensor that is missing, misshapen or not finite, while entered.
 
-    Whichever library asks for it. Names that only lack or have a prefix are mapped, with a log
-    line. A prefix of transformers' own (`model.`) is its own matter and mapped by it. Raises
-    CheckpointError that names `place` and the tensors.
+    This holds for every library that loads a model through transformers. Names that only lack or
+    have a prefix are mapped, with a log line; transformers maps its own prefix (`model.`) itself.
+
+    Args:
+        place: the folder or name, for the message.
+
+    Raises:
+        CheckpointError: a model is not complete; it names `place` and the tensors.
     """
     load = vars(PreTrainedModel)["from_pretrained"].__func__
 
@@ -219,7 +223,7 @@ def complete(place: str) -> Iterator[None]:
         check_finite(place, model.state_dict().items())
         return (model, info) if asked else model
 
-    with mock.patch.object(PreTrainedModel, "from_pretrained", classmethod(checked)):
+    with replaced(PreTrainedModel, "from_pretrained", classmethod(checked)):
         yield
 
 

@@ -14,11 +14,11 @@ from lbr_ds.model.embedder import Embedder
 from lbr_ds.system.environment import cpu_lacks_bf16
 from lbr_ds.system.progress import Progress, no_progress
 
-_BATCH_TOKENS = {False: 2048, True: 16384}  # on a CPU more leave its cache and gain nothing
+_BATCH_TOKENS = {False: 2048, True: 16384}  # on a CPU more do not fit its cache
 
 
 class PackedEncoder:
-    """A checkpoint's `model/` folder (or a prepared backbone) as an encoder of texts."""
+    """Encodes texts with the model of a checkpoint's `model/` folder or of a prepared backbone."""
 
     def __init__(
         self,
@@ -28,10 +28,18 @@ class PackedEncoder:
         *,
         trust_remote_code: bool = False,
     ) -> None:
-        """dtype "auto": as the weights are stored; None: so too, but fp32 on a CPU without bf16.
+        """Load the model.
 
-        Raises CheckpointError when the folder is not complete (see `complete.py`), ConfigError when
-        its texts may be longer than it has positions.
+        Args:
+            folder: with `lbr.json`, weights and tokenizer.
+            device: None: the GPU if there is one.
+            dtype: "auto": as the weights are stored; None: likewise, but fp32 on a CPU that has no
+                instructions for bf16.
+            trust_remote_code: whether code that the model brings may run.
+
+        Raises:
+            CheckpointError: the folder is not complete (see `complete.py`).
+            ConfigError: its texts may be longer than the model has positions.
         """
         self.card = Card.load(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -55,10 +63,14 @@ class PackedEncoder:
         batch_tokens: int | None = None,
         progress: Progress = no_progress,
     ) -> np.ndarray:
-        """(N, D) float32, unit length, in the order of `texts`.
+        """Return (N, D) float32 of unit length, in the order of `texts`.
 
-        batch_tokens: of one forward; None: as many as keep the device busy and no more. The longest
-        texts go first, so memory faults come at once.
+        The longest texts are encoded first, so that memory errors occur at once.
+
+        Args:
+            texts: N texts.
+            batch_tokens: tokens of one forward; None: enough to keep the device busy.
+            progress: whether to show a bar.
         """
         batch_tokens = batch_tokens or _BATCH_TOKENS[self.device.type == "cuda"]
         sequences = self.tokenizer.embed(texts)
@@ -66,8 +78,8 @@ class PackedEncoder:
         sequences = [sequences[i] for i in order]
         vectors = np.empty((len(texts), self.model.backbone.config.hidden_size), np.float32)
         batches = split_by_tokens(sequences, batch_tokens)
-        # The copy to the host waits for the device; a batch late, so that the next one is packed
-        # and on its way meanwhile.
+        # The copy to the host waits for the device, so it is done one batch late: the next one is
+        # packed and launched meanwhile.
         done: list[tuple[list[int], torch.Tensor]] = []
         count = 0
         for chosen in batches:
@@ -76,8 +88,8 @@ class PackedEncoder:
             count += len(chosen)
             progress("encode", count, len(texts))
             if len(done) > 1:
-                places, found = done.pop(0)
-                vectors[places] = found.cpu().numpy()
-        for places, found in done:
-            vectors[places] = found.cpu().numpy()
+                places, encoded = done.pop(0)
+                vectors[places] = encoded.cpu().numpy()
+        for places, encoded in done:
+            vectors[places] = encoded.cpu().numpy()
         return vectors

@@ -1,11 +1,10 @@
-"""What comes from others is read, never run."""
+"""Load third-party models without running what is in them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from transformers import dynamic_module_utils
@@ -17,14 +16,31 @@ SAFE = {"use_safetensors": True}
 
 
 @contextmanager
-def no_pickles(name: str) -> Iterator[None]:
-    """Let torch open no pickle while entered, whichever library asks; `name` is the model's.
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute of a module or class while entered."""
+    original = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
 
-    Nor does transformers ask on the terminal whether a repository's code may run, where a library
-    has passed no `trust_remote_code` on: it refuses.
+
+@contextmanager
+def no_pickles(name: str) -> Iterator[None]:
+    """Refuse every pickle that a library opens through torch while entered.
+
+    Where a library does not pass `trust_remote_code` on, transformers would ask on the terminal
+    whether a repository's code may run; it refuses instead.
 
     `weights_only=True` is no boundary (CVE-2025-32434, CVE-2026-24747), and sentence-transformers
-    falls back to `pytorch_model.bin` for the layers that are not transformers. Raises ConfigError.
+    falls back to `pytorch_model.bin` for the layers that are not transformers.
+
+    Args:
+        name: of the model, for the message.
+
+    Raises:
+        ConfigError: a library opens a pickle.
     """
 
     def refuse(*args: Any, **options: Any) -> None:
@@ -34,15 +50,15 @@ def no_pickles(name: str) -> Iterator[None]:
         )
 
     with (
-        mock.patch.object(torch, "load", refuse),
-        mock.patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),
+        replaced(torch, "load", refuse),
+        replaced(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),
     ):
         yield
 
 
 def why_not(error: Exception) -> str:
-    """What kept a model of others from being loaded, in a line's part."""
+    """Return a one-line reason why a third-party model failed to load."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in text:
-        return "it brings code of its own, to be allowed with trust_remote_code by who trusts it"
+        return "it brings code of its own; set trust_remote_code if you trust it"
     return short(text, 300)
