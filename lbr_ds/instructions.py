@@ -61,7 +61,7 @@ def instruct(instruction: str, text: str, record: _Named) -> str:
 
 
 def instruction_of(text: str) -> str:
-    """The instruction in front of `text`; "" for a plain string."""
+    """Return the instruction before `text`; "" for a plain string."""
     return text.instruction if isinstance(text, Instructed) else ""
 
 
@@ -135,7 +135,7 @@ class Instructions:
 
     @classmethod
     def of(cls, plain: Any) -> Instructions:
-        """What `plain` returned; {} means no instructions. Raises TypeError or KeyError."""
+        """Build from the result of `plain`; {}: no instructions. Raises TypeError or KeyError."""
         if not plain:
             return cls()
         rows = tuple(Used(**row) for row in plain["rows"])
@@ -155,19 +155,19 @@ class Instructions:
         return self.more > 0 or any(row.query or row.document for row in self.rows)
 
     def distinct(self, side: Side) -> list[str]:
-        """The different instructions of one side, the most frequent first; "" is one of them."""
+        """Return the distinct instructions of one side, most frequent first; "" counts as one."""
         found = (getattr(row, side) for row in self.rows)
         return list(dict.fromkeys(text for text in found if text is not None))
 
     def only(self, side: Side) -> str | None:
-        """The one instruction that all records share on a side; None where they differ."""
+        """Return the one instruction that all records share on a side; None where they differ."""
         found = self.distinct(side)
         if self.more or len(found) > 1:
             return None
         return found[0] if found else ""
 
     def prompts(self) -> dict[str, str]:
-        """The prompts of a sentence-transformers folder: `query` and `document`.
+        """Return the prompts of a sentence-transformers folder: `query` and `document`.
 
         Where the records of a side differ, its own prompt is empty and every instruction has a name
         of its own: `query-SOURCE`, and `query-SOURCE-2` for a source's next one.
@@ -210,7 +210,7 @@ class Instructions:
         return Instructions(rows)
 
     def unsettled(self) -> list[Side]:
-        """The sides on which records differ, so that no instruction can be the default."""
+        """Return the sides on which records differ, so that no instruction can be the default."""
         return [side for side in SIDES if self.only(side) is None]
 
     def save(self, folder: Path) -> None:
@@ -220,7 +220,7 @@ class Instructions:
 
     @classmethod
     def load(cls, folder: Path) -> Instructions:
-        """The file in a model's folder; none for a model without one. Raises CheckpointError."""
+        """Read those of a model's folder, if it has any. Raises CheckpointError."""
         path = folder / NAME
         if not path.is_file():
             return cls()

@@ -75,7 +75,7 @@ class Bottleneck(Section):
 
     @classmethod
     def of(cls, model: ModelConfig, bottleneck: BottleneckConfig) -> Bottleneck:
-        """That of a recipe."""
+        """Return the bottleneck of a recipe."""
         return cls(
             count=bottleneck.count,
             attention=model.attention,
@@ -120,7 +120,7 @@ class Dataset(Section):
 
     @classmethod
     def of(cls, place: Path | str) -> Dataset:
-        """That of a prepared folder or its URL. Raises DataError when there is none."""
+        """Describe a prepared folder or its URL. Raises DataError when there is none."""
         manifest = Manifest.load(place)
         try:
             curation = json.loads(manifest.beside("curation.json") or b"{}")
@@ -170,9 +170,9 @@ class Lineage(Section):
     history: tuple[Training, ...] = ()
 
     def trained(self, training: Training, *, resumed: bool = False) -> Lineage:
-        """This lineage with `training` at its end.
+        """Return this lineage with `training` appended.
 
-        resumed: in place of the last one where that is the same stage on the same data.
+        resumed: replace the last training if it is the same stage on the same data.
         """
         past = self.history
         if resumed and past and _same(past[-1], training):
@@ -199,7 +199,7 @@ class Lineage(Section):
 
 
 def load(folder: Path) -> Lineage | None:
-    """The lineage in a model's folder, None where there is none.
+    """Read the lineage of a model's folder; None if it has none.
 
     Raises CheckpointError for a file that is damaged.
     """
@@ -216,7 +216,7 @@ def load(folder: Path) -> Lineage | None:
 
 
 def unite(lineages: Sequence[Lineage]) -> Lineage:
-    """The lineage of a model whose weights come from all of these; the first one's bottleneck."""
+    """Return the lineage of a model made from all of these, with the first one's bottleneck."""
     first, *others = lineages
     backbones, history = list(first.backbones), list(first.history)
     for other in others:
@@ -226,11 +226,19 @@ def unite(lineages: Sequence[Lineage]) -> Lineage:
 
 
 def identify(model: ModelConfig, recorded: Backbone | None = None) -> Backbone | None:
-    """The recipe's backbone by its content as it is now; each file is read once (`cached_sha256`).
+    """Identify the recipe's backbone by its current content.
 
-    recorded: what an earlier start found. It is the answer for an address that names its content
-    (`wheel:`), and where nothing is at the place any more. A name is looked up in the local cache
-    of the Hugging Face Hub. Returns None when the content cannot be had without a download.
+    Each file is read once (`cached_sha256`). A name is looked up in the local cache of the Hugging
+    Face Hub.
+
+    Args:
+        model: The `model` section of a recipe.
+        recorded: The result of an earlier start. It is returned for an address that names its
+            content (`wheel:`), and if the files no longer exist.
+
+    Returns:
+        None when the content is unknown without a download.
+
     """
     place = model.backbone
     if recorded is not None and place.startswith("wheel:"):
@@ -250,7 +258,7 @@ def identify(model: ModelConfig, recorded: Backbone | None = None) -> Backbone |
 
 
 def _files_of(place: str, revision: str | None) -> Path | None:
-    """The folder or the one file at `place`; None when it is not on this disk."""
+    """Return the folder or the one file at `place`; None when it is not on this disk."""
     path = Path(place).expanduser()
     if path.exists():
         return path
@@ -299,12 +307,12 @@ def _weights_hash(folder: Path) -> str:
 
 
 def _text_of(token: Any) -> Any:
-    """A special token is written as its text or as an object that has it."""
+    """Return a special token's text, from a string or an object that holds it."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object's content; of a file that is missing or no object, nothing."""
+    """Return a JSON object's content; {} for a missing file or anything else."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -317,7 +325,7 @@ def _digest(content: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A hash in a message."""
+    """Return a hash as messages show it."""
     return value[:_SHOWN] if isinstance(value, str) else str(value)
 
 

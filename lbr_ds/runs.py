@@ -1,4 +1,4 @@
-"""What lies where in a run folder. No torch: reports and job scripts ask too.
+"""The layout of a run folder; which model a path means. Imports no torch.
 
 RUN/recipe.yaml environment.json backbone/ eval/*.json
 RUN/stage1/ stage2/   metrics.jsonl evaluations.jsonl starts.jsonl tensorboard/ log/
@@ -36,12 +36,12 @@ def saved(stage_folder: Path) -> list[Path]:
 
 
 def checkpoints(stage_folder: Path) -> list[Path]:
-    """The checkpoints of `RUN/stageN` whose files are all there in full size, oldest first."""
+    """Return the checkpoints of `RUN/stageN` whose files have their full size, oldest first."""
     return [p for p in saved(stage_folder) if not fault(p, part=0, parts=0)]
 
 
 def fault(checkpoint: Path, *, part: int = 0, parts: int = 1) -> str:
-    """What is wrong with a checkpoint's files, as `name: reason`; empty when it is whole.
+    """Return what is wrong with a checkpoint's files, as `name: reason`; "" when it is complete.
 
     Sizes are always compared. Contents are read (at the disk's or sha256's speed, whichever is
     less) and compared for every `parts`-th file from `part` on, so that ranks can share the
@@ -57,7 +57,7 @@ def fault(checkpoint: Path, *, part: int = 0, parts: int = 1) -> str:
 
 
 def changed(folder: Path) -> str:
-    """What of a folder with a files.json has changed since, as `name: reason`; empty when nothing.
+    """Return what changed in a folder since its files.json, as `name: reason`; "" for nothing.
 
     Of a checkpoint the contents of `state/` are not read, which only training needs. A file is read
     once and then known by its times (`cached_sha256`). A folder without files.json has not changed.
@@ -99,7 +99,7 @@ def _compare(
     read: Sequence[str],
     digest: Callable[[Path], str],
 ) -> str:
-    """The first file whose size, or of those in `read` whose content, is not as listed."""
+    """Return the first file whose size, or of those in `read` whose content, is not as listed."""
     try:
         for name, (size, _) in files.items():
             if (found := (folder / name).stat().st_size) != size:
@@ -115,7 +115,7 @@ def _compare(
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer steps that a checkpoint has seen."""
+    """Return the number of optimizer steps of a checkpoint."""
     return int(json.loads((checkpoint / "state.json").read_text())["step"])
 
 
@@ -135,7 +135,7 @@ def best_first(found: Sequence[Path]) -> list[Path]:
 
 
 def evaluation(checkpoint: Path) -> dict[str, Any]:
-    """The figures of the evaluation before it was saved; {} without one, or if not readable."""
+    """Return the figures of the evaluation at its save; {} without one or if not readable."""
     try:
         facts = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         figures: dict[str, Any] = facts.get("evaluation") or {}
@@ -145,7 +145,7 @@ def evaluation(checkpoint: Path) -> dict[str, Any]:
 
 
 def model_folder(place: Path) -> Path:
-    """The weights folder that `place` means, compared with the hashes that were saved with it.
+    """Return the weights folder that `place` means, compared with its stored hashes.
 
     A run: the newest whole checkpoint of stage 2, else of stage 1, else the prepared backbone. A
     stage: its newest whole checkpoint. A checkpoint: its model. A weights folder: itself. Damaged
@@ -185,7 +185,7 @@ def _unchanged(sealed: Path, folder: Path) -> Path:
 
 
 def _newest_unchanged(found: list[Path]) -> Path:
-    """The first of these checkpoints that is whole; those before it are named in the log."""
+    """Return the first complete one of these checkpoints; log those before it."""
     for path in found:
         if not (why := changed(path) or fault(path, parts=0)):
             return path
@@ -198,12 +198,12 @@ def _newest_unchanged(found: list[Path]) -> Path:
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """What a user's MODEL stands for.
+    """A resolved model argument.
 
     Attributes:
-        folder: of the weights; None for a name, which others resolve.
-        ours: whether lbr-ds made the folder (it holds an lbr.json).
-        packed: whether our own encoder reads it; otherwise sentence-transformers does.
+        folder: Of the weights; None for a name.
+        ours: Whether lbr-ds made the folder (it holds an lbr.json).
+        packed: Whether the encoder of lbr-ds loads it; otherwise sentence-transformers does.
     """
 
     folder: Path | None
@@ -212,12 +212,14 @@ class ResolvedModel:
 
 
 def resolve_model(model: str) -> ResolvedModel:
-    """What `model` stands for: a folder, a run, a stage, a checkpoint, or a name.
+    """Resolve the model argument of a command: a folder, a run, a stage, a checkpoint, or a name.
 
-    A folder with `modules.json`, and a plain Hugging Face folder, is for sentence-transformers; a
-    run, a stage, a checkpoint or a model folder of ours for our own encoder (see `model_folder`).
-    Raises ConfigError for a folder that is missing or holds no model, CheckpointError for a damaged
-    one.
+    A folder with `modules.json` and a plain Hugging Face folder are for sentence-transformers; a
+    run, a stage, a checkpoint or a model folder of lbr-ds is for its own encoder (`model_folder`).
+
+    Raises:
+        ConfigError: The folder is missing or holds no model.
+        CheckpointError: The model is damaged.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -238,16 +240,16 @@ def resolve_model(model: str) -> ResolvedModel:
 
 
 def _holds(folder: Path) -> Iterator[object]:
-    """What makes a folder a checkpoint, a stage or a run with something in it."""
+    """Yield what makes a folder a checkpoint, a stage or a run that holds a model."""
     yield (folder / "state.json").is_file()
     yield from (saved(stage) for stage in (folder, folder / "stage2", folder / "stage1"))
     yield (folder / "backbone" / "lbr.json").is_file()
 
 
 def run_of(place: Path) -> Path | None:
-    """The run folder that `place` is, or is a part of: a stage, a checkpoint, its model.
+    """Return the run folder that `place` is or is a part of: a stage, a checkpoint, its model.
 
-    A recipe.yaml in some other parent folder makes no run of it: None then.
+    A recipe.yaml in an unrelated parent folder does not count. Returns None without a run.
     """
     for folder in (place, *place.resolve().parents):
         if (folder / "recipe.yaml").is_file():

@@ -1,4 +1,4 @@
-"""Short names for the baselines of the paper's Table 1 -> what `load_model` takes.
+"""Short names for the baselines of the paper's Table 1.
 
 `bm25` runs everywhere; the others are fetched from the hub. Any other name that mteb or
 sentence-transformers loads may be given as it is.
@@ -14,7 +14,7 @@ from lbr_ds.errors import ConfigError
 
 @dataclass(frozen=True)
 class Baseline:
-    """model: a name of mteb's registry or of the hub, "" where there is none; about: what it is."""
+    """A baseline: its name in mteb's registry or on the hub ("" for none), and what it is."""
 
     model: str
     about: str
@@ -35,7 +35,7 @@ BASELINES = {
 
 
 def resolve(name: str) -> str:
-    """The model behind a short name; any other name as it is.
+    """Return the model behind a short name; any other name unchanged.
 
     Raises ConfigError for a baseline that has no loadable model under any name.
     """
@@ -47,7 +47,7 @@ def resolve(name: str) -> str:
 
 
 def check_ranks(model: str, ranks: int) -> None:
-    """Raises ConfigError when so many ranks cannot share the work of `model`: names are mteb's."""
+    """Raise ConfigError when several ranks cannot share the encoding by `model`, as for names."""
     if ranks > 1 and not Path(model).is_dir():
         raise ConfigError(
             f"{model}: {ranks} ranks cannot share its work, only that of a folder, a run or a "

@@ -1,15 +1,15 @@
-"""A model of ours -> how well it still writes: BLEU-4, ROUGE-L (paper, Table 2) and chrF.
+"""Score the answers that an lbr-ds model generates: BLEU-4, ROUGE-L (paper, Table 2) and chrF.
 
-Two prompts, both as in training:
+There are two prompts, both as in training:
 
 | prompt       | the answer sees                  |                                       |
 |--------------|----------------------------------|---------------------------------------|
 | `visible`    | X and B (without B: X, its end)  | what the model knows                  |
 | `bottleneck` | B alone                          | what passes through the bottleneck    |
 
-Answers are written greedily. References are all right passages of the query; `overlaps.py` has the
-measures, 0 to 100, ROUGE-L as the mean over queries. A query without a letter or a digit in any of
-its references cannot be scored: it is left out, counted under "unscored" and warned of.
+Decoding is greedy. References are all relevant passages of the query; `text_metrics.py` has the
+measures, 0 to 100, ROUGE-L as the mean over queries. A query whose references have no letter or
+digit cannot be scored: it is counted under "unscored", with a warning.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Vectors of held-out queries and passages -> how the space is shaped, without any ranking.
+"""Measure the shape of the embedding space, without any ranking.
 
-Pure functions on numpy arrays: no mteb, no torch, so training may ask during a run too. Nothing of
-size (N, N) is ever held: sums are enough for the distances, the rest goes in tiles.
+Pure functions on numpy arrays, without mteb and torch: training uses them, too. No array of size
+(N, N) is held: sums suffice for the distances, the rest is computed in tiles.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _TILE = 2048  # rows and columns of one block of similarities: 16 MiB
-_SAMPLE = 10_000  # passages that uniformity looks at, evenly spaced: pairs grow with the square
+_SAMPLE = 10_000  # passages that uniformity uses, evenly spaced: pairs grow with the square
 
 Indices = Sequence[Sequence[int]]
 
@@ -20,11 +20,13 @@ Indices = Sequence[Sequence[int]]
 def measure(
     queries: np.ndarray, passages: np.ndarray, own: Indices, mates: Indices
 ) -> dict[str, float | None]:
-    """The four measures below of one held-out set; None where one is not defined.
+    """Return the four measures below of one held-out set; None where one is not defined.
 
-    queries (Q, D), passages (N, D), any float dtype and length; they are normalised here. own[i]:
-    the passages of query i; mates[i]: passages that are neither its own nor wrong. Uniformity is
-    that of at most 10,000 evenly spaced passages.
+    Args:
+        queries: (Q, D), any float dtype and length; normalised here.
+        passages: (N, D), likewise. Uniformity uses at most 10,000 of them, evenly spaced.
+        own: For each query the indices of its relevant passages.
+        mates: For each query the indices of passages that count neither as its own nor as others.
     """
     queries, passages = normalised(queries), normalised(passages)
     some = passages[np.linspace(0, len(passages) - 1, min(len(passages), _SAMPLE)).astype(int)]
@@ -40,13 +42,13 @@ def measure(
 def separation_ratio(
     queries: np.ndarray, passages: np.ndarray, own: Indices, mates: Indices
 ) -> float:
-    """Mean cosine distance of a query to passages not its own, over that to its own. Ours.
+    """Return the mean cosine distance of a query to other passages, over that to its own.
 
-    The paper (section 3) names a Separation Ratio and defines none in the text at hand. Here: each
-    query's mean distance to its own passages (`own`) and to all others but its group mates'
-    (`mates`); both averaged over the queries, then divided. 1: a query is as far from its own as
-    from any other; larger is better. queries (Q, D) and passages (N, D) of unit length. Queries
-    with no other passage are left out; NaN when none is left, inf when all lie on their own.
+    The paper (section 3) names a Separation Ratio, but the available text does not define it. Here:
+    each query's mean distance to its own passages (`own`) and to all others except `mates`; both
+    are averaged over the queries, then divided. 1: a query is as far from its own as from any other
+    passage; larger is better. queries (Q, D) and passages (N, D) are normalised. Queries without
+    another passage are ignored; NaN when none is left, inf when all coincide with their own.
     """
     total = passages.sum(0, dtype=np.float64)
     near, far = [], []
@@ -66,9 +68,9 @@ def separation_ratio(
 
 
 def alignment(queries: np.ndarray, passages: np.ndarray, own: Indices) -> float:
-    """Mean squared distance of a query to its own passages (Wang and Isola 2020, alpha = 2).
+    """Return the mean squared distance of a query to its passages (Wang and Isola 2020, alpha 2).
 
-    Vectors of unit length: 0 when each pair coincides, 2 when unrelated. NaN without pairs.
+    For normalised vectors: 0 when each pair coincides, 2 when unrelated. NaN without pairs.
     """
     rows = [i for i, mine in enumerate(own) for _ in mine]
     columns = [j for mine in own for j in mine]
@@ -82,10 +84,10 @@ def alignment(queries: np.ndarray, passages: np.ndarray, own: Indices) -> float:
 
 
 def uniformity(vectors: np.ndarray) -> float:
-    """log of the mean of exp(-2 |x - y|^2) over all pairs x, y (Wang and Isola 2020, t = 2).
+    """Return log of the mean of exp(-2 |x - y|^2) over all pairs (Wang and Isola 2020, t = 2).
 
-    vectors (N, D) of unit length: 0 when all coincide (collapse), lower when they spread over the
-    sphere; about -4 at best in many dimensions. NaN below two vectors.
+    vectors (N, D) are normalised: 0 when all coincide (collapse), lower when they spread over the
+    sphere; about -4 at best in many dimensions. NaN for fewer than two vectors.
     """
     count = len(vectors)
     if count < 2:
@@ -101,10 +103,10 @@ def uniformity(vectors: np.ndarray) -> float:
 
 
 def effective_rank(vectors: np.ndarray) -> float:
-    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007).
+    """Return exp of the entropy of the singular values' shares (Roy and Vetterli 2007).
 
-    vectors (N, D), taken as they are, not centred: 1 when all lie on one line (collapse), D when
-    every direction is used alike. NaN for vectors that are all zero.
+    vectors (N, D) are not centred: 1 when all are parallel (collapse), D when every direction is
+    used equally. NaN for vectors that are all zero.
     """
     gram = np.zeros((vectors.shape[1],) * 2)
     for start in range(0, len(vectors), _TILE):
@@ -119,7 +121,7 @@ def effective_rank(vectors: np.ndarray) -> float:
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
-    """(N, D) float32 of unit length; a vector of length 0 stays as it is."""
+    """Return (N, D) float32 of unit length; a zero vector stays zero."""
     vectors = np.asarray(vectors, np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)

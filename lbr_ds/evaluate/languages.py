@@ -1,4 +1,4 @@
-"""Texts -> the languages that mteb's metadata names, as `zho-Hans`: ISO 639-3 and ISO 15924."""
+"""Find the languages of texts as mteb names them, `zho-Hans`: ISO 639-3 and ISO 15924."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from lbr_ds.corpora.curate.language import ISO_639_3, SCRIPTS, identify, scripts
 
-_TEXTS, _CHARS = 1000, 500  # looked at: texts, and characters of each
+_TEXTS, _CHARS = 1000, 500  # examined: texts, and characters of each
 _SHARE = 0.1  # of the texts (of a script's pieces) that a language must have to be named
 _ENOUGH = 0.25  # texts with kana for one in Han characters alone, where all are Japanese
 _PIECE = 300  # letters of one script that are identified at once
@@ -45,7 +45,7 @@ _MAIN = {"GREEK": "el", "HEBREW": "he", "HIRAGANA": "ja", "HANGUL": "ko", "CJK":
 
 
 def languages_of(texts: Iterable[str], wanted: Sequence[str] = ()) -> list[str]:
-    """The languages in which a tenth or more of the texts are written, most frequent first.
+    """Return the languages of a tenth or more of the texts, most frequent first.
 
     wanted: ISO 639-1 codes of `data.languages`; where only one of them uses a script, texts in it
     are of that language. Otherwise the script decides where one language uses it, py3langid where
@@ -68,7 +68,7 @@ def languages_of(texts: Iterable[str], wanted: Sequence[str] = ()) -> list[str]:
 
 
 def _script(text: str) -> str:
-    """The script of most letters; that of Japanese where a tenth of its letters are kana."""
+    """Return the script of most letters; that of Japanese where a tenth of its letters are kana."""
     counts = scripts(text)
     counts["HIRAGANA"] += counts.pop("KATAKANA", 0)
     if counts["HIRAGANA"] >= _SHARE * (counts["HIRAGANA"] + counts["CJK"]):
@@ -85,7 +85,7 @@ def _give_han_away(by_script: dict[str, list[str]]) -> None:
 
 
 def _languages(script: str, texts: list[str], wanted: Sequence[str]) -> list[str]:
-    """The languages of texts of one script, most frequent first; [""] where that is unknown."""
+    """Return the languages of texts of one script, most frequent first; [""]: unknown."""
     users = [code for code in wanted if script in SCRIPTS.get(code, ("LATIN",))]
     if len(users) == 1:
         return users

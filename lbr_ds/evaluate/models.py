@@ -168,14 +168,14 @@ def _by_name(name: str, trust_remote_code: bool) -> MTEBModels:
 
 
 def _trust(meta: ModelMeta, trust_remote_code: bool) -> dict[str, Any]:
-    """The flag for a loader that hands it on to sentence-transformers; others have their own."""
+    """Return the flag for a loader that passes it to sentence-transformers."""
     if meta.loader in (None, SentenceTransformerEncoderWrapper):
         return {"trust_remote_code": trust_remote_code}
     return {}
 
 
 def _runs_own_code(meta: ModelMeta) -> bool:
-    """Whether mteb's loader for this model turns trust_remote_code on, by argument or in source."""
+    """Return whether mteb's loader turns trust_remote_code on, by argument or in its source."""
     if meta.loader_kwargs.get("trust_remote_code"):
         return True
     if meta.loader in (None, SentenceTransformerEncoderWrapper):

@@ -1,4 +1,4 @@
-"""Written texts and their references -> BLEU-4, chrF and ROUGE-L, 0 to 100, in any script.
+"""BLEU-4, chrF and ROUGE-L of generated texts, 0 to 100, in any script.
 
 | measure | of                        | by                                                      |
 |---------|---------------------------|---------------------------------------------------------|
@@ -55,13 +55,13 @@ def rouge_l(texts: list[str], references: list[list[str]]) -> list[float | None]
 
 
 def mean(scores: Sequence[float | None]) -> float | None:
-    """The mean of the scores that there are."""
+    """Return the mean of the scores that are not None."""
     known = [score for score in scores if score is not None]
     return round(sum(known) / len(known), 4) if known else None
 
 
 def _scored(texts: list[str], references: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The texts with those of their references that have a token; without the others."""
+    """Return the texts with their references that have a token; drop texts without one."""
     kept = [
         (text, scored)
         for text, own in zip(texts, references, strict=True)
@@ -71,7 +71,7 @@ def _scored(texts: list[str], references: list[list[str]]) -> tuple[list[str], l
 
 
 def _streams(references: list[list[str]], fill: bool = False) -> list[list[str | None]]:
-    """References by text -> lists of one for each text, as sacrebleu takes them.
+    """Transpose references by text to lists with one for each text, as sacrebleu takes them.
 
     Where a text has fewer references than another there is None, or with `fill` its first again:
     chrF takes no None, and counts the best reference.

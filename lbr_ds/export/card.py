@@ -72,7 +72,7 @@ def model_card(place: Path, folder: Path, card: Card, parity: dict[str, Any]) ->
 
 
 def _completed(run: RunConfig) -> CardConfig:
-    """What the recipe says of the card, with what follows from the rest of it."""
+    """Return the recipe's `card`, completed from its other keys."""
     wanted = run.card
     backbone = run.model.backbone
     if not wanted.base_model and _HUB_NAME.fullmatch(backbone) and not Path(backbone).exists():
@@ -136,7 +136,7 @@ def _key(score: EvalResult) -> tuple[str, ...]:
 
 
 def _eval_results(name: str, task: dict[str, Any], place: str) -> list[EvalResult]:
-    """The metrics of one task, in per cent as in MTEB's own cards."""
+    """Return the metrics of one task, in percent as in MTEB's own cards."""
     metrics = [metric for metric in _METRICS if metric in task]
     kind = "Retrieval" if "ndcg_at_10" in task else str(task.get("metric", "other"))
     size = {k: task[k] for k in ("queries", "documents") if task.get(k) is not None}

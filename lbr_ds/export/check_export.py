@@ -183,7 +183,7 @@ class _Server:
 
 
 def _body(error: urllib.error.HTTPError) -> str:
-    """The beginning of an error's text."""
+    """Return the beginning of an error's text."""
     return " ".join(error.read().decode("utf-8", "replace").split())[:200]
 
 

@@ -1,6 +1,6 @@
 """The files beside the weights that make a folder a sentence-transformers model.
 
-The pooling and module files are written in the legacy form, which old and new readers take
+The pooling and module files are written in the legacy form, which old and new readers accept
 (vLLM #45995).
 """
 
@@ -20,7 +20,7 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 def write_sentence_transformers(folder: Path, card: Card) -> None:
-    """The files beside config.json and the weights that make it a sentence-transformers model."""
+    """Write the files that make an exported folder a sentence-transformers model."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     modules = []
     for index, name in enumerate(_MODULES):

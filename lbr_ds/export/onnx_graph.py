@@ -75,7 +75,7 @@ class _Body(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Final states (N, L, D)."""
+        """Return the final states (N, L, D)."""
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         states: Tensor = self.model(
             input_ids=input_ids,
@@ -99,7 +99,7 @@ def _trace(folder: Path, file: Path) -> None:
     mask[0, 6:] = 0
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     try:
-        with _quiet():
+        with _silenced():
             program = torch.onnx.export(
                 _Body(model).eval(),
                 (ids, mask),
@@ -121,8 +121,8 @@ def _trace(folder: Path, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep warnings and notes of the exporter's own parts from the terminal."""
+def _silenced() -> Iterator[None]:
+    """Suppress warnings and output of the exporter."""
     log = logging.getLogger("torch.onnx")
     before = log.level
     log.setLevel(logging.ERROR)

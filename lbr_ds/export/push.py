@@ -27,8 +27,8 @@ def push(
     """Create the repository `name` if there is none, and upload `folder` to it in one commit.
 
     The token is the one that `hf auth login` stored, or HF_TOKEN; HF_ENDPOINT names another hub.
-    Files that the repository holds already are not sent again, so a repeated command resumes an
-    interrupted upload.
+    Files that the repository has are not sent again, so a repeated command resumes an interrupted
+    upload.
 
     Args:
         folder: A folder made by `lbr-ds export`.
@@ -77,7 +77,7 @@ def push(
 
 
 def _cure(error: Exception) -> str:
-    """What helps: to log in where the hub refused the token, else another try."""
+    """Return what the user can do: log in if the hub refused the token, else try again."""
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -90,6 +90,6 @@ def _cure(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what the library said, or the kind of error where it said nothing."""
+    """Return the first line of an error, or its class name if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -22,7 +22,7 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
 def rank(pool: Pool, count: int, progress: Progress = no_progress) -> Iterator[Ranking]:
-    """The `count` best passages for each query of the pool, in the order of its queries.
+    """Return the `count` best passages for each query of the pool, in the order of its queries.
 
     A passage that shares no word with the query has score 0 and is not found.
     """

@@ -4,10 +4,10 @@ Memory: (QUERIES, BLOCKS * ROWS) scores and the block that they come from, whate
 4096 dimensions about 70 MB. No approximate index: the pool of one domain is small enough, and an
 exact search gives the same negatives on every machine.
 
-Nor FAISS's exact index. On 50,000 passages of 384 dimensions, 2048 queries and one thread it takes
-0.54 of the time (faiss-cpu 1.15); but it settles ties its own way (7 queries in 2048 had others
-in other places), it rounds by its own BLAS, and it would make the negatives depend on what is
-installed. Encoding the texts takes far longer than either.
+FAISS's exact index is not used. On 50,000 passages of 384 dimensions, 2048 queries and one thread
+it takes 0.54 of the time (faiss-cpu 1.15), but it breaks ties differently (in 7 of 2048 queries),
+rounds by its own BLAS, and would make the negatives depend on what is installed. Encoding the texts
+takes far longer than either.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BLOCKS = 8  # of passages that are scored before the best are taken
 def rank(
     pool: Pool, queries: Vectors, passages: Vectors, count: int, progress: Progress = no_progress
 ) -> Iterator[Ranking]:
-    """The `count` best passages for each query of the pool, in the order of its queries."""
+    """Return the `count` best passages for each query of the pool, in the order of its queries."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     total = len(pool.queries)
     for start in range(0, total, QUERIES):
@@ -50,7 +50,7 @@ def rank(
 
 
 def _scores(rows: torch.Tensor, passages: Vectors) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(number of the first passage, scores of the queries `rows` and the next passages)."""
+    """Yield (number of the first passage, scores of the queries `rows` for the next passages)."""
     parts = passages.parts()
     while several := list(islice(parts, BLOCKS)):
         blocks = (torch.from_numpy(np.array(block)).to(rows.device) for _, block in several)
@@ -64,7 +64,7 @@ def _merge(
     first: int,
     count: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The best so far (`ids`, `values`) and those of a further block, whose numbers are higher."""
+    """Merge the best so far (`ids`, `values`) with a further block, whose numbers are higher."""
     hits = np.flatnonzero(scores > (values[-1] if len(values) == count else -np.inf))
     if not len(hits):
         return ids, values
@@ -78,6 +78,6 @@ def _ban(scores: NDArray[np.float32], banned: NDArray[np.int64], first: int) -> 
 
 
 def positive_score(pool: Pool, queries: Vectors, passages: Vectors, number: int) -> float:
-    """The lowest score among the positives of query `number`."""
+    """Return the lowest score among the positives of query `number`."""
     row = queries.rows(np.array([number]))[0]
     return float((passages.rows(pool.positives[number]) @ row).min(initial=np.inf))

@@ -1,10 +1,10 @@
-"""DATA -> DATA with hard negatives in cl: everything that `lbr-ds mine` does.
+"""Add hard negatives to cl: everything that `lbr-ds mine` does.
 
 Memory: the text of cl and of the passages, five times that while BM25 indexes it, and the hashes of
 eval's texts; vectors stay on disk and pass through in blocks (`vectors.py`, `dense.py`).
 
-Vectors are kept in `DATA.mining/`, beside DATA: a killed run goes on there, and mining again with
-other rules encodes nothing. It may be deleted at any time.
+Vectors are stored in `DATA.mining/`, beside DATA: a killed command resumes there, and mining again
+with other rules encodes nothing. It may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 EXAMPLES = 10
-_RULES = 2  # raise it when the same settings would give other negatives
+_RULES = 2  # increase it when the same settings would give other negatives
 _CHARS = 600  # of a text shown in the audit
 
 
@@ -52,12 +52,22 @@ def mine(
 ) -> dict[str, Any] | None:
     """Add hard negatives to the cl records of `run.data.folder`, after those that they came with.
 
-    The ranks of `world` share the encoding; the first does the rest, the others return None.
-    Returns what DATA/mining.json holds, and `reused`: the same data, settings, models and seed give
-    the same bytes, so a folder that has them already is left alone. Raises ConfigError for a model
-    that is none, DataError for data that is missing or damaged or without queries in cl,
-    EnvironmentProblem for a model that cannot be loaded, a full disk, or a folder that another
-    process is writing.
+    The same data, settings, models and seed give the same bytes, so a folder that has these
+    negatives already is not changed.
+
+    Args:
+        run: The recipe.
+        progress: Called with the part, what is done and the total.
+        world: Its ranks share the encoding; the first does the rest.
+
+    Returns:
+        The content of DATA/mining.json and "reused"; None on other ranks than the first.
+
+    Raises:
+        ConfigError: A model's folder holds no model.
+        DataError: The data is missing or damaged, or cl has no query.
+        EnvironmentProblem: A model cannot be loaded, the disk is full, or another process writes
+            the folder.
     """
     folder = check_replaceable(run.data.local_folder)
     if not world.first:
@@ -86,10 +96,10 @@ def _mine(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
 
 
 def encode(run: RunConfig, world: World, progress: Progress = no_progress) -> None:
-    """The models' vectors for `mine`, which finds them on disk: each rank of `world` its share.
+    """Encode this rank's share of the vectors, which `mine` then reads from disk.
 
-    Called on every rank; they part when all vectors are there. Without a model in the recipe, or
-    with these negatives in the folder, there is nothing to do. Raises as `mine` does.
+    Every rank calls it, and leaves the process group when all vectors exist. It does nothing
+    without a model in the recipe, or if the folder has these negatives. Errors as for `mine`.
     """
     manifest = Manifest.load(run.data.local_folder.resolve())
     encoders, work = _encoders(run.mining), _work(manifest)
@@ -97,23 +107,23 @@ def encode(run: RunConfig, world: World, progress: Progress = no_progress) -> No
         _, pool = _read(run, manifest)
         for encoder in encoders.values():
             embed_share(_queries(pool), encoder, "query", work, world, progress)
-            embed_share(pool.told, encoder, "document", work, world, progress)
+            embed_share(pool.instructed, encoder, "document", work, world, progress)
     leave()
 
 
 def _holds(manifest: Manifest, fingerprint: str) -> bool:
-    """Whether the data has these negatives already."""
+    """Return whether the data has these negatives already."""
     same = manifest.fingerprint.partition("-")[0] == fingerprint
     return same and (manifest.folder / MINING).is_file()
 
 
 def _work(manifest: Manifest) -> Path:
-    """Where the vectors lie."""
+    """Return the folder of the vectors."""
     return manifest.folder.with_name(f"{manifest.folder.name}.mining")
 
 
 def _read(run: RunConfig, manifest: Manifest) -> tuple[list[Record], Pool]:
-    """cl as it was prepared, and its queries and passages."""
+    """Return cl as it was prepared, and its queries and passages."""
     folder = manifest.folder
     records = list(read_split(folder, source_split(manifest)))
     others = read_split(folder, "gl") if "gl" in run.mining.passages else ()
@@ -129,7 +139,7 @@ def _queries(pool: Pool) -> list[str]:
 
 
 def _encoders(mining: MiningConfig) -> dict[str, Encoder]:
-    """The models by what they do: `dense`, `guide`; the same name is one model."""
+    """Return the models of `dense` and `guide`; one name is loaded once."""
     names = {"dense": mining.model if "dense" in mining.methods else "", "guide": mining.guide}
     trust = mining.trust_remote_code
     encoders = {name: Encoder(name, trust_remote_code=trust) for name in names.values() if name}
@@ -166,14 +176,14 @@ def _search(
     work: Path,
     progress: Progress,
 ) -> tuple[Chooser, list[list[Negative]]]:
-    """Rank and choose, one query after the other; returns the negatives of each."""
+    """Rank and choose, one query after the other; return the negatives of each."""
     last = run.mining.ranks[1]
     queries = _queries(pool)
     vectors: dict[str, tuple[Vectors, Vectors]] = {}
     for part, encoder in encoders.items():
         vectors[part] = (
             embed(queries, encoder, "query", work, progress),
-            embed(pool.told, encoder, "document", work, progress),
+            embed(pool.instructed, encoder, "document", work, progress),
         )
     ranked: dict[str, Iterator[Ranking]] = {}
     for method in run.mining.methods:
@@ -191,7 +201,7 @@ def _search(
         chooser.choose(query, dict(zip(ranked, rankings, strict=True)))
         for query, rankings in enumerate(zip(*ranked.values(), strict=True))
     ]
-    _forget_others(work, queries, pool.told, encoders.values())
+    _forget_others(work, queries, pool.instructed, encoders.values())
     return chooser, chosen
 
 
@@ -210,7 +220,7 @@ class _VectorGuide(Guide):
 def _forget_others(
     work: Path, queries: Sequence[str], passages: Sequence[str], encoders: Iterable[Encoder]
 ) -> None:
-    """Remove vectors of other texts or models: nothing would ever ask for them again."""
+    """Remove vectors of other texts or models, which nothing would read again."""
     kept = {cache_key(queries, e, "query") for e in encoders}
     kept |= {cache_key(passages, e, "document") for e in encoders}
     for folder in work.iterdir() if kept else ():
@@ -221,7 +231,7 @@ def _forget_others(
 def _with_negatives(
     records: Sequence[Record], pool: Pool, chosen: Sequence[Sequence[Negative]]
 ) -> list[Record]:
-    """The records in their order, mined negatives after the given ones."""
+    """Return the records in their order, mined negatives after the given ones."""
     mined = iter(chosen)
     made = []
     for record in records:
@@ -238,7 +248,7 @@ def _audit(
     encoders: dict[str, Encoder],
     fingerprint: str,
 ) -> dict[str, Any]:
-    """What mining.json holds: no times and no places, so that it is the same each time."""
+    """Return the content of mining.json, without times and paths, so that it is reproducible."""
     tally = chooser.tally
     mined = [query for query, negatives in enumerate(chosen) if negatives]
     drawn = sorted(Random(run.seed).sample(mined, min(EXAMPLES, len(mined))))
@@ -263,7 +273,7 @@ def _audit(
 
 
 def _example(pool: Pool, query: int, negative: Negative) -> dict[str, Any]:
-    """A query with its first positive and its first negative; long texts cut."""
+    """Return a query with its first positive and its first negative, truncated."""
     record = pool.queries[query]
     ratio = negative.score / negative.positive if negative.positive > 0 else None
     return {

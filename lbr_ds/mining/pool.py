@@ -1,4 +1,4 @@
-"""cl (and gl) -> the distinct passages, the queries, and what can never be a query's negative."""
+"""The distinct passages of cl (and gl), the queries, and what is excluded for each query."""
 
 from __future__ import annotations
 
@@ -17,34 +17,50 @@ from lbr_ds.records import Record
 class Pool:
     """P passages that differ when normalised, and Q queries.
 
-    told: the passages as a model trained on the data encodes them: after the document instruction
-    of the first record that holds them. Every rule compares the bare ones.
-    positives[q]: the passages that answer query q. barred[q]: sets of passages that are never its
-    mined negatives; most are shared by many queries.
+    Attributes:
+        passages: The bare texts, which every rule compares.
+        instructed: The passages as a model trained on the data encodes them: with the document
+            instruction of the first record that holds them.
+        queries: The records that get negatives.
+        positives: For each query the passages that answer it.
+        excluded: For each query sets of passages that are never its negatives; most are shared by
+            many queries.
+        held_out: The number of passages left out because eval has them.
     """
 
     passages: list[str]
-    told: list[str]
+    instructed: list[str]
     queries: list[Record]
     positives: list[NDArray[np.int64]]
-    barred: list[list[NDArray[np.int64]]]
-    held_out: int  # passages left out since eval has them
+    excluded: list[list[NDArray[np.int64]]]
+    held_out: int
 
     def banned(self, query: int) -> NDArray[np.int64]:
-        """Return in ascending order the passages of the query's group (its positives among them),
-        the query's own text, and the negatives that it came with."""
-        return np.unique(np.concatenate(self.barred[query]))
+        """Return the sorted numbers of the passages that are never this query's negatives.
+
+        These are the passages of its group (its positives among them), the query's own text, and
+        the negatives that the record came with.
+        """
+        return np.unique(np.concatenate(self.excluded[query]))
 
     @classmethod
-    def of(cls, asked: list[Record], others: Iterable[Record], judged: Iterable[Record]) -> Pool:
-        """asked: the records that get negatives; others: more passages; judged: eval's records."""
-        kept_out = {key(text) for record in judged for text in record.texts()}
+    def of(
+        cls, targets: list[Record], others: Iterable[Record], held_out: Iterable[Record]
+    ) -> Pool:
+        """Build the pool.
+
+        Args:
+            targets: The records that get negatives.
+            others: Records with further passages.
+            held_out: Records whose texts are no candidates.
+        """
+        kept_out = {key(text) for record in held_out for text in record.texts()}
         numbers: dict[bytes, int] = {}
         passages: list[str] = []
-        told: list[str] = []
+        instructed: list[str] = []
         of_group: dict[tuple[str, str], set[int]] = defaultdict(set)
         left_out: set[bytes] = set()
-        for record in (*asked, *others):
+        for record in (*targets, *others):
             answers = {record.text, *record.positives}
             for text in dict.fromkeys([record.text, *record.positives, *record.negatives]):
                 name = key(text)
@@ -54,22 +70,22 @@ class Pool:
                 if name not in numbers:
                     numbers[name] = len(passages)
                     passages.append(text)
-                    told.append(record.instructed_passage(text))
+                    instructed.append(record.instructed_passage(text))
                 if text in answers:
                     of_group[_group(record)].add(numbers[name])
-        queries = [record for record in asked if record.query]
+        queries = [record for record in targets if record.query]
         positives = [_sorted(numbers.get(key(t), -1) for t in r.positives) for r in queries]
         groups = {group: _sorted(members) for group, members in of_group.items()}
-        barred = []
+        excluded = []
         for record in queries:
             own = _sorted(numbers.get(key(t), -1) for t in (record.query, *record.negatives))
             group = groups.get(_group(record))
-            barred.append([own] if group is None else [own, group])
-        return cls(passages, told, queries, positives, barred, len(left_out))
+            excluded.append([own] if group is None else [own, group])
+        return cls(passages, instructed, queries, positives, excluded, len(left_out))
 
 
 def _group(record: Record) -> tuple[str, str]:
-    """A record without a group is alone."""
+    """Return a record's group; a record without one is a group of its own."""
     return ("group", record.group) if record.group else ("record", record.id)
 
 

@@ -1,4 +1,4 @@
-"""Scores -> the best passages, ties to the lower number: one result whatever the blocks."""
+"""Select the best passages; ties go to the lower number, so blocks do not change the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Ranking(NamedTuple):
-    """What a method finds for one query: banned passages left out, rank 1 first.
+    """The ranking of one query by one method: banned passages are left out, rank 1 comes first.
 
     positive: the lowest score among the query's own positives.
     """
@@ -22,7 +22,7 @@ class Ranking(NamedTuple):
 def best(
     scores: NDArray[np.float32], passages: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The `count` best of (n,) scores with their passages, sorted; -inf is never among them."""
+    """Return the passages with the `count` best scores above -inf, and their scores, sorted."""
     floor = -np.inf
     if len(scores) > count:
         floor = np.partition(scores, len(scores) - count)[len(scores) - count]

@@ -1,9 +1,9 @@
-"""A prepared folder -> the same folder with other records in cl; all else keeps its bytes.
+"""Replace the records of cl in a prepared folder; everything else keeps its bytes.
 
 1. Beside the folder: every file linked (copied where the disk cannot link), cl as it was becomes
    `given/`, the new cl is written in the order of the old one.
 2. Every shard is read again and compared with its hash; eval is proved apart from training.
-3. One rename puts the new folder in place; until then the old one stands.
+3. One rename puts the new folder in place; until then the old one is unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lbr_ds.system.progress import Progress, no_progress
 
 
 def source_split(manifest: Manifest) -> str:
-    """The split that holds cl as `prepare` wrote it: mining again never sees mined negatives."""
+    """Return the split with cl as `prepare` wrote it, without mined negatives."""
     return GIVEN if GIVEN in manifest.splits else "cl"
 
 
@@ -44,7 +44,7 @@ def rewrite(
     """Put `records` (in file order) into cl of `manifest.folder`, and `audit` into mining.json.
 
     Raises DataError when what was written does not verify or shares a text with eval,
-    EnvironmentProblem when the disk is full. The old folder then stands as it was.
+    EnvironmentProblem when the disk is full. The old folder is then unchanged.
     """
     folder = manifest.folder
     with writing(folder), atomic_folder(folder, check=Manifest.load) as new:
@@ -97,7 +97,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _before_shuffle(records: Sequence[Record], seed: int) -> list[Record]:
-    """The order that `write_split` shuffles into the order of `records`."""
+    """Return the order that `write_split` shuffles into the order of `records`."""
     order = permutation(len(records), seed, WRITE)
     given: list[Record] = list(records)
     for place, number in enumerate(order.tolist()):
@@ -111,7 +111,7 @@ def _write_audit(folder: Path, audit: dict[str, Any]) -> None:
 
 
 def _with_mining(sources: list[dict[str, Any]], audit: Path) -> list[dict[str, Any]]:
-    """The manifest's sources, the audit last: where the negatives come from."""
+    """Return the manifest's sources, the audit last: where the negatives come from."""
     kept = [source for source in sources if source.get("format") != "mine"]
     entry = {
         "name": "mined negatives",

@@ -1,13 +1,13 @@
-"""Rankings of one query -> its negatives, and why the others were left out.
+"""Choose the negatives of a query from its rankings, and count why others were dropped.
 
-A candidate is looked at in the order of the ranks (methods take turns) or in a drawn order, and the
-first rule that speaks against it drops it:
+Candidates are examined in the order of their ranks (methods take turns) or in a random order. The
+first rule that applies drops a candidate:
 
-- positive_not_found: its method scores the query's own positive at 0 or less, so the method cannot
-  tell what is too near. Only where max_ratio or margin is set.
+- positive_not_found: its method scores the query's own positive at 0 or less, so its
+  scores do not tell what is too near. Only where max_ratio or margin is set.
 - too_near_the_positive: its score is above `max_ratio` times the positive's, or less than `margin`
   below it; with several positives the lowest counts. Scores are compared within one method, and
-  every method that found the candidate may speak.
+  every method that found the candidate counts.
 - same_as_positive: it is a near duplicate of a positive, as `prepare` defines it
   (`data.near_duplicate`).
 - same_as_kept: likewise with a negative already kept.
@@ -45,7 +45,7 @@ class Guide(Protocol):
     """A second opinion on one query."""
 
     def scores(self, query: int, passages: NDArray[np.int64]) -> tuple[NDArray[np.float32], float]:
-        """The scores of `passages`, and the lowest of the query's positives."""
+        """Return the scores of `passages`, and the lowest of the query's positives."""
         ...
 
 
@@ -71,7 +71,7 @@ class Tally:
 
 
 class Chooser:
-    """The rules with their settings; `tally` grows with every query."""
+    """The rules with their settings; `tally` counts over all queries."""
 
     def __init__(
         self,
@@ -87,24 +87,24 @@ class Chooser:
         self.tally = Tally()
 
     def choose(self, query: int, rankings: dict[str, Ranking]) -> list[Negative]:
-        """The negatives of query number `query`, best first or as drawn; at most `keep`."""
+        """Return the negatives of query number `query`, best first or as drawn; at most `keep`."""
         kept: list[Negative] = []
-        for found in self._ordered(query, rankings):
+        for candidate in self._ordered(query, rankings):
             if len(kept) == self.mining.keep:
                 break
             self.tally.seen += 1
-            reason = self._against(found, rankings) or self._resembles(found, query, kept)
-            if reason or self._guided(found, query):
+            reason = self._against(candidate, rankings) or self._resembles(candidate, query, kept)
+            if reason or self._guided(candidate, query):
                 self.tally.dropped[reason or "guide"] += 1
             else:
-                kept.append(found)
+                kept.append(candidate)
         self.tally.kept += len(kept)
         self.tally.short += len(kept) < self.mining.keep
         self.tally.none += not kept
         return kept
 
     def _ordered(self, query: int, rankings: dict[str, Ranking]) -> list[Negative]:
-        """The candidates within the ranks, each once, in the order in which they are looked at."""
+        """Return the candidates within the ranks, each once, in the order of examination."""
         first, last = self.mining.ranks
         columns = []
         for method, (passages, scores, positive) in rankings.items():
@@ -115,39 +115,41 @@ class Chooser:
                     for r in span
                 ]
             )
-        turns = (found for row in zip_longest(*columns) for found in row if found is not None)
+        turns = (
+            candidate for row in zip_longest(*columns) for candidate in row if candidate is not None
+        )
         once: dict[int, Negative] = {}
-        for found in turns:
-            # A method whose positive was not found may not speak for another's candidate.
-            former = once.get(found.passage)
-            if former is None or (former.positive <= 0 < found.positive):
-                once[found.passage] = found
+        for candidate in turns:
+            # A method that did not find the positive must not represent another's candidate.
+            former = once.get(candidate.passage)
+            if former is None or (former.positive <= 0 < candidate.positive):
+                once[candidate.passage] = candidate
         ordered = list(once.values())
         if self.mining.pick == "random":
             Random(f"{self.seed}:{self.pool.queries[query].id}").shuffle(ordered)
         return ordered
 
-    def _against(self, found: Negative, rankings: dict[str, Ranking]) -> str:
-        """What the scores say against `found`, or nothing."""
-        if self._bounded and found.positive <= 0:
+    def _against(self, candidate: Negative, rankings: dict[str, Ranking]) -> str:
+        """Return the reason that the scores give to drop a candidate, or ""."""
+        if self._bounded and candidate.positive <= 0:
             return "positive_not_found"
         for passages, scores, positive in rankings.values():
-            for score in scores[passages == found.passage] if positive > 0 else ():
+            for score in scores[passages == candidate.passage] if positive > 0 else ():
                 if self._too_near(float(score), positive):
                     return "too_near_the_positive"
         return ""
 
-    def _resembles(self, found: Negative, query: int, kept: list[Negative]) -> str:
-        """What the text says against `found`, or nothing."""
-        if self._same(found.passage, self.pool.positives[query].tolist()):
+    def _resembles(self, candidate: Negative, query: int, kept: list[Negative]) -> str:
+        """Return the reason that the text gives to drop a candidate, or ""."""
+        if self._repeats(candidate.passage, self.pool.positives[query].tolist()):
             return "same_as_positive"
-        return "same_as_kept" if self._same(found.passage, [n.passage for n in kept]) else ""
+        return "same_as_kept" if self._repeats(candidate.passage, [n.passage for n in kept]) else ""
 
-    def _guided(self, found: Negative, query: int) -> bool:
-        """Whether the guide takes `found` for an answer."""
+    def _guided(self, candidate: Negative, query: int) -> bool:
+        """Return whether the guide scores the candidate like an answer."""
         if self.guide is None:
             return False
-        scores, positive = self.guide.scores(query, np.array([found.passage]))
+        scores, positive = self.guide.scores(query, np.array([candidate.passage]))
         return bool(scores[0] >= positive)
 
     @property
@@ -159,6 +161,6 @@ class Chooser:
         above = ratio is not None and score > ratio * positive
         return above or (margin is not None and score > positive - margin)
 
-    def _same(self, passage: int, others: list[int]) -> bool:
+    def _repeats(self, passage: int, others: list[int]) -> bool:
         texts = self.pool.passages
         return any(similarity(texts[passage], texts[i]) >= self.near_duplicate for i in others)

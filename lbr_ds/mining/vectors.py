@@ -1,7 +1,8 @@
-"""Texts -> vectors on disk, in blocks; a killed run goes on after its last whole block.
+"""Vectors of texts on disk, in blocks; a killed run resumes after its last complete block.
 
-A set of vectors lies in `WORK/KEY/00000.npy` ..., where KEY is a hash of the model's fingerprint,
-the side and every text in order. So other texts or another model never meet old vectors. A block
+A set of vectors is stored in `WORK/KEY/00000.npy` ..., where KEY hashes the model's
+fingerprint, the side and every text in order, so that vectors are never used for other texts or
+another model. A block
 appears in one rename, and one that is damaged is made again.
 """
 
@@ -22,23 +23,23 @@ from lbr_ds.instructions import Side, instruction_of
 from lbr_ds.system.atomic import atomic_file
 from lbr_ds.system.progress import Progress, no_progress
 
-ROWS = 1024  # texts a block; also what a killed run may lose
+ROWS = 1024  # texts per block; a killed run may lose one block
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """(count, D) float32 of unit rows, mapped from disk; block i holds rows i * ROWS and on."""
+    """(count, D) float32 of unit rows, memory-mapped; block i holds the rows from i * ROWS."""
 
     blocks: list[NDArray[np.float32]]
     count: int
 
     def parts(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """(number of the first row, its block), in order."""
+        """Yield (number of the first row, its block), in order."""
         for number, block in enumerate(self.blocks):
             yield number * ROWS, block
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(len(numbers), D): a copy of these rows."""
+        """Return a copy of these rows, (len(numbers), D)."""
         found = np.empty((len(numbers), self.blocks[0].shape[1]), np.float32)
         for block in np.unique(numbers // ROWS):
             chosen = numbers // ROWS == block
@@ -53,7 +54,7 @@ def embed(
     work: Path,
     progress: Progress = no_progress,
 ) -> Vectors:
-    """The vectors of `texts` (at least one); blocks that a former run left are used.
+    """Return the vectors of `texts` (at least one); blocks of an earlier run are used.
 
     Memory: one block of vectors and the model. Raises OSError when the disk is full.
     """
@@ -74,7 +75,7 @@ def embed_share(
     world: World,
     progress: Progress = no_progress,
 ) -> None:
-    """Of the blocks that `embed` would make those of this rank: every `world.size`-th.
+    """Make this rank's share of the blocks of `embed`: every `world.size`-th.
 
     A block is one call of the encoder either way, so its bytes do not depend on the ranks.
     """
@@ -88,7 +89,7 @@ def embed_share(
 def _block(
     folder: Path, number: int, texts: list[str], encoder: Encoder, side: Side
 ) -> NDArray[np.float32]:
-    """Block `number`, mapped; made when it is missing or not whole."""
+    """Return block `number`, memory-mapped; make it when it is missing or incomplete."""
     path = folder / f"{number:05d}.npy"
     block = _load(path, len(texts))
     if block is None:
@@ -99,7 +100,7 @@ def _block(
 
 
 def cache_key(texts: Sequence[str], encoder: Encoder, side: Side) -> str:
-    """20 hex digits for these texts by this model."""
+    """Return 20 hex digits that identify these texts and this model."""
     digest = hashlib.sha256(f"{encoder.fingerprint} {side} {ROWS}\n".encode())
     for text in texts:
         raw, begin = text.encode(), len(instruction_of(text))
@@ -108,7 +109,7 @@ def cache_key(texts: Sequence[str], encoder: Encoder, side: Side) -> str:
 
 
 def is_key(name: str) -> bool:
-    """Whether a folder of this name holds vectors."""
+    """Return whether a folder of this name holds vectors."""
     return re.fullmatch(r"[0-9a-f]{20}", name) is not None
 
 
@@ -118,7 +119,7 @@ def _save(path: Path, vectors: NDArray[np.float32]) -> None:
 
 
 def _load(path: Path, count: int) -> NDArray[np.float32] | None:
-    """The block at `path`, mapped; None when it is missing or not whole."""
+    """Return the block at `path`, mapped; None when it is missing or not whole."""
     try:
         block: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

@@ -1,9 +1,9 @@
-"""Run folders -> `report.html`, `report.md`, `report.json`: curves, scores, examples, provenance.
+"""Report on runs: `report.html`, `report.md`, `report.json`.
 
     report = write_report([Path("runs/demo")], Path("runs/demo"))
 
-Reads only what runs leave behind, so it works on a login node: no torch and no mteb here. The HTML
-is one file without scripts or outside requests, for light and dark screens, phones and paper.
+This room reads only run and data folders and imports neither torch nor mteb, so it works on a login
+node. The HTML is one file without scripts and outside requests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run folder -> `Run`: recipe, metrics of both stages, evaluations, data counts, environment."""
+"""Read a run folder: recipe, metrics of both stages, evaluations, data counts, environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ENDS = 10  # logged steps averaged for a stage's first and last value
 class Stage:
     """The logged steps of one stage, one row a step, in step order, and its evaluations likewise.
 
-    start: what it started from at step 0, if that is known.
+    start: what it started from at step 0, if known.
     """
 
     number: int
@@ -34,7 +34,7 @@ class Stage:
     start: str | None = None
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of one measure; a value that is missing or not a number is NaN.
+        """Return (steps, values) of one measure; a value that is missing or not a number is NaN.
 
         `evaluation/NAME` is a measure on held-out data in training.
         """
@@ -43,7 +43,7 @@ class Stage:
         return [float(row["step"]) for row in rows], [number(row.get(name)) for row in rows]
 
     def has(self, key: str) -> bool:
-        """Whether any row has a finite value of this measure."""
+        """Return whether any row has a finite value of this measure."""
         return any(math.isfinite(value) for value in self.series(key)[1])
 
     def summary(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Stage:
 
 @dataclass
 class Run:
-    """All that a run folder says about itself; `notes` says what it lacks."""
+    """The content of a run folder; `notes` says what it lacks."""
 
     folder: Path
     name: str
@@ -130,7 +130,7 @@ class Run:
         return [row for row in joined.values() if len(row["found"]) == len(shown)]
 
     def commands(self) -> list[str]:
-        """The command lines that make this run again."""
+        """Return the command lines that make this run again."""
         recipe, commands = self.folder / "recipe.yaml", []
         if self.recipe is None:
             return []
@@ -146,7 +146,7 @@ class Run:
         return [*commands, f"lbr-ds report {self.folder}"]
 
     def _eval_command(self, name: str, result: dict[str, Any]) -> str:
-        """The line that makes `eval/NAME.json` again, from the model of the last logged step."""
+        """Return the command that repeats `eval/NAME.json`, with the last logged step's model."""
         steps = {f"stage{s.number}": s.rows[-1]["step"] for s in self.stages}
         place = self.folder / "backbone"
         if name in steps:
@@ -161,7 +161,7 @@ class Run:
 
 
 def _beside(stage: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """A stage's evaluations, and what its latest start at step 0 was from."""
+    """Return a stage's evaluations, and what its latest start at step 0 started from."""
     found, starts = stage / "evaluations.jsonl", stage / "starts.jsonl"
     evaluations = read_metrics(found) if found.exists() else []
     text = starts.read_text(encoding="utf-8") if starts.exists() else ""
@@ -174,7 +174,7 @@ def _beside(stage: Path) -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _inside(path: str | None, run: Path) -> str | None:
-    """A path below the run's folder, from there on; any other as it is."""
+    """Return a path relative to the run's folder; a path elsewhere unchanged."""
     if path is None or not Path(path).is_relative_to(run):
         return path
     return str(Path(path).relative_to(run))

@@ -1,4 +1,4 @@
-"""Evaluations of one run -> tables: each model's scores, its gain over the base, and how sure."""
+"""Compare the evaluations of one run: scores, gain over the base, and significance."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def _table(task: str, evals: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _about(task: str, evals: dict[str, dict[str, Any]]) -> str:
-    """The protocol by which the task's texts were held out; "" for another's task."""
+    """Return the protocol by which the task's texts were held out; "" for official tasks."""
     for result in evals.values():
         held_out = list(result.get("per_query", {}))
         if task in held_out and "protocol" in result:
-            told = ("", ", known from stage 1 only", ", control: known from nowhere")
+            told = ("", ", known from stage 1 only", ", control: in no training split")
             known = 1 + held_out.index(task) if len(held_out) > 1 else 0
             return f"{result['protocol'].capitalize()}{told[known]}."
     return ""

@@ -1,4 +1,4 @@
-"""Metrics of some runs -> small SVG panels that take their colours and font from the page.
+"""Draw metrics of runs as small SVG panels that take colors and font from the page.
 
 matplotlib draws with marker colours; they are then replaced by CSS variables, so that one drawing
 serves light screens, dark screens and paper. Text stays text.
@@ -81,7 +81,7 @@ PANELS = (
         ("evaluation/loss", "evaluation/loss_without_bottleneck"),
         (1,),
         "what Y reads from B is the gap",
-        ("as learnt", "B hidden from Y"),
+        ("as trained", "B hidden from Y"),
     ),
     Panel("Alignment", ("evaluation/alignment",), note="held out; 0: pairs coincide"),
     Panel("Uniformity", ("evaluation/uniformity",), note="held out; 0: collapse"),
@@ -95,7 +95,7 @@ PANELS = (
 
 
 def draw_stage(runs: list[Run], number: int) -> list[dict[str, Any]]:
-    """The panels of one stage that have data: [{"title", "note", "lines", "svg"}].
+    """Return the panels of one stage that have data: [{"title", "note", "lines", "svg"}].
 
     lines: [{"name", "color"}] for a legend where a panel shows several measures of one run.
     """
@@ -116,7 +116,7 @@ def draw_stage(runs: list[Run], number: int) -> list[dict[str, Any]]:
 
 
 def _legend(panel: Panel, several: bool) -> list[dict[str, str]]:
-    """What tells apart a panel's measures: colours, or dashes where colours tell runs apart."""
+    """Return a panel's legend: colors, or dashes where colors distinguish runs."""
     if several and panel.names:
         words = zip(("solid", "dashed"), panel.names, strict=True)
         return [{"name": "; ".join(f"{dash}: {name}" for dash, name in words), "color": ""}]
@@ -147,7 +147,7 @@ def _draw(panel: Panel, shown: list[tuple[int, Stage]], several: bool, salt: str
 
 
 def _line(axes: Any, stage: Stage, key: str, color: str, dash: str) -> None:
-    """The values, faint, with their running mean on top where there are enough of them."""
+    """Draw the values, faint, with their running mean on top if there are enough of them."""
     steps, values = (np.asarray(part) for part in stage.series(key))
     if not len(steps):
         return

@@ -1,4 +1,4 @@
-"""A prepared data folder -> the counts that a reader wants: splits, sources, what was left out."""
+"""Read the counts of a prepared data folder: splits, sources, what was dropped."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 USES = {
     **{stage.split: stage.title for stage in STAGES.values()},
     "eval": "held out",
-    "control": "control: known from nowhere",
+    "control": "control: in no training split",
 }
 
 
 def read_data(folder: Path | str) -> dict[str, Any]:
-    """The folder's curation.json and manifest.json, made short; {} for neither.
+    """Summarise the folder's curation.json and manifest.json; {} if it has neither.
 
     A URL is asked once, with the tries that shards get; what cannot be reached is {} too.
 

@@ -1,4 +1,4 @@
-"""JSON and metrics files -> plain values, with the file and line in every complaint."""
+"""Read JSON and metrics files; errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl in step order; a step logged again after a resume counts last.
+    """Return the rows of a metrics.jsonl in step order, of each step the last one (after a resume).
 
     Raises DataError that names the file and the line.
     """
@@ -42,7 +42,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """The same value with None for every number that JSON has no word for."""
+    """Return the value with None for every number that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -53,6 +53,6 @@ def plain(value: Any) -> Any:
 
 
 def number(value: Any) -> float:
-    """A JSON number as float; anything else is NaN."""
+    """Return a JSON number as float, NaN for anything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number else math.nan

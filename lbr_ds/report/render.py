@@ -1,4 +1,4 @@
-"""The report's dict (and the runs, for their curves) -> HTML and Markdown, by the templates."""
+"""Render a report as HTML and Markdown, by the templates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CURVES = {
 
 
 def render_html(report: dict[str, Any], runs: list[Run]) -> str:
-    """One file: style, curves and text in it, nothing fetched, nothing executed."""
+    """Return one HTML page with style and curves, without scripts and outside requests."""
     curves = []
     for number, (name, meaning) in STAGES.items():
         panels = draw_stage(runs[:MAX_SERIES], int(number))
@@ -50,7 +50,7 @@ def render_html(report: dict[str, Any], runs: list[Run]) -> str:
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    """The tables of the report as GitHub-flavoured Markdown."""
+    """Return the tables of the report as GitHub-flavoured Markdown."""
     text = _environment(markdown=True).get_template("report.md").render(report=report, **_shared())
     return text.strip() + "\n"
 
@@ -128,7 +128,7 @@ def brief(text: str, limit: int = 260) -> str:
 
 
 def facts(value: Any, limit: int = 40) -> list[tuple[str, str]]:
-    """A nested dict as (dotted name, text) rows; long lists are counted, None is left out."""
+    """Flatten a nested dict to (dotted name, text) rows; long lists are counted, None omitted."""
     rows: list[tuple[str, str]] = []
 
     def walk(prefix: str, inner: Any) -> None:
@@ -158,7 +158,7 @@ def ndcg(table: dict[str, Any], key: str) -> float | None:
 
 
 def headline(run: dict[str, Any]) -> str:
-    """The run in one sentence: what happened to the score on held-out queries."""
+    """Summarise a run in one sentence: how the score on held-out queries changed."""
     if not run["retrieval"]:
         steps = [f"stage {n}: {s['steps']:,} steps" for n, s in run["stages"].items()]
         return "Not evaluated yet" + (f" ({'; '.join(steps)})." if steps else ".")

@@ -205,12 +205,12 @@ def test_the_knowledge_split_is_named(run: Path, tmp_path: Path) -> None:
     (made,) = write_report([run], tmp_path)["runs"]
     assert [table["about"] for table in made["retrieval"]] == [
         "Knowledge split, known from stage 1 only.",
-        "Knowledge split, control: known from nowhere.",
+        "Knowledge split, control: in no training split.",
     ]
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text()
-        assert "Knowledge split, control: known from nowhere." in text
-        assert "control: known from nowhere" in text
+        assert "Knowledge split, control: in no training split." in text
+        assert "control: in no training split" in text
     assert "<h3>made-up-control</h3>" in (tmp_path / "report.html").read_text()
     assert made["data"]["protocol"] == "knowledge split"
 
