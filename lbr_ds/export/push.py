@@ -36,6 +36,7 @@ def push(
         private: Whether a new repository is private; an existing one keeps its visibility.
         revision: A branch, created when it is missing; None is the main branch.
         message: Of the commit.
+        endpoint: Address of the hub; None: the default, or HF_ENDPOINT.
 
     Returns:
         The address of the commit.
