@@ -201,11 +201,11 @@ def mfu_row(
     ideal = work / peak_flops(torch.cuda.get_device_name())
     for _ in range(2):
         step()
-    found = [(ideal, step()) for _ in range(rounds)]
-    seconds = sorted(s for _, s in found)[len(found) // 2]
+    times = [(ideal, step()) for _ in range(rounds)]
+    seconds = sorted(s for _, s in times)[len(times) // 2]
     return ratio(
         wanted.measure,
-        found,
+        times,
         goal=wanted.goal,
         better="higher",
         floor=wanted.floor,
@@ -227,10 +227,10 @@ def zero3_row(wanted: Wanted, engine: Engine, config: dict[str, Any], rounds: in
     batch, loss, _ = stage1_step(config)
     batch = batch.to(engine.world.device)
     model = embedder(random_model(config, "cuda", torch.bfloat16))
-    found = interleaved(engine_step(engine, batch, loss), master_step(model, batch, loss), rounds)
+    times = interleaved(engine_step(engine, batch, loss), master_step(model, batch, loss), rounds)
     return ratio(
         wanted.measure,
-        found,
+        times,
         goal=wanted.goal,
         better="lower",
         floor=wanted.floor,
@@ -286,10 +286,10 @@ def attention_row(wanted: Wanted, rounds: int) -> Row:
     n = (STEP_TOKENS - BOTTLENECK) // 2
     sequence = ib(n, n, 2)
     ours = by_segments([sequence], config, "cuda", torch.bfloat16)
-    found = interleaved(by_mask(sequence, config, "cuda", torch.bfloat16), ours, rounds)
+    times = interleaved(by_mask(sequence, config, "cuda", torch.bfloat16), ours, rounds)
     return ratio(
         wanted.measure,
-        found,
+        times,
         goal=wanted.goal,
         better="higher",
         floor=wanted.floor,

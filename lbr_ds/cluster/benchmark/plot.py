@@ -97,10 +97,10 @@ def _shares(axis: Axes, rows: list[dict[str, Any]]) -> None:
     """Draw a bar for each row: exposed and hidden collectives, data wait, the rest."""
     names = []
     for place, row in enumerate(rows):
-        found = row["figures"]
-        exposed = found["exposed_share"]
-        behind = max(0.0, found["collective_share"] - exposed)
-        wait = found["data_wait_share"]
+        figures = row["figures"]
+        exposed = figures["exposed_share"]
+        behind = max(0.0, figures["collective_share"] - exposed)
+        wait = figures["data_wait_share"]
         parts = [
             (exposed, _COLOURS[2], "collectives alone"),
             (behind, "#f0c9b0", "collectives beside computation"),

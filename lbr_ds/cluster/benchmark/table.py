@@ -101,9 +101,9 @@ def _network(rows: list[dict[str, Any]]) -> str:
     cells = []
     for row in rows:
         rates: dict[float, dict[str, float]] = {}
-        for found in row["figures"]["collectives"]:
-            size = round(found["bytes"] / _MIB)
-            rates.setdefault(size, {})[found["collective"]] = found["gb_per_second"]
+        for measured in row["figures"]["collectives"]:
+            size = round(measured["bytes"] / _MIB)
+            rates.setdefault(size, {})[measured["collective"]] = measured["gb_per_second"]
         for size, both in rates.items():
             both_rates = [f"{both[name]:.3g}" for name in ("all_gather", "reduce_scatter")]
             cells.append([str(row["ranks"]), f"{size}", *both_rates])
