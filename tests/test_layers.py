@@ -114,6 +114,17 @@ def test_rooms_import_in_one_direction() -> None:
     assert not wrong
 
 
+def test_parts_of_the_cluster_room_import_in_one_direction() -> None:
+    order = ["flops", "plan", "device", "synthetic", "gpu_check", "doctor", "benchmark"]
+    wrong = []
+    for path, tree in modules():
+        if room(path) == "cluster" and path.parent != PACKAGE and path.name != "__init__.py":
+            mine = path.relative_to(PACKAGE).parts[1].removesuffix(".py")
+            parts = [n.split(".")[2] for n in imports(tree) if n.startswith("lbr_ds.cluster.")]
+            wrong += [f"{path.name}: {p}" for p in parts if order.index(p) > order.index(mine)]
+    assert not wrong
+
+
 def test_the_package_does_not_import_tests() -> None:
     assert not [
         f"{path.relative_to(PACKAGE)}: {name}"
