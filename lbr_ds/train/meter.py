@@ -13,7 +13,6 @@ import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import psutil
@@ -140,12 +139,7 @@ class Meter:
         line = "  ".join(f"{title} {value:.3f}" for title, value in known.items())
         log.info("step %d, held out: %s (%.1f s)", step, line, figures["seconds"])
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self._file is not None and self._board is not None:

@@ -23,7 +23,7 @@ from lbr_ds.runs import (
     saved,
     step_of,
 )
-from lbr_ds.train.checkpoint.resume import first_whole
+from lbr_ds.train.checkpoint.resume import first_complete
 
 log = logging.getLogger(__name__)
 _MAX_STARTS = 3  # of one SLURM job from the same step
@@ -48,7 +48,7 @@ def starting_point(run: RunConfig, number: int, world: World) -> Path:
         best = best_first(newest[::-1]) if source == "best" else []
         # The others follow, in case the best one is damaged.
         order = world.share(best + [path for path in newest if path not in best])
-        if chosen := first_whole(order, world):
+        if chosen := first_complete(order, world):
             log.info("stage 2 starts from %s (%s)", chosen, _why(chosen, source, len(best)))
             return chosen
     if source.isdigit():

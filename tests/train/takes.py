@@ -1,6 +1,6 @@
-"""Stage 1 from what a run folder holds up to a step, which is saved; several runs in one go.
+"""Train stage 1 from a run folder's newest checkpoint up to a step; several runs in one process.
 
-`python -m tests.train.takes STOP SAVE_EVERY RECIPE[,OVERRIDE...]...`, started by run_ranks.
+`python -m tests.train.takes STOP RECIPE[,OVERRIDE...]...`, started by run_ranks.
 """
 
 from __future__ import annotations

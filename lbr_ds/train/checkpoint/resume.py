@@ -38,7 +38,7 @@ def find_checkpoint(
     if world.first:
         sweep(folder)
     world.barrier()
-    checkpoint = newest_whole(folder, world)
+    checkpoint = newest_complete(folder, world)
     if checkpoint is not None:
         _check_fit(checkpoint, run, stage, world, force=force)
     return checkpoint
@@ -74,12 +74,12 @@ def load_checkpoint(checkpoint: Path | None, engine: Engine, world: World) -> di
     return counters
 
 
-def newest_whole(stage_folder: Path, world: World) -> Path | None:
-    """Return the newest complete checkpoint; see `first_whole`."""
-    return first_whole(world.share(saved(stage_folder)[::-1]), world)
+def newest_complete(stage_folder: Path, world: World) -> Path | None:
+    """Return the newest complete checkpoint; see `first_complete`."""
+    return first_complete(world.share(saved(stage_folder)[::-1]), world)
 
 
-def first_whole(checkpoints: list[Path], world: World) -> Path | None:
+def first_complete(checkpoints: list[Path], world: World) -> Path | None:
     """Return the first checkpoint whose files are as they were saved; each rank reads a share.
 
     Damaged ones are logged and skipped.
