@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from lbr_ds.runs import checkpoints, fault, model_folder, saved
 from lbr_ds.train.checkpoint.resume import find_checkpoint
 from lbr_ds.train.checkpoint.writing import prune, seal
 from lbr_ds.train.deepspeed.library import read_state
+from lbr_ds.train.deepspeed.universal import to_universal
 from tests.ranks import run_cli, run_ranks
 from tests.train.test_resume import metrics, weights
 
@@ -221,3 +223,6 @@ def test_enums_of_older_pythons_are_read_and_no_other_attributes(tmp_path: Path)
     torch.save(Attribute(LossScaler, "backward"), tmp_path / "other.pt")
     with pytest.raises(UnpicklingError, match="LossScaler is not an enum"):
         read_state(tmp_path / "other.pt")
+    line = r"other.pt: .*LossScaler is not an enum"
+    assert re.match(line, to_universal(tmp_path, tmp_path / "universal"))
+    assert not (tmp_path / "universal").exists()

@@ -10,11 +10,13 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
+from lbr_ds.errors import short
 from lbr_ds.train.checkpoint.snapshot import ENUM_MEMBER, HostMemory
 
 if not torch.cuda.is_available():
@@ -34,10 +36,18 @@ for name in ("DeepSpeed", "deepspeed"):
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def read_state(file: str | Path, map_location: Any = "cpu") -> Any:
-    """Read one file of a checkpoint's state/ without running any code that it may hold."""
+def read_state(file: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
+    """Read one file of a checkpoint's state/ without running any code that it may hold.
+
+    Raises:
+        UnpicklingError: The file needs other classes than those of a checkpoint.
+    """
     with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, ENUM_MEMBER]):
-        return torch.load(file, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+        except UnpicklingError as error:  # torch's advice is to read it with weights_only=False
+            reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+            raise UnpicklingError(f"{Path(file).name}: {reason or short(error)}") from None
 
 
 class StateCollector(TorchCheckpointEngine):

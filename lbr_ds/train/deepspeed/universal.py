@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lbr_ds.system import children
+from lbr_ds.train.deepspeed.library import read_state
 
 
 def to_universal(folder: Path, out: Path) -> str:
     """Convert one tag of a DeepSpeed checkpoint; return what failed, or "".
 
     The converter runs in a process of its own because it forks workers, which a rank with
-    communication threads must not do.
+    communication threads must not do. It unpickles the files, so they are checked before.
     """
+    for file in sorted(folder.glob("*.pt")):
+        try:
+            read_state(file, mmap=True)  # without reading the tensors
+        except UnpicklingError as error:
+            return str(error)
     workers = str(min(8, os.cpu_count() or 1))
     command = children.following_command(
         [
