@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lbr_ds.runs import fault, saved
+from lbr_ds.train.deepspeed.library import read_state
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
@@ -95,6 +96,14 @@ def test_other_ranks_same_parameters(folder: Path, name: str) -> None:
     assert found.keys() == wanted.keys()
     for key in wanted:
         assert float((found[key] - wanted[key]).norm() / wanted[key].norm()) <= TOLERANCE, key
+
+
+def test_states_of_every_stage_are_read_as_data(folder: Path) -> None:
+    for name in ("whole-1", "whole-2", "whole-3", "whole-lora-2", "whole-lora-3"):
+        files = sorted(folder.glob(f"{name}/stage1/checkpoints/step-000006/state/ranks/*.pt"))
+        assert len(files) >= 2
+        for file in files:
+            assert read_state(file)
 
 
 def test_the_conversion_leaves_nothing(folder: Path) -> None:

@@ -27,11 +27,14 @@ import deepspeed
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 for name in ("DeepSpeed", "deepspeed"):
     logging.getLogger(name).setLevel(logging.WARNING)
     # It reports gradients that are not finite for every refused update; the guard says why.
     logging.getLogger(name).addFilter(lambda record: "OVERFLOW" not in record.getMessage())
+# What a checkpoint holds beside tensors and plain values; fragment_address: ZeRO-1 and 2.
+_CLASSES = [LossScaler, ZeroStageEnum, fragment_address, ENUM_MEMBER]
 # On CPU ranks DeepSpeed would compile a shared-memory all-reduce that only inference uses.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -42,7 +45,7 @@ def read_state(file: str | Path, map_location: Any = "cpu", *, mmap: bool = Fals
     Raises:
         UnpicklingError: The file needs other classes than those of a checkpoint.
     """
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, ENUM_MEMBER]):
+    with torch.serialization.safe_globals(_CLASSES):
         try:
             return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
         except UnpicklingError as error:  # torch's advice is to read it with weights_only=False
