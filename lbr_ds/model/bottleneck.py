@@ -65,7 +65,7 @@ class Card:
 
     @classmethod
     def load(cls, folder: Path) -> Card:
-        """Raises DataError when the folder has no card."""
+        """Read the card of a folder. Raises DataError when it has none."""
         path = folder / CARD
         if not path.is_file():
             raise DataError(f"{folder} has no {CARD}: not a folder made by lbr-ds")
@@ -74,12 +74,12 @@ class Card:
 
 
 def bottleneck_token(index: int) -> str:
-    """The text of bottleneck token `index`."""
+    """Return the text of bottleneck token `index`."""
     return f"<|bottleneck_{index}|>"
 
 
 def bottleneck_ids(folder: Path) -> list[int]:
-    """The ids of a prepared backbone's bottleneck tokens.
+    """Return the ids of a prepared backbone's bottleneck tokens.
 
     Random weights that are only measured have no tokenizer; there the first ids stand for them.
     """
@@ -233,7 +233,7 @@ def _add_tokens(
 
 
 def _tables(backbone: PreTrainedModel) -> list[nn.Parameter]:
-    """The input embeddings and, where the head is not tied, the head: (V, D) each."""
+    """Return the input embeddings and, where it is not tied, the head: (V, D) each."""
     modules: list[Any] = [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
     return list({id(m.weight): m.weight for m in modules}.values())
 
@@ -301,6 +301,6 @@ def _hide_control_tokens(path: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a prepared backbone or a checkpoint. Raises CheckpointError."""
+    """Load the tokenizer of a prepared backbone or a checkpoint. Raises CheckpointError."""
     with reading(folder, "the tokenizer", CheckpointError, "save or copy it again"):
         return open_tokenizer(str(folder), str(folder), trust_remote_code=False)

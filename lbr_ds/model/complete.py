@@ -104,7 +104,7 @@ def _end(name: str) -> str:
 
 
 def _without_common_end(old: str, new: str) -> tuple[str, str]:
-    """What stands before the parts, between dots, in which two names end alike."""
+    """Return what precedes the parts, between dots, in which two names end alike."""
     a, b = old.split("."), new.split(".")
     while a and b and a[-1] == b[-1]:
         a.pop(), b.pop()
@@ -114,7 +114,7 @@ def _without_common_end(old: str, new: str) -> tuple[str, str]:
 def misfit(
     missing: Iterable[str], unexpected: Iterable[str], shapes: Mapping[str, tuple[Any, Any]]
 ) -> str:
-    """What is wrong with a folder's tensors, in one clause; empty when nothing is.
+    """Return what is wrong with a folder's tensors, in one clause; empty if nothing is.
 
     Args:
         missing: expected names without a tensor.
@@ -230,7 +230,7 @@ def complete(place: str) -> Iterator[None]:
 def load_causal(
     folder: Path, dtype: torch.dtype | str, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The causal LM of a folder that lbr-ds made. Raises CheckpointError when it is not complete.
+    """Load the causal LM of a folder that lbr-ds made. Raises CheckpointError if incomplete.
 
     dtype: as `from_pretrained` takes it; "auto": as the weights are stored.
     """

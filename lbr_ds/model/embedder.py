@@ -25,10 +25,15 @@ _WORTH = 0.8  # taking rows out of a layer and putting them back costs about a t
 
 
 class Embedder(nn.Module):
-    """A causal LM read at its bottleneck.
+    """A causal LM that is read at its bottleneck.
 
-    Only `backbone.base_model` and `head` run; `head` holds the LM head's own weight. `rows` is what
-    the bottleneck's rows have learnt where the backbone is frozen (model/lora.py); else None.
+    Attributes:
+        backbone: the causal LM; only its `base_model` runs.
+        head: the losses of stage 1; it holds the weight of the LM's head.
+        rows: the trained difference of the bottleneck's rows where the backbone is frozen
+            (model/lora.py); else None.
+        pooling: last (the last bottleneck token) or mean.
+        bidirectional: whether rows of a text see the whole text in stage 2.
     """
 
     rows: nn.Module | None
@@ -44,9 +49,11 @@ class Embedder(nn.Module):
         compute_read_rows_only(backbone.base_model)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """With targets: sum of the rows' losses, fp32 scalar. Without: (N, D) fp32 of unit length.
+        """Return losses or vectors, depending on the batch.
 
-        N sequences, D hidden size. With bags too (2,): that sum, and the sum of the bags' losses.
+        Returns:
+            With targets the sum of the rows' losses, an fp32 scalar; with bags also theirs, (2,).
+            Without targets (N, D) fp32 of unit length, one vector for each sequence.
         """
         hidden = self._body(batch, read=self._read(batch)).last_hidden_state[0]
         if batch.targets is not None:
@@ -58,7 +65,7 @@ class Embedder(nn.Module):
         return normalize(pooled, dim=-1)
 
     def states(self, batch: PackedBatch) -> Tensor:
-        """(layers + 1, T, D) fp32: what enters each layer, and the last one's output, normed."""
+        """Return each layer's input and the last one's normed output: (layers + 1, T, D) fp32."""
         layers = self._body(batch, read=None, output_hidden_states=True).hidden_states
         return torch.stack([layer[0].float() for layer in layers])
 
@@ -68,14 +75,14 @@ class Embedder(nn.Module):
         return packed_forward(self.backbone, batch, bidirectional=bidirectional, **more)
 
     def _read(self, batch: PackedBatch) -> Tensor | None:
-        """The rows whose final state matters, for the last layer; None: (nearly) all of them."""
+        """Return the rows whose final state is read; None: (nearly) all of them."""
         if self.pooling == "mean" and batch.targets is None:
             return None
         return batch.read if len(batch.read) <= _WORTH * batch.num_tokens else None
 
 
 def _means(states: Tensor, batch: PackedBatch) -> Tensor:
-    """(N, D): the mean of each sequence's rows of states (T, D), instructions left out if asked."""
+    """Return (N, D), the mean of each sequence's rows of states (T, D) without unpooled ones."""
     lengths = batch.starts.diff()
     owner = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
     if batch.unpooled is not None:
@@ -89,7 +96,7 @@ def _means(states: Tensor, batch: PackedBatch) -> Tensor:
 def build_embedder(
     folder: Path, dtype: torch.dtype, *, activation_checkpointing: bool, trust_remote_code: bool
 ) -> Embedder:
-    """The module with the shape of a prepared folder; its weights are *not* loaded here.
+    """Build the module with the shape of a prepared folder; its weights are *not* loaded here.
 
     Called inside the engine's context, where parameters are sharded as they are made: an
     initialisation would then write into empty shards, so there is none.

@@ -19,7 +19,7 @@ FILE_BYTES = 2 << 30  # a weights file is closed once it holds this much
 
 
 class Stored:
-    """The tensors in a folder's safetensors files, by name; each is read when it is asked for.
+    """The tensors in a folder's safetensors files, by name; each is read when needed.
 
     Raises CheckpointError for a file that is cut, damaged or missing.
     """
@@ -50,25 +50,25 @@ class Stored:
         return self._alias.get(name, name) in self._file
 
     def names(self) -> list[str]:
-        """The names in the files."""
+        """Return the names in the files."""
         return list(self._file)
 
     def rename(self, stored: Mapping[str, str]) -> None:
-        """From now on tensors are also known by other names: name -> name in the files."""
+        """Also find tensors under other names: {name: name in the files}."""
         self._alias.update(stored)
 
     def add(self, other: Stored, names: Iterable[str]) -> None:
-        """From now on take tensors of these names from another folder, which holds them."""
+        """Take tensors of these names from another folder from now on."""
         for name in names:
             self._alias.pop(name, None)
             self._file[name], self._shape[name] = other._file[name], other.shape(name)
 
     def shape(self, name: str) -> Size:
-        """Without reading it."""
+        """Return the shape without reading the tensor."""
         return self._shape[self._alias.get(name, name)]
 
     def read(self, name: str) -> Tensor:
-        """The tensor, on the CPU."""
+        """Read a tensor, on the CPU."""
         name = self._alias.get(name, name)
         with _opened(self._file[name]) as opened:
             found: Tensor = opened.get_tensor(name)
@@ -88,7 +88,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would read; where it finds none, all that there are."""
+    """Return the files that transformers would read; if it finds none, all there are."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if listed := _listed(folder):
@@ -97,7 +97,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> dict[str, str]:
-    """Tensor: file, as the index says; {} where there is no index, or one file has all."""
+    """Return {tensor: file} of the index; {} if there is no index, or one file has all."""
     index = folder / INDEX
     if not index.is_file() or (folder / SINGLE).is_file():
         return {}
@@ -115,7 +115,7 @@ def _listed(folder: Path) -> dict[str, str]:
 
 
 def in_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
-    """File: the tensors that it gets, for tensors of these bytes; one file if they are few."""
+    """Return {file: its tensors} for tensors of these bytes; one file if they are few."""
     groups: list[list[str]] = [[]]
     held = 0
     for name, size in sizes.items():
@@ -130,14 +130,14 @@ def in_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
 
 
 def share_of(files: Mapping[str, list[str]], rank: int, world: int) -> dict[str, list[str]]:
-    """The files that one of `world` ranks writes: fewer files than ranks lie far apart."""
+    """Return the files that one of `world` ranks writes, spread over the ranks."""
     return {f: files[f] for i, f in enumerate(files) if i * world // len(files) == rank}
 
 
 def save_files(
     files: Mapping[str, Iterable[str]], read: Callable[[str], Tensor], folder: Path
 ) -> None:
-    """Write `files` into `folder`; read(name) gives a tensor, asked for a file at a time."""
+    """Write `files` into `folder`; read(name) returns a tensor; one file is in memory at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, names in files.items():
         held = {name: read(name).contiguous() for name in names}
@@ -145,7 +145,7 @@ def save_files(
 
 
 def save_index(files: Mapping[str, list[str]], folder: Path) -> None:
-    """Which of several files has which tensor, as `from_pretrained` wants to be told."""
+    """Write which of several files has which tensor, in the format of `from_pretrained`."""
     if len(files) > 1:
         where = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {}, "weight_map": where}

@@ -26,7 +26,7 @@ from lbr_ds.model.packed_encoder import PackedEncoder
 def write(
     model: PackedEncoder, contexts: list[Sequence], limit: int, batch_tokens: int = 16384
 ) -> list[list[int]]:
-    """The ids that follow each context, the end token left out; at most `limit` of them.
+    """Return the ids that follow each context without the end token, at most `limit`.
 
     contexts: sequences without target; `cut` says what the answer sees, as in training.
     batch_tokens: cached rows of one batch.
@@ -70,7 +70,7 @@ def _write_batch(model: PackedEncoder, contexts: list[Sequence], limit: int) -> 
 
 
 def _read(model: PackedEncoder, contexts: list[Sequence]) -> tuple[Tensor, DynamicCache, Tensor]:
-    """The contexts' last states (n, D), the cache of what answers may see, its mask (n, L)."""
+    """Return the last states (n, D), the cache that answers may see, and its mask (n, L)."""
     backbone: PreTrainedModel = model.model.backbone
     batch = pack(contexts).to(model.device)
     packed = DynamicCache()

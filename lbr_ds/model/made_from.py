@@ -46,7 +46,7 @@ def is_up_to_date(folder: Path, model: ModelConfig, wanted: dict[str, Any]) -> b
 
 
 def save_lineage(model: ModelConfig, bottleneck: BottleneckConfig, folder: Path) -> None:
-    """What the backbone is, after what it was made from and trained on if one of ours says so."""
+    """Return what the backbone is, and what one of ours was made from and trained on."""
     now = lineage.identify(model)
     source = Path(model.backbone).expanduser()
     before = lineage.load(source) if source.is_dir() else None

@@ -96,7 +96,7 @@ def _flat(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[dic
 
 
 def _longrope(scaling: dict[str, Any], original: int, ratio: float) -> dict[str, Any]:
-    """The scaling for transformers 4, which takes `ratio`, of the lengths, for the factor."""
+    """Return the scaling for transformers 4, which takes `ratio` (of lengths) for the factor."""
     factor = scaling.get("factor", ratio)
     if factor == ratio:
         return {key: value for key, value in scaling.items() if key != "factor"}
