@@ -98,7 +98,7 @@ def _side_by_side(
         turns = _Turns(ours)
         with no_local_rank():
             trainer = _trainer(theirs, run, records, mini, rounds + 1, turns, Path(folder))
-        with _quiet():
+        with _without_stdout():
             trainer.train()
     for step, (a, b) in enumerate(zip(ours.losses, turns.losses, strict=True)):
         if not abs(a - b) <= CLOSE * max(1.0, abs(b)):
@@ -206,7 +206,7 @@ def _trainer(
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _without_stdout() -> Any:
     """Their trainer prints each log line on stdout, which is for results."""
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
