@@ -23,7 +23,7 @@ _SAMPLES, _SAMPLE_CHARS = 4, 300
 _QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 _KINDS = {"query": QUERY, "positives": POSITIVE, "negatives": NEGATIVE, "text": PASSAGE}
 _GIANT = 0.1  # a component with a larger share of the records is reported in the log
-_LOOKED_AT = 32  # texts whose near duplicates are counted
+_SAMPLED_TEXTS = 32  # texts whose near duplicates are counted
 
 
 def sources_table(sources: list[dict[str, Any]], collected: Collected) -> list[dict[str, Any]]:
@@ -98,13 +98,13 @@ def groups_table(store: Store, threshold: float) -> dict[str, Any]:
 def _near_pairs(store: Store, threshold: float) -> dict[str, Any]:
     """Count pairs of near duplicates, and those whose records share a group: no negatives.
 
-    Looks at the `_LOOKED_AT` texts of the smallest keys and all their near duplicates.
+    It covers the `_SAMPLED_TEXTS` texts of the smallest keys and all their near duplicates.
     """
     looked = store.db.execute(
         "SELECT num, family FROM families JOIN texts USING (num) WHERE family IN"
         " (SELECT family FROM families GROUP BY family HAVING count(*) > 1)"
         " AND num IN (SELECT num FROM uses WHERE role != ?) ORDER BY key LIMIT ?",
-        (NEGATIVE, _LOOKED_AT),
+        (NEGATIVE, _SAMPLED_TEXTS),
     ).fetchall()
     counts = {"looked_at": 0, "share_a_group": 0}
     with closing(Texts(store.path)) as texts:

@@ -50,17 +50,17 @@ def index_of(tar: Path, descriptor: int, name: str, sha256: str) -> Index:
     Raises:
         DataError: There is no index, and the tar has another sha256.
     """
-    found = _load(tar, sha256)
-    if found is None:
+    index = _load(tar, sha256)
+    if index is None:
         if (now := _hash(descriptor)) != sha256:
             scan(descriptor, name)  # names the place where it can
             raise DataError(
                 f"{name}: altered, sha256 {now[:12]}.. and not the manifest's {sha256[:12]}.., and "
                 "no .idx file says which records; copy the file again or run `lbr-ds prepare`"
             )
-        found = make(descriptor, name)
-        save(tar, found, sha256)
-    return found
+        index = make(descriptor, name)
+        save(tar, index, sha256)
+    return index
 
 
 def make(descriptor: int, name: str) -> Index:
@@ -70,13 +70,13 @@ def make(descriptor: int, name: str) -> Index:
     return Index(spans, np.array(sums, dtype=np.uint32))
 
 
-def save(tar: Path, found: Index, sha256: str) -> None:
+def save(tar: Path, index: Index, sha256: str) -> None:
     """Write the index of `tar` atomically; do nothing if the folder cannot be written."""
     path = tar.with_suffix(".idx")
     try:
-        length, count = tar.stat().st_size, len(found.spans)
+        length, count = tar.stat().st_size, len(index.spans)
         head = _HEAD.pack(_MAGIC, bytes.fromhex(sha256), length, count)
-        body = found.spans.astype("<i8").tobytes() + found.checksums.astype("<u4").tobytes()
+        body = index.spans.astype("<i8").tobytes() + index.checksums.astype("<u4").tobytes()
         with atomic_file(path) as file:
             file.write(head + body)
     except OSError:

@@ -93,20 +93,20 @@ class Manifest:
         if isinstance(raw, dict) and "version" in raw and version != VERSION:
             raise DataError(f"{path}: version {short(repr(version))}, not {VERSION}; {_AGAIN}")
         try:
-            found = _Content.model_validate_json(text, strict=True)
-            instructions = Instructions.of(found.instructions)
+            content = _Content.model_validate_json(text, strict=True)
+            instructions = Instructions.of(content.instructions)
         except ValidationError as error:
             raise DataError(f"{path}: not a manifest ({_first(error)}); {_AGAIN}") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"instructions: {type(error).__name__}: {short(error)}"
             raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
-        splits = {name: split.shards for name, split in found.splits.items()}
+        splits = {name: split.shards for name, split in content.splits.items()}
         for shard in (shard for shards in splits.values() for shard in shards):
             if not shard.is_valid():
                 raise DataError(f"{path}: not a shard: {short(repr(shard))}; {_AGAIN}")
-        if wrong := _disorder(found):
+        if wrong := _disorder(content):
             raise DataError(f"{path}: {wrong}; copy it there again, or {_AGAIN}")
-        if found.sha256 != _digest(raw):
+        if content.sha256 != _digest(raw):
             raise DataError(
                 f"{path}: has been changed since it was written (its own sha256 differs); copy it "
                 f"there again, or {_AGAIN}"
@@ -114,13 +114,13 @@ class Manifest:
         return cls(
             folder,
             splits,
-            found.sources,
-            found.seed,
-            found.fingerprint,
-            found.program,
+            content.sources,
+            content.seed,
+            content.fingerprint,
+            content.program,
             remote,
             instructions,
-            {name: file.model_dump() for name, file in found.files.items()},
+            {name: file.model_dump() for name, file in content.files.items()},
         )
 
     @property
@@ -201,7 +201,7 @@ class Manifest:
             raise DataError(f"{path}: {what}; copy the file again or {_AGAIN}")
         return content
 
-    def vouch_for(self, name: str) -> Manifest:
+    def with_file(self, name: str) -> Manifest:
         """Return this manifest with the present size and hash of the file `name` beside it."""
         facts = _facts_of((self.folder / name).read_bytes())
         return replace(self, files={**self.files, name: facts})
@@ -224,13 +224,13 @@ class Manifest:
         """
         for shard in self.shards(split) if self.remote is None else ():
             try:
-                found = (self.folder / shard.file).stat().st_size
+                length = (self.folder / shard.file).stat().st_size
             except FileNotFoundError:
                 raise DataError(
                     f"{self.where(shard)}: the manifest names this shard and it is missing; "
                     f"{_AGAIN}"
                 ) from None
-            check_size(self.where(shard), shard, found)
+            check_size(self.where(shard), shard, length)
 
 
 class _Split(BaseModel):
@@ -263,8 +263,8 @@ class _Content(BaseModel):
 
 def _first(error: ValidationError) -> str:
     """Return the first error in a manifest's content, and where it is."""
-    found = error.errors(include_url=False, include_input=False)[0]
-    return short(f"{'.'.join(map(str, found['loc'])) or 'the file'}: {found['msg']}")
+    first = error.errors(include_url=False, include_input=False)[0]
+    return short(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}")
 
 
 def _disorder(content: _Content) -> str:
@@ -301,12 +301,12 @@ def _none_in(place: str) -> str:
     )
 
 
-def check_size(where: str, shard: ShardFile, found: int) -> None:
-    """Raise DataError unless the tar, which has `found` bytes, has its length."""
-    if found != shard.bytes:
-        what = "truncated" if found < shard.bytes else "too long"
+def check_size(where: str, shard: ShardFile, length: int) -> None:
+    """Raise DataError unless the tar, which has `length` bytes, has its length."""
+    if length != shard.bytes:
+        what = "truncated" if length < shard.bytes else "too long"
         raise DataError(
-            f"{where}: {what}, {found} bytes and not the manifest's {shard.bytes}; "
+            f"{where}: {what}, {length} bytes and not the manifest's {shard.bytes}; "
             f"copy the file again or {_AGAIN}"
         )
 
@@ -322,10 +322,10 @@ def verify(folder: Path | str, progress: Progress = no_progress) -> Manifest:
     for split in manifest.splits:
         manifest.check(split)
     for done, shard in enumerate(shards, 1):
-        found = file_sha256(manifest.file(shard))
-        if found != shard.sha256:
+        sha256 = file_sha256(manifest.file(shard))
+        if sha256 != shard.sha256:
             raise DataError(
-                f"{manifest.where(shard)}: altered, sha256 {found[:12]}.. and not the manifest's "
+                f"{manifest.where(shard)}: altered, sha256 {sha256[:12]}.. and not the manifest's "
                 f"{shard.sha256[:12]}..; copy the file again or {_AGAIN}"
             )
         progress("verify", done, len(shards))

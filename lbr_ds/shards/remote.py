@@ -86,8 +86,8 @@ def _copy(url: str, name: str, part: Path, length: int, sha256: str) -> None:
     if count != length:
         raise DamagedDownload(f"truncated, {count} bytes and not the manifest's {length}")
     if digest.hexdigest() != sha256:
-        found = digest.hexdigest()[:12]
-        raise DamagedDownload(f"altered, sha256 {found}.. and not the manifest's {sha256[:12]}..")
+        actual = digest.hexdigest()[:12]
+        raise DamagedDownload(f"altered, sha256 {actual}.. and not the manifest's {sha256[:12]}..")
 
 
 def _open(url: str, name: str) -> AbstractContextManager[IO[bytes]]:
@@ -111,5 +111,5 @@ def _open(url: str, name: str) -> AbstractContextManager[IO[bytes]]:
         raise EnvironmentProblem(f"{scheme}:// needs a package that is missing; {reason}") from None
     except ValueError:
         raise ConfigError(f"{public_url(url)}: no such kind of address is known") from None
-    found: AbstractContextManager[IO[bytes]] = filesystem.open(f"{root.rstrip('/')}/{name}", "rb")
-    return found
+    file: AbstractContextManager[IO[bytes]] = filesystem.open(f"{root.rstrip('/')}/{name}", "rb")
+    return file

@@ -37,10 +37,10 @@ def write_split(
         last = min(first + records_per_shard, len(records))
         _write_tar(tar, first, [records[i] for i in order[first:last]])
         with tar.open("rb") as file:
-            found = index.make(file.fileno(), str(tar))
-        assert len(found.spans) == last - first
+            made = index.make(file.fileno(), str(tar))
+        assert len(made.spans) == last - first
         sha256 = file_sha256(tar)
-        index.save(tar, found, sha256)
+        index.save(tar, made, sha256)
         size = tar.stat().st_size
         shards.append(ShardFile(f"{split}/{tar.name}", last - first, size, sha256))
         progress(f"write {split}", last, len(records))

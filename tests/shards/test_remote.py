@@ -232,7 +232,7 @@ def test_a_file_that_the_manifest_vouches_for_is_checked(
     """On this disk and behind a URL, from where it is fetched as a shard is."""
     path = prepared / "trained.u64"
     path.write_bytes(b"as it was written")
-    Manifest.load(prepared).vouch_for(path.name).save()
+    Manifest.load(prepared).with_file(path.name).save()
     for place in (prepared, server.url, server.url):
         assert Manifest.load(place).beside(path.name) == b"as it was written"
     assert server.asked.count("/data/trained.u64") == 1

@@ -66,7 +66,7 @@ def write(folder: Path) -> None:
     splits = [name for name in TRAINED if name in manifest.splits]
     hashes = np.unique(_hashes(text for name in splits for text in _texts(folder, name)))
     save([TrainedTexts(manifest.fingerprint, hashes)], folder)
-    manifest.vouch_for(NAME).save()
+    manifest.with_file(NAME).save()
 
 
 def of_data(place: Path | str) -> list[TrainedTexts]:
@@ -120,9 +120,9 @@ def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
 
 
 def _parse(content: bytes, where: str, kind: type[LbrError], cure: str) -> list[TrainedTexts]:
-    found: list[TrainedTexts] = []
+    blocks: list[TrainedTexts] = []
     place = 0
-    while place < len(content) or not found:
+    while place < len(content) or not blocks:
         end = content.find(b"\n", place) + 1
         try:
             head = json.loads(content[place:end])
@@ -134,8 +134,8 @@ def _parse(content: bytes, where: str, kind: type[LbrError], cure: str) -> list[
         if not whole:
             raise kind(f"{where}: not a valid {NAME}; {cure}")
         hashes = np.frombuffer(content, "<u8", (place - end) // 8, end).astype(np.uint64)
-        found.append(TrainedTexts(fingerprint, hashes))
-    return found
+        blocks.append(TrainedTexts(fingerprint, hashes))
+    return blocks
 
 
 def _texts(folder: Path, split: str) -> Iterator[str]:

@@ -67,11 +67,11 @@ def _part(path: Path, name: str) -> Path:
 def _load(store: sqlite3.Connection, kind: str, file: Path, source: SourceConfig) -> Iterator[Row]:
     """Put the texts of a file into the store; yield its invalid lines."""
     for row in read_jsonl(file, source):
-        found = _named_text(row)
-        if isinstance(found, DataError):
-            yield Row(row.where, row.key, found)
+        named = _named_text(row)
+        if isinstance(named, DataError):
+            yield Row(row.where, row.key, named)
             continue
-        name, text = found
+        name, text = named
         try:
             store.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (kind, name, text, row.where))
         except sqlite3.IntegrityError:
@@ -83,16 +83,16 @@ def _named_text(row: Row) -> tuple[str, str] | DataError:
     """Return (_id, `title. text`) of a line, or its error; the text may be empty."""
     if not isinstance(row.columns, dict):
         return DataError(str(row.columns))
-    found = {}
+    fields = {}
     for name in ("_id", "title", "text"):
         value = as_text(row.columns.get(name))
         if value is None:
             held = row.columns[name]
             return DataError(f"{row.where}: {name} must be a text or a number, not {held!r:.60}")
-        found[name] = value.strip() if visible(value) else ""
-    if not found["_id"]:
+        fields[name] = value.strip() if visible(value) else ""
+    if not fields["_id"]:
         return DataError(f"{row.where}: needs _id and text; it has {listing(row.columns)}")
-    return found["_id"], ". ".join(filter(None, (found["title"], found["text"])))
+    return fields["_id"], ". ".join(filter(None, (fields["title"], fields["text"])))
 
 
 def _judge(store: sqlite3.Connection, path: Path, source: SourceConfig) -> Iterator[Row]:
@@ -176,11 +176,11 @@ def _queries(store: sqlite3.Connection) -> Iterator[Row]:
 
 def _not_judged(store: sqlite3.Connection) -> Iterator[Row]:
     """Yield the queries without judgements."""
-    found = store.execute(
+    rows = store.execute(
         "SELECT id, text, line FROM texts WHERE kind = 'query'"
         " AND id NOT IN (SELECT query FROM qrels) ORDER BY id"
     )
-    for name, text, where in found:
+    for name, text, where in rows:
         yield Row(where, name, Skipped("not_judged", f"{where}: query {name}: {text}"))
 
 

@@ -46,10 +46,10 @@ def _local(path: Path, kind: str) -> Iterator[Row]:
             raise
         except Exception as error:  # each library that takes part raises its own kinds
             with file.open("rb") as opened:
-                found = kind_of(opened.read(512))
+                detected = kind_of(opened.read(512))
             reason = _line(error)
-            if found and kind not in found[1]:
-                reason = f"it is {found[0]}; {found[1]}"
+            if detected and kind not in detected[1]:
+                reason = f"it is {detected[0]}; {detected[1]}"
             raise DataError(
                 f"{file}: not readable as {kind} after row {number} ({reason})"
             ) from None
@@ -96,12 +96,12 @@ def _plain(rows: Any, place: str) -> Iterator[dict[str, Any] | DataError]:
     number = 0
     for table in rows.with_format("arrow").iter(_BATCH):
         try:
-            found = table.to_pylist()
+            values = table.to_pylist()
         except Exception:  # each type of column raises its own kinds
-            found = [
+            values = [
                 _one(table.slice(k, 1), f"{place}: row {number + k + 1}") for k in range(len(table))
             ]
-        yield from found
+        yield from values
         number += len(table)
 
 

@@ -31,8 +31,8 @@ def read_jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
     for file in files_below(path, (".jsonl", ".jsonl.gz", ".ndjson", ".json.gz", ".json")):
         prefix = f"{file.name.split('.')[0]}-" if path.is_dir() else ""
         rows = _objects if _is_spread(head(file, source.encoding)) else _lines
-        for where, key, found in rows(file, source.encoding):
-            yield Row(where, f"{prefix}{key}", found)
+        for where, key, columns in rows(file, source.encoding):
+            yield Row(where, f"{prefix}{key}", columns)
 
 
 def _lines(file: Path, encoding: str) -> Iterator[tuple[str, int, dict[str, Any] | DataError]]:

@@ -243,14 +243,14 @@ def _other_encoding(path: Path, encoding: str, number: int, line: bytes) -> str:
     if len(sample) == _HEAD and len(lines) > 1:
         del lines[-1]  # cut
     bad = [one for one in lines if not _decodes(one, coded)]
-    found, looks = _guess(b"\n".join(bad[:_SAMPLE_LINES]) or line.removesuffix(b"\n"), coded)
-    if not found:
+    likely, looks = _guess(b"\n".join(bad[:_SAMPLE_LINES]) or line.removesuffix(b"\n"), coded)
+    if not likely:
         return (
             "no other common encoding fits either; repair the file, or add its `encoding:` to "
             "this entry of data.sources in the recipe"
         )
     hint = (
-        f"it can be decoded as {found} ({looks!r}): in the recipe, add `encoding: {found}` to "
+        f"it can be decoded as {likely} ({looks!r}): in the recipe, add `encoding: {likely}` to "
         "this entry of data.sources"
     )
     if number and len(bad) > len(lines) / 2:

@@ -63,29 +63,29 @@ def read_records(kind: Format, path: Path, source: SourceConfig, shape: str) -> 
         except DataError as error:
             yield row.where, error
             continue
-        for where, found in _records(raws, name, row, source, shape):
-            if not count and isinstance(found, DataError):
-                found = DataError(f"{found}{_if_wrapped(row.columns)}")
-            yield where, found
+        for where, outcome in _records(raws, name, row, source, shape):
+            if not count and isinstance(outcome, DataError):
+                outcome = DataError(f"{outcome}{_if_wrapped(row.columns)}")
+            yield where, outcome
 
 
 def _if_wrapped(row: dict[str, Any], path: str = "") -> str:
     """Return the cure for a row that is a whole file: an object around the array of records."""
-    inner, found = "", 0
+    inner, count = "", 0
     if len(row) > 1 and all(isinstance(value, dict) and value for value in row.values()):
-        inner, found = f"{path or '.'}[]", len(row)
+        inner, count = f"{path or '.'}[]", len(row)
     for name, value in row.items() if not inner else ():
         plain = name.isidentifier() and name.isascii()
         here = f"{path}.{name if plain else json.dumps(name)}"
         if isinstance(value, dict) and not path and (hint := _if_wrapped(value, here)):
             return hint
         if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-            inner, found = f"{here}[]", len(value)
+            inner, count = f"{here}[]", len(value)
             break
     if not inner:
         return ""
     return (
-        f"; if the {found} object(s) in it are the records, write them to a file of their own, one "
+        f"; if the {count} object(s) in it are the records, write them to a file of their own, one "
         f"a line: jq -c {shlex.quote(inner)} FILE > NEW.jsonl"
     )
 

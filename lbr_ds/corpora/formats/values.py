@@ -51,16 +51,16 @@ def _inside(value: Any, parts: list[str]) -> Any:
     if re.fullmatch(r"-?\d+", parts[0]):
         place = int(parts[0])
         return _inside(value[place], parts[1:]) if -len(value) <= place < len(value) else None
-    found, lacking = [], 0
+    values, lacking = [], 0
     for one in value:
         try:
-            found.append(_inside(one, parts))
+            values.append(_inside(one, parts))
         except KeyError:
-            found.append(None)
+            values.append(None)
             lacking += 1
     if value and lacking == len(value):
         raise KeyError(parts[0])
-    return found
+    return values
 
 
 def column_texts(row: dict[str, Any], column: str | list[str], where: str) -> list[str]:
