@@ -1,0 +1,142 @@
+"""The commands as Python functions. Each takes a recipe, or the folder that a command takes.
+
+Heavy libraries are imported inside the functions: this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lbr_ds.config import RunConfig, load
+from lbr_ds.errors import SAVED_AND_STOPPED, LbrError, TrainingError
+
+Recipe = RunConfig | str | Path
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a recipe and check it.
+
+    Args:
+        recipe: A YAML file, or the name of a recipe that comes with the package, such as "demo".
+        overrides: Changes as on the command line, such as "stage1.optim.lr=1e-5".
+
+    Returns:
+        The resolved recipe, a frozen pydantic model.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is out of its range.
+    """
+    return load(recipe, list(overrides))
+
+
+def prepare(recipe: Recipe) -> dict[str, Any]:
+    """Make the recipe's data folder, or reuse it when it was made from the same sources.
+
+    Args:
+        recipe: A recipe, or what `load_recipe` takes.
+
+    Returns:
+        The content of curation.json, and "reused".
+
+    Raises:
+        ConfigError: The data folder holds something else.
+        DataError: A source cannot be read, or a split cannot be filled.
+    """
+    from lbr_ds.corpora.prepare import prepare as prepare_data
+
+    run = _loaded(recipe)
+    return prepare_data(run.data, run.seed, None, run.model, run.bottleneck.count)
+
+
+def train(recipe: Recipe, stage: int, *, nproc: int | None = None, force: bool = False) -> Path:
+    """Train one stage to its end, from the newest checkpoint of the run folder if there is one.
+
+    Args:
+        recipe: A recipe, or what `load_recipe` takes.
+        stage: 1 (learn, IB-GL) or 2 (represent, CL).
+        nproc: The number of rank processes on this machine. None trains in this process: alone, or
+            as one of the ranks that srun or torchrun has started.
+        force: Whether to resume even if the recipe or the data changed.
+
+    Returns:
+        The newest checkpoint.
+
+    Raises:
+        LbrError: With one line that names the place and the cure. With `nproc`, the ranks have
+            written that line to stderr, and the error has their exit code.
+    """
+    from lbr_ds.runs import checkpoints
+
+    run = _loaded(recipe)
+    if nproc is None:
+        from lbr_ds.train.loop import train as train_stage
+
+        complete = train_stage(run, stage, force=force)
+    else:
+        code = _launch(run, stage, nproc, force)
+        if code not in (0, SAVED_AND_STOPPED):
+            raise _with_code(TrainingError(f"stage {stage}: a rank ended with code {code}"), code)
+        complete = code == 0
+    if not complete:
+        raise _with_code(
+            TrainingError(f"stage {stage}: saved and stopped by a signal; train it again"),
+            SAVED_AND_STOPPED,
+        )
+    return checkpoints(run.run / f"stage{stage}")[-1]
+
+
+def evaluate(model: str | Path, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Score retrieval with MTEB on the held-out split of prepared data, or on official tasks.
+
+    Args:
+        model: A run, a checkpoint, an export, "bm25", or a name that MTEB knows.
+        data: A prepared folder or its URL.
+        options: What `lbr_ds.evaluate.evaluate` takes besides, such as `tasks=["NFCorpus"]`.
+
+    Returns:
+        The scores, as `lbr-ds eval` writes them.
+    """
+    from lbr_ds.evaluate import evaluate as score
+
+    return score(str(model), data=data, **options)
+
+
+def export(run: str | Path, out: str | Path, **options: bool) -> dict[str, Any]:
+    """Export a run or a checkpoint to a folder that sentence-transformers and servers load.
+
+    Args:
+        run: A run folder, or one checkpoint of it.
+        out: A new folder.
+        options: What `lbr_ds.export.export` takes besides: `causal_lm`, `onnx`, `int8`.
+
+    Returns:
+        The content of parity.json: texts, the trainer's vectors, and the largest difference.
+    """
+    from lbr_ds.export import export as export_model
+
+    return export_model(Path(run), Path(out), **options)
+
+
+def _loaded(recipe: Recipe) -> RunConfig:
+    return recipe if isinstance(recipe, RunConfig) else load(recipe, [])
+
+
+def _launch(run: RunConfig, stage: int, nproc: int, force: bool) -> int:
+    """Start the ranks with the resolved recipe in a file of its own; return their exit code."""
+    from lbr_ds.train.launch import check_nproc, launch
+
+    check_nproc(nproc, [run.stage(stage).samples_per_step])
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        recipe.write_text(run.dump(), encoding="utf-8")
+        arguments = ["train", str(recipe), "--stage", str(stage), *(["--force"] if force else [])]
+        arguments.append(f"data.folder={run.data.folder}")  # a URL's password is not in the file
+        return launch(arguments, nproc)
+
+
+def _with_code(error: LbrError, code: int) -> LbrError:
+    error.exit_code = code
+    return error
