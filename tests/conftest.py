@@ -16,7 +16,16 @@ from tests.tiny import tiny_recipe
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: begun last, it would run on alone at the end."""
+    """Put the longest file first, and mark as slow what needs longer than the whole suite has.
+
+    A file that is started last would run alone at the end. What a marker of its own leaves out of
+    `pytest` must not come back with `pytest -m "not slurm and not slow"`, whose -m replaces ours.
+    """
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("suites", "stacks", "kills")):
+            item.add_marker(pytest.mark.slow)
+        if "trained" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)  # the run that it needs takes a minute
     items.sort(key=lambda item: "slurm" not in item.path.parts)
 
 

@@ -95,5 +95,5 @@ def test_ci_calls_the_readmes_test_command() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert "bash .ci/install-slurm" in ci
     assert re.search(r"^pytest$", ci, re.MULTILINE)
-    for suite in ("kills", "slow", "stacks"):
+    for suite in ("kills", "suites", "stacks"):
         assert f"pytest -m {suite}" in README or f"pytest -n 0 -m {suite}" in README

@@ -29,7 +29,7 @@ def check(rows: list[Row], wanted: dict[str, tuple[float, float, str]]) -> None:
         assert row.about
 
 
-@pytest.mark.slow
+@pytest.mark.suites
 def test_stage2_rows(data: Path) -> None:
     rows = stage2.suite(data, **stage2.QUICK)
     check(
@@ -56,7 +56,7 @@ def test_encode_row(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         encode.suite(data, **encode.QUICK)
 
 
-@pytest.mark.slow
+@pytest.mark.suites
 def test_peers_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = peers_stage2.rows(data, **peers_stage2.QUICK)
     check(

@@ -11,7 +11,7 @@ from lbr_ds.bench import Row
 from tests.faults.campaign import SHORT, suite
 from tests.faults.compare import steps_not_once, wrong_samples
 
-slow = pytest.mark.slow  # the suite kills runs for minutes
+suites = pytest.mark.suites  # the suite kills runs for minutes
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def rows() -> dict[str, Row]:
     return {row.measure: row for row in suite(SHORT)}
 
 
-@slow
+@suites
 def test_nothing_is_lost(rows: dict[str, Row]) -> None:
     wanted = {
         "kills": sum(SHORT.kills),
@@ -31,18 +31,18 @@ def test_nothing_is_lost(rows: dict[str, Row]) -> None:
     assert {name: rows[name].value for name in wanted} == wanted, rows
 
 
-@slow
+@suites
 def test_every_fault_is_named(rows: dict[str, Row]) -> None:
     assert rows["faults_injected"].value == 10
     assert rows["faults_named"].value == rows["faults_injected"].value, rows["faults_named"]
 
 
-@slow
+@suites
 def test_another_number_of_ranks_gives_the_same_weights(rows: dict[str, Row]) -> None:
     assert 0 <= rows["world_change_max_relative_error"].value <= 1e-6
 
 
-@slow
+@suites
 def test_rows_of_times_are_there(rows: dict[str, Row]) -> None:
     """How long things take is for the long version to judge."""
     assert {"signal_to_exit_excess_s", "async_stall_over_sync"} < rows.keys()

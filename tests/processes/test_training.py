@@ -17,7 +17,7 @@ from tests.processes.test_children import ends
 from tests.ranks import ROOT
 from tests.tiny import tiny_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.suites
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
