@@ -46,9 +46,11 @@ def prepare(recipe: Recipe) -> dict[str, Any]:
         DataError: A source cannot be read, or a split cannot be filled.
     """
     from lbr_ds.corpora.prepare import prepare as prepare_data
+    from lbr_ds.system.progress import show_progress
 
     run = _loaded(recipe)
-    return prepare_data(run.data, run.seed, None, run.model, run.bottleneck.count)
+    with show_progress() as progress:
+        return prepare_data(run.data, run.seed, progress, run.model, run.bottleneck.count)
 
 
 def train(recipe: Recipe, stage: int, *, nproc: int | None = None, force: bool = False) -> Path:

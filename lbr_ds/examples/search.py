@@ -15,7 +15,9 @@ import numpy as np
 import lbr_ds
 
 
-def nearest(queries: np.ndarray, documents: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray, documents: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return cosine similarities and row numbers of the `count` nearest documents.
 
     Args:
