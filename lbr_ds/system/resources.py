@@ -1,4 +1,4 @@
-"""The files shipped with the program: recipes, ds_configs, SLURM scripts.
+"""The files shipped with the program: recipes, ds_configs, SLURM scripts, examples.
 
 A wheel has them inside the package; in a checkout `ds_configs/` and `slurm/` are next to it.
 """
@@ -12,7 +12,7 @@ from lbr_ds.errors import ConfigError, short
 from lbr_ds.system.atomic import atomic_folder, try_recover
 
 PACKAGE = Path(__file__).parent.parent
-FOLDERS = ("recipes", "ds_configs", "slurm")
+FOLDERS = ("recipes", "ds_configs", "slurm", "examples")
 
 
 def shipped_folder(name: str) -> Path:
@@ -41,7 +41,7 @@ def find_shipped(kind: str, name: str, suffix: str) -> Path:
 
 
 def copy_shipped(target: Path) -> list[Path]:
-    """Copy recipes, ds_configs and slurm into `target` and return the files.
+    """Copy recipes, ds_configs, slurm and examples into `target` and return the files.
 
     Raises:
         ConfigError: one of the folders exists there with other contents.
