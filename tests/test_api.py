@@ -1,0 +1,65 @@
+"""The public Python API: light to import, complete, and the same as the commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lbr_ds
+from lbr_ds.config import RunConfig
+from lbr_ds.errors import TrainingError
+from tests.tiny import tiny_recipe
+from tests.train.test_resume import weights
+
+
+def test_import_loads_no_heavy_library() -> None:
+    heavy = "{'torch', 'transformers', 'deepspeed', 'mteb', 'numpy', 'pydantic'}"
+    code = f"import sys, lbr_ds; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("name", lbr_ds.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    assert name in dir(lbr_ds)
+    value = getattr(lbr_ds, name)
+    assert name == "__version__" or value.__doc__
+
+
+def test_a_name_that_does_not_exist() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'fly'"):
+        _ = lbr_ds.fly
+
+
+@pytest.mark.slow
+def test_training_in_this_process_equals_the_commands(tmp_path: Path) -> None:
+    """One rank: here, stage after stage, and as a process that `nproc=1` starts."""
+    runs = []
+    for name, nproc in (("here", None), ("process", 1)):
+        recipe = tiny_recipe(tmp_path / name)
+        run = lbr_ds.load_recipe(recipe)
+        lbr_ds.prepare(run)
+        for stage in (1, 2):
+            checkpoint = lbr_ds.train(run, stage, nproc=nproc)
+            assert checkpoint.parent.parent == run.run / f"stage{stage}"
+        runs.append(run)
+    for stage in ("stage1", "stage2"):
+        assert weights(runs[0].run / stage) == weights(runs[1].run / stage)
+    with pytest.raises(TrainingError, match="stage 1: a rank ended with code 2") as failed:
+        lbr_ds.train(str(recipe), 1, nproc=3)
+    assert failed.value.exit_code == 2
+
+
+def test_encode_evaluate_export(trained: RunConfig, tmp_path: Path) -> None:
+    """A run and its export give the same vectors, and scores come from the same model."""
+    parity = lbr_ds.export(trained.run, tmp_path / "model")
+    texts = parity["texts"][:5]
+    ours = lbr_ds.Encoder(trained.run).encode_documents(texts)
+    stock = lbr_ds.Encoder(tmp_path / "model").encode_documents(texts)
+    np.testing.assert_allclose(ours, stock, atol=1e-5)
+    result = lbr_ds.evaluate(trained.run, data=trained.data.folder)
+    assert all(0 <= task["ndcg_at_10"] <= 1 for task in result["tasks"].values())
