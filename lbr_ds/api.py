@@ -90,20 +90,30 @@ def train(recipe: Recipe, stage: int, *, nproc: int | None = None, force: bool =
     return checkpoints(run.run / f"stage{stage}")[-1]
 
 
-def evaluate(model: str | Path, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
+def evaluate(
+    model: str | Path,
+    data: str | Path | None = None,
+    tasks: Sequence[str] = (),
+    **options: Any,
+) -> dict[str, Any]:
     """Score retrieval with MTEB on the held-out split of prepared data, or on official tasks.
 
     Args:
         model: A run, a checkpoint, an export, "bm25", or a name that MTEB knows.
         data: A prepared folder or its URL.
-        options: What `lbr_ds.evaluate.evaluate` takes besides, such as `tasks=["NFCorpus"]`.
+        tasks: Names of official tasks or benchmarks, such as "NFCorpus".
+        options: Fields of `lbr_ds.evaluate.EvalOptions`, such as `max_queries=200`.
 
     Returns:
         The scores, as `lbr-ds eval` writes them.
+
+    Raises:
+        LbrError: With one line that names the place and the cure.
     """
+    from lbr_ds.evaluate import EvalOptions
     from lbr_ds.evaluate import evaluate as score
 
-    return score(str(model), data=data, **options)
+    return score(str(model), data=data, tasks=tasks, options=EvalOptions(**options))
 
 
 def export(run: str | Path, out: str | Path, **options: bool) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import sys
 
 import torch
-from lbr_ds.objectives.generative import ib_generative_loss
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lbr_ds.batching import Sequence, pack
 from lbr_ds.model.attention import packed_forward, use_ib_attention
+from lbr_ds.objectives.generative import ib_generative_loss
 
 K = 4  # bottleneck tokens
 PAIRS = [

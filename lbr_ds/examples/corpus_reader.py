@@ -13,10 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lbr_ds.corpora.formats.rows import Row
+
 import lbr_ds
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora import FORMATS
-from lbr_ds.corpora.formats.rows import Row
 from lbr_ds.errors import DataError
 
 

@@ -12,11 +12,11 @@ import os
 
 import torch
 import torch.distributed as dist
-from lbr_ds.objectives.info_nce import info_nce
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from lbr_ds.distributed import gather_with_gradient
+from lbr_ds.objectives.info_nce import info_nce
 
 PAIRS, SIZE = 8, 16  # pairs of a step over all ranks, numbers of a text's features
 
