@@ -35,6 +35,8 @@ ORDER = [
     "cluster",
     "bench",
     "demo",
+    "api",
+    "examples",
     "cli",
     "__main__",
 ]
@@ -51,6 +53,7 @@ TORCH = {
     "mining",
     "cluster",
     "bench",
+    "examples",
     "__main__",
 }
 NO_TORCH_INSIDE = (

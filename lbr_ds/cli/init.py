@@ -11,7 +11,7 @@ from lbr_ds.system.failures import writing
 
 
 def init(folder: Annotated[Path, typer.Argument(file_okay=False, help="A new folder.")]) -> None:
-    """Copy recipes, ds_configs and SLURM scripts into a new folder, for you to edit.
+    """Copy recipes, ds_configs, SLURM scripts and examples into a new folder, for you to edit.
 
     Example: `lbr-ds init my-project`
     """
@@ -20,5 +20,6 @@ def init(folder: Annotated[Path, typer.Argument(file_okay=False, help="A new fol
     with writing(folder):
         files = resources.copy_shipped(folder)
     typer.echo(
-        f"{len(files)} files in {folder}: recipes/, ds_configs/, slurm/ (see slurm/README.md)"
+        f"{len(files)} files in {folder}: recipes/, ds_configs/, examples/, "
+        "slurm/ (see slurm/README.md)"
     )
