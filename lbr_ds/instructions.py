@@ -1,4 +1,4 @@
-"""Instructions: the text that stands before a query or a document when a model encodes it.
+"""Instructions: the text that a model reads before a query or a document.
 
 This module is the one place that puts an instruction and a text together (`Instructed`), that says
 how much room an instruction may take (`check_room`), and that keeps what a model was trained with

@@ -65,9 +65,9 @@ def _about(task: str, evals: dict[str, dict[str, Any]]) -> str:
     for result in evals.values():
         held_out = list(result.get("per_query", {}))
         if task in held_out and "protocol" in result:
-            told = ("", ", known from stage 1 only", ", control: in no training split")
+            which = ("", ", known from stage 1 only", ", control: in no training split")
             known = 1 + held_out.index(task) if len(held_out) > 1 else 0
-            return f"{result['protocol'].capitalize()}{told[known]}."
+            return f"{result['protocol'].capitalize()}{which[known]}."
     return ""
 
 
