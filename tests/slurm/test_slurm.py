@@ -290,7 +290,7 @@ def test_benchmark_sweeps_and_goes_on(cluster: SlurmCluster, checkout: Path) -> 
     more = {**env, "STAND_IN_CODE": "5", "TOKENS": "128,256"}
     job = cluster.submit("slurm/benchmark.sbatch", cwd=checkout, env=more)
     assert cluster.wait(job, QUICK)["JobState"] == "COMPLETED", cluster.log(job)
-    assert "3 of 5 rows stand in bench already" in cluster.log(job)
+    assert "3 of 5 rows are in bench already" in cluster.log(job)
     after = json.loads((checkout / "bench/result.json").read_text())["rows"]
     assert [row["measure"] for row in after] == [
         *names,
