@@ -153,7 +153,7 @@ def test_languages_that_cannot_be_told(tmp_path: Path, monkeypatch: pytest.Monke
         prepare(data, 0)
     from lbr_ds.corpora.curate import language
 
-    language._judge.cache_clear()
+    language._identifier.cache_clear()
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     with pytest.raises(EnvironmentProblem, match=r"pip install 'lbr-ds\[language\]'"):
         check(("en",))

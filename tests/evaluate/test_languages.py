@@ -41,7 +41,7 @@ def test_languages_of_questions(language: str, monkeypatch: pytest.MonkeyPatch) 
     assert languages_of(questions(language)) == [CODES[language]]
     assert languages_of(CASES[language]["diseases"], [language]) == [CODES[language]]
     # Without py3langid the script is known, and the language where the script has a main one.
-    identification._judge.cache_clear()
+    identification._identifier.cache_clear()
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     unknown = {"en": "und-Latn", "ar": "und-Arab", "ru": "und-Cyrl"}
     assert languages_of(questions(language)) == [unknown.get(language, CODES[language])]
