@@ -29,7 +29,6 @@ from lbr_ds.system import environment
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_STORE_SECONDS = 10  # until the host of the store counts as gone
 _GLOO = re.compile(r"gloo|Connection (closed|reset) by peer|Socket Timeout|Broken pipe")
 
 
@@ -110,8 +109,7 @@ def encode_across_ranks(
 ) -> NDArray[np.float32]:
     """Return `encode(texts)`, (N, D) float32, where each rank encodes a share of the texts.
 
-    Every rank calls it with the same texts and gets all rows, in host memory. The shares are dealt
-    by length, so that each rank has as much work as the others.
+    Every rank calls it with the same texts and gets all rows, in host memory.
     """
     if world.size == 1 or not texts:
         return encode(texts)
@@ -241,10 +239,10 @@ def join(timeout_minutes: float) -> World:
 
 
 def _refused(env: Mapping[str, str], alone: bool, why: str) -> str:
-    where = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
-    cure = "check that MASTER_ADDR can be reached from every node and that MASTER_PORT is free"
     if alone:
         return f"the process group cannot be created: {why}"
+    where = f"{env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
+    cure = "check that MASTER_ADDR can be reached from every node and that MASTER_PORT is free"
     return f"the ranks cannot meet at {where}: {why}; {cure}"
 
 
@@ -290,10 +288,8 @@ def _local_rank(env: Mapping[str, str]) -> int:
                 "run without one"
             )
     if "RANK" in env and int(env["RANK"]) >= int(env["WORLD_SIZE"]):
-        raise EnvironmentProblem(
-            f"RANK={env['RANK']} is no rank of WORLD_SIZE={env['WORLD_SIZE']}; a launcher counts "
-            "ranks from 0"
-        )
+        given = f"RANK={env['RANK']} is no rank of WORLD_SIZE={env['WORLD_SIZE']}"
+        raise EnvironmentProblem(f"{given}; a launcher counts ranks from 0")
     return int(env["LOCAL_RANK"])
 
 
@@ -306,16 +302,14 @@ def check_same_versions(store: Any, rank: int, versions: dict[str, Any]) -> None
         store.set("versions", json.dumps(versions))
         return
     if other := environment.differences(json.loads(store.get("versions")), versions):
-        raise EnvironmentProblem(
-            f"ranks 0 and {rank} ({socket.gethostname()}) have different versions "
-            f"({', '.join(other)}); install the same on every node"
-        )
+        found = f"ranks 0 and {rank} ({socket.gethostname()}) have different versions"
+        raise EnvironmentProblem(f"{found} ({', '.join(other)}); install the same on every node")
 
 
 def heartbeat_store(store: Any) -> Any:
     """Return a separate connection to the part of a store that `train/watch.py` uses."""
     own = dist.PrefixStore("watch", store.clone())
-    own.set_timeout(timedelta(seconds=_STORE_SECONDS))
+    own.set_timeout(timedelta(seconds=10))  # then the host of the store counts as gone
     return own
 
 
@@ -324,8 +318,7 @@ def host_store() -> Any:
     return _local_store(0, timedelta(minutes=5), host=True, wait_for_workers=False)
 
 
-# What a launcher that hosts the store sets for its ranks; torchrun's agent does the same.
-HOSTED_STORE = {_AGENT_STORE: "True"}
+HOSTED_STORE = {_AGENT_STORE: "True"}  # a launcher with a store sets it, as torchrun's agent does
 
 
 def is_collective_error(error: BaseException) -> bool:

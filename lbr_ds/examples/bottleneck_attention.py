@@ -29,8 +29,8 @@ def main(name: str = "") -> None:
     """Take 30 steps and print the losses."""
     torch.manual_seed(0)
     if name:
-        model = AutoModelForCausalLM.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         tokens = [f"<b{k}>" for k in range(K)]
         tokenizer.add_tokens(tokens, special_tokens=True)
         model.resize_token_embeddings(len(tokenizer))
