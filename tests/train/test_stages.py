@@ -166,7 +166,7 @@ def test_adapters_step_equals_plain_torch(
     oracle = generative_oracle(run, bag)[::2] if case[:2] == "gl" else contrastive_oracle(run)
     loss, slopes = oracle
     assert found["stats"]["loss"] == pytest.approx(loss, rel=TOLERANCE)
-    new = text_tokenizer(run).tokenizer.convert_tokens_to_ids(
+    new = text_tokenizer(run).backend.convert_tokens_to_ids(
         [bottleneck_token(i) for i in range(run.bottleneck.count)]
     )
     wanted = {"rows.difference": slopes["model.embed_tokens.weight"][new]}
@@ -191,7 +191,7 @@ def test_adapters_leave_the_rest_alone(
     for name, tensor in after.items():
         moved = (tensor != before[name]).reshape(len(tensor), -1).any(1)
         if "embed_tokens" in name:
-            tokens = text_tokenizer(run).tokenizer.convert_ids_to_tokens(moved.nonzero()[:, 0])
+            tokens = text_tokenizer(run).backend.convert_ids_to_tokens(moved.nonzero()[:, 0])
             assert tokens == [bottleneck_token(i) for i in range(run.bottleneck.count)]
         else:
             assert bool(moved.any()) is ("_proj" in name), name
