@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -52,7 +52,7 @@ class Record:
 
     def to_json(self) -> str:
         """Return one line of JSON without empty fields; equal records give equal bytes."""
-        kept = {k: v for k, v in asdict(self).items() if v}
+        kept = {k: v for k, v in vars(self).items() if v}  # asdict copies deeply, which is slow
         return json.dumps(kept, ensure_ascii=False)
 
     @classmethod
