@@ -328,6 +328,11 @@ def is_collective_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(_GLOO.search(str(error)))
 
 
+def has_joined() -> bool:
+    """Return whether this process has joined a process group."""
+    return _joined is not None
+
+
 def leave() -> None:
     """Leave the process group; all ranks call it, at their normal end."""
     if dist.is_initialized():

@@ -37,6 +37,7 @@ from lbr_ds.errors import ConfigError, LostRank, short
 from lbr_ds.system import children
 from lbr_ds.system.failures import as_lbr_error
 from lbr_ds.system.masking import mask_record, mask_secrets
+from lbr_ds.system.report_once import report_once
 from lbr_ds.system.urls import expand_home
 
 __all__ = ["app", "main", "run"]
@@ -103,7 +104,7 @@ def run(arguments: list[str]) -> int:
             )
         lbr_error = as_lbr_error(error)
         if not lbr_error.reported:
-            _print_error(str(lbr_error))
+            _print_once(str(lbr_error))
         return lbr_error.exit_code
 
 
@@ -152,6 +153,19 @@ def _lost_peer(error: RuntimeError) -> bool:
     from lbr_ds.distributed import is_collective_error
 
     return is_collective_error(error)
+
+
+def _print_once(message: str) -> None:
+    """Print an error; of the ranks of one machine that have not joined yet, only one does so."""
+    several = False
+    if "RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ:
+        from lbr_ds.distributed import has_joined, launched_ranks
+
+        several = launched_ranks() > 1 and not has_joined()
+    if several:
+        report_once(message, lambda: _print_error(message))
+    else:
+        _print_error(message)
 
 
 def _print_error(message: str) -> None:

@@ -39,6 +39,7 @@ from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, ShardFile, write_split
+from lbr_ds.shards.in_use import refuse_in_use
 from lbr_ds.shards.manifest import NAME
 from lbr_ds.system.atomic import (
     atomic_folder,
@@ -101,6 +102,7 @@ def prepare(
         try_recover(folder)
         log.info("%s is up to date, reused", folder)
         return {**kept, "reused": True}
+    refuse_in_use(folder)
     with (
         writing(folder),
         atomic_folder(folder, key=fingerprint, check=refuse_foreign) as new,

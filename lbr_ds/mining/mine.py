@@ -37,6 +37,7 @@ from lbr_ds.mining.rules import Chooser, Guide, Negative
 from lbr_ds.mining.vectors import Vectors, cache_key, embed, embed_share, is_key
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
+from lbr_ds.shards.in_use import refuse_in_use
 from lbr_ds.system.atomic import check_replaceable, recover
 from lbr_ds.system.locks import lock_folder
 from lbr_ds.system.progress import Progress, no_progress
@@ -87,6 +88,7 @@ def _mine(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     if _holds(manifest, fingerprint):
         log.info("%s holds these negatives already, reused", folder)
         return {**json.loads((folder / MINING).read_bytes()), "reused": True}
+    refuse_in_use(folder, ["cl"])  # stage 1 may go on: the other splits keep their bytes
     records, pool = _read(run, manifest)
     chooser, chosen = _search(run, pool, encoders, _work(manifest), progress)
     audit = _audit(run, pool, chooser, chosen, encoders, fingerprint)

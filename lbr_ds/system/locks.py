@@ -43,6 +43,7 @@ _POLL_SECONDS = 0.2
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 _ONE_HOST = re.compile(r"9p|afs|beegfs|cifs|fuse|gpfs|lustre|nfs|smb|virtiofs")
 _ALL_HOSTS = {"local_lock=none", "flock"}  # mount options of NFS and of Lustre
+_read_locks: set[int] = set()  # descriptors of the files that this process reads
 _held: dict[Path, int] = {}  # the locks of this process and their descriptors
 
 
@@ -132,6 +133,43 @@ def try_flock(descriptor: int) -> bool | None:
     except OSError as error:
         return None if error.errno in _NO_LOCKS else False
     return True
+
+
+@contextlib.contextmanager
+def read_lock(file: Path) -> Iterator[None]:
+    """Let `has_readers` see, until the block ends or this process does, that `file` is in use.
+
+    It needs no permission to write, and any number of processes may hold it. Where the file cannot
+    be opened or the file system has no locks, it does nothing.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    _read_locks.add(descriptor)
+    process = os.getpid()
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        if os.getpid() == process:  # not a fork that leaves by an exception
+            _read_locks.remove(descriptor)
+            os.close(descriptor)
+
+
+def has_readers(file: Path) -> bool:
+    """Whether a process holds the `read_lock` of a file, as far as this host can see."""
+    try:
+        # NFS grants the lock that is tried only to a file that is open for writing.
+        descriptor = os.open(file, os.O_RDWR if os.access(file, os.W_OK) else os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return try_flock(descriptor) is False
+    finally:
+        os.close(descriptor)
 
 
 @functools.cache
@@ -261,9 +299,10 @@ def _slurm_runs(owner: Owner) -> bool | None:
 
 def _forget_in_fork() -> None:
     """Release the locks in a fork, which would hold them after its parent was killed."""
-    for descriptor in _held.values():
+    for descriptor in (*_held.values(), *_read_locks):
         os.close(descriptor)
     _held.clear()
+    _read_locks.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_fork)

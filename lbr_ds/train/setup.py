@@ -17,6 +17,7 @@ from lbr_ds.model.bottleneck import Card, prepare_backbone
 from lbr_ds.model.complete import check_positions
 from lbr_ds.runs import step_of
 from lbr_ds.shards import Manifest
+from lbr_ds.shards.in_use import in_use
 from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json, write_text
 from lbr_ds.system.failures import writing
@@ -55,7 +56,11 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
     num_samples = manifest.records(stage.split)
     stop = run.stage(number).steps(num_samples)
     world = join(run.engine.timeout_minutes)
-    with Watch(world, run.engine.timeout_minutes) as watch, locked(run, world):
+    with (
+        Watch(world, run.engine.timeout_minutes) as watch,
+        locked(run, world),
+        in_use(manifest, stage.split),
+    ):
         open_log(folder / "log", world)
         check_negatives(run, number, manifest)
         checkpoint = find_checkpoint(run, number, world, force=force)

@@ -196,11 +196,8 @@ class World:
         found = tree(self.place)
         return {n: _untimed(n, data) for n, data in found.items() if not LOGS.search(n)}
 
-    def kill(self, verb: Verb, draw: random.Random, share: float = 1.0) -> bool:
-        """Run `verb` and kill it at an instant drawn from its duration; whether it was killed.
-
-        share: the part of the duration, from the start on, in which the instant may be.
-        """
+    def kill(self, verb: Verb, draw: random.Random) -> bool:
+        """Run `verb` and kill it at an instant drawn from its duration; whether it was killed."""
         child = os.fork()
         if child == 0:
             os.setsid()
@@ -208,7 +205,7 @@ class World:
                 verb(self.place)
             finally:
                 os._exit(0)
-        time.sleep(draw.uniform(0, share * self.seconds[verb.name]))
+        time.sleep(draw.uniform(0, self.seconds[verb.name]))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

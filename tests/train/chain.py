@@ -2,7 +2,8 @@
 
 `python -m tests.train.chain FOLDER`: FOLDER/plan.json is a list of ["train", recipe, stage,
 overrides], ["export", run, out], ["replace", old, new, recipe, stage, overrides]: a training after
-whose first step the folder `new` takes the place of the data folder `old`, and ["refuse", file,
+whose first step the folder `new` takes the place of the data folder `old` (`new.line` has the line
+with which a verb refuses that), and ["refuse", file,
 recipe, stage, overrides]: a training that must be refused, with the line that goes into `file`.
 """
 
@@ -16,8 +17,9 @@ from typing import Any
 
 from lbr_ds.config import load
 from lbr_ds.distributed import end, leave
-from lbr_ds.errors import CheckpointError
+from lbr_ds.errors import CheckpointError, EnvironmentProblem
 from lbr_ds.export import export
+from lbr_ds.shards.in_use import refuse_in_use
 from lbr_ds.train import loop
 
 
@@ -33,6 +35,10 @@ def replace(old: str, new: str, recipe: str, stage: int, overrides: list[str]) -
     def take_step(*arguments: Any) -> Any:
         values = step(*arguments)
         if Path(new).exists():
+            try:
+                refuse_in_use(Path(old))
+            except EnvironmentProblem as error:
+                Path(f"{new}.line").write_text(str(error))
             shutil.rmtree(old)
             Path(new).rename(old)
         return values

@@ -168,6 +168,8 @@ def test_a_dataset_without_hashes_is_named(
 
 def test_data_exchanged_during_a_training_changes_no_checkpoint(chain: Chain) -> None:
     """The state, the lineage and the hashes name what the weights have seen."""
+    line = (chain.folder / "E.line").read_text()  # of a verb that does ask before it replaces D
+    assert line.startswith(f"{chain.folder / 'D'} is in use: a training reads its split 'gl'; wait")
     assert Manifest.load(chain.folder / "D").fingerprint[0] == "E"
     for checkpoint in checkpoints(chain.folder / "run4" / "stage1"):
         (seen,) = trained_texts.load(checkpoint / "model")
