@@ -74,7 +74,7 @@ def train(recipe: Recipe, stage: int, *, nproc: int | None = None, force: bool =
 
     run = _loaded(recipe)
     if nproc is None:
-        from lbr_ds.train.loop import train as train_stage
+        from lbr_ds.training.loop import train as train_stage
 
         complete = train_stage(run, stage, force=force)
     else:
@@ -102,7 +102,7 @@ def evaluate(
         model: A run, a checkpoint, an export, "bm25", or a name that MTEB knows.
         data: A prepared folder or its URL.
         tasks: Names of official tasks or benchmarks, such as "NFCorpus".
-        options: Fields of `lbr_ds.evaluate.EvalOptions`, such as `max_queries=200`.
+        options: Fields of `lbr_ds.evaluation.EvalOptions`, such as `max_queries=200`.
 
     Returns:
         The scores, as `lbr-ds eval` writes them.
@@ -110,8 +110,8 @@ def evaluate(
     Raises:
         LbrError: With one line that names the place and the cure.
     """
-    from lbr_ds.evaluate import EvalOptions
-    from lbr_ds.evaluate import evaluate as score
+    from lbr_ds.evaluation import EvalOptions
+    from lbr_ds.evaluation import evaluate as score
 
     return score(str(model), data=data, tasks=tasks, options=EvalOptions(**options))
 
@@ -122,12 +122,12 @@ def export(run: str | Path, out: str | Path, **options: bool) -> dict[str, Any]:
     Args:
         run: A run folder, or one checkpoint of it.
         out: A new folder.
-        options: What `lbr_ds.export.export` takes besides: `causal_lm`, `onnx`, `int8`.
+        options: What `lbr_ds.exporting.export` takes besides: `causal_lm`, `onnx`, `int8`.
 
     Returns:
         The content of parity.json: texts, the trainer's vectors, and the largest difference.
     """
-    from lbr_ds.export import export as export_model
+    from lbr_ds.exporting import export as export_model
 
     return export_model(Path(run), Path(out), **options)
 
@@ -138,7 +138,7 @@ def _loaded(recipe: Recipe) -> RunConfig:
 
 def _launch(run: RunConfig, stage: int, nproc: int, force: bool) -> int:
     """Start the ranks with the resolved recipe in a file of its own; return their exit code."""
-    from lbr_ds.train.launch import check_nproc, launch
+    from lbr_ds.training.launch import check_nproc, launch
 
     check_nproc(nproc, [run.stage(stage).samples_per_step])
     with tempfile.TemporaryDirectory() as folder:

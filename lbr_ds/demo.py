@@ -71,7 +71,7 @@ def _ranks(run: RunConfig, nproc: int | None) -> int:
     """Return the number of ranks for both stages; raises ConfigError for an impossible one."""
     import torch
 
-    from lbr_ds.train.launch import check_nproc
+    from lbr_ds.training.launch import check_nproc
 
     ranks = nproc or torch.cuda.device_count() or 2
     check_nproc(ranks, [run.stage(number).samples_per_step for number in (1, 2)])

@@ -40,7 +40,7 @@ class World:
         rank: 0 to size - 1.
         size: Number of ranks.
         device: Where this rank's tensors are.
-        store: Key-value store for heartbeats and failures (`train/watch.py`); None: one rank.
+        store: Key-value store for heartbeats and failures (`training/watch.py`); None: one rank.
     """
 
     rank: int = 0
@@ -82,10 +82,9 @@ class World:
 
     def share(self, value: Any, source: int = 0) -> Any:
         """Return the value of rank `source` (any picklable object of our own) on every rank."""
-        if self.size == 1:
-            return value
         box = [value]
-        dist.broadcast_object_list(box, src=source)
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=source)
         return box[0]
 
     def collect(self, value: Any) -> list[Any]:
@@ -213,13 +212,12 @@ def join(timeout_minutes: float) -> World:
         raise EnvironmentProblem(
             "MASTER_ADDR and MASTER_PORT are not set; slurm/common.sh shows how to derive them"
         )
-    local = _local_rank(env)
-    device = torch.device("cpu")
+    local, device = _local_rank(env), torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    # Later than train/watch.py, which ends a run without progress and can say who is at fault.
+    # Later than training/watch.py, which ends a run without progress and can say who is at fault.
     timeout = timedelta(minutes=timeout_minutes + 1)
     if alone or _on_one_machine(env):
         for library in ("GLOO", "NCCL"):  # where they listen for the other ranks
@@ -264,8 +262,7 @@ def _rendezvous(env: Mapping[str, str], timeout: timedelta) -> tuple[Any, int, i
     if env.get(_AGENT_STORE) == "True" or not _on_one_machine(env):
         return next(rendezvous("env://", timeout=timeout))
     rank, size, port = (int(env[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
-    store = _local_store(port, timeout, host=rank == 0, world_size=size)
-    return store, rank, size
+    return _local_store(port, timeout, host=rank == 0, world_size=size), rank, size
 
 
 def _local_store(port: int, timeout: timedelta, *, host: bool, **options: Any) -> Any:
@@ -307,7 +304,7 @@ def check_same_versions(store: Any, rank: int, versions: dict[str, Any]) -> None
 
 
 def heartbeat_store(store: Any) -> Any:
-    """Return a separate connection to the part of a store that `train/watch.py` uses."""
+    """Return a separate connection to the part of a store that `training/watch.py` uses."""
     own = dist.PrefixStore("watch", store.clone())
     own.set_timeout(timedelta(seconds=10))  # then the host of the store counts as gone
     return own

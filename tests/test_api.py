@@ -13,7 +13,7 @@ import lbr_ds
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import TrainingError
 from tests.tiny import tiny_recipe
-from tests.train.test_resume import weights
+from tests.training.test_resume import weights
 
 
 def test_import_loads_no_heavy_library() -> None:

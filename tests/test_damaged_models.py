@@ -14,8 +14,8 @@ from lbr_ds import runs
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError
-from lbr_ds.evaluate import load_model
-from lbr_ds.export import export
+from lbr_ds.evaluation import load_model
+from lbr_ds.exporting import export
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.system.locate import file_sha256
 from tests.tiny import backbone

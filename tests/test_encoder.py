@@ -15,9 +15,9 @@ from sentence_transformers import SentenceTransformer
 from lbr_ds.config import RunConfig, load
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError
-from lbr_ds.evaluate import held_out_tasks, load_model
-from lbr_ds.evaluate.scoring import recorded
-from lbr_ds.export import export
+from lbr_ds.evaluation import held_out_tasks, load_model
+from lbr_ds.evaluation.scoring import recorded
+from lbr_ds.exporting import export
 from lbr_ds.instructions import Instructed, bare
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.packed_encoder import PackedEncoder

@@ -28,18 +28,18 @@ from lbr_ds.corpora.prepare import prepare
 from lbr_ds.distributed import World
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.evaluate import held_out_tasks, load_model, official_tasks
-from lbr_ds.evaluate.scoring import recorded
-from lbr_ds.export import export
+from lbr_ds.evaluation import held_out_tasks, load_model, official_tasks
+from lbr_ds.evaluation.scoring import recorded
+from lbr_ds.exporting import export
 from lbr_ds.instructions import Instructed, Instructions, Used, bare, instruction_of
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.packed_encoder import PackedEncoder
 from lbr_ds.records import Record
 from lbr_ds.runs import model_folder
 from lbr_ds.shards import Manifest, read_split
-from lbr_ds.train.feed import open_feed
-from lbr_ds.train.session import text_tokenizer
-from lbr_ds.train.stages import STAGES
+from lbr_ds.training.feed import open_feed
+from lbr_ds.training.session import text_tokenizer
+from lbr_ds.training.stages import STAGES
 from tests.ranks import run_cli
 from tests.tiny import records, tiny_recipe
 

@@ -26,9 +26,9 @@ ORDER = [
     "model",
     "encoder",
     "distributed",
-    "evaluate",
-    "train",
-    "export",
+    "evaluation",
+    "training",
+    "exporting",
     "mining",
     "report",
     "reproduce",
@@ -47,9 +47,9 @@ TORCH = {
     "model",
     "encoder",
     "distributed",
-    "evaluate",
-    "train",
-    "export",
+    "evaluation",
+    "training",
+    "exporting",
     "mining",
     "cluster",
     "bench",
@@ -63,23 +63,23 @@ NO_TORCH_INSIDE = (
 )
 NO_TORCH = [name for name in ORDER if name not in TORCH]
 DOORS = {
-    "onnx": {"export/onnx_graph.py"},
-    "onnxruntime": {"export/onnx_graph.py"},
-    "deepspeed": {"train/deepspeed"},
-    "tensorboard": {"train/meter.py"},
+    "onnx": {"exporting/onnx_graph.py"},
+    "onnxruntime": {"exporting/onnx_graph.py"},
+    "deepspeed": {"training/deepspeed"},
+    "tensorboard": {"training/meter.py"},
     "peft": {"model/lora.py"},
     "webdataset": {"shards", "bench"},  # bench: the peer that the loader is measured against
-    "mteb": {"evaluate"},
+    "mteb": {"evaluation"},
     "bm25s": {"mining/bm25.py"},
-    "datasets": {"corpora", "evaluate"},  # evaluate: the types that mteb takes
-    "yaml": {"system/yaml_json.py", "config/recipe.py", "export/card.py"},
+    "datasets": {"corpora", "evaluation"},  # evaluation: the types that mteb takes
+    "yaml": {"system/yaml_json.py", "config/recipe.py", "exporting/card.py"},
 }
 FORBIDDEN = {
-    ("evaluate", "train"),
+    ("evaluation", "training"),
     ("model", "distributed"),
     ("batching", "shards"),
-    ("mining", "train"),
-    ("mining", "evaluate"),
+    ("mining", "training"),
+    ("mining", "evaluation"),
 }
 MAX_FILE, MAX_FUNCTION = 350, 60
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from lbr_ds.config import BottleneckConfig, ModelConfig, load
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError, LbrError
-from lbr_ds.evaluate.models import _runs_own_code, load_model
+from lbr_ds.evaluation.models import _runs_own_code, load_model
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.system import environment
 from tests.ranks import run_cli

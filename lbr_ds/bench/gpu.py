@@ -44,7 +44,7 @@ from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder, build_embedder
 from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.info_nce import info_nce
-from lbr_ds.train.deepspeed.engine import Engine, load_layout
+from lbr_ds.training.deepspeed.engine import Engine, load_layout
 
 log = logging.getLogger(__name__)
 

@@ -55,7 +55,7 @@ def join_or_launch(nproc: int | None, timeout_minutes: float) -> World:
     if not ranks:
         if nproc in (None, 1):
             return ALONE
-        from lbr_ds.train.launch import launch
+        from lbr_ds.training.launch import launch
 
         raise typer.Exit(launch(sys.argv[1:], nproc))
     if nproc not in (None, ranks):  # before they meet: one that leaves would break the meeting

@@ -160,7 +160,7 @@ def _measure_row(
     from lbr_ds.distributed import launched_ranks
 
     if nproc is not None and not launched_ranks():
-        from lbr_ds.train.launch import launch
+        from lbr_ds.training.launch import launch
 
         raise typer.Exit(launch(sys.argv[1:], nproc))
     from lbr_ds.cluster.benchmark.rank import measure_network, measure_training

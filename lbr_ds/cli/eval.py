@@ -72,8 +72,8 @@ def evaluate(
 
     Example: `lbr-ds eval runs/demo --data data/icd10cm`
     """
-    import lbr_ds.evaluate as evaluation
-    from lbr_ds.evaluate.baselines import check_ranks
+    import lbr_ds.evaluation as evaluation
+    from lbr_ds.evaluation.baselines import check_ranks
 
     check_ranks(model, nproc or 1)
     world = join_or_launch(nproc, _TIMEOUT_MINUTES)
@@ -105,7 +105,7 @@ def _report_files(folder: Path, output: Path, result: dict[str, Any]) -> None:
     """Print where the scores are; write those of an exported folder into its model card too."""
     typer.echo(f"written to {output}")
     if (folder / "parity.json").is_file():
-        from lbr_ds.export.card import add_scores
+        from lbr_ds.exporting.card import add_scores
 
         add_scores(folder, result)
 

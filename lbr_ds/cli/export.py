@@ -35,7 +35,7 @@ def export(
 
     Example: `lbr-ds export runs/demo models/demo --onnx`
     """
-    from lbr_ds.export import export as export_model
+    from lbr_ds.exporting import export as export_model
 
     with writing(out):
         parity = export_model(run, out, causal_lm=causal_lm, onnx=onnx, int8=onnx_int8)

@@ -23,6 +23,6 @@ def push(
 
     Example: `lbr-ds push models/demo my-name/demo`
     """
-    from lbr_ds.export.push import push as push_model
+    from lbr_ds.exporting.push import push as push_model
 
     typer.echo(push_model(folder, name, private=not public, revision=revision))

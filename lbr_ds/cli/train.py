@@ -42,7 +42,7 @@ def train(
 
         count = nproc or max(1, torch.cuda.device_count())
         if count > 1:
-            from lbr_ds.train.launch import check_nproc, launch
+            from lbr_ds.training.launch import check_nproc, launch
 
             check_nproc(count, [run.stage(stage).samples_per_step])
             arguments = ["train", recipe, *(overrides or []), "--stage", str(stage)]
@@ -51,7 +51,7 @@ def train(
         raise ConfigError(
             f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
         )
-    from lbr_ds.train.loop import train as train_stage
+    from lbr_ds.training.loop import train as train_stage
 
     if not train_stage(run, stage, force=force):
         raise typer.Exit(SAVED_AND_STOPPED)

@@ -162,7 +162,7 @@ class Layout:
         """Return whether a decoder layer of `numbers` parameters is gathered as a whole.
 
         When a layer starts, DeepSpeed prefetches one bucket and no more, so training would wait for
-        the rest of a larger layer. See train/deepspeed/leaf_layers.py.
+        the rest of a larger layer. See training/deepspeed/leaf_layers.py.
         """
         return self.stage == 3 and numbers <= self.prefetch
 

@@ -97,8 +97,7 @@ def prepare(
     tokenizer = _tokenizer(data, model)
     fingerprint = _fingerprint(data, seed, table, tokenizer)
     recover(folder, keep=fingerprint)
-    kept = _reusable(folder, fingerprint)
-    if kept is not None:
+    if (kept := _reusable(folder, fingerprint)) is not None:
         try_recover(folder)
         log.info("%s is up to date, reused", folder)
         return {**kept, "reused": True}
@@ -112,8 +111,7 @@ def prepare(
         counter = new.parent / "tokenizer.json" if tokenizer else None
         if counter:
             counter.write_text(tokenizer, encoding="utf-8")
-        space = room(model, bottleneck, str(counter or ""))
-        if space:
+        if space := room(model, bottleneck, str(counter or "")):
             space.check(_stated_instructions(corpora))
         collected = collect(data, corpora, str(counter or ""), store, progress)
         made = _make(data, collected, store, manifest, space, progress)

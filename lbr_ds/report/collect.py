@@ -12,7 +12,7 @@ from typing import Any
 
 from lbr_ds import config, lineage, runs
 from lbr_ds.errors import ConfigError
-from lbr_ds.evaluate.scores import read_scores
+from lbr_ds.evaluation.scores import read_scores
 from lbr_ds.report.data import read_data
 from lbr_ds.report.reading import number, read_json, read_metrics
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lbr_ds.config import STAGES
-from lbr_ds.evaluate import bootstrap
+from lbr_ds.evaluation import bootstrap
 
 METRICS = {"recall_at_10": "Recall@10", "ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10"}
 LABELS = {
@@ -74,7 +74,7 @@ def _about(task: str, evals: dict[str, dict[str, Any]]) -> str:
 def pair(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, Any] | None:
     """Query by query: how many got better or worse, and the mean gain with its 95 % interval and p.
 
-    Over the queries that both have, by `evaluate/bootstrap.py`. None below 2 such queries.
+    Over the queries that both have, by `evaluation/bootstrap.py`. None below 2 such queries.
     """
     found = bootstrap.compare(ours, theirs)
     if found is None:

@@ -115,7 +115,7 @@ class _Request:
         """Raise ConfigError for an unknown table and for ranks that cannot train the recipe."""
         _ = self.table
         if self.nproc is not None:
-            from lbr_ds.train.launch import check_nproc
+            from lbr_ds.training.launch import check_nproc
 
             check_nproc(self.nproc, [self.run.stage(number).samples_per_step for number in (1, 2)])
 
@@ -272,7 +272,7 @@ def _train(job: Job, nproc: int | None) -> None:
 
 def _score(job: Job, max_queries: int | None, generation: bool) -> str:
     """Score a job's model; return why a model of others was left out, else ""."""
-    from lbr_ds.evaluate import EvalOptions, evaluate
+    from lbr_ds.evaluation import EvalOptions, evaluate
 
     options = EvalOptions(max_queries=max_queries, generation=generation and not job.model)
     try:

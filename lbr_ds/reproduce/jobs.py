@@ -26,7 +26,7 @@ from lbr_ds import lineage, runs
 from lbr_ds.config import STAGES, RunConfig, load
 from lbr_ds.config import ds_config as layout
 from lbr_ds.errors import ConfigError, DataError
-from lbr_ds.evaluate.baselines import BASELINES
+from lbr_ds.evaluation.baselines import BASELINES
 from lbr_ds.reproduce.tables import Variant
 from lbr_ds.shards import Manifest
 

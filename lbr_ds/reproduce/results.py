@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lbr_ds.config import CONTROL, RunConfig
-from lbr_ds.evaluate import bootstrap
+from lbr_ds.evaluation import bootstrap
 from lbr_ds.reproduce.jobs import Job
 from lbr_ds.reproduce.paper import PAPER, PaperTable
 from lbr_ds.reproduce.tables import Table, Variant

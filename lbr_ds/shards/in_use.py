@@ -2,8 +2,8 @@
 
 Each rank holds a shared lock on the first shard of its split. It works in read-only folders and
 ends with the process. `prepare` and `mine` refuse to replace splits that are locked. Hosts that do
-not see each other's locks rely on the fingerprint, which `train/feed.py` compares: a training whose
-data was replaced ends with one line, and its checkpoints are intact.
+not see each other's locks rely on the fingerprint, which `training/feed.py` compares: a training
+whose data was replaced ends with one line, and its checkpoints are intact.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def suite(
     """One row. data: see `material.pairs`. Raises LbrError when the two sides' vectors differ."""
     from sentence_transformers import SentenceTransformer
 
-    from lbr_ds.export import export
+    from lbr_ds.exporting import export
     from lbr_ds.model.packed_encoder import PackedEncoder
 
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)

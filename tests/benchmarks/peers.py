@@ -25,11 +25,11 @@ from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.distributed import join
 from lbr_ds.model.bottleneck import prepare_backbone
-from lbr_ds.train.deepspeed.engine import Engine
-from lbr_ds.train.feed import open_feed
-from lbr_ds.train.loop import take_step
-from lbr_ds.train.session import Session, build_engine, build_session
-from lbr_ds.train.work import Work, split_into_micro_batches
+from lbr_ds.training.deepspeed.engine import Engine
+from lbr_ds.training.feed import open_feed
+from lbr_ds.training.loop import take_step
+from lbr_ds.training.session import Session, build_engine, build_session
+from lbr_ds.training.work import Work, split_into_micro_batches
 from tests.benchmarks import peers_stage2
 from tests.benchmarks.texts import pairs
 

@@ -31,11 +31,11 @@ from lbr_ds.bench.measure import ROUNDS, Row, ratio
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import join
 from lbr_ds.errors import LbrError
-from lbr_ds.export import export
+from lbr_ds.exporting import export
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
-from lbr_ds.train.loop import take_step
-from lbr_ds.train.session import build_engine, build_session
+from lbr_ds.training.loop import take_step
+from lbr_ds.training.session import build_engine, build_session
 from tests.benchmarks.texts import MAX_LENGTH, backbone, pairs, with_stage2
 
 LR = 1e-5

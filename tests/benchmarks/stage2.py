@@ -33,12 +33,12 @@ from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.info_nce import info_nce
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
-from lbr_ds.train.deepspeed.library import gathered
-from lbr_ds.train.deepspeed.weights import load_weights
-from lbr_ds.train.launch import launch
-from lbr_ds.train.session import Session, build_engine, build_session
-from lbr_ds.train.stages import STAGES, contrastive_loss
-from lbr_ds.train.work import Work
+from lbr_ds.training.deepspeed.library import gathered
+from lbr_ds.training.deepspeed.weights import load_weights
+from lbr_ds.training.launch import launch
+from lbr_ds.training.session import Session, build_engine, build_session
+from lbr_ds.training.stages import STAGES, contrastive_loss
+from lbr_ds.training.work import Work
 from tests.benchmarks.process_memory import extra_bytes
 from tests.benchmarks.texts import backbone, pairs, with_stage2
 

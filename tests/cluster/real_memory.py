@@ -36,8 +36,8 @@ from lbr_ds.config.ds_config import Layout
 from lbr_ds.distributed import end, join, launched_ranks, leave
 from lbr_ds.model.embedder import build_embedder
 from lbr_ds.model.lora import adapting
-from lbr_ds.train.deepspeed.engine import Engine, load_layout
-from lbr_ds.train.launch import launch
+from lbr_ds.training.deepspeed.engine import Engine, load_layout
+from lbr_ds.training.launch import launch
 
 _GIVE_BACK = {
     "MALLOC_MMAP_THRESHOLD_": "1048576",

@@ -32,8 +32,8 @@ from lbr_ds.cluster.plan.work import work_of
 from lbr_ds.config import load
 from lbr_ds.distributed import World
 from lbr_ds.errors import ConfigError
-from lbr_ds.train.stages import STAGES
-from lbr_ds.train.work import Work
+from lbr_ds.training.stages import STAGES
+from lbr_ds.training.work import Work
 from tests.ranks import ROOT, run_cli
 from tests.tiny import tiny_recipe
 

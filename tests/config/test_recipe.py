@@ -11,7 +11,7 @@ from lbr_ds.config import load
 from lbr_ds.config.ds_config import OWNED_BY_RECIPE
 from lbr_ds.errors import ConfigError
 from lbr_ds.system import resources
-from lbr_ds.train.deepspeed.engine import load_layout
+from lbr_ds.training.deepspeed.engine import load_layout
 
 RECIPES = sorted(p.stem for p in resources.shipped_folder("recipes").glob("*.yaml"))
 DS_CONFIGS = sorted(p.stem for p in resources.shipped_folder("ds_configs").glob("*.json"))

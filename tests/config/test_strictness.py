@@ -19,7 +19,7 @@ from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.shards import Manifest
 from lbr_ds.system import resources
 from lbr_ds.system.yaml_json import read_json, read_yaml
-from lbr_ds.train.negatives import check_negatives
+from lbr_ds.training.negatives import check_negatives
 from tests.shards.server import serve
 from tests.system.test_full_disks import command
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lbr_ds.runs import checkpoints
-from lbr_ds.train.deepspeed.library import read_state
+from lbr_ds.training.deepspeed.library import read_state
 
 # Keys of a line in metrics.jsonl that depend on the clock and the machine.
 _CLOCK = ("_seconds", "_per_second", "memory_gib", "straggler", "slowest_rank")

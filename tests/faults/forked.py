@@ -36,7 +36,7 @@ STARTING, LEARNING, ACCUMULATING, UPDATING, SAVING = range(5)
 PHASES = ("starting", "mid-step", "mid-accumulation", "mid-update", "mid-save")
 _PRELOAD = [
     "tests.faults.forked",
-    "lbr_ds.train.loop",
+    "lbr_ds.training.loop",
     "lbr_ds.cli",
     "webdataset",
     "torch.utils.tensorboard",
@@ -193,10 +193,10 @@ def _rank(arguments: list[str], env: dict[str, str], folder: Path, hook: Hook | 
 
 def _take_notes(folder: Path, rank: int, world: int) -> None:
     """Wrap what a step consists of: what it is at into a shared byte, its samples into a file."""
-    from lbr_ds.train import loop
-    from lbr_ds.train.checkpoint.saver import Saver
-    from lbr_ds.train.deepspeed.engine import Engine
-    from lbr_ds.train.stages import STAGES
+    from lbr_ds.training import loop
+    from lbr_ds.training.checkpoint.saver import Saver
+    from lbr_ds.training.deepspeed.engine import Engine
+    from lbr_ds.training.stages import STAGES
 
     with (folder / "notes").open("r+b") as file:
         note = mmap.mmap(file.fileno(), 0)

@@ -157,8 +157,8 @@ def _lost(scene: Scene, name: str, rank: int, number: int) -> Outcome:
 
 def disturb(rank: int, *, victim: int, first: int, last: int, what: What) -> None:
     """In rank `victim`: do something to the optimizer steps first..last (from 1) of this start."""
-    from lbr_ds.train import loop
-    from lbr_ds.train.deepspeed.engine import Engine
+    from lbr_ds.training import loop
+    from lbr_ds.training.deepspeed.engine import Engine
 
     if rank != victim:
         return
@@ -286,7 +286,7 @@ def slow_flushes(rank: int, *, seconds: float) -> None:
 
 def fail_writes(rank: int, *, after: int) -> None:
     """In rank 1: every checkpoint but the first `after` fails as on a full disk."""
-    from lbr_ds.train.checkpoint import saver
+    from lbr_ds.training.checkpoint import saver
 
     seal, writes = saver.save_tensors, 0
 

@@ -214,7 +214,7 @@ def test_a_second_training_is_refused_before_it_touches_anything(tmp_path: Path)
     told = rf"run is in use by .*process {process} on .*give another run folder with run="
 
     def second() -> None:
-        from lbr_ds.train.loop import train
+        from lbr_ds.training.loop import train
 
         for stage in (1, 2):
             with pytest.raises(EnvironmentProblem, match=told):

@@ -125,7 +125,7 @@ def test_prepare_killed_as_it_puts_its_folder_in_place(tmp_path: Path) -> None:
 
 def test_export_killed_as_it_puts_its_folder_in_place(tmp_path: Path) -> None:
     from lbr_ds.config import load
-    from lbr_ds.export import export
+    from lbr_ds.exporting import export
     from lbr_ds.model.bottleneck import prepare_backbone
 
     world, verb = World.at(tmp_path, count=40), Verb("export", "export {}/run/backbone {}/model")

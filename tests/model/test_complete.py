@@ -20,13 +20,13 @@ from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.distributed import ALONE
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem, LbrError
-from lbr_ds.evaluate import load_model
-from lbr_ds.export import export
+from lbr_ds.evaluation import load_model
+from lbr_ds.exporting import export
 from lbr_ds.model import tokens
 from lbr_ds.model.bottleneck import Card, prepare_backbone
 from lbr_ds.model.complete import NO_PREFIX, common_prefix, fit, not_finite, positions
 from lbr_ds.model.files import INDEX, SINGLE
-from lbr_ds.train.deepspeed.weights import Origin, load_weights
+from lbr_ds.training.deepspeed.weights import Origin, load_weights
 from tests.tiny import backbone
 
 LAYER, NORM = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"

@@ -11,7 +11,7 @@ from lbr_ds.batching.contrastive import Pairs, hashed
 from lbr_ds.distributed import World
 from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.info_nce import Mask, info_nce
-from lbr_ds.train.stages import contrastive_loss
+from lbr_ds.training.stages import contrastive_loss
 
 # Query i answers candidate i; candidates 4..7 are mined negatives, one a query.
 GROUPS = ["a", "a", "b", "c"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from lbr_ds.distributed import end, join, leave
-from lbr_ds.train.launch import launch
+from lbr_ds.training.launch import launch
 
 
 def main(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from lbr_ds.cli import run
 from lbr_ds.errors import ConfigError, EnvironmentProblem, LbrError
-from lbr_ds.train.launch import check_nproc
+from lbr_ds.training.launch import check_nproc
 from tests.ranks import ROOT, run_ranks
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NPROCS": "2", "SLURM_NNODES": "2"}

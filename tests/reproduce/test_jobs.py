@@ -174,7 +174,7 @@ def test_every_table_is_written_from_its_scores(
     def no_network(model: str, **_: Any) -> None:
         raise EnvironmentProblem(f"cannot load {model}")
 
-    monkeypatch.setattr("lbr_ds.evaluate.evaluate", no_network, raising=False)
+    monkeypatch.setattr("lbr_ds.evaluation.evaluate", no_network, raising=False)
     more = (f"run={tmp_path / 'run'}", f"data.folder={tmp_path / 'data'}")
     more += ("data.splits={gl: 0.5, cl: 0.3, eval: 0.2}",)
     source = RecipeSource(str(recipe), more, tmp_path / "run" / "reproduce")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import BottleneckConfig, ModelConfig
-from lbr_ds.export import export
+from lbr_ds.exporting import export
 from lbr_ds.model.bottleneck import prepare_backbone
 from tests.tiny import backbone
 

@@ -36,7 +36,7 @@ from lbr_ds.errors import (
 )
 from lbr_ds.system.failures import as_lbr_error, reading, writing
 from lbr_ds.system.resources import find_shipped
-from lbr_ds.train.watch import Watch
+from lbr_ds.training.watch import Watch
 from tests.ranks import run_cli
 from tests.system.test_full_disks import command
 

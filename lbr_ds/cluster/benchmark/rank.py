@@ -32,16 +32,16 @@ from lbr_ds.distributed import World, join, leave
 from lbr_ds.model.bottleneck import CARD, prepare_backbone
 from lbr_ds.system.atomic import write_json
 from lbr_ds.system.urls import is_url
-from lbr_ds.train.deepspeed.engine import Engine
-from lbr_ds.train.feed import open_feed
-from lbr_ds.train.guard import Guard
-from lbr_ds.train.logs import open_log
-from lbr_ds.train.loop import take_step
-from lbr_ds.train.meter import memory_gib
-from lbr_ds.train.session import Session, build_engine, build_session, text_tokenizer
-from lbr_ds.train.stages import STAGES, Stage, rehearse
-from lbr_ds.train.watch import Watch
-from lbr_ds.train.work import Work, split_into_micro_batches
+from lbr_ds.training.deepspeed.engine import Engine
+from lbr_ds.training.feed import open_feed
+from lbr_ds.training.guard import Guard
+from lbr_ds.training.logs import open_log
+from lbr_ds.training.loop import take_step
+from lbr_ds.training.meter import memory_gib
+from lbr_ds.training.session import Session, build_engine, build_session, text_tokenizer
+from lbr_ds.training.stages import STAGES, Stage, rehearse
+from lbr_ds.training.watch import Watch
+from lbr_ds.training.work import Work, split_into_micro_batches
 
 WARM_UP = 3  # steps: ZeRO-3 records the order of modules, allocators and caches fill
 PROFILED = 2  # steps under the profiler, after those that are timed

@@ -157,7 +157,7 @@ def run_sweep(sweep: Sweep, *, retry: bool = False) -> dict[str, Any]:
 
 
 def _check(sweep: Sweep) -> None:
-    from lbr_ds.train.launch import check_nproc
+    from lbr_ds.training.launch import check_nproc
 
     for way in sweep.scaling:
         if way not in SCALINGS:

@@ -1,0 +1,232 @@
+"""Score a model on held-out data and on official tasks: a dict of scores, and OUT.json.
+
+1. Load the model; make the held-out tasks and look up the official ones (`tasks.py`).
+2. Refuse a model of ours that was trained on their texts (`contamination.py`).
+3. Score each task (`scoring.py`); two tasks of one data folder share the document vectors.
+4. On request: let a model of ours generate the held-out answers (`generation.py`), and score every
+   layer and pooling of it (`layers.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mteb.abstasks.abstask import AbsTask
+from mteb.models import MTEBModels
+
+from lbr_ds.distributed import ALONE, World, leave
+from lbr_ds.errors import ConfigError
+from lbr_ds.evaluation.contamination import check_overlap
+from lbr_ds.evaluation.generation import score_generation
+from lbr_ds.evaluation.judgements import Judgements
+from lbr_ds.evaluation.layers import score_layers
+from lbr_ds.evaluation.library_logs import silence_libraries
+from lbr_ds.evaluation.models import OwnModel, load_model
+from lbr_ds.evaluation.scoring import fetch, score_task
+from lbr_ds.evaluation.tasks import HeldOutTask, held_out_tasks, official_tasks
+from lbr_ds.instructions import bare
+from lbr_ds.runs import ResolvedModel, resolve_model
+from lbr_ds.system import environment
+from lbr_ds.system.atomic import write_json
+from lbr_ds.system.progress import no_progress, show_progress
+from lbr_ds.system.urls import public_url
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How a model is scored.
+
+    Attributes:
+        batch_size: Texts per forward pass of sentence-transformers models.
+        batch_tokens: Tokens per forward pass of lbr-ds models; None: as suits the device.
+        max_queries: Score a sample of the held-out queries, drawn by `seed`; the corpus stays
+            whole. None: all.
+        examples: Report this many queries with their top 3 passages, the same for every model.
+        seed: Of the sample and the examples.
+        trust_remote_code: Whether code from a model's repository may run.
+        allow_overlap: Score an lbr-ds model on texts that it was trained on, and report how many.
+        generation: Also score generated answers (lbr-ds models; `generation.py`).
+        states: Also score retrieval by layer and pooling (lbr-ds models; `layers.py`).
+        instructed: Give the instructions of the data to other models, too.
+        instructions_of: The source whose instructions an lbr-ds model uses on official tasks.
+    """
+
+    batch_size: int = 64
+    batch_tokens: int | None = None
+    max_queries: int | None = None
+    examples: int = 0
+    seed: int = 0
+    trust_remote_code: bool = False
+    allow_overlap: bool = False
+    generation: bool = False
+    states: bool = False
+    instructed: bool = False
+    instructions_of: str = ""
+
+
+_DEFAULTS = EvalOptions()
+
+
+def evaluate(
+    model: str,
+    *,
+    data: Path | str | None = None,
+    tasks: Sequence[str] = (),
+    output: Path | None = None,
+    options: EvalOptions = _DEFAULTS,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Score a model on the eval split of prepared data and on official tasks.
+
+    Args:
+        model: A folder, a run, a checkpoint, or a name; see `load_model`.
+        data: A prepared data folder or its URL.
+        tasks: Names of mteb tasks or benchmarks.
+        output: A JSON file for the result.
+        options: How to score.
+        world: Its ranks share the encoding, then leave; the first rank does the rest.
+
+    Returns:
+        {"model", "data", "seed", "seconds", "environment", "max_queries", "tasks": {name: scores},
+        "per_query": {name: {query id: nDCG@10}}}, with data also "protocol", on request "examples",
+        "generation" and "states". Scores are "recall_at_10", "ndcg_at_10", "mrr_at_10" (or
+        "main_score" and "metric" where a task is not retrieval), "queries" and "documents"; for a
+        held-out task also those of `geometry.measure`.
+
+    Raises:
+        ConfigError: An unknown task or model, or nothing to score on.
+        DataError: The data is missing, or the model was trained on texts of a task.
+        CheckpointError: The model is damaged.
+        EnvironmentProblem: A model or a task's texts cannot be downloaded.
+    """
+    resolved = resolve_model(model)
+    _check_inspectable(model, resolved, data, options)
+    started = time.perf_counter()
+    chosen = _choose_tasks(data, tasks, options, options.instructed and not resolved.ours)
+    held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
+    with silence_libraries():
+        overlap = check_overlap(model, chosen, options.allow_overlap, fetch)
+        scores = _score_all(_load(model, options, world), chosen, options.batch_size, world)
+    result: dict[str, Any] = {
+        "model": model,
+        "data": None if data is None else public_url(data),
+        "max_queries": options.max_queries,
+        "seed": options.seed,
+        "seconds": round(time.perf_counter() - started, 2),
+        "tasks": scores,
+        "per_query": {task.metadata.name: task.per_query for task in held_out},
+        "environment": _environment(),
+    }
+    if held_out:
+        result["protocol"] = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
+    result |= {"overlap": overlap} if overlap else {}
+    if options.examples and held_out:
+        result["examples"] = _examples(held_out[0], options.examples, options.seed)
+    if world.first:
+        result |= _inspect(resolved, held_out, options)
+        if output is not None:
+            write_json(output, result)
+    return result
+
+
+def _check_inspectable(
+    model: str, resolved: ResolvedModel, data: Path | str | None, options: EvalOptions
+) -> None:
+    """Raise ConfigError unless what was requested beyond retrieval scores can be computed."""
+    if (options.generation or options.states) and not (resolved.ours and data is not None):
+        raise ConfigError(
+            f"{model}: --generation and --states need a run, a checkpoint or a folder of lbr-ds, "
+            "and --data; leave them out for other models"
+        )
+
+
+def _inspect(
+    resolved: ResolvedModel, held_out: Sequence[HeldOutTask], options: EvalOptions
+) -> dict[str, Any]:
+    """Return what was requested beyond retrieval scores."""
+    wanted: dict[str, Callable[[Path, Judgements], Any]] = {}
+    wanted |= {"generation": score_generation} if options.generation else {}
+    wanted |= {"states": score_layers} if options.states else {}
+    if not wanted:
+        return {}
+    assert resolved.folder is not None
+    return {name: score(resolved.folder, held_out[0].judged) for name, score in wanted.items()}
+
+
+def _choose_tasks(
+    data: Path | str | None, names: Sequence[str], options: EvalOptions, instructed: bool
+) -> list[AbsTask]:
+    """Return the tasks of the data, then the official ones. Raises ConfigError for none."""
+    if data is None and not names:
+        raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
+    chosen: list[AbsTask] = list(official_tasks(names))
+    if data is not None:
+        chosen[:0] = held_out_tasks(
+            data, max_queries=options.max_queries, seed=options.seed, instructed=instructed
+        )
+    return chosen
+
+
+def _load(model: str, options: EvalOptions, world: World) -> MTEBModels:
+    return load_model(
+        model,
+        batch_tokens=options.batch_tokens,
+        batch_size=options.batch_size,
+        trust_remote_code=options.trust_remote_code,
+        instructions_of=options.instructions_of,
+        world=world,
+    )
+
+
+def _score_all(
+    encoder: MTEBModels, tasks: Sequence[AbsTask], batch_size: int, world: World
+) -> dict[str, dict[str, Any]]:
+    """Return each task's scores by its name; afterwards the ranks leave the process group."""
+    show = world.first and sys.stderr.isatty()
+    if isinstance(encoder, OwnModel) and not all(isinstance(task, HeldOutTask) for task in tasks):
+        encoder.warn_of_several_instructions()
+    documents: dict[str, np.ndarray] = {}  # vectors of the held-out tasks, which share one corpus
+    scores = {}
+    with show_progress() if world.first else nullcontext(no_progress) as progress:
+        for number, task in enumerate(tasks, 1):
+            scores[task.metadata.name] = score_task(encoder, task, batch_size, show, documents)
+            progress("eval: tasks", number, len(tasks))
+    if world.size > 1:
+        leave()
+    return scores
+
+
+def _examples(task: HeldOutTask, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return `count` queries, the same for every model, each with its top 3 passages."""
+    return [_example(task, i, 3) for i in task.judged.sample(count, seed)]
+
+
+def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:
+    """Return one query with its answers and its top k passages; ranks start at 1."""
+    judged, right = task.judged, task.judged.relevant[query_id]
+    ranking = sorted(task.rankings[query_id].items(), key=lambda item: -item[1])
+    first = next((rank for rank, (i, _) in enumerate(ranking, 1) if i in right), None)
+    passages = [
+        {"text": bare(judged.documents[i]), "score": round(score, 4), "right": i in right}
+        for i, score in ranking[:k]
+    ]
+    return {
+        "id": query_id,
+        "query": bare(judged.queries[query_id]),
+        "answers": [bare(judged.documents[i]) for i in right],
+        "first_right": first,
+        "passages": passages,
+    }
+
+
+def _environment() -> dict[str, Any]:
+    """Return versions, machine, device and threads."""
+    return {"device": "cpu", **environment.describe(), "threads": torch.get_num_threads()}

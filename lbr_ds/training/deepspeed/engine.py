@@ -1,0 +1,344 @@
+"""A sharded model with its optimizer, on DeepSpeed.
+
+The engine builds the model in shards (under ZeRO-3 no rank ever holds it whole), runs forward and
+backward passes, accumulates gradients over micro-batches, updates, and gives out its state for
+checkpoints. Its settings come from two places that do not overlap: the ds_config sets the memory
+layout and the precision, the recipe sets everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lbr_ds.batching import PackedBatch
+from lbr_ds.config import OptimConfig
+from lbr_ds.config import ds_config as layouts
+from lbr_ds.distributed import World
+from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
+from lbr_ds.model.embedder import Embedder
+from lbr_ds.model.lora import parts
+from lbr_ds.training.checkpoint.snapshot import HostMemory
+from lbr_ds.training.deepspeed.extensions import wait_for_compiler
+from lbr_ds.training.deepspeed.leaf_layers import by_layer
+from lbr_ds.training.deepspeed.library import StateCollector, deepspeed, gathered, silenced
+from lbr_ds.training.deepspeed.universal import repair_loaded, to_universal
+from lbr_ds.training.deepspeed.weights import Origin, load_weights, shape_of
+from lbr_ds.training.meter import free_memory
+from lbr_ds.training.optim import parameter_groups
+
+log = logging.getLogger(__name__)
+
+
+def load_layout(name: str) -> layouts.Layout:
+    """Load a ds_config by shipped name or path; `auto` is zero3, or zero3_cpu without a GPU.
+
+    Raises:
+        ConfigError: It cannot be read or used (see config/ds_config.py).
+    """
+    return layouts.load(layouts.resolve_name(name, gpu=torch.cuda.is_available()))
+
+
+class Engine:
+    """A sharded model with its optimizer."""
+
+    def __init__(
+        self,
+        make: Callable[[torch.dtype], Embedder],
+        weights: Path | Origin,
+        *,
+        layout: layouts.Layout,
+        optim: OptimConfig,
+        world: World,
+        adapt: Callable[[Embedder], None] | None = None,
+    ) -> None:
+        """Build the module, load its weights, and wrap it in DeepSpeed's engine.
+
+        Args:
+            make: `make(dtype)` builds the module without weights.
+            weights: Folder of the weights.
+            layout: The ds_config.
+            optim: Settings of the optimizer.
+            world: This rank's place.
+            adapt: Freezes the weights and adds adapters (model/lora.py); None: all are trained.
+        """
+        if reason := layout.unfit(world.size, gpus=world.device.type == "cuda"):
+            raise ConfigError(f"engine.ds_config: {reason}; use zero3, or zero3_cpu on CPU ranks")
+        self.world = world
+        self._one_reduction: bool | None = None
+        self.stage = layout.stage
+        self.dtype = torch.bfloat16 if layout.width == 2 else torch.float32
+        config = {
+            **layout.config,
+            "train_micro_batch_size_per_gpu": 1,  # micro-batches are filled by tokens, not by rows
+            "gradient_accumulation_steps": 1,  # and their number differs: see backward(last=)
+            "gradient_clipping": optim.clip,
+            "steps_per_print": 1_000_000_000,
+        }
+        if layout.width == 2:  # ZeRO-1 and 2 would let a non-finite update through without it
+            config["bf16"] = {**layout.config["bf16"], "check_grad_overflow": True}
+        with self._sharded(config):
+            model = make(self.dtype)
+        if self.stage < 3:
+            model.to(world.device)
+        load_weights(model.backbone.named_parameters(), weights, world, gathered)
+        self.adapted = adapt is not None
+        if adapt is not None:
+            adapt(model)  # outside of zero.Init, which would take the new parameters' values away
+        self.num_parameters = sum(shape_of(p).numel() for p in model.parameters())
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        shapes = {n: tuple(shape_of(p)) for n, p in trainable.items()}
+        self.num_trainable = sum(map(math.prod, shapes.values()))
+        groups = parameter_groups(shapes, trainable, optim)
+        config["zero_optimization"] = by_layer(model.backbone, layout)
+        with silenced():
+            self.engine, self.optimizer, *_ = deepspeed.initialize(
+                model=model, optimizer=_optimizer(groups, layout, optim), config=config
+            )
+        self._intercept_norm()
+        # DeepSpeed adds a script to every checkpoint; rank 0 alone would fail on a full disk.
+        self.engine._copy_recovery_script = lambda folder: None
+
+    def _sharded(self, config: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which parameters are sharded as each submodule is made."""
+        if self.stage < 3:
+            return contextlib.nullcontext()
+        # Not dtype=, which is bf16 on CPUs without fp16 whatever is given (DeepSpeed #8428).
+        return deepspeed.zero.Init(config_dict_or_path=config)
+
+    def __str__(self) -> str:
+        whole, trainable = self.num_parameters / 1e6, self.num_trainable / 1e6
+        return f"ZeRO stage {self.stage}, {whole:.1f}M parameters, {trainable:.1f}M trainable"
+
+    @property
+    def forward(self) -> Callable[[PackedBatch], Tensor]:
+        """The module's forward. All ranks must call it equally often, in the same order."""
+        return self.engine
+
+    @contextlib.contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Run without graphs and dropout, for an evaluation; restore the mode afterwards."""
+        training = [module for module in self.engine.module.modules() if module.training]
+        self.engine.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate the gradients of `loss`, a scalar, averaged over the ranks.
+
+        Args:
+            loss: The loss of a micro-batch.
+            last: Whether it is the step's last micro-batch.
+        """
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss)
+
+    @contextlib.contextmanager
+    def coalesced_reduction(self) -> Iterator[None]:
+        """Reduce gradients once, after all backward passes of a step of gradient caching.
+
+        Only where every rank has room for a whole gradient; else they are reduced after every
+        chunk, and the sums are the same. This is decided at the first such step: the rehearsal has
+        allocated by then what a step needs.
+        """
+        if self._one_reduction is None:
+            self._one_reduction = self._fits_whole_gradient()
+        if not self._one_reduction:
+            yield
+            return
+        # DeepSpeed restores at the end the boundary that it found here, and step() needs it set.
+        self.engine.set_gradient_accumulation_boundary(True)
+        with self.engine.coalesce_grad_reduction():
+            yield
+
+    def _fits_whole_gradient(self) -> bool:
+        """Return whether an unsharded gradient takes at most half of every rank's free memory."""
+        need, free = self.num_trainable * self.dtype.itemsize, free_memory(self.world)
+        (too_large,) = self.world.max(float(need > free / 2))
+        log.info(
+            "gradient caching: %s (a whole gradient is %.2f GiB, %.1f GiB are free)",
+            "one reduction per chunk" if too_large else "one reduction per step",
+            need / 2**30,
+            free / 2**30,
+        )
+        return not too_large
+
+    def step(
+        self, lr: float, accept: Callable[[float], bool] = math.isfinite
+    ) -> tuple[float, bool]:
+        """Clip the gradients, update the weights, and clear the gradients.
+
+        Args:
+            lr: The learning rate.
+            accept: `accept(norm)` decides whether the update is applied, from values that are equal
+                on all ranks. Where it returns False, or the norm is not finite, parameters and
+                optimizer state stay as they were.
+
+        Returns:
+            The gradient norm before clipping, and whether the update was applied.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._accept, self._norm = accept, math.nan
+        self.engine.step()
+        return self._norm, self.engine.was_step_applied()
+
+    def _intercept_norm(self) -> None:
+        """Call `accept` where DeepSpeed 0.19 computes the norm.
+
+        Its optimizers (stage3.py, stage_1_and_2.py: step) skip an update on all ranks, and clear
+        the gradients, when the norm is infinite; so a refused update reports an infinite norm.
+        ZeRO-1 and 2 check the gradients first and compute no norm when those are not finite.
+        """
+        name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        compute = getattr(self.optimizer, name)
+
+        def checked() -> Any:
+            result = compute()
+            norms = [float(n) for n in (result if self.stage == 3 else [result])]
+            # DeepSpeed writes -1 for a norm that is not finite.
+            self._norm = math.nan if min(norms) < 0 else math.hypot(*norms)
+            if math.isfinite(self._norm) and self._accept(self._norm):
+                return result
+            refused = torch.full((), math.inf, device=self.world.device)
+            return [refused] if self.stage == 3 else refused
+
+        setattr(self.optimizer, name, checked)
+
+    def snapshot(self, memory: HostMemory | None) -> dict[str, Any]:
+        """Return this rank's part of trainable weights, optimizer and counters. All ranks call it.
+
+        Args:
+            memory: Host memory to copy the state to; None: the tensors are the live ones and must
+                be written before the next step.
+
+        Returns:
+            File name (as DeepSpeed's own) -> object for torch.save.
+        """
+        collector = StateCollector(memory)
+        self.engine.checkpoint_engine = collector
+        with silenced():
+            self.engine.save_checkpoint(
+                "state", tag="ranks", save_latest=False, exclude_frozen_parameters=True
+            )
+        return collector.files
+
+    def load_state(self, folder: Path) -> None:
+        """Load what `snapshot` and `base` gave on the same number of ranks.
+
+        Raises:
+            CheckpointError: The state cannot be loaded.
+        """
+        self._load(folder, "ranks")
+        self._load_base(folder)
+
+    def load_reshaped(self, folder: Path, scratch: Path) -> None:
+        """Load the state of another number of ranks, through DeepSpeed's universal format.
+
+        Random states are not part of it.
+
+        Args:
+            folder: As for `load_state`.
+            scratch: A folder on a file system that all ranks share; rank 0 makes and removes it. It
+                takes 24 bytes per parameter, half of them only briefly.
+
+        Raises:
+            CheckpointError: The state cannot be converted or loaded.
+        """
+        failure = to_universal(folder / "ranks", scratch / "all") if self.world.first else ""
+        if failure := self.world.share(failure):
+            raise CheckpointError(f"{folder}: cannot be converted for other ranks: {failure}")
+        groups = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        self.engine._config.load_universal_checkpoint = True
+        self._load(scratch, "all")
+        self.engine._config.load_universal_checkpoint = False
+        repair_loaded(self.optimizer, groups, self.world.device)
+        self._load_base(folder)
+        self.world.barrier()
+        if self.world.first:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _load(self, folder: Path, tag: str) -> None:
+        self.engine.checkpoint_engine = StateCollector(None)
+        try:
+            with silenced():
+                path, _ = self.engine.load_checkpoint(
+                    str(folder), tag=tag, load_module_strict=not self.adapted
+                )
+        except Exception as error:  # DeepSpeed raises bare exceptions of many kinds here
+            raise CheckpointError(f"{folder}: cannot be loaded: {error}") from None
+        if path is None:
+            raise CheckpointError(f"{folder}: holds no state for {self.world.size} ranks")
+
+    def _load_base(self, folder: Path) -> None:
+        """Load the frozen weights under adapters: DeepSpeed's universal format omits them."""
+        if self.adapted:
+            frozen = ((name, own[0]) for name, own, _ in parts(self.engine.module))
+            load_weights(frozen, folder / "base", self.world, gathered)
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, whole gradient) of every trainable parameter, after the last backward.
+
+        All ranks iterate; each gets the average over the ranks, in fp32.
+        """
+        for name, parameter in self.engine.module.named_parameters():
+            if parameter.requires_grad:
+                whole = deepspeed.utils.safe_get_full_grad(parameter)
+                yield name.removeprefix("backbone."), whole
+
+    def weights(self, mine: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, whole tensor on the CPU) of the weights in `mine`. All ranks iterate.
+
+        Names are the backbone's own, as `from_pretrained` needs them; adapters are merged.
+        """
+        for name, own, make in parts(self.engine.module):
+            with gathered(*own):
+                if name in mine:
+                    yield name, make().to("cpu", copy=True)
+
+    def base(self, mine: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the frozen weights under adapters, as `weights`; none where all are trained."""
+        for name, own, _ in parts(self.engine.module) if self.adapted else ():
+            with gathered(own[0]):
+                if name in mine:
+                    yield name, own[0].detach().to("cpu", copy=True)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each of `weights` in bytes, by name."""
+        return {
+            name: shape_of(own[0]).numel() * own[0].itemsize
+            for name, own, _ in parts(self.engine.module)
+        }
+
+
+def _optimizer(
+    groups: list[dict[str, Any]], layout: layouts.Layout, optim: OptimConfig
+) -> torch.optim.Optimizer:
+    """Return AdamW: torch's fused one, or DeepSpeed's where the optimizer is offloaded.
+
+    The fused one takes a sixth of the time, on a CPU too.
+    """
+    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+    if layout.offload_optimizer:
+        wait_for_compiler("cpu_adam")
+        try:
+            return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        except Exception as error:  # of many kinds: it is compiled at its first use
+            why = str(error).splitlines()[0]
+            raise EnvironmentProblem(f"offload_optimizer needs g++ and ninja: {why}") from None
+    return torch.optim.AdamW(groups, fused=True, **options)

@@ -1,0 +1,154 @@
+"""Read, encode and pack this rank's samples in loader processes, ahead of the training step."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from lbr_ds.batching import TextTokenizer
+from lbr_ds.config import RunConfig
+from lbr_ds.distributed import World
+from lbr_ds.errors import DataError, LbrError
+from lbr_ds.shards import Manifest, steps
+from lbr_ds.system import children
+from lbr_ds.training.stages import Stage
+from lbr_ds.training.work import Work
+
+log = logging.getLogger(__name__)
+_AHEAD = 4  # steps that each loader process prepares in advance
+
+
+@dataclass
+class _Feed(IterableDataset):
+    """Steps start..stop of one rank; loader process w of W makes steps w, w + W, and so on."""
+
+    run: RunConfig
+    stage: Stage
+    tokenizer: TextTokenizer
+    rank: int
+    world: int
+    start: int
+    stop: int
+    fingerprint: str
+
+    def __iter__(self) -> Iterator[Work | LbrError]:
+        """Yield our errors as values: a DataLoader would wrap them in a traceback's text."""
+        try:
+            yield from self._work()
+        except LbrError as error:
+            yield self._changed() or error
+
+    def _work(self) -> Iterator[Work]:
+        info = get_worker_info()
+        pipeline = steps(
+            self.run.data.folder,
+            self.stage.split,
+            seed=self.run.seed,
+            samples_per_step=self.run.stage(self.stage.number).samples_per_step,
+            rank=self.rank,
+            world=self.world,
+            start=self.start,
+            stop=self.stop,
+            worker=info.id if info else 0,
+            workers=info.num_workers if info else 1,
+            on_error=self.run.data.on_error,
+            cache_gib=self.run.data.cache_gib,
+            fingerprint=self.fingerprint,
+        )
+        for step in pipeline:
+            if step.skipped and (error := self._changed()):
+                raise error
+            yield self.stage.collate(self.run, self.tokenizer, step)
+
+    def _changed(self) -> DataError | None:
+        """Return the error for records that cannot be read because the data has been replaced."""
+        try:
+            now = Manifest.load(self.run.data.folder)
+        except LbrError:
+            return None
+        if not self.fingerprint or now.fingerprint == self.fingerprint:
+            return None
+        return DataError(
+            f"{now.place} was prepared again during the training (data {self.fingerprint} -> "
+            f"{now.fingerprint}); the last checkpoint was trained on the earlier data: "
+            "restore that data, or give a new run folder with run=..."
+        )
+
+
+def open_feed(
+    run: RunConfig,
+    stage: Stage,
+    tokenizer: TextTokenizer,
+    world: World,
+    *,
+    start: int,
+    stop: int,
+    fingerprint: str = "",
+) -> Iterator[Work]:
+    """Return the rank's work for steps start..stop, in order.
+
+    The loader processes are forked at once, and each keeps a copy of the memory of this process.
+
+    Args:
+        run: The recipe.
+        stage: The stage.
+        tokenizer: Turns texts into token ids.
+        world: This rank's place.
+        start: First step, from 0.
+        stop: Number of steps of the stage.
+        fingerprint: Of the data; see `shards.steps`.
+
+    Raises:
+        DataError: Records cannot be read or encoded, also in a loader process; or, immediately, an
+            instruction in the manifest leaves no room for text.
+    """
+    used = Manifest.load(run.data.folder).instructions.within(stage.split)
+    tokenizer.check(used.stated())
+    if used.any and not run.model.pool_instruction and run.model.pooling == "last":
+        log.info("model.pool_instruction=false has no effect with model.pooling=last")
+    feed = _Feed(run, stage, tokenizer, world.rank, world.size, start, stop, fingerprint)
+    workers = min(run.data.workers, max(0, stop - start))
+    loader: Iterable[Work | LbrError] = feed
+    if workers:
+        loader = DataLoader(
+            feed,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=_AHEAD,
+            worker_init_fn=functools.partial(_begin_worker, os.getpid()),
+            # Else it would draw from the rank's own generator, at every start and resume.
+            generator=torch.Generator().manual_seed(run.seed),
+        )
+    return _raise_errors(iter(loader))
+
+
+def _raise_errors(works: Iterator[Work | LbrError]) -> Iterator[Work]:
+    for work in works:
+        if isinstance(work, LbrError):
+            raise work
+        yield work
+
+
+def _begin_worker(rank: int, worker: int) -> None:
+    """Set up a loader process: it ends with its rank (a process id), and ignores signals.
+
+    The handlers inherited from the rank would only set a flag in this process. A first SIGTERM is
+    ignored: `scancel` sends it to every process of a job, and the rank still needs batches to end
+    its step and save. DataLoader sends another one to a process that does not end by itself.
+    """
+    children.follow(rank)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)

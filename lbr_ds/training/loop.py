@@ -1,0 +1,86 @@
+"""The training loop: one stage of one run, from its newest checkpoint to its last step."""
+
+from __future__ import annotations
+
+import time
+
+from lbr_ds.config import RunConfig
+from lbr_ds.distributed import leave
+from lbr_ds.training.held_out import evaluate
+from lbr_ds.training.meter import memory_gib
+from lbr_ds.training.negatives import warn_without_negatives
+from lbr_ds.training.optim import learning_rate
+from lbr_ds.training.session import Session
+from lbr_ds.training.setup import open_session
+from lbr_ds.training.stages import rehearse
+from lbr_ds.training.watch import stragglers
+
+Metrics = dict[str, float | list[float]]  # a list has one number per rank
+
+
+def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
+    """Train stage `number`, resuming from its newest checkpoint if there is one.
+
+    An error leaves the last checkpoint as it is and issues no collectives, since another rank may
+    be gone.
+
+    Args:
+        run: The recipe.
+        number: 1 or 2.
+        force: Resume even if the recipe or the data changed.
+
+    Returns:
+        Whether the stage reached its last step. False: a signal stopped it, and it was saved.
+    """
+    with open_session(run, number, force=force) as session:
+        stopped = False
+        if session.step < session.num_steps:
+            rehearse(session)
+        while session.step < session.num_steps and not stopped:
+            lr = learning_rate(session.step, session.num_steps, session.config.optim)
+            metrics = take_step(session, lr)
+            warn_without_negatives(session.step, metrics, first=session.step == session.start + 1)
+            session.saver.poll()
+            session.meter.log(session.step, {**metrics, "save_seconds": session.saver.seconds})
+            due = session.step % run.every.save == 0 or session.step == session.num_steps
+            figures = evaluate(session, checkpoint_due=due)
+            stopped = session.preemption.agreed()
+            if due or stopped:
+                session.watch.mark(session.step, "saves")
+                session.saver.save(session.step, session.guard.state_dict(), figures)
+    leave()
+    return session.step == session.num_steps
+
+
+def take_step(session: Session, lr: float) -> Metrics:
+    """Take one optimizer step: wait for data, forward and backward, update. Return its metrics."""
+    world, watch, guard = session.world, session.watch, session.guard
+    began = time.perf_counter()
+    watch.mark(watch.step + 1, "waits for data")
+    work = next(session.feed)
+    waited = time.perf_counter() - began
+    watch.mark(work.step + 1, "computes gradients")
+    stats = session.stage.forward_backward(session, work)
+    watch.mark(work.step + 1, "updates weights")
+    norm, applied = session.engine.step(lr, guard.criterion(stats["loss"]))
+    seconds = time.perf_counter() - began
+    own = [0.0] * world.size
+    own[world.rank] = watch.own_seconds(seconds)
+    tokens, samples, skipped, *ranks = world.sum(work.num_tokens, work.samples, work.skipped, *own)
+    guard.record(work, applied, int(skipped), session.run.data.folder, session.stage.split)
+    session.step = work.step + 1
+    return {
+        **stats,
+        "grad_norm": norm,
+        "lr": lr,
+        "samples": session.step * session.config.samples_per_step,
+        "skipped": skipped,
+        "skipped_samples": guard.samples,
+        "skipped_updates": guard.total,
+        "tokens_per_second": tokens / seconds,
+        "samples_per_second": samples / seconds,
+        "step_seconds": seconds,
+        "data_wait_seconds": waited,
+        "memory_gib": memory_gib(),
+        **stragglers(ranks),
+    }

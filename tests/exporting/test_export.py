@@ -1,0 +1,160 @@
+"""Exported = trained: one vector from engine, our encoder, sentence-transformers and MTEB."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
+from lbr_ds.corpora.curate import trained_texts
+from lbr_ds.errors import CheckpointError, ConfigError
+from lbr_ds.exporting import TOLERANCE, export, proof_texts
+from lbr_ds.model.bottleneck import prepare_backbone
+from lbr_ds.model.packed_encoder import PackedEncoder
+from lbr_ds.runs import model_folder
+from tests.ranks import run_ranks
+from tests.tiny import backbone, records
+
+
+@pytest.fixture(scope="module")
+def exported(trained: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "model"
+    export(trained.run, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def texts(trained: RunConfig) -> list[str]:
+    """Real ones, those around the maximum length, and written-out control tokens."""
+    control = ["a <s> b </s>", "<|bottleneck_0|>", "c <|bottleneck_1|><s> d"]
+    return [*proof_texts(trained.model.max_length), *(r["query"] for r in records(20)), *control]
+
+
+def test_equals_the_engine_of_the_trainer(
+    trained: RunConfig, exported: Path, texts: list[str], tmp_path: Path
+) -> None:
+    """The vectors of two ZeRO-3 ranks that resumed the checkpoint, against the export."""
+    from sentence_transformers import SentenceTransformer
+
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    recipe = trained.run / "recipe.yaml"
+    run_ranks("tests.training.encode", 2, str(recipe), str(tmp_path))
+    trainers_own = np.load(tmp_path / "vectors.npy")
+    stock = SentenceTransformer(str(exported)).encode(texts, batch_size=5)
+    assert np.abs(stock - trainers_own).max() <= TOLERANCE
+
+
+def test_company_and_padding_do_not_matter(exported: Path, texts: list[str]) -> None:
+    encoder = PackedEncoder(exported)
+    together = encoder.encode(texts)
+    for budget in (1, 50):
+        assert np.abs(encoder.encode(texts, batch_tokens=budget) - together).max() <= TOLERANCE
+
+
+def test_plain_transformers_gives_the_same(exported: Path, texts: list[str]) -> None:
+    """Twelve lines that a user without sentence-transformers would write."""
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    model = AutoModel.from_pretrained(exported)
+    batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+    last = batch["attention_mask"].sum(1) - 1
+    vectors = torch.nn.functional.normalize(states[torch.arange(len(texts)), last], dim=-1)
+    assert np.abs(vectors.numpy() - PackedEncoder(exported).encode(texts)).max() <= TOLERANCE
+
+
+def test_generator_still_loads(exported: Path) -> None:
+    """Nothing of the causal LM is missing or left over."""
+    _, report = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+
+
+def test_legacy_files_for_servers(exported: Path, trained: RunConfig) -> None:
+    pooling = json.loads((exported / "1_Pooling" / "config.json").read_text())
+    assert pooling["pooling_mode_lasttoken"] is True
+    assert pooling["pooling_mode_mean_tokens"] is False
+    types = [m["type"] for m in json.loads((exported / "modules.json").read_text())]
+    assert types == [
+        f"sentence_transformers.models.{n}" for n in ("Transformer", "Pooling", "Normalize")
+    ]
+    tokenizer = json.loads((exported / "tokenizer_config.json").read_text())
+    assert tokenizer["model_max_length"] == trained.model.max_length
+    assert "chat_template" not in tokenizer
+    assert not (exported / "chat_template.jinja").exists()
+
+
+def test_training_texts_travel_with_the_model(exported: Path, trained: RunConfig) -> None:
+    assert (exported / trained_texts.NAME).read_bytes() == (
+        trained.data.folder / trained_texts.NAME
+    ).read_bytes()
+
+
+def test_card_tells_recipe_data_and_proof(exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    for part in (
+        "| gl | 120 |",
+        "| cl | 72 |",
+        "| eval | 48 |",
+        "samples_per_step: 8",
+        "training splits: 0",
+        "Not scored yet",
+    ):
+        assert part in card
+
+
+def test_mean_pooling_is_exported_too(trained: RunConfig, tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(model_folder(trained.run), source)
+    card = json.loads((source / "lbr.json").read_text())
+    (source / "lbr.json").write_text(json.dumps({**card, "pooling": "mean"}))
+    assert export(source, tmp_path / "out")["largest_difference"] <= TOLERANCE
+
+
+def test_what_cannot_be_exported_is_refused(trained: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        export(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        export(tmp_path, tmp_path / "out")
+    untrained = tmp_path / "untrained"
+    (untrained / "backbone").mkdir(parents=True)
+    (untrained / "backbone" / "lbr.json").touch()
+    with pytest.raises(CheckpointError, match=r"has trained nothing yet; export .*backbone if"):
+        export(untrained, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ConfigError, match="not empty; give a new folder"):
+        export(trained.run, tmp_path / "full")
+
+
+@pytest.mark.parametrize("size", [3.3e38, 1e38])  # NaN, and zeros, since a norm is infinite
+def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, size: float) -> None:
+    """Finite weights whose products overflow: NaN is neither above nor below a limit."""
+    model = ModelConfig(backbone=str(backbone(tmp_path / "raw")), max_length=32)
+    source = tmp_path / "model"
+    prepare_backbone(model, BottleneckConfig(count=2), source, 0)
+    (source / "files.json").unlink()
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], size)
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"the vector of 'the' is zero, not finite or"):
+        export(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_config_attributes_of_other_names(tmp_path: Path) -> None:
+    """GPT-2's config.json has n_embd and no hidden_size."""
+    raw = backbone(tmp_path / "raw", "gpt2", hidden_size=24)
+    model = ModelConfig(backbone=str(raw), max_length=32)
+    prepare_backbone(model, BottleneckConfig(count=2), tmp_path / "made", 0)
+    assert export(tmp_path / "made", tmp_path / "out")["largest_difference"] <= TOLERANCE
+    pooling = json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 24
+    assert "a vector of 24 numbers" in (tmp_path / "out" / "README.md").read_text()

@@ -1,0 +1,33 @@
+"""The session is built with a warning where bf16 is slow; steps: test_stages.py."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from lbr_ds.config import load
+from lbr_ds.distributed import World
+from lbr_ds.system import environment
+from lbr_ds.training import session
+from lbr_ds.training.deepspeed.engine import load_layout
+from tests.tiny import tiny_recipe
+
+
+@pytest.mark.parametrize("layout", ["zero2", "zero3_cpu"])
+@pytest.mark.parametrize("lacking", [True, False])
+def test_a_cpu_that_is_slow_in_bf16_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    layout: str,
+    lacking: bool,
+) -> None:
+    run = load(tiny_recipe(tmp_path, prepared=False))
+    monkeypatch.setattr(environment, "cpu_lacks_bf16", lambda: lacking)
+    monkeypatch.setattr(session, "Engine", lambda *args, **options: None)
+    with caplog.at_level(logging.WARNING, "lbr_ds"):
+        session.build_engine(run, 1, World(), layout=load_layout(layout), origin=tmp_path)
+    said = "no instructions for bf16" in caplog.text
+    assert said is (lacking and layout == "zero2")

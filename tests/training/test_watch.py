@@ -1,0 +1,153 @@
+"""A rank that dies, hangs or fails ends all ranks with one line and one code, told from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lbr_ds.config import RunConfig
+from lbr_ds.errors import LostRank
+from lbr_ds.runs import checkpoints
+from tests.ranks import ROOT, start_ranks
+from tests.training.test_hosts import at_step, ended
+from tests.training.test_resume import weights
+
+SAID = "lbr-ds: error: "
+
+
+def faulty(recipe: Path, fault: str, rank: int, step: int, *more: str) -> tuple[list[int], str]:
+    """Both ranks' exit codes and all that they said; a stopped rank is taken away at the end."""
+    ranks = start_ranks(
+        "tests.training.faulty",
+        2,
+        fault,
+        str(rank),
+        str(step),
+        "train",
+        str(recipe),
+        "--stage",
+        "1",
+        *more,
+    )
+    others = [p for i, p in enumerate(ranks) if fault != "stop" or i != rank]
+    try:
+        said = "".join(process.communicate(timeout=240)[0] for process in others)
+    finally:
+        for process in ranks:
+            process.kill()
+    return [process.wait() for process in ranks], said
+
+
+@pytest.mark.parametrize(
+    ("fault", "rank", "codes", "line"),
+    [
+        ("kill", 0, [-9, 86], r"rank 0 is gone: on \S+, last seen in step \d"),
+        ("stop", 1, [86, -9], r"rank 1 is gone: on \S+, last seen in step \d"),
+        (
+            "hang",
+            1,
+            [86, 86],
+            r"rank 1 is furthest behind: on \S+, last seen in step 2 \(computes",
+        ),
+        ("raise", 1, [3, 3], r"a planted fault"),
+    ],
+)
+def test_one_line_names_the_rank_and_all_end(
+    copied: Path, fault: str, rank: int, codes: list[int], line: str
+) -> None:
+    shutil.rmtree(copied.parent / "run" / "stage1")
+    found, said = faulty(copied, fault, rank, 1)
+    assert found == codes, said
+    lines = [one for one in said.splitlines() if one.startswith(SAID)]
+    assert len(lines) == 1, said
+    assert re.search(line, lines[0]), lines
+    assert "Traceback" not in said
+    if fault == "hang":  # every rank's stacks are in its log
+        logs = [copied.parent / "run" / "stage1" / "log" / f"rank-{r}.log" for r in range(2)]
+        assert all("most recent call first" in log.read_text() for log in logs)
+
+
+def test_launcher_names_a_killed_rank(copied: Path) -> None:
+    folder = copied.parent / "run" / "stage1"
+    shutil.rmtree(folder)
+    command = [
+        sys.executable,
+        "-m",
+        "lbr_ds",
+        "train",
+        str(copied),
+        "--stage",
+        "1",
+        "--nproc",
+        "2",
+        "stage1.num_steps=100000",
+    ]
+    running = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    said = (folder / "log" / "rank-1.log").read_text()
+    os.kill(int(re.search(r"rank 1 of 2, process (\d+)", said)[1]), signal.SIGKILL)  # type: ignore[index]
+    assert running.wait(timeout=60) == LostRank.exit_code
+    lines = [one for one in running.stderr.read().splitlines() if one.startswith(SAID)]  # type: ignore[union-attr]
+    assert len(lines) == 1
+    assert re.search(r"rank 1 was killed by SIGKILL \(on \S+, last seen in step \d+", lines[0])
+
+
+def test_ranks_that_were_suspended_go_on(trained: RunConfig, copied: Path) -> None:
+    """As SLURM does it for a job of higher rank; for longer than a run may stand still here."""
+    folder = copied.parent / "run" / "stage1"
+    shutil.rmtree(folder)
+    ranks = start_ranks(
+        "tests.training.faulty", 2, "slow+suspend", "1", "0", "train", str(copied), "--stage", "1"
+    )
+    at_step(folder, 2, ranks)
+    for number, seconds in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
+        for process in ranks:
+            process.send_signal(number)
+        time.sleep(seconds)
+    codes, said = ended(ranks)
+    assert codes == [0, 0], said
+    assert weights(folder) == weights(trained.run / "stage1")
+
+
+def test_left_out_updates_and_stragglers_are_in_the_metrics_and_survive_a_resume(
+    copied: Path,
+) -> None:
+    folder = copied.parent / "run" / "stage1"
+    shutil.rmtree(folder)
+    codes, said = faulty(copied, "nan+slow", 1, 1)
+    assert codes == [0, 0], said
+    assert re.search(r"step 2: loss .*update skipped. Its samples: r\d+ \(gl/0000\d.tar", said)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["skipped_updates"], last["slowest_rank"]) == (1, 1)
+    assert last["straggler"] == last["rank_seconds"][0] / last["rank_seconds"][1]
+    (skipped,) = [json.loads(x) for x in (folder / "skipped.jsonl").read_text().splitlines()]
+    assert skipped["step"] == 2
+    assert [len(names) for names in skipped["samples"].values()] == [4, 4]
+    wanted = (checkpoints(folder)[-1] / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(checkpoints(folder)[-1])
+    codes, said = faulty(copied, "none", 0, 0)  # from step 3 on
+    assert codes == [0, 0], said
+    assert (checkpoints(folder)[-1] / "model" / "model.safetensors").read_bytes() == wanted
+    again = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert again["skipped_updates"] == 1
+    assert again["loss"] == last["loss"]
+    starts = [json.loads(x)["step"] for x in (folder / "starts.jsonl").read_text().splitlines()]
+    assert starts == [0, 3]
