@@ -46,11 +46,12 @@ def score_layers(folder: Path, judged: Judgements) -> list[dict[str, Any]]:
     model = PackedEncoder(folder)
     queries = states(model, list(judged.queries.values()))
     documents = states(model, list(judged.documents.values()))
-    places = judged.document_indices()
+    own, mates = judged.document_indices()
     rows = []
     for read, layers in queries.items():
         for layer, vectors in enumerate(zip(layers, documents[read], strict=True)):
-            ratio = geometry.separation_ratio(*map(geometry.normalised, vectors), *places)
+            x, y = map(geometry.normalised, vectors)
+            ratio = geometry.separation_ratio(x, y, own, mates)
             scores = {**rank_scores(*vectors, judged), "separation_ratio": ratio}
             figures = {k: round(v, 5) if math.isfinite(v) else None for k, v in scores.items()}
             rows.append({"layer": layer, "read": read, **figures})

@@ -58,7 +58,7 @@ class OwnModel(AbsEncoder):
         prompt_type = kwargs.get("prompt_type")
         if instructed is None:
             name = self.get_prompt_name(kwargs["task_metadata"], prompt_type)
-            prompt = self.model_prompts.get(name or "", "")
+            prompt = (self.model_prompts or {}).get(name or "", "")
             instructed = [Instructed(prompt, t) for batch in inputs for t in batch["text"]]
         side: Side = "query" if prompt_type == PromptType.query else "document"
 

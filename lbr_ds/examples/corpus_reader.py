@@ -4,7 +4,7 @@
 
 A format is a function of (file, its source in the recipe) that yields rows. The recipe says what a
 row's columns mean (`shape`, `columns`, `where`), as for every other format. To make the format part
-of the package, put the function into `lbr_ds/corpora/formats/` and its name into FORMATS.
+of the package, put it into a file of `lbr_ds/corpora/formats/` and its name into FORMATS.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lbr_ds.corpora.formats.rows import Row
-
 import lbr_ds
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora import FORMATS
+from lbr_ds.corpora.formats import FORMATS
+from lbr_ds.corpora.formats.interface import Format, Row
 from lbr_ds.errors import DataError
 
 
@@ -44,7 +43,7 @@ def read_glossary(path: Path, source: SourceConfig) -> Iterator[Row]:
 
 def main(file: str, folder: str) -> None:
     """Prepare FILE into FOLDER and print what became of it."""
-    FORMATS["glossary"] = read_glossary
+    FORMATS["glossary"] = Format(read_glossary)
     source = f"{{path: {file}, format: glossary, columns: {{query: term, positives: definition}}}}"
     recipe = lbr_ds.load_recipe("demo", [f"data.folder={folder}", f"data.sources=[{source}]"])
     curation = lbr_ds.prepare(recipe)

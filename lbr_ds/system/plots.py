@@ -11,7 +11,6 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -27,8 +26,7 @@ def new_figure(
     """Return a figure of this size in inches and its axes, a (rows, columns) array."""
     figure = Figure(figsize=(width, height), layout="constrained")
     grid: NDArray[np.object_] = figure.subplots(rows, columns, squeeze=False)
-    axes: Axes
-    for axes in grid.flat:
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, grid
 
