@@ -88,6 +88,11 @@ def _stage1(run: RunConfig) -> Path:
 def _evaluate(run: RunConfig, **models: Path) -> None:
     """Score each model on the same held-out queries, into RUN/eval/NAME.json."""
     for name, model in models.items():
+        scores = run.run / "eval" / f"{name}.json"
+        sources = (model / "files.json", run.data.local_folder / "manifest.json")
+        if name != "stage2" and _is_newer(scores, *sources):  # stage2: its card needs the scores
+            log.info("%s is up to date, reused", scores)
+            continue
         run_verb(
             "eval",
             str(model),
@@ -98,8 +103,15 @@ def _evaluate(run: RunConfig, **models: Path) -> None:
             "--examples",
             str(EXAMPLES),
             "--out",
-            str(run.run / "eval" / f"{name}.json"),
+            str(scores),
         )
+
+
+def _is_newer(file: Path, *sources: Path) -> bool:
+    """Return whether a file exists and was written after its sources, which all exist."""
+    if not all(path.is_file() for path in (file, *sources)):
+        return False
+    return all(file.stat().st_mtime_ns > path.stat().st_mtime_ns for path in sources)
 
 
 def _finish(out: Path, run: RunConfig, seconds: dict[str, float]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def generative_sequence(
     if kind.x == "prefix":
         ids = tokenizer.plain(passage, tokenizer.max_length + max_target_length)
         before = tokenizer.instruction_ids(record.instructed_passage(""))
-        half = min(len(ids) // 2, tokenizer.max_length - bottleneck - len(before))
+        half = min(len(ids) // 2, tokenizer.max_text - len(before))
         target = [*ids[half:], tokenizer.backend.eos_token_id][:max_target_length]
         return Sequence(tokenizer.wrap([*before, *ids[:half]]), bottleneck, target, cut=kind.cut)
     if kind.x == "query" and record.text:

@@ -93,10 +93,15 @@ class TextTokenizer:
         """
         return [*self.plain(text, limit), self.backend.eos_token_id][:limit]
 
+    @property
+    def max_text(self) -> int:
+        """Tokens of X at most: what the tokenizer's own tokens and the bottleneck leave."""
+        return self.max_length - self._affixes
+
     def wrap(self, ids: list[int]) -> list[int]:
         """Return `[X ; B]` of the ids of X."""
         empty = self.backend("")["input_ids"]
-        ids = ids[: self.max_length - self._affixes]
+        ids = ids[: self.max_text]
         split = len(empty) - self.num_bottleneck
         return [*empty[:split], *ids, *empty[split:]]
 

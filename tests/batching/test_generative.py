@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from lbr_ds.batching import TextTokenizer, pack
 from lbr_ds.batching.contrastive import contrastive_pairs
@@ -32,6 +33,25 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 def ids(tokenizer: TextTokenizer, text: str) -> list[int]:
     return tokenizer.backend(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_continued_text_loses_no_token_to_a_begin_token(tmp_path: Path) -> None:
+    """Prefix and suffix are the text, also where the tokenizer puts a token before it."""
+    config = ModelConfig(backbone=str(backbone(tmp_path / "raw")), max_length=8)
+    prepare_backbone(config, BottleneckConfig(count=2), tmp_path / "made", 0)
+    backend = load_tokenizer(tmp_path / "made")
+    b = backend("")["input_ids"]
+    names = [backend.bos_token, *backend.convert_ids_to_tokens(b)]
+    backend.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{names[0]} $A {' '.join(names[1:])}",
+        special_tokens=list(zip(names, [backend.bos_token_id, *b], strict=True)),
+    )
+    begun = TextTokenizer(backend, max_length=8, num_bottleneck=2)
+    made = generative_sequence(PASSAGE, "ib_continue", begun, turn=0, max_target_length=64)
+    text = ids(begun, PASSAGE.text)
+    assert len(text) > 2 * begun.max_text
+    assert made.context[0] == backend.bos_token_id
+    assert [*made.context[1:-2], *made.target] == [*text, backend.eos_token_id]
 
 
 def test_every_objective(tokenizer: TextTokenizer) -> None:
