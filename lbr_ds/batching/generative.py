@@ -86,9 +86,9 @@ def with_bag(sequence: Sequence, tokenizer: TextTokenizer) -> Sequence:
 def _plain(
     question: str, passage: str, tokenizer: TextTokenizer, max_target_length: int
 ) -> Sequence:
-    """X and Y under one causal segment; the end token stands between a question and its answer.
+    """Return X and Y as one causal segment, with the end token between a question and its answer.
 
-    Without a bottleneck that is how the tokenizer ends every text, so X is read as it is learnt.
+    Without a bottleneck the tokenizer ends every text with that token: X is encoded as in training.
     """
     end = tokenizer.backend.eos_token_id
     target = tokenizer.target(passage, max_target_length)

@@ -1,4 +1,4 @@
-"""A pretrained causal LM -> a prepared backbone folder with K bottleneck tokens.
+"""Prepare a backbone: a pretrained causal LM with K bottleneck tokens, in a folder.
 
 Done once, before any sharding: adding tokens under ZeRO-3 loses rows (transformers #41959), and
 untrained reserved rows are near zero and then dominate gradient clipping (OpenRLHF #648).
@@ -47,7 +47,7 @@ transformers_logging.disable_progress_bar()  # a bar a tensor, on every rank
 
 @dataclass(frozen=True)
 class Card:
-    """`lbr.json`: how a folder's model turns a text into a vector.
+    """Content of `lbr.json`: how the model of a folder turns a text into a vector.
 
     pool_instruction: whether the mean includes an instruction's states; only mean pooling asks.
     """
@@ -93,10 +93,12 @@ def bottleneck_ids(folder: Path) -> list[int]:
 def prepare_backbone(
     model: ModelConfig, bottleneck: BottleneckConfig, folder: Path, seed: int
 ) -> None:
-    """Write the prepared backbone to `folder`; nothing to do when one of equal content is there.
+    """Write the prepared backbone to `folder`, unless one with equal content exists there.
 
-    A backbone whose files have changed since is prepared anew. Raises ConfigError when it cannot be
-    loaded or is not complete.
+    A backbone whose files have changed since then is prepared again.
+
+    Raises:
+        ConfigError: It cannot be loaded, or it is not complete.
     """
     wanted = {**model.model_dump(), **bottleneck.model_dump(), "seed": seed}
     if made_from.is_up_to_date(folder, model, wanted):
@@ -133,7 +135,7 @@ def prepare_backbone(
 
 
 def _check_ours(folder: Path) -> None:
-    """Raise ConfigError for a folder that holds something and was not made here."""
+    """Raise ConfigError for a folder that is not empty and was not made by `prepare_backbone`."""
     ours = any((folder / name).is_file() for name in (made_from.NAME, CARD))
     if not ours and folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} was not made by lbr-ds; move it away, or give another run=...")
@@ -163,7 +165,7 @@ def _copy(
 
 
 def _had_head(folder: Path) -> bool:
-    """Whether a backbone has a language-model head, which an export for embedding may lack."""
+    """Return whether a backbone has a language-model head; an export for embedding may lack one."""
     return not (folder / CARD).is_file() or Card.load(folder).head
 
 
@@ -198,7 +200,7 @@ class _NewRows:
     seed: int
 
     def fill(self, table: Tensor, index: int) -> None:
-        """Give them a start in `table` (V, D); index: 0 of the embeddings, 1 of an untied head."""
+        """Initialise them in `table` (V, D); index: 0 for the embeddings, 1 for an untied head."""
         generator = torch.Generator().manual_seed(self.seed + index)
         noise = torch.randn(len(self.ids), table.shape[1], generator=generator)
         real = table[: min(self.num_real, self.num_rows)].float()
@@ -209,13 +211,13 @@ class _NewRows:
 def _add_tokens(
     backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, seed: int
 ) -> _NewRows:
-    """Add the K tokens, with room in the tables; what is to be filled in there."""
+    """Add the K tokens and enlarge the tables; return the rows that need initial values."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     num_real, known = len(tokenizer), tokenizer.get_vocab()
     names = [bottleneck_token(i) for i in range(count)]
     tokenizer.add_special_tokens({"extra_special_tokens": names})
-    # An export of ours has some of these tokens, and what their rows have learnt.
+    # An export of lbr-ds has some of these tokens, with trained rows.
     ids: Any = tokenizer.convert_tokens_to_ids([name for name in names if name not in known])
     num_rows = len(_tables(backbone)[0])
     if num_real > num_rows:

@@ -1,4 +1,4 @@
-"""Whether a model folder is complete: every tensor there, of its shape, finite; nothing invented.
+"""Check that a model folder is complete: every tensor is present, has its shape, and is finite.
 
 transformers fills a tensor that a file lacks with random numbers and reports it in a log message.
 Here a folder whose tensors do not fit the model is refused with one line, wherever a model is read:
@@ -56,8 +56,8 @@ class Fit:
 def fit(expected: Iterable[str], names: Iterable[str]) -> Fit:
     """Match the names of a model's tensors with those in a folder's files.
 
-    Names that are equal are taken as they are. Of the others the common prefix is looked for under
-    which most of them are equal too, and so on for what is left (the head's may be another).
+    Equal names match. For the others the change of prefix is applied that makes most of them equal,
+    and so on for the rest (the head may have another prefix).
     """
     there, wanted = dict.fromkeys(names), list(expected)
     stored = {name: name for name in wanted if name in there}
@@ -75,13 +75,13 @@ def fit(expected: Iterable[str], names: Iterable[str]) -> Fit:
 
 
 def renamed(names: Iterable[str], prefix: tuple[str, str]) -> dict[str, str]:
-    """{name with the new prefix: name in the file}, of those that begin with the old one."""
+    """Return {name with the new prefix: name in the file} for the names with the old prefix."""
     old, new = prefix
     return {new + name[len(old) :]: name for name in names if name.startswith(old)}
 
 
 def common_prefix(missing: list[str], left: list[str]) -> tuple[str, str]:
-    """(old, new): the change of prefix that turns most names of `left` into names of `missing`.
+    """Return (old, new), the change of prefix that turns most of `left` into names of `missing`.
 
     NO_PREFIX where there is none.
     """
@@ -125,8 +125,8 @@ def misfit(
     if named := sorted(missing):
         faults.append(f"{_count(named, 'tensor is', 'tensors are')} missing ({_some(named)})")
     if shapes:
-        told = [f"{n} is {tuple(a)}, expected {tuple(b)}" for n, (a, b) in sorted(shapes.items())]
-        faults.append(f"{_count(told, 'tensor has', 'tensors have')} a wrong shape ({_some(told)})")
+        bad = [f"{n} is {tuple(a)}, expected {tuple(b)}" for n, (a, b) in sorted(shapes.items())]
+        faults.append(f"{_count(bad, 'tensor has', 'tensors have')} a wrong shape ({_some(bad)})")
     if faults and (left := sorted(unexpected)):
         faults.append(f"{_count(left, 'is', 'are')} not expected ({_some(left)})")
     return "; ".join(faults)
@@ -158,12 +158,12 @@ def report_unused(place: str, names: Iterable[str]) -> None:
             "merge them first (peft: merge_and_unload)"
         )
     if left:
-        told = _count(left, "tensor is", "tensors are")
-        log.warning("%s: %s of no use to this model: %s", place, told, _some(left))
+        count = _count(left, "tensor is", "tensors are")
+        log.warning("%s: %s not used by this model: %s", place, count, _some(left))
 
 
 def not_finite(name: str, tensor: Tensor) -> str:
-    """Where a tensor holds NaN or infinity, in one clause; empty when all values are finite."""
+    """Return where a tensor contains NaN or infinity, in one clause; empty if all is finite."""
     if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
         return ""
     if tensor.itemsize == 1:  # float8 has neither of the functions below
@@ -251,12 +251,12 @@ def _counted(info: dict[str, Any]) -> list[str]:
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor is part of what turns states into words, of no use to an encoder."""
+    """Return whether a tensor belongs to the language-model head, which an encoder does not use."""
     return _HEAD.match(name) is not None
 
 
 def positions(config: Any) -> int | None:
-    """How many positions a model was made for; None where that has no bound.
+    """Return how many positions a model supports; None if there is no limit.
 
     Scaled rotary positions (`rope_parameters`) reach `factor` times as far as the original ones.
     """
@@ -281,9 +281,9 @@ def check_positions(place: str, config: Any, lengths: Mapping[str, int]) -> None
     limit = positions(config)
     if limit is None or (needed := sum(lengths.values())) <= limit:
         return
-    told = " + ".join(f"{key}={value}" for key, value in lengths.items())
+    added = " + ".join(f"{key}={value}" for key, value in lengths.items())
     total = f" = {needed}" if len(lengths) > 1 else ""
     raise ConfigError(
-        f"{told}{total} tokens, but {place} has {limit} positions (max_position_embeddings in its "
+        f"{added}{total} tokens, but {place} has {limit} positions (max_position_embeddings in its "
         "config.json); lower the lengths, or take a model that was trained on longer texts"
     )

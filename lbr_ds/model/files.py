@@ -1,4 +1,4 @@
-"""A model's weights in safetensors files, a tensor or a file at a time: never the whole at once."""
+"""Read and write weights in safetensors files, one tensor or file at a time, never all at once."""
 
 from __future__ import annotations
 

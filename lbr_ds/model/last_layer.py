@@ -20,10 +20,10 @@ _IN_ATTENTION = ("q_proj", "o_proj")
 
 
 def compute_read_rows_only(body: nn.Module) -> None:
-    """Hook the last of `body.layers`: a forward with `read=rows` then computes these rows only.
+    """Add hooks to the last of `body.layers`, so that `read=rows` computes these rows only.
 
-    rows (R,) int64, distinct, arrive as a keyword of the layer's attention, which activation
-    checkpointing keeps for its second forward too.
+    rows (R,) int64, distinct, are a keyword argument of the layer's attention, which activation
+    checkpointing also passes to its second forward.
     """
     layers: Any = getattr(body, "layers", None)
     last: Any = layers[-1] if isinstance(layers, nn.ModuleList) else None

@@ -1,12 +1,12 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) over a frozen backbone. The only door for peft.
 
-What learns is the adapters, which peft lays beside the linear layers, and the rows of the
-bottleneck's tokens: they are new, so freezing them would freeze noise. peft's way to train rows
+Trainable are the adapters, which peft adds to the linear layers, and the rows of the bottleneck
+tokens: they are new, so freezing them would freeze noise. peft's way to train rows
 (`trainable_token_indices`) copies the whole table in every forward and reads a weight that another
 module owns, which under ZeRO-3 is an empty shard. Here a small module of its own adds a difference,
 zero at first, to what the table gives for those tokens; a tied head adds it too (model/head.py).
 
-Everything that leaves training is merged: `parts` says which parameters make up a weight.
+Checkpoints' models and exports are merged: `parts` returns the parameters of each weight.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ADAPTER = "default"  # peft's own name for it
 
 
 class NewRows(nn.Module):
-    """What the rows `ids` (K,) of a table have learnt: `difference` (K, D), zero at first."""
+    """Trainable `difference` (K, D) of the rows `ids` (K,) of a table; zero at first."""
 
     place: Tensor
 
@@ -45,14 +45,14 @@ class NewRows(nn.Module):
         self.register_buffer("place", place, persistent=False)  # of an id; K: not among them
 
     def forward(self, ids: Tensor, found: Tensor) -> Tensor:
-        """`found` (..., D), the table's rows of `ids` (...), with what was learnt added."""
+        """Add the difference to `found` (..., D), the table's rows of `ids` (...)."""
         none = self.difference.new_zeros(1, self.difference.shape[1])
         rows = torch.cat([self.difference, none])
         return found + embedding(self.place[ids], rows, padding_idx=len(self.difference))
 
 
 def adapting(run: RunConfig, folder: Path) -> Callable[[Embedder], None] | None:
-    """`adapt` as the recipe wants it, for the prepared backbone in `folder`; None: all learns."""
+    """Return `adapt` with the recipe's settings; None if the recipe trains all parameters."""
     if run.lora.rank is None:
         return None
     import_module("peft")  # slow and large: here, and not amid what is timed or measured
@@ -60,11 +60,13 @@ def adapting(run: RunConfig, folder: Path) -> Callable[[Embedder], None] | None:
 
 
 def adapt(model: Embedder, *, lora: LoraConfig, new: list[int]) -> None:
-    """Freeze the backbone and lay adapters over it; new: ids of the bottleneck's tokens.
+    """Freeze the backbone and add adapters; new: ids of the bottleneck tokens.
 
-    Nothing that the model computes changes yet. Under ZeRO-3 to be called outside of zero.Init:
-    adapters are given their first values here, drawn alike on every rank. Raises ConfigError for a
-    name in lora.targets that no linear layer has.
+    The outputs of the model do not change yet. Under ZeRO-3 it must be called outside of zero.Init,
+    because the adapters are initialised here, alike on every rank.
+
+    Raises:
+        ConfigError: No linear layer has a name of `lora.targets`.
     """
     import peft  # of no use to full training
 
@@ -102,11 +104,11 @@ def _check(lora: LoraConfig, backbone: nn.Module) -> None:
 
 
 def parts(model: Embedder) -> Iterator[tuple[str, list[nn.Parameter], Callable[[], Tensor]]]:
-    """(name, parameters, make) of each of the backbone's own weights, adapted or not.
+    """Yield (name, parameters, make) for each of the backbone's own weights, adapted or not.
 
-    Names are those that `from_pretrained` wants. The first parameter is the weight as it was before
-    training where adapters lie over it; make() gives the weight as it is now, of the same dtype,
-    merged in fp32. It may be called while all the parameters are whole.
+    Names are those of `from_pretrained`. For an adapted weight the first parameter is the weight as
+    it was before training. make() returns the current weight in the same dtype, merged in fp32; it
+    may be called while all the parameters are gathered.
     """
     over = dict(_adapted(model))
     for name, parameter in model.backbone.named_parameters():

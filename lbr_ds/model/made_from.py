@@ -1,4 +1,4 @@
-"""What a prepared backbone was made from: the recipe's words, and the content of its files."""
+"""Record what a prepared backbone was made from: the recipe's settings, and the files' content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "made_from.json"
 
 
 def is_up_to_date(folder: Path, model: ModelConfig, wanted: dict[str, Any]) -> bool:
-    """Whether `folder` was prepared from the backbone as it is now, with the same settings."""
+    """Return whether `folder` was prepared from the current backbone with the same settings."""
     if not (folder / NAME).is_file():
         return False
     if fault := runs.changed(folder):
@@ -46,7 +46,7 @@ def is_up_to_date(folder: Path, model: ModelConfig, wanted: dict[str, Any]) -> b
 
 
 def save_lineage(model: ModelConfig, bottleneck: BottleneckConfig, folder: Path) -> None:
-    """Return what the backbone is, and what one of ours was made from and trained on."""
+    """Write the lineage of the prepared backbone into its folder."""
     now = lineage.identify(model)
     source = Path(model.backbone).expanduser()
     before = lineage.load(source) if source.is_dir() else None

@@ -2,9 +2,8 @@
 
 transformers 5 saves `rope_parameters` alone. transformers 4 does not know that key and falls back
 to its default base of 10000 without an error, and so do the programs built on it: short texts get
-slightly wrong vectors, long ones worthless vectors. Every config.json that leaves this package
-therefore has both. transformers 5 prefers the old keys where it finds them, so they must say the
-same.
+slightly wrong vectors, long ones worthless vectors. Every config.json that this package writes
+therefore has both. transformers 5 prefers the old keys if they exist, so both must agree.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def legacy_rope(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _flat(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """One form for all layers."""
+    """Return the keys for a form that applies to all layers."""
     model = config["model_type"]
     found = {key: value for key, value in parameters.items() if value is not None}
     kind = found.get("rope_type", found.get("type", "default"))
@@ -107,7 +106,7 @@ def _longrope(scaling: dict[str, Any], original: int, ratio: float) -> dict[str,
 def _per_layer_type(
     config: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Layers with sliding windows have a form of their own. All is written or nothing."""
+    """Return the keys where layers with sliding windows have a form of their own; all or none."""
     model = config["model_type"]
     local, whole = parameters.get("sliding_attention"), parameters.get("full_attention")
     if model not in _LOCAL_BASE or not local or not whole or len(parameters) > 2:

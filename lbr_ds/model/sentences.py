@@ -1,4 +1,4 @@
-"""An exported folder of ours through sentence-transformers, with an instruction for each text."""
+"""Encode with an exported folder in sentence-transformers, with an instruction for each text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lbr_ds.model.bottleneck import Card, load_tokenizer
 
 
 class Exported:
-    """Encodes as `encode_query` and `encode_document` do, but each text after its own instruction.
+    """An exported model that encodes each text after its own instruction.
 
     Args:
         folder: The exported folder.

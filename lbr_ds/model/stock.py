@@ -1,4 +1,4 @@
-"""A folder or a name of others -> a sentence-transformers model that is complete."""
+"""Load third-party models with sentence-transformers, complete or not at all."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def load_sentences(
     Args:
         name: folder or hub name.
         trust_remote_code: whether code that the model brings may run.
-        **options: for `SentenceTransformer`; `model_kwargs` are added to.
+        **options: for `SentenceTransformer`; `model_kwargs` are extended.
 
-    Raises CheckpointError when a tensor is missing, misshapen or not finite or a folder cannot be
-    loaded, ConfigError when its weights are pickles or its texts may be longer than it has
-    positions, EnvironmentProblem when a package is missing or a name cannot be loaded.
+    Raises:
+        CheckpointError: a tensor is missing, misshapen or not finite, or a folder cannot be loaded.
+        ConfigError: the weights are pickles, or texts may be longer than the model has positions.
+        EnvironmentProblem: a package is missing, or a name cannot be loaded.
     """
     from sentence_transformers import SentenceTransformer  # slow to import
 
@@ -51,7 +52,7 @@ def load_sentences(
 
 
 def cannot_load(name: str, error: Exception) -> LbrError:
-    """One line: the name, the first line of the reason, the cure."""
+    """Return an error with the name, the first line of the reason, and the cure."""
     if cure := lacking(Path(name)):
         return EnvironmentProblem(f"{name}: {cure}")
     if Path(name).is_dir():

@@ -1,4 +1,4 @@
-"""A model's tokenizer, opened so that what it lacks is one line: a package, an end, a filling."""
+"""Load a model's tokenizer; name in one line what is missing: a package, an end or pad token."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def open_tokenizer(
         trust_remote_code: whether code that the model brings may run.
         **options: for `AutoTokenizer.from_pretrained`.
 
-    Raises EnvironmentProblem when a package is missing that reads it, ConfigError when it cannot be
-    loaded otherwise or is no fast one.
+    Raises:
+        EnvironmentProblem: a package that reads it is missing.
+        ConfigError: it cannot be loaded, or it is not a fast tokenizer.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -52,7 +53,7 @@ def open_tokenizer(
 
 
 def lacking(folder: Path) -> str:
-    """Which package is missing to read a folder's tokenizer, and the cure; empty when none is."""
+    """Return which package is missing to read a folder's tokenizer, and the cure; empty if none."""
     if (folder / "tokenizer.json").is_file() or importlib.util.find_spec("sentencepiece"):
         return ""
     for file in _SENTENCEPIECE:
@@ -68,7 +69,10 @@ def lacking(folder: Path) -> str:
 def ensure_end(what: str, tokenizer: PreTrainedTokenizerBase, module: PreTrainedModel) -> None:
     """Give the tokenizer an end token where only the model's config names one.
 
-    Targets end in it. Raises ConfigError when there is none.
+    Targets end with it.
+
+    Raises:
+        ConfigError: there is none.
     """
     if tokenizer.eos_token is not None:
         return
@@ -86,9 +90,9 @@ def ensure_end(what: str, tokenizer: PreTrainedTokenizerBase, module: PreTrained
 
 
 def ensure_padding(what: str, tokenizer: Any) -> None:
-    """Give a tokenizer without a filling token one, so that texts can be encoded in batches.
+    """Give a tokenizer without a pad token one, so that texts can be encoded in batches.
 
-    Filled-up places are masked: which token fills them does not matter.
+    Padding is masked, so it does not matter which token is used.
     """
     if getattr(tokenizer, "pad_token", "") is not None:
         return

@@ -292,7 +292,7 @@ def test_what_is_of_no_use_is_named(
 
     folder, _ = damaged(sound, tmp_path, more)
     as_backbone(folder)
-    assert "1 tensor is of no use to this model: value_head.weight" in caplog.text
+    assert "1 tensor is not used by this model: value_head.weight" in caplog.text
 
 
 def test_adapters_are_to_be_merged(sound: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints: save in the background, find, verify, resume, prune."""

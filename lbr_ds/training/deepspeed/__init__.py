@@ -1,0 +1,1 @@
+"""The only door for DeepSpeed: the engine, universal checkpoints, leaf layers, sharded loading."""
