@@ -172,7 +172,7 @@ end() {
     case $code in
         0) exit 0 ;;
         2 | 3 | 4 | 5)
-            echo "exit code $code: another try would fail the same way; correct it and submit again" >&2
+            echo "exit code $code: another attempt would fail in the same way; fix the cause and submit again" >&2
             exit "$code"
             ;;
     esac

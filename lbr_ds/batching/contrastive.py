@@ -1,4 +1,4 @@
-"""Records -> the texts of stage 2, and the hashes that say what is no negative of what."""
+"""Collate the texts of stage 2, and the hashes by which candidates are excluded as negatives."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def config(
     Example: `lbr-ds config demo stage1.num_steps=10`
     """
     if sum((recipe is not None, reference or markdown, schema)) != 1:
-        raise ConfigError("give a recipe, or one of --reference and --schema")
+        raise ConfigError("give a recipe, or one of --reference, --markdown and --schema")
     if recipe is not None:
         from lbr_ds.config import load
 

@@ -54,7 +54,7 @@ def show_mining(audit: dict[str, Any], folder: Path, used: int) -> None:
     reused = " (reused: nothing has changed)" if audit["reused"] else ""
     console.print(
         f"{audit['queries']} queries over {audit['passages']} passages; {short} have fewer than "
-        f"{audit['settings']['keep']} negatives, {none} of them none\n"
+        f"{audit['settings']['keep']} negatives, including {none} with none\n"
         f"written to {folder}{reused}; details are in {folder / 'mining.json'}\n"
         f"training uses stage2.num_negatives={used} of them per record",
         highlight=False,

@@ -41,8 +41,8 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
     console.print(table)
     tied, groups = curation["components"], curation["groups"]
     console.print(
-        f"lengths are in characters; at most {tied['largest']} records must share a split, and the "
-        f"largest group has {groups['largest']}",
+        f"lengths are in characters; the largest set of linked records, which must stay in one "
+        f"split, has {tied['largest']} records, and the largest group {groups['largest']}",
         style="dim",
         highlight=False,
         soft_wrap=True,

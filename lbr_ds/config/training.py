@@ -174,7 +174,7 @@ class Stage2Config(StageConfig):
         le=2,
         json_schema_extra={"unit": "cosine"},
         description="A candidate whose cosine to the query exceeds the positive's by more than "
-        "this is not used as a negative; 0.1 is usual. null: none is left out for this.",
+        "this is not used as a negative; 0.1 is usual. null: similarity excludes no candidate.",
     )
     chunk_tokens: int | None = Field(
         default=None,

@@ -65,7 +65,7 @@ def components_table(store: Store) -> dict[str, Any]:
     total = store.number("SELECT sum(size) FROM components")
     if size > max(_GIANT * total, 100):
         log.warning(
-            "%d of %d records are one component (%s) and stay in one split: %d share %r",
+            "%d of %d records are linked (%s) and must stay in one split; %d of them contain %r",
             size,
             total,
             label,

@@ -55,7 +55,7 @@ def export(
         ConfigError: `out` exists, or stock tools or ONNX cannot serve the model.
         CheckpointError: There is no checkpoint, a run has none but its backbone, its model is
             damaged or lacks the head asked for, or its vectors are not finite.
-        Fault: The exported vectors differ from the trainer's.
+        InternalError: The exported vectors differ from the trainer's.
         EnvironmentProblem: ONNX is asked for and its packages are not installed.
     """
     if onnx or int8:
@@ -103,7 +103,10 @@ def _find(place: Path) -> tuple[Path, Card]:
     """Return the model folder to export and its card."""
     source = runs.model_folder(place)
     if source == place / "backbone":
-        raise CheckpointError(f"{place} has trained nothing yet; export {source} if you mean that")
+        raise CheckpointError(
+            f"{place} contains no trained checkpoint; to export the untrained backbone, "
+            f"give {source}"
+        )
     card = Card.load(source)
     if card.attention != "causal":
         raise ConfigError(

@@ -48,7 +48,7 @@ def bag_of_words_loss(
         tokens: (W,) int64 token ids, distinct within a bag.
         reduction: over the bags.
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
-        chunk: rows of logits held at a time; None: see `head_chunk`.
+        chunk: rows of logits held at a time; None: as `head_chunk` chooses.
     """
     shares = 1 / torch.bincount(bag, minlength=len(hidden)).float()
     loss = linear_cross_entropy(

@@ -6,9 +6,9 @@ A candidate is masked for a query when it is
 - the text of any of the query's own positives, whichever record brought it, or
 - a placeholder for a hard negative that a record did not have.
 
-Every other candidate is a negative, a mined hard negative too. Groups and texts are compared as
-63-bit hashes (`batching.contrastive.hashed`), which all ranks compute alike, so that three integers
-a candidate are all that has to be gathered.
+Every other candidate is a negative, a mined hard negative too, unless `info_nce` has a `margin`.
+Groups and texts are compared as 63-bit hashes (`batching.contrastive.hashed`), which all ranks
+compute alike, so that only three integers per candidate have to be gathered.
 
     >>> import torch
     >>> from lbr_ds.objectives.false_negatives import FalseNegatives

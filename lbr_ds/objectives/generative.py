@@ -55,7 +55,7 @@ def ib_generative_loss(
         targets: (R,) int64, the token that each row predicts.
         reduction: over the rows.
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
-        chunk: rows of logits held at a time; None: see `head_chunk`.
+        chunk: rows of logits held at a time; None: as `head_chunk` chooses.
     """
     rows = torch.arange(len(targets), device=targets.device)
     shares = torch.ones(len(targets), dtype=torch.float32, device=targets.device)

@@ -39,7 +39,7 @@ def linear_cross_entropy(
         tokens: (W,) int64 token ids.
         shares: (W,) weights; those of one row add up to 1.
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
-        chunk: rows of logits held at a time; None: see `head_chunk`.
+        chunk: rows of logits held at a time; None: as `head_chunk` chooses.
     """
     added, at = added_rows
     if not torch.is_grad_enabled():  # the forward below would compute gradients nevertheless

@@ -55,8 +55,9 @@ def index_of(tar: Path, descriptor: int, name: str, sha256: str) -> Index:
         if (now := _hash(descriptor)) != sha256:
             scan(descriptor, name)  # names the place where it can
             raise DataError(
-                f"{name}: altered, sha256 {now[:12]}.. and not the manifest's {sha256[:12]}.., and "
-                "no .idx file says which records; copy the file again or run `lbr-ds prepare`"
+                f"{name}: altered: its sha256 is {now[:12]}.., but the manifest lists "
+                f"{sha256[:12]}..; there is no .idx file to locate the damaged records: copy the file again or run "
+                "`lbr-ds prepare`"
             )
         index = make(descriptor, name)
         save(tar, index, sha256)

@@ -306,7 +306,7 @@ def check_size(where: str, shard: ShardFile, length: int) -> None:
     if length != shard.bytes:
         what = "truncated" if length < shard.bytes else "too long"
         raise DataError(
-            f"{where}: {what}, {length} bytes and not the manifest's {shard.bytes}; "
+            f"{where}: {what}: {length} bytes, but the manifest lists {shard.bytes}; "
             f"copy the file again or {_AGAIN}"
         )
 

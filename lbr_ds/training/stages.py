@@ -60,6 +60,7 @@ def forward_backward_generative(session: Session, work: Work) -> Stats:
     totals = torch.zeros(2, dtype=torch.float64)
     for index in range(count):
         batch, included = micro_batch(session, work, index)
+        # The losses themselves are computed in model/head.py, inside the engine's forward.
         sums = torch.atleast_1d(engine.forward(batch))
         # DeepSpeed averages over ranks; times size / targets makes that the mean over the step.
         loss = sums @ weights[: len(sums)].to(sums)
@@ -104,7 +105,7 @@ def contrastive_loss(
 
     Args:
         vectors: (n + n * (1 + M), D) of unit length: the queries, then their candidates.
-        pairs: what is no negative of what.
+        pairs: the texts' hashes, which say which candidates are not negatives of a query.
         world: this rank's place among all ranks.
         temperature: see `info_nce`.
         margin: see `info_nce`.

@@ -14,7 +14,7 @@ from lbr_ds.distributed import end
 from lbr_ds.errors import LbrError
 from lbr_ds.system.atomic import write_json
 
-ALL = ("attention", "stage1", "stage2", "encode", "peers")  # about 20 minutes on two cores
+ALL = ("attention", "stage1", "stage2", "encode", "peers")  # about half an hour on two cores
 SUITES = {name: f"tests.benchmarks.{name}" for name in (*ALL, "prepare_memory")}
 
 

@@ -118,7 +118,7 @@ def shard_is_a_folder(data: Path) -> None:
     ("fault", "words"),
     [
         (shutil.rmtree, r"^n7: .*/data holds no manifest.json; run `lbr-ds prepare`"),
-        (truncate, r"^n7: .*gl/00002.tar: truncated, \d+ bytes and not the manifest's \d+; copy"),
+        (truncate, r"^n7: .*gl/00002.tar: truncated: \d+ bytes, but the manifest lists \d+; copy"),
         (remove_shard, r"^n7: .*gl/00000.tar: the manifest names this shard and it is missing"),
         (shard_is_a_folder, r"^n7: .*gl/00000.tar: cannot be read \(Is a directory\); check its"),
     ],

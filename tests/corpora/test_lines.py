@@ -112,7 +112,7 @@ def test_one_odd_line_is_one_bad_row(tmp_path: Path) -> None:
     assert str(found[3]) == (
         f"{path}:9: not UTF-8 at byte 3 of the line; it can be decoded as cp1252 "
         '(\'café","say 3"\'): in the recipe, add `encoding: cp1252` to this entry of '
-        "data.sources, if the whole file can"
+        "data.sources, provided that the whole file can"
     )
 
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_exported_is_refused(trained: RunConfig, tmp_path: Path) 
     untrained = tmp_path / "untrained"
     (untrained / "backbone").mkdir(parents=True)
     (untrained / "backbone" / "lbr.json").touch()
-    with pytest.raises(CheckpointError, match=r"has trained nothing yet; export .*backbone if"):
+    with pytest.raises(CheckpointError, match=r"no trained checkpoint; .* give .*backbone"):
         export(untrained, tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

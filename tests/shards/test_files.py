@@ -234,7 +234,7 @@ def test_missing_and_truncated_shards(prepared: Path, read) -> None:  # type: ig
     tar = prepared / "gl" / "00001.tar"
     raw = tar.read_bytes()
     tar.write_bytes(raw[:-700])
-    expected = rf"00001.tar: truncated, {len(raw) - 700} bytes and not the manifest's {len(raw)}; "
+    expected = rf"00001.tar: truncated: {len(raw) - 700} bytes, but the manifest lists {len(raw)}; "
     with pytest.raises(DataError, match=expected + "copy the file again or run"):
         read(prepared)
     tar.unlink()

@@ -92,8 +92,12 @@ def test_one_bad_answer_is_asked_for_again(
     ("fault", "kind", "words"),
     [
         ("busy", EnvironmentProblem, r"gl/0000\d.tar: cannot be read \(HTTP 503\)"),
-        ("cut", DataError, r"gl/0000\d.tar: truncated, \d+ bytes and not the manifest's \d+; copy"),
-        ("flip", DataError, r"gl/0000\d.tar: altered, sha256 .* and not the manifest's"),
+        (
+            "cut",
+            DataError,
+            r"gl/0000\d.tar: truncated: \d+ bytes, but the manifest lists \d+;",
+        ),
+        ("flip", DataError, r"gl/0000\d.tar: altered: its sha256 is .*, but the manifest lists"),
     ],
 )
 def test_what_stays_bad_is_named(

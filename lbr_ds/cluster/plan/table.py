@@ -43,8 +43,8 @@ def _stage(console: Console, result: dict[str, Any], number: int) -> None:
     """Print one stage: a line about its step, and a row for each layout."""
     work = result["layouts"][0]["stages"][number - 1]["work"]
     console.print(
-        f"\nstage {number}: a rank's step is {work['sequences']} sequences of {work['length']} "
-        f"tokens in {work['micro_batches']} micro-batch(es)"
+        f"\nstage {number}: each rank processes {work['sequences']} sequences of {work['length']} "
+        f"tokens per step, in {work['micro_batches']} micro-batch(es)"
         + (", cached gradients" if work["cached"] else ""),
         highlight=False,
     )
@@ -111,7 +111,7 @@ def _notes(result: dict[str, Any]) -> str:
     peak = f"{assumed['reserve_gib']:.0f} GiB for CUDA and NCCL"
     return (
         "\nparams to peak: GiB per GPU; step: bucket, gathered parameters, activations, loss,\n"
-        f"{peak}; the column after it: the peak with checkpointing the other way.\n"
+        f"{peak}; the column after it: the peak with activation checkpointing the other way.\n"
         "links, net: GiB per GPU and step, in the node and between nodes. tok/s: per GPU.\n"
         f"Assumed: texts as long as the recipe allows, matmuls at {gpu['matmul']:.0%} of "
         f"{gpu['tflops']:g} TFLOP/s,\n{assumed['bandwidth']:.0%} of {gpu['link']:g} GB/s links and "

@@ -126,7 +126,10 @@ def _named(header: list[str], cells: list[str], where: str) -> dict[str, Any] | 
         row[rest] = cells[len(header) :]
         cells = cells[: len(header)]
     if len(cells) != len(header):
-        return DataError(f"{where}: has {len(cells)} cells and the header {len(header)}")
+        return DataError(
+            f"{where}: the row has {len(cells)} cells, but the header has {len(header)}; check the "
+            "quotes and the delimiter"
+        )
     row.update(zip(header, cells, strict=True))
     return row
 

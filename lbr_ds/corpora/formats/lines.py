@@ -199,7 +199,8 @@ def _opened(path: Path, encoding: str) -> Iterator[tuple[BinaryIO | _Recoded, st
                 yield raw, coded
     except UnicodeError as error:
         raise DataError(
-            f"{path}: not {coded} ({error}); correct `encoding:` of this entry of data.sources"
+            f"{path}: cannot be decoded as {coded} ({error}); set the right `encoding:` in this "
+            "entry of data.sources"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         system = isinstance(error, OSError) and error.errno is not None
@@ -255,7 +256,7 @@ def _other_encoding(path: Path, encoding: str, number: int, line: bytes) -> str:
     )
     if number and len(bad) > len(lines) / 2:
         raise DataError(f"{path}:{number}: not {coded.upper()}; {hint}")
-    return f"{hint}, if the whole file can"
+    return f"{hint}, provided that the whole file can"
 
 
 def _decodes(line: bytes, encoding: str) -> bool:

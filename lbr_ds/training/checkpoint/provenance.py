@@ -177,8 +177,8 @@ def begin(run: RunConfig, number: int, split: str, origin: Path, *, resumed: boo
         )
     elif texts[0].fingerprint != data.fingerprint:
         raise DataError(
-            f"{data.place}/{trained_texts.NAME} is of data {texts[0].fingerprint} and the manifest "
-            f"of {data.fingerprint}; {trained_texts.CURE}"
+            f"{data.place}/{trained_texts.NAME} belongs to data {texts[0].fingerprint}, but the "
+            f"manifest to {data.fingerprint}; {trained_texts.CURE}"
         )
     trained_texts.save(
         [*(t for parent in parents for t in trained_texts.load(parent)), *texts], folder
