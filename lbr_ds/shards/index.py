@@ -56,8 +56,8 @@ def index_of(tar: Path, descriptor: int, name: str, sha256: str) -> Index:
             scan(descriptor, name)  # names the place where it can
             raise DataError(
                 f"{name}: altered: its sha256 is {now[:12]}.., but the manifest lists "
-                f"{sha256[:12]}..; there is no .idx file to locate the damaged records: copy the file again or run "
-                "`lbr-ds prepare`"
+                f"{sha256[:12]}..; there is no .idx file to locate the damaged records: copy the "
+                "file again or run `lbr-ds prepare`"
             )
         index = make(descriptor, name)
         save(tar, index, sha256)
