@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import RunConfig, load
-from lbr_ds.errors import SAVED_AND_STOPPED, LbrError, TrainingError
+from lbr_ds.errors import SAVED_AND_STOPPED, ConfigError, LbrError, TrainingError
 
 Recipe = RunConfig | str | Path
 
@@ -59,21 +59,23 @@ def train(recipe: Recipe, stage: int, *, nproc: int | None = None, force: bool =
     Args:
         recipe: A recipe, or what `load_recipe` takes.
         stage: 1 (learn, IB-GL) or 2 (represent, CL).
-        nproc: The number of rank processes on this machine. None trains in this process: alone, or
-            as one of the ranks that srun or torchrun has started.
+        nproc: The number of rank processes that are started on this machine; None: one per GPU. In
+            a process that srun or torchrun has started leave it out: this process is one rank.
         force: Whether to resume even if the recipe or the data changed.
 
     Returns:
         The newest checkpoint.
 
     Raises:
-        LbrError: With one line that names the place and the cure. With `nproc`, the ranks have
-            written that line to stderr, and the error has their exit code.
+        LbrError: With one line that names the place and the cure. Ranks that were started here
+            have written that line to stderr, and the error has their exit code.
     """
     from lbr_ds.runs import checkpoints
 
     run = _loaded(recipe)
-    if nproc is None:
+    from lbr_ds.distributed import launched_ranks
+
+    if launched_ranks() and nproc is None:
         from lbr_ds.training.loop import train as train_stage
 
         complete = train_stage(run, stage, force=force)
@@ -136,10 +138,16 @@ def _loaded(recipe: Recipe) -> RunConfig:
     return recipe if isinstance(recipe, RunConfig) else load(recipe, [])
 
 
-def _launch(run: RunConfig, stage: int, nproc: int, force: bool) -> int:
+def _launch(run: RunConfig, stage: int, nproc: int | None, force: bool) -> int:
     """Start the ranks with the resolved recipe in a file of its own; return their exit code."""
+    import torch
+
+    from lbr_ds.distributed import launched_ranks
     from lbr_ds.training.launch import check_nproc, launch
 
+    if ranks := launched_ranks():
+        raise ConfigError(f"nproc={nproc}: a launcher has started {ranks} ranks already")
+    nproc = nproc or max(1, torch.cuda.device_count())
     check_nproc(nproc, [run.stage(stage).samples_per_step])
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"

@@ -12,6 +12,7 @@ import pytest
 import lbr_ds
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import TrainingError
+from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 from tests.training.test_resume import weights
 
@@ -36,22 +37,20 @@ def test_a_name_that_does_not_exist() -> None:
 
 
 @pytest.mark.slow
-def test_training_in_this_process_equals_the_commands(tmp_path: Path) -> None:
-    """One rank: here, stage after stage, and as a process that `nproc=1` starts."""
-    runs = []
-    for name, nproc in (("here", None), ("process", 1)):
-        recipe = tiny_recipe(tmp_path / name)
-        run = lbr_ds.load_recipe(recipe)
-        lbr_ds.prepare(run)
-        for stage in (1, 2):
-            checkpoint = lbr_ds.train(run, stage, nproc=nproc)
-            assert checkpoint.parent.parent == run.run / f"stage{stage}"
-        runs.append(run)
+def test_training_is_that_of_the_command(tmp_path: Path) -> None:
+    """One rank that `train` starts for each stage, and one that a launcher started for both."""
+    runs = [lbr_ds.load_recipe(tiny_recipe(tmp_path / name)) for name in ("started", "launched")]
+    lbr_ds.prepare(runs[0])
+    for stage in (1, 2):
+        checkpoint = lbr_ds.train(runs[0], stage)
+        assert checkpoint.parent.parent == runs[0].run / f"stage{stage}"
+    run_ranks("tests.api_stages", 1, str(tmp_path / "launched" / "recipe.yaml"))
     for stage in ("stage1", "stage2"):
         assert weights(runs[0].run / stage) == weights(runs[1].run / stage)
-    with pytest.raises(TrainingError, match="stage 1: a rank ended with code 2") as failed:
-        lbr_ds.train(str(recipe), 1, nproc=3)
-    assert failed.value.exit_code == 2
+    absent = lbr_ds.load_recipe(runs[1].run / "recipe.yaml", [f"data.folder={tmp_path / 'none'}"])
+    with pytest.raises(TrainingError, match="stage 1: a rank ended with code 3") as failed:
+        lbr_ds.train(absent, 1)
+    assert failed.value.exit_code == 3
 
 
 def test_encode_evaluate_export(trained: RunConfig, tmp_path: Path) -> None:

@@ -51,9 +51,12 @@ def train(
         raise ConfigError(
             f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
         )
+    from lbr_ds.distributed import leave
     from lbr_ds.training.loop import train as train_stage
 
-    if not train_stage(run, stage, force=force):
+    complete = train_stage(run, stage, force=force)
+    leave()
+    if not complete:
         raise typer.Exit(SAVED_AND_STOPPED)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from lbr_ds.config import RunConfig
-from lbr_ds.distributed import leave
 from lbr_ds.training.held_out import evaluate
 from lbr_ds.training.meter import memory_gib
 from lbr_ds.training.negatives import warn_without_negatives
@@ -21,8 +20,8 @@ Metrics = dict[str, float | list[float]]  # a list has one number per rank
 def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     """Train stage `number`, resuming from its newest checkpoint if there is one.
 
-    An error leaves the last checkpoint as it is and issues no collectives, since another rank may
-    be gone.
+    The ranks stay joined. An error leaves the last checkpoint as it is and issues no collectives,
+    since another rank may be gone.
 
     Args:
         run: The recipe.
@@ -48,7 +47,6 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
             if due or stopped:
                 session.watch.mark(session.step, "saves")
                 session.saver.save(session.step, session.guard.state_dict(), figures)
-    leave()
     return session.step == session.num_steps
 
 

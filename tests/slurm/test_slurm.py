@@ -337,7 +337,7 @@ def test_evaluate_as_an_array(cluster: SlurmCluster, checkout: Path) -> None:
     ("env", "line"),
     [
         ({"LBR_DS": "lbr-ds-of-nowhere"}, "lbr-ds-of-nowhere not found on"),
-        ({"VENV": "nowhere"}, "VENV=nowhere is no virtual environment"),
+        ({"VENV": "nowhere"}, "VENV=nowhere is not a virtual environment"),
         ({"LBR_SLURM": "nowhere"}, "no nowhere/common.sh; submit from the folder"),
     ],
 )

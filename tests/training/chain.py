@@ -24,7 +24,7 @@ from lbr_ds.training import loop
 
 
 def train(recipe: str, stage: int, overrides: list[str]) -> None:
-    """One stage; the process group stays for the next one."""
+    """One stage."""
     assert loop.train(load(recipe, overrides), stage)
 
 
@@ -57,7 +57,6 @@ def refuse(file: str, recipe: str, stage: int, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    loop.leave = lambda: None
     verbs = {
         "train": train,
         "replace": replace,

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from lbr_ds.config import load
-from lbr_ds.distributed import end
+from lbr_ds.distributed import end, leave
 from lbr_ds.training import loop, setup
 
 if __name__ == "__main__":
@@ -27,4 +27,5 @@ if __name__ == "__main__":
 
     with mock.patch.object(setup, "build_engine", noting):
         loop.train(run, 1)
+    leave()
     end(0)

@@ -195,7 +195,7 @@ def test_a_full_disk_ends_the_run_with_one_line(copied: RunConfig, trained: RunC
     lines = [line for line in done.stderr.splitlines() if "error" in line]
     assert lines
     assert all(f"error: {part}: rank " in line for line in lines)
-    assert "cannot write the checkpoint: File too large; make room" in lines[0]
+    assert "cannot write the checkpoint: File too large; free disk space" in lines[0]
     assert "Traceback" not in done.stderr
     assert [path.name for path in (stage / "checkpoints").iterdir()] == ["step-000003"]
     assert fault(saved(stage)[-1]) == ""

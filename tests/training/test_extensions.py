@@ -48,7 +48,7 @@ def test_a_young_lock_is_waited_for(lock: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO):
         wait_for_compiler("cpu_adam", seconds=60)
     assert ended.is_set()
-    assert "another process compiles, or was killed; waiting" in caplog.text
+    assert "another process is compiling, or was killed; waiting" in caplog.text
     assert "removed" not in caplog.text
 
 
