@@ -52,6 +52,7 @@ def spoil_record(folder: Path) -> None:
     shard.write_bytes(shard.read_bytes().replace(b'"query"', b'"qqqqq"'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -120,6 +121,7 @@ def test_bad_commands(recipe: Path, arguments: list[str], code: int, words: str)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_non_finite_loss_stops_and_keeps_the_checkpoint(trained: RunConfig, tmp_path: Path) -> None:
     """Decay that turns and enlarges the weights at every step, until they leave fp32's range."""
     recipe = tiny_recipe(

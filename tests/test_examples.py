@@ -80,6 +80,7 @@ def losses(printed: str) -> list[float]:
     return [float(line.rsplit(maxsplit=1)[1]) for line in printed.splitlines()]
 
 
+@pytest.mark.slow
 def test_bottleneck_attention(tmp_path: Path) -> None:
     """With random weights, and with a model and a tokenizer from a folder."""
     for arguments in ([], [str(backbone(tmp_path / "backbone"))]):
@@ -88,6 +89,7 @@ def test_bottleneck_attention(tmp_path: Path) -> None:
         assert steps[-1] < steps[0]
 
 
+@pytest.mark.slow
 def test_info_nce_over_ranks() -> None:
     """Two ranks print the losses of one, and the losses fall."""
     script = str(EXAMPLES / "info_nce_over_ranks.py")

@@ -214,6 +214,7 @@ def test_every_loader_is_told_whether_code_of_others_may_run() -> None:
 PASSWORD = "open-sesame"
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data behind a password, a source with another, a token in the environment and the script."""
     source = f"https://me:{PASSWORD}@127.0.0.1:9/corpus.jsonl?signature={PASSWORD}"

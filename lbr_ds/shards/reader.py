@@ -139,7 +139,7 @@ class Tars:
             checksums = array("I", sums.astype("=u4").tobytes())
         if len(spans) != stated.records:
             raise DataError(
-                f"{name}: contains {len(spans)} records and not the manifest's {stated.records}; "
+                f"{name}: contains {len(spans)} records, but the manifest lists {stated.records}; "
                 "run `lbr-ds prepare` again"
             )
         return _Shard(array("q", spans.tobytes()), checksums)

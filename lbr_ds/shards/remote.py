@@ -84,10 +84,12 @@ def _copy(url: str, name: str, part: Path, length: int, sha256: str) -> None:
                 raise DamagedDownload(f"longer than the manifest's {length} bytes")
             target.write(piece)
     if count != length:
-        raise DamagedDownload(f"truncated, {count} bytes and not the manifest's {length}")
+        raise DamagedDownload(f"truncated: {count} bytes, but the manifest lists {length}")
     if digest.hexdigest() != sha256:
         actual = digest.hexdigest()[:12]
-        raise DamagedDownload(f"altered, sha256 {actual}.. and not the manifest's {sha256[:12]}..")
+        raise DamagedDownload(
+            f"altered: its sha256 is {actual}.., but the manifest lists {sha256[:12]}.."
+        )
 
 
 def _open(url: str, name: str) -> AbstractContextManager[IO[bytes]]:

@@ -46,6 +46,7 @@ def test_stage2_rows(data: Path) -> None:
     assert by_name["gradcache_over_oneshot"].theory == 4 / 3
 
 
+@pytest.mark.slow
 def test_encode_row(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = encode.suite(data, **encode.QUICK)
     check(rows, {"encode_over_st": (1.0, 1.15, "higher")})

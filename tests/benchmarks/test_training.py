@@ -28,6 +28,7 @@ def check(rows: list[Row], wanted: dict[str, tuple[float, float]]) -> None:
         assert row.quartiles[0] <= row.value <= row.quartiles[1]
 
 
+@pytest.mark.slow
 def test_stage1_rows() -> None:
     rows = stage1.suite(**stage1.QUICK)
     by_name = {row.measure: row for row in rows}
@@ -94,6 +95,7 @@ def test_peer_batch_is_the_same_task() -> None:
         peers.compare(([2.0], [2.01]))
 
 
+@pytest.mark.slow
 def test_plot_is_drawn(tmp_path: Path) -> None:
     points = sweep(**QUICK)
     assert len(points) == 3 * 3

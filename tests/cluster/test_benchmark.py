@@ -37,6 +37,8 @@ from lbr_ds.training.work import Work
 from tests.ranks import ROOT, run_cli
 from tests.tiny import tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 GPU = "{name: made-up, memory_gib: 8, tflops: 0.5, hbm: 20, link: 5}"
 NETWORK = "network-2-ranks"
 ONE, TWO = "1-ranks-256-tokens-{}-4-samples", "2-ranks-256-tokens-{}-8-samples"

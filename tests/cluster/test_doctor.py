@@ -134,6 +134,7 @@ def test_what_skip_passes_over_is_no_fault(recipe: Path) -> None:
     assert "is ready" in check_node(task(recipe, "data.on_error=skip"))
 
 
+@pytest.mark.slow
 def test_data_behind_a_url(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first shard is fetched, and the others must have room."""
     data = recipe.parent / "data"
@@ -259,6 +260,7 @@ def test_wrong_products_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not finite" in gpu_check.product(cpu)[0]
 
 
+@pytest.mark.slow
 def test_by_the_command_line(recipe: Path) -> None:
     words = ["doctor", str(recipe), "--stage", "1", "--nodes", "2", "--nproc", "2"]
     done = run_cli(*words)

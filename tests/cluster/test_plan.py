@@ -304,6 +304,7 @@ SHORT_STEP = [
 ]
 
 
+@pytest.mark.slow
 def test_real_ranks_hold_what_was_planned(tmp_path: Path) -> None:
     """Tensors of DeepSpeed's own, byte by byte, on one and two ZeRO-3 ranks; and the peak."""
     recipe = str(tiny_recipe(tmp_path, prepared=False))

@@ -378,6 +378,7 @@ def test_domains_have_their_sizes(name: str) -> None:
         assert (len(found), len({record.group for record in found})) == (rows, groups)
 
 
+@pytest.mark.slow
 def test_standard_library_has_enough_functions() -> None:
     (source,) = load("code-demo").data.sources
     found = [record for _, record in find(source).read()]

@@ -22,6 +22,8 @@ from tests.corpora.test_prepare import everything
 from tests.corpora.toy import recipe
 from tests.kills.crash import run
 
+pytestmark = pytest.mark.slow
+
 
 def corpus(tmp_path: Path, name: str, records: int = 3000) -> DataConfig:
     if not (tmp_path / "raw.jsonl").exists():

@@ -14,6 +14,8 @@ from lbr_ds.errors import ConfigError
 from lbr_ds.evaluation import load_model
 from tests.ranks import run_cli, run_ranks
 
+pytestmark = pytest.mark.slow
+
 
 def test_ranks_have_the_vectors_of_one(
     trained: RunConfig, sentence_folder: Path, tmp_path: Path

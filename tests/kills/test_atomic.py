@@ -12,6 +12,8 @@ from lbr_ds.system import atomic
 from lbr_ds.system.atomic import atomic_file, atomic_folder, recover, write_json, write_text
 from tests.kills.crash import every_point, run, tree
 
+pytestmark = pytest.mark.slow
+
 OLD = {"manifest": b"old", "train": None, "train/0": b"old shard"}
 NEW = {"manifest": b"new", "train": None, "train/0": b"new shard", "train/1": b"more"}
 FOREIGN = {

@@ -18,6 +18,8 @@ from tests.mining.toy import Words, file_bytes
 from tests.ranks import run_cli, start_ranks
 from tests.tiny import tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_shares_are_the_whole(

@@ -17,6 +17,8 @@ import pytest
 from lbr_ds.system import children
 from tests.ranks import ROOT
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 15  # seconds in which all must have ended
 CHAINS = {
     "verb verb saves": 3,

@@ -14,6 +14,8 @@ from lbr_ds.reproduce import reproduce
 from tests.ranks import run_cli
 from tests.tiny import tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = ["LLM", "LLM+GL", "LLM+IB-GL", "LLM+CL", "LLM+GL+CL", "LLM+IB-GL+CL"]
 
 

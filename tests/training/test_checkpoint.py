@@ -27,6 +27,8 @@ from lbr_ds.training.deepspeed.universal import to_universal
 from tests.ranks import run_cli, run_ranks
 from tests.training.test_resume import metrics, weights
 
+pytestmark = pytest.mark.slow
+
 OPTIM = "state/ranks/zero_pp_rank_1_mp_rank_00_optim_states.pt"
 
 

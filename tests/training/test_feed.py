@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lbr_ds.config import load
 from lbr_ds.distributed import World
 from lbr_ds.model.bottleneck import prepare_backbone
@@ -16,6 +18,8 @@ from lbr_ds.training.session import text_tokenizer
 from lbr_ds.training.stages import STAGES
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
+
+pytestmark = pytest.mark.slow
 
 
 def test_loader_processes_start_before_the_engine(tmp_path: Path) -> None:

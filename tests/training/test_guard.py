@@ -23,6 +23,8 @@ from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 from tests.training.guarded import LAYOUTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:

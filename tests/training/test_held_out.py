@@ -27,6 +27,8 @@ from tests.faults.compare import differing_bits
 from tests.ranks import run_cli, run_ranks
 from tests.training.examine import CASES
 
+pytestmark = pytest.mark.slow
+
 WORLDS = (1, 3)
 LOSSES = ("loss", "loss_without_bottleneck")
 

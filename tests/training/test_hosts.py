@@ -10,11 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import SAVED_AND_STOPPED, LostRank
 from lbr_ds.runs import checkpoints, step_of
 from tests.training.hosts import Hosts, hosts
 from tests.training.test_resume import metrics, weights
+
+pytestmark = pytest.mark.slow
 
 FAULTY = "tests.training.faulty"
 SLOW = ("slow", "1", "0")  # a step takes a second, so that something can happen in it

@@ -19,6 +19,8 @@ from lbr_ds.runs import checkpoints, fault
 from tests.ranks import run_cli, run_ranks
 from tests.tiny import tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:

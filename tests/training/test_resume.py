@@ -18,6 +18,8 @@ from lbr_ds.errors import SAVED_AND_STOPPED
 from lbr_ds.runs import checkpoints
 from tests.ranks import ROOT, run_cli
 
+pytestmark = pytest.mark.slow
+
 VOLATILE = (
     "tokens_per_second",
     "samples_per_second",

@@ -24,6 +24,8 @@ from tests.ranks import run_ranks
 from tests.tiny import SHAPE, tiny_recipe
 from tests.training.probe import CASES, COMPILER, HALF, LORA, OFFLOADED
 
+pytestmark = pytest.mark.slow
+
 WORLDS = (1, 2, 4)
 TOLERANCE = 1e-5
 

@@ -18,6 +18,8 @@ from lbr_ds.training.checkpoint.writing import prune, seal
 from lbr_ds.training.starts import NAME, note_start, starting_point
 from tests.ranks import run_cli
 
+pytestmark = pytest.mark.slow
+
 
 def plant(folder: Path, step: int, ratio: float | None, queries: int = 9) -> Path:
     """A whole checkpoint of `RUN/stage1` with these figures."""

@@ -21,6 +21,8 @@ from tests.ranks import ROOT, start_ranks
 from tests.training.test_hosts import at_step, ended
 from tests.training.test_resume import weights
 
+pytestmark = pytest.mark.slow
+
 SAID = "lbr-ds: error: "
 
 

@@ -20,6 +20,8 @@ from lbr_ds.training.deepspeed.library import read_state
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 ZERO = (1, 2, 3)
 LORA = {"lora-2": 2, "lora-3": 3}  # adapters, under these
 TOLERANCE = 1e-6
