@@ -325,8 +325,8 @@ def verify(folder: Path | str, progress: Progress = no_progress) -> Manifest:
         sha256 = file_sha256(manifest.file(shard))
         if sha256 != shard.sha256:
             raise DataError(
-                f"{manifest.where(shard)}: altered: its sha256 is {sha256[:12]}.., but the manifest "
-                f"lists {shard.sha256[:12]}..; copy the file again or {_AGAIN}"
+                f"{manifest.where(shard)}: altered: its sha256 is {sha256[:12]}.., but the "
+                f"manifest lists {shard.sha256[:12]}..; copy the file again or {_AGAIN}"
             )
         progress("verify", done, len(shards))
     return manifest

@@ -225,10 +225,10 @@ def test_shares_and_counts(tmp_path: Path) -> None:
 
 
 def test_one_component_cannot_be_divided(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"10 records in 1 groups that must stay whole, .*\(g\)"):
+    with pytest.raises(DataError, match=r"10 records in 1 set\(s\) of linked .*has 10 \(g\)"):
         prepare(recipe(tmp_path, [pair(i, group="g") for i in range(10)]), 0)
     raws = [pair(i, positives=["Yes."] if i < 9 else ["yes", "sure"]) for i in range(10)]
-    with pytest.raises(DataError, match=r"the largest of 10 .*, 'Yes\.' in 10 of them"):
+    with pytest.raises(DataError, match=r"the largest has 10 .*, and 10 of them contain 'Yes\.'"):
         prepare(recipe(tmp_path, raws), 0)
 
 

@@ -263,7 +263,7 @@ def test_wrong_number_of_records(prepared: Path) -> None:
 def test_verify_finds_one_flipped_bit(prepared: Path) -> None:
     assert verify(prepared).records("gl") == 103
     flip(prepared / "gl" / "00002.tar", 600)
-    with pytest.raises(DataError, match=r"00002.tar: altered, sha256 .* copy the file again"):
+    with pytest.raises(DataError, match=r"00002.tar: altered: its sha256 .* copy the file again"):
         verify(prepared)
 
 

@@ -244,7 +244,9 @@ def test_a_file_that_the_manifest_vouches_for_is_checked(
     path.write_bytes(b"as it was changed")
     with pytest.raises(DataError, match=r"trained\.u64: altered; copy the file again"):
         Manifest.load(prepared).beside(path.name)
-    with pytest.raises(DataError, match=r"/data/trained\.u64: altered, sha256 .*; copy the file"):
+    with pytest.raises(
+        DataError, match=r"/data/trained\.u64: altered: its sha256 .*; copy the file"
+    ):
         Manifest.load(server.url).beside(path.name)
     path.unlink()
     with pytest.raises(DataError, match=r"trained\.u64: missing; copy the file again"):

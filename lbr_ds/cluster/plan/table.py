@@ -43,8 +43,8 @@ def _stage(console: Console, result: dict[str, Any], number: int) -> None:
     """Print one stage: a line about its step, and a row for each layout."""
     work = result["layouts"][0]["stages"][number - 1]["work"]
     console.print(
-        f"\nstage {number}: each rank processes {work['sequences']} sequences of {work['length']} "
-        f"tokens per step, in {work['micro_batches']} micro-batch(es)"
+        f"\nstage {number}: per rank and step {work['sequences']} sequences of {work['length']} "
+        f"tokens in {work['micro_batches']} micro-batch(es)"
         + (", cached gradients" if work["cached"] else ""),
         highlight=False,
     )

@@ -100,7 +100,7 @@ def check_filled(store: Store, sizes: SplitConfig, got: dict[str, int]) -> None:
         text, shared = most_shared(store, number)
         raise DataError(
             f"data.splits.{name}={requested:g} cannot be filled (got {got[name]}): after cleaning "
-            f"there are {total} records in {count} sets of linked records that must stay "
+            f"there are {total} records in {count} set(s) of linked records that must stay "
             f"whole; the largest has {size} ({label}), and {shared} of them contain {text[:40]!r}; "
             "lower this size, add sources, or remove the text that they share"
         )
