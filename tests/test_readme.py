@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 
+from lbr_ds import __version__
 from lbr_ds.cli import app
 from lbr_ds.config import RunConfig, load
 from tests.ranks import ROOT, run_cli
@@ -141,3 +142,11 @@ def test_ci_calls_the_readmes_test_command() -> None:
     assert re.search(r"^pytest$", ci, re.MULTILINE)
     for suite in ("kills", "suites", "stacks"):
         assert re.search(rf"pytest (-n 0 )?-m {suite}", (ROOT / "CONTRIBUTING.md").read_text())
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    releases = re.findall(
+        r"^## (\d\S+) - \d{4}-", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert releases[0] == __version__
