@@ -88,12 +88,12 @@ class Verb:
 def warm_up() -> None:
     """Import what the verbs need, so that no fork has to."""
     for room in (
-        "evaluate.evaluation",
-        "export",
+        "evaluation.evaluation",
+        "exporting",
         "mining.mine",
         "cluster.plan.table",
         "report",
-        "train.loop",
+        "training.loop",
     ):
         importlib.import_module(f"lbr_ds.{room}")
     for library in _IMPORTED_LATE:
