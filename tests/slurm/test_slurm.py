@@ -156,7 +156,7 @@ def test_a_broken_recipe_fails_with_code_2_and_is_not_requeued(
     log = cluster.log(job)
     assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0"), log
     assert "did you mean 'num_steps'?" in log
-    assert "another try would fail the same way" in log
+    assert "another attempt would fail in the same way" in log
 
 
 def test_benchmark_measures_the_program_on_two_nodes(cluster: SlurmCluster, checkout: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_failure_is_not_requeued(cluster: SlurmCluster, checkout: Path, code: 
     state = cluster.wait(job, QUICK)
     ended = (state["JobState"], state["ExitCode"], state["Restarts"])
     assert ended == ("FAILED", f"{code}:0", "0"), cluster.log(job)
-    hopeless = "another try would fail the same way" in cluster.log(job)
+    hopeless = "another attempt would fail in the same way" in cluster.log(job)
     assert hopeless == (code in (3, 4, 5))
 
 
