@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import RunConfig, load
-from lbr_ds.errors import SAVED_AND_STOPPED, ConfigError, LbrError, TrainingError
+from lbr_ds.errors import SAVED_AND_STOPPED, LbrError, TrainingError
 
 Recipe = RunConfig | str | Path
 
@@ -71,19 +71,18 @@ def train(recipe: Recipe, stage: int, *, nproc: int | None = None, force: bool =
             have written that line to stderr, and the error has their exit code.
     """
     from lbr_ds.runs import checkpoints
+    from lbr_ds.training.launch import ranks_to_start
 
     run = _loaded(recipe)
-    from lbr_ds.distributed import launched_ranks
-
-    if launched_ranks() and nproc is None:
-        from lbr_ds.training.loop import train as train_stage
-
-        complete = train_stage(run, stage, force=force)
-    else:
-        code = _launch(run, stage, nproc, force)
+    if count := ranks_to_start(nproc, run.stage(stage).samples_per_step):
+        code = _launch(run, stage, count, force)
         if code not in (0, SAVED_AND_STOPPED):
             raise _with_code(TrainingError(f"stage {stage}: a rank ended with code {code}"), code)
         complete = code == 0
+    else:
+        from lbr_ds.training.loop import train as train_stage
+
+        complete = train_stage(run, stage, force=force)
     if not complete:
         raise _with_code(
             TrainingError(f"stage {stage}: saved and stopped by a signal; train it again"),
@@ -138,23 +137,15 @@ def _loaded(recipe: Recipe) -> RunConfig:
     return recipe if isinstance(recipe, RunConfig) else load(recipe, [])
 
 
-def _launch(run: RunConfig, stage: int, nproc: int | None, force: bool) -> int:
+def _launch(run: RunConfig, stage: int, nproc: int, force: bool) -> int:
     """Start the ranks with the resolved recipe in a file of its own; return their exit code."""
-    import torch
+    from lbr_ds.training.launch import launch_training
 
-    from lbr_ds.distributed import launched_ranks
-    from lbr_ds.training.launch import check_nproc, launch
-
-    if ranks := launched_ranks():
-        raise ConfigError(f"nproc={nproc}: a launcher has started {ranks} ranks already")
-    nproc = nproc or max(1, torch.cuda.device_count())
-    check_nproc(nproc, [run.stage(stage).samples_per_step])
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(run.dump(), encoding="utf-8")
-        arguments = ["train", str(recipe), "--stage", str(stage), *(["--force"] if force else [])]
-        arguments.append(f"data.folder={run.data.folder}")  # a URL's password is not in the file
-        return launch(arguments, nproc)
+        data = f"data.folder={run.data.folder}"  # a URL's password is not in the file
+        return launch_training(recipe, stage, nproc, overrides=[data], force=force)
 
 
 def _with_code(error: LbrError, code: int) -> LbrError:

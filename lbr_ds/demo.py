@@ -59,8 +59,9 @@ def _demo(out: Path, run: RunConfig, placed: list[str], ranks: int) -> dict[str,
     for number in (1, 2):
         command = ("train", "demo", *placed, "--stage", str(number), "--nproc", str(ranks))
         part(f"stage{number}", functools.partial(run_verb, *command))
-    # The exported folder comes last, so that its model card has the scores of all three.
-    part("evaluate", lambda: _evaluate(run, base=run.run / "backbone", stage1=_stage1(run)))
+    part("evaluate", lambda: _evaluate(run, **_not_scored(run)))
+    # The exported folder comes last, so that its model card has the scores of all three. It is
+    # scored again at each start, because its card gets the scores after they are written.
     if not (out / "model").exists():
         part("export", lambda: run_verb("export", str(run.run), str(out / "model")))
     part("evaluate the export", lambda: _evaluate(run, stage2=out / "model"))
@@ -78,21 +79,22 @@ def _ranks(run: RunConfig, nproc: int | None) -> int:
     return ranks
 
 
-def _stage1(run: RunConfig) -> Path:
-    """Return the newest checkpoint of stage 1."""
+def _not_scored(run: RunConfig) -> dict[str, Path]:
+    """Return the backbone and stage 1, except what has scores newer than it and the data."""
     from lbr_ds import runs
 
-    return runs.checkpoints(run.run / "stage1")[-1]
+    data = run.data.local_folder / "manifest.json"
+    models = {"base": run.run / "backbone", "stage1": runs.checkpoints(run.run / "stage1")[-1]}
+    return {
+        name: model
+        for name, model in models.items()
+        if not _is_newer(run.run / "eval" / f"{name}.json", model / runs.MANIFEST, data)
+    }
 
 
 def _evaluate(run: RunConfig, **models: Path) -> None:
     """Score each model on the same held-out queries, into RUN/eval/NAME.json."""
     for name, model in models.items():
-        scores = run.run / "eval" / f"{name}.json"
-        sources = (model / "files.json", run.data.local_folder / "manifest.json")
-        if name != "stage2" and _is_newer(scores, *sources):  # stage2: its card needs the scores
-            log.info("%s is up to date, reused", scores)
-            continue
         run_verb(
             "eval",
             str(model),
@@ -103,7 +105,7 @@ def _evaluate(run: RunConfig, **models: Path) -> None:
             "--examples",
             str(EXAMPLES),
             "--out",
-            str(scores),
+            str(run.run / "eval" / f"{name}.json"),
         )
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 300
@@ -50,6 +51,16 @@ def run_ranks(module: str, world: int, *arguments: str) -> None:
             process.kill()
     codes = [process.returncode for process in ranks]
     assert codes == [0] * world, "\n".join(f"--- rank {i}\n{o}" for i, o in enumerate(outputs))
+
+
+def start_cli(*arguments: str, **options: Any) -> subprocess.Popen[Any]:
+    """`lbr-ds ARGUMENTS` in a process of its own, still running; options: of Popen."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "lbr_ds", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **options,
+    )
 
 
 def run_cli(*arguments: str, file_limit: int = -1, **env: str) -> subprocess.CompletedProcess[str]:

@@ -64,11 +64,6 @@ class PackedBatch:
         """T."""
         return self.ids.shape[1]
 
-    @property
-    def num_sequences(self) -> int:
-        """N."""
-        return len(self.starts) - 1
-
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on another device."""
         return _moved(self, device)

@@ -64,6 +64,18 @@ class Wanted(NamedTuple):
     better: Literal["lower", "higher"]
     unit: str = "ratio"
 
+    def ratio(self, times: list[tuple[float, float]], *, theory: float, about: str) -> Row:
+        """Return the row of pairs of times."""
+        return ratio(
+            self.measure,
+            times,
+            goal=self.goal,
+            better=self.better,
+            floor=self.floor,
+            theory=theory,
+            about=about,
+        )
+
 
 def suite(rounds: int = ROUNDS) -> list[Row]:
     """Measure all rows. Raises EnvironmentProblem without a CUDA device."""
@@ -203,12 +215,8 @@ def mfu_row(
         step()
     times = [(ideal, step()) for _ in range(rounds)]
     seconds = sorted(s for _, s in times)[len(times) // 2]
-    return ratio(
-        wanted.measure,
+    return wanted.ratio(
         times,
-        goal=wanted.goal,
-        better="higher",
-        floor=wanted.floor,
         theory=1.0,
         about=f"model FLOPs utilization, strict causal count, {batch.num_tokens} tokens a step, "
         f"ZeRO-3 on one rank, bf16, {batch.num_tokens / seconds:.0f} tokens/s",
@@ -228,12 +236,8 @@ def zero3_row(wanted: Wanted, engine: Engine, config: dict[str, Any], rounds: in
     batch = batch.to(engine.world.device)
     model = embedder(random_model(config, "cuda", torch.bfloat16))
     times = interleaved(engine_step(engine, batch, loss), master_step(model, batch, loss), rounds)
-    return ratio(
-        wanted.measure,
+    return wanted.ratio(
         times,
-        goal=wanted.goal,
-        better="lower",
-        floor=wanted.floor,
         theory=1.0,
         about="training step of stage 1 under ZeRO-3 on one rank over "
         f"plain torch, bf16 with fp32 masters, {batch.num_tokens} tokens",
@@ -287,12 +291,8 @@ def attention_row(wanted: Wanted, rounds: int) -> Row:
     sequence = ib(n, n, 2)
     ours = by_segments([sequence], config, "cuda", torch.bfloat16)
     times = interleaved(by_mask(sequence, config, "cuda", torch.bfloat16), ours, rounds)
-    return ratio(
-        wanted.measure,
+    return wanted.ratio(
         times,
-        goal=wanted.goal,
-        better="higher",
-        floor=wanted.floor,
         theory=len(sequence) ** 2 / bottleneck_pairs(n, BOTTLENECK, n),
         about=f"attention alone with all gradients, [X={n}; B=4; Y={n}], {LARGE} heads, bf16: SDPA "
         "with a dense mask over segments; theory: query-key pairs",

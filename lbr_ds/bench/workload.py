@@ -64,8 +64,3 @@ def plain_flops(config: dict[str, Any], source: int, target: int) -> int:
     """Return the FLOPs of a training step on one `plain` sequence."""
     tokens = source + target
     return flops(sizes_of(config), tokens=tokens, pairs=causal_pairs(tokens), scored=target)
-
-
-def dense_flops(config: dict[str, Any], tokens: int) -> int:
-    """Return the FLOPs of a training step under a dense mask, with the head on every row."""
-    return flops(sizes_of(config), tokens=tokens, pairs=tokens * tokens, scored=tokens)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lbr_ds.cli.app import Overrides, Recipe, Stage
-from lbr_ds.errors import SAVED_AND_STOPPED, ConfigError
+from lbr_ds.errors import SAVED_AND_STOPPED
 from lbr_ds.system.failures import check_writable
 
 if TYPE_CHECKING:
@@ -35,22 +35,12 @@ def train(
 
     run = load(recipe, overrides or [])
     check_start(run, stage, nproc)
-    from lbr_ds.distributed import launched_ranks
+    from lbr_ds.training.launch import launch_training, ranks_to_start
 
-    if not launched_ranks():
-        import torch
-
-        count = nproc or max(1, torch.cuda.device_count())
-        if count > 1:
-            from lbr_ds.training.launch import check_nproc, launch
-
-            check_nproc(count, [run.stage(stage).samples_per_step])
-            arguments = ["train", recipe, *(overrides or []), "--stage", str(stage)]
-            raise typer.Exit(launch([*arguments, *(["--force"] if force else [])], count))
-    elif nproc is not None:
-        raise ConfigError(
-            f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
-        )
+    count = ranks_to_start(nproc, run.stage(stage).samples_per_step)
+    if count > 1:
+        code = launch_training(recipe, stage, count, overrides=overrides or [], force=force)
+        raise typer.Exit(code)
     from lbr_ds.distributed import leave
     from lbr_ds.training.loop import train as train_stage
 

@@ -17,6 +17,9 @@ _SAMPLE = 10_000  # passages that uniformity uses, evenly spaced: pairs grow wit
 Indices = Sequence[Sequence[int]]
 
 
+MEASURES = ("separation_ratio", "alignment", "uniformity", "effective_rank")
+
+
 def measure(
     queries: np.ndarray, passages: np.ndarray, own: Indices, mates: Indices
 ) -> dict[str, float | None]:

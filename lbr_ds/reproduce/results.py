@@ -11,21 +11,14 @@ from typing import Any
 import numpy as np
 
 from lbr_ds.config import CONTROL, RunConfig
-from lbr_ds.evaluation import bootstrap
+from lbr_ds.evaluation import bootstrap, geometry
 from lbr_ds.reproduce.jobs import Job
 from lbr_ds.reproduce.paper import PAPER, PaperTable
 from lbr_ds.reproduce.tables import Table, Variant
 from lbr_ds.runs import checkpoints
 from lbr_ds.system.tables import markdown_table
 
-MEASURES = (
-    "recall_at_10",
-    "ndcg_at_10",
-    "separation_ratio",
-    "alignment",
-    "uniformity",
-    "effective_rank",
-)
+MEASURES = ("recall_at_10", "ndcg_at_10", *geometry.MEASURES)
 WRITTEN = {"bleu_4": "B-4", "rouge_l": "R-L", "chrf": "chrF"}  # measures of answers, and headings
 
 

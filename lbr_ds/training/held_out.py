@@ -203,15 +203,7 @@ def _scores(vectors: np.ndarray, judged: Judgements) -> Figures:
     """Return the scores of vectors (Q + N, D): of Q queries, then of N documents."""
     queries, passages = np.split(vectors, [len(judged.queries)])
     if not np.isfinite(vectors).all():
-        names = (
-            "recall_at_10",
-            "ndcg_at_10",
-            "separation_ratio",
-            "alignment",
-            "uniformity",
-            "effective_rank",
-        )
-        return dict.fromkeys(names)
+        return dict.fromkeys(("recall_at_10", "ndcg_at_10", *geometry.MEASURES))
     return {
         **rank_scores(queries, passages, judged),
         **geometry.measure(queries, passages, *judged.document_indices()),

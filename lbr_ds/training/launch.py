@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lbr_ds.corpora.process_pool import cores
-from lbr_ds.distributed import HOSTED_STORE, heartbeat_store, host_store
-from lbr_ds.errors import EnvironmentProblem, LbrError, LostRank
+from lbr_ds.distributed import HOSTED_STORE, heartbeat_store, host_store, launched_ranks
+from lbr_ds.errors import ConfigError, EnvironmentProblem, LbrError, LostRank
 from lbr_ds.shards.stream import check_world
 from lbr_ds.system import children
 from lbr_ds.system.environment import free_host_memory
@@ -59,6 +60,36 @@ def check_nproc(nproc: int, samples_per_step: Iterable[int] = ()) -> None:
         )
     for samples in samples_per_step:
         check_world(samples, nproc)
+
+
+def ranks_to_start(nproc: int | None, samples_per_step: int) -> int:
+    """Return how many ranks of a training to start here: `nproc`, or one per GPU.
+
+    Returns:
+        0 in a process that a launcher has started, which is a rank itself.
+
+    Raises:
+        ConfigError: `nproc` is given although a launcher has started the ranks, or does not divide
+            the samples of a step.
+        EnvironmentProblem: This machine cannot run so many ranks.
+    """
+    if launched_ranks():
+        if nproc is not None:
+            raise ConfigError(
+                f"--nproc {nproc}: a launcher has started the ranks already; leave it out"
+            )
+        return 0
+    count = nproc or max(1, torch.cuda.device_count())
+    check_nproc(count, [samples_per_step])
+    return count
+
+
+def launch_training(
+    recipe: str | Path, stage: int, nproc: int, *, overrides: Sequence[str] = (), force: bool
+) -> int:
+    """Run `lbr-ds train` as `nproc` ranks; see `launch`."""
+    arguments = ["train", str(recipe), *overrides, "--stage", str(stage)]
+    return launch([*arguments, *(["--force"] if force else [])], nproc)
 
 
 def launch(arguments: list[str], nproc: int, module: str = "lbr_ds") -> int:

@@ -24,7 +24,6 @@ from lbr_ds.bench.peak_memory import peak_bytes
 from lbr_ds.bench.steps import Step, packed_loss, reconstruct, sft, timed_step
 from lbr_ds.bench.workload import (
     SMALL,
-    dense_flops,
     embedder,
     ib,
     ib_flops,
@@ -32,6 +31,7 @@ from lbr_ds.bench.workload import (
     random_model,
 )
 from lbr_ds.cluster.device import clock
+from lbr_ds.cluster.flops import flops, sizes_of
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.objectives.generative import ib_generative_loss
@@ -64,6 +64,11 @@ def suite(
     ]
     del model, optimizer, step
     return rows + head_loss(*head, 128, rounds) + head_loss(*head, config["hidden_size"], rounds)
+
+
+def dense_flops(config: dict[str, Any], tokens: int) -> int:
+    """Return the FLOPs of a training step under a dense mask, with the head on every row."""
+    return flops(sizes_of(config), tokens=tokens, pairs=tokens * tokens, scored=tokens)
 
 
 def dense_mask(model: Embedder, step: Step, config: dict[str, Any], n: int, rounds: int) -> Row:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 
 from lbr_ds.runs import checkpoints
 from tests.processes.test_children import ends
-from tests.ranks import ROOT
+from tests.ranks import start_cli
 from tests.tiny import tiny_recipe
 
 pytestmark = pytest.mark.suites
@@ -26,23 +23,9 @@ def test_no_rank_outlives_what_started_it(
     victim: str, number: signal.Signals, tmp_path: Path
 ) -> None:
     recipe = tiny_recipe(tmp_path)
-    first = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "lbr_ds",
-            "reproduce",
-            "table3",
-            str(recipe),
-            "--nproc",
-            "2",
-            "stage1.num_steps=100000",
-            "every.save=100000",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
+    words = ["reproduce", "table3", str(recipe), "--nproc", "2"]
+    endless = ["stage1.num_steps=100000", "every.save=100000"]
+    first = start_cli(*words, *endless, start_new_session=True)
     deadline = time.monotonic() + 240
     while not (found := [p for p in tmp_path.rglob("metrics.jsonl") if p.stat().st_size]):
         assert time.monotonic() < deadline

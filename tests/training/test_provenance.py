@@ -196,30 +196,19 @@ def test_data_exchanged_during_a_training_ends_it_where_it_cannot_be_read(
             "stage1.num_steps=8",
         ],
     )
-    feed = open_feed(
-        run,
-        STAGES[1],
-        text_tokenizer(run),
-        World(),
-        start=0,
-        stop=8,
-        fingerprint="F000000000000000",
-    )
+
+    def opened() -> Any:
+        options: Any = {"start": 0, "stop": 8, "fingerprint": "F000000000000000"}
+        return open_feed(run, STAGES[1], text_tokenizer(run), World(), **options)
+
+    feed = opened()
     assert next(feed).samples == 2
     shutil.rmtree(data)
     make_data(data, "G", per_shard=2)
     line = r"data was prepared again during the training \(data F0+ -> G0+\); the last checkpoint"
     with pytest.raises(DataError, match=line):
         list(feed)
-    feed = open_feed(
-        run,
-        STAGES[1],
-        text_tokenizer(run),
-        World(),
-        start=0,
-        stop=8,
-        fingerprint="F000000000000000",
-    )
+    feed = opened()
     with pytest.raises(DataError, match=r"again during the training \(data F0+ -> G0+\)"):
         next(feed)
 

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import SAVED_AND_STOPPED
 from lbr_ds.runs import checkpoints
-from tests.ranks import ROOT, run_cli
+from tests.ranks import run_cli, start_cli
 
 pytestmark = pytest.mark.slow
 
@@ -66,21 +64,8 @@ def test_resumed_equals_uninterrupted(trained: RunConfig, copied: Path, stage: i
 def test_preempted_run_saves_exits_85_and_goes_on(trained: RunConfig, copied: Path) -> None:
     folder = copied.parent / "run" / "stage1"
     shutil.rmtree(folder)
-    command = [
-        sys.executable,
-        "-m",
-        "lbr_ds",
-        "train",
-        str(copied),
-        "--stage",
-        "1",
-        "--nproc",
-        "2",
-        "every.save=100",
-    ]
-    running = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
-    )
+    words = ["train", str(copied), "--stage", "1", "--nproc", "2", "every.save=100"]
+    running = start_cli(*words, start_new_session=True)
     path = folder / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not (path.exists() and path.read_text()) and time.monotonic() < deadline:

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import LostRank
 from lbr_ds.runs import checkpoints
-from tests.ranks import ROOT, start_ranks
+from tests.ranks import start_cli, start_ranks
 from tests.training.test_hosts import at_step, ended
 from tests.training.test_resume import weights
 
@@ -81,25 +80,8 @@ def test_one_line_names_the_rank_and_all_end(
 def test_launcher_names_a_killed_rank(copied: Path) -> None:
     folder = copied.parent / "run" / "stage1"
     shutil.rmtree(folder)
-    command = [
-        sys.executable,
-        "-m",
-        "lbr_ds",
-        "train",
-        str(copied),
-        "--stage",
-        "1",
-        "--nproc",
-        "2",
-        "stage1.num_steps=100000",
-    ]
-    running = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ["train", str(copied), "--stage", "1", "--nproc", "2", "stage1.num_steps=100000"]
+    running = start_cli(*words, stderr=subprocess.PIPE, text=True)
     path = folder / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
