@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import resource
+import secrets
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 300
+PATIENCE_SECONDS = 20
 
 
 def start_ranks(module: str, world: int, *arguments: str) -> list[subprocess.Popen[str]]:
@@ -42,15 +46,23 @@ def start_ranks(module: str, world: int, *arguments: str) -> list[subprocess.Pop
 
 
 def run_ranks(module: str, world: int, *arguments: str) -> None:
-    """The same until all have ended; fails with the ranks' output."""
+    """The same until all have ended; fails with the ranks' output.
+
+    A rank that waits for one that has failed gets a moment to say so.
+    """
     ranks = start_ranks(module, world, *arguments)
-    try:
-        outputs = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    codes = [process.returncode for process in ranks]
-    assert codes == [0] * world, "\n".join(f"--- rank {i}\n{o}" for i, o in enumerate(outputs))
+    with ThreadPoolExecutor(world) as readers:
+        outputs = [readers.submit(rank.stdout.read) for rank in ranks if rank.stdout]
+        end = time.monotonic() + TIMEOUT_SECONDS
+        while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
+            if any(rank.poll() for rank in ranks):
+                end = min(end, time.monotonic() + PATIENCE_SECONDS)
+            time.sleep(0.05)
+        for rank in ranks:
+            rank.kill()
+    codes = [rank.wait() for rank in ranks]
+    said = (f"--- rank {i}\n{output.result()}" for i, output in enumerate(outputs))
+    assert codes == [0] * world, f"{codes} of {module} {arguments}\n" + "\n".join(said)
 
 
 def start_cli(*arguments: str, **options: Any) -> subprocess.Popen[Any]:
@@ -80,7 +92,15 @@ def run_cli(*arguments: str, file_limit: int = -1, **env: str) -> subprocess.Com
 
 
 def free_port() -> int:
-    """A TCP port that nobody on this machine listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody on this machine listens on.
+
+    Below those that Linux gives to connections: one of these may be taken before a rank listens.
+    """
+    while True:
+        with socket.socket() as probe:
+            port = 20_000 + secrets.randbelow(12_000)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

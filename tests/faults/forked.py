@@ -19,7 +19,6 @@ import os
 import re
 import runpy
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from types import TracebackType
 from typing import Any
 
 from lbr_ds.system import children
+from tests.ranks import free_port
 
 STARTING, LEARNING, ACCUMULATING, UPDATING, SAVING = range(5)
 PHASES = ("starting", "mid-step", "mid-accumulation", "mid-update", "mid-save")
@@ -73,7 +73,7 @@ class Ranks:
             old.unlink()
         self.folder, self.began = folder, time.monotonic()
         arguments = ["train", str(recipe), *overrides, "--stage", str(stage)]
-        port = str(_free_port())
+        port = str(free_port())
         self.processes: list[ForkServerProcess] = []
         for rank in range(world):
             env = {
@@ -147,12 +147,6 @@ class Ranks:
         """Return the output of all ranks so far, rank after rank."""
         outputs = [self.folder / f"rank-{rank}.out" for rank in range(len(self.processes))]
         return "".join(path.read_text(errors="replace") for path in outputs if path.exists())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _server() -> ForkServerContext:

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -411,7 +412,9 @@ def test_a_tokenizer_that_needs_sentencepiece(
     shutil.copytree(sound, folder)
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
-    monkeypatch.setattr(tokens.importlib.util, "find_spec", lambda name: None)
+    # Only this module's view: transformers keeps what it has found for the whole process.
+    absent = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(tokens, "importlib", absent)
     words = r"SentencePiece model \(tokenizer.model.*pip install 'lbr-ds\[sentencepiece\]'"
     for read in (as_backbone, as_scored, as_miner, as_own):
         with pytest.raises(EnvironmentProblem, match=words):

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tests.ranks import free_port
+
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NODES = ("n1", "n2")
@@ -90,7 +92,7 @@ class SlurmCluster:
         config = CONFIG.format(
             host=socket.gethostname().split(".")[0],
             folder=self.folder,
-            ports=_free_ports(3),
+            ports=[free_port() for _ in range(3)],
             cpus=self.cpus,
         )
         (self.folder / "slurm.conf").write_text(config)
@@ -215,15 +217,6 @@ def _wait_for(
             said = cluster.logs() if job is None else f"{cluster.show(job)}\n{cluster.log(job)}"
             raise AssertionError(f"{complaint} within {limit:.0f} s\n{said}")
         time.sleep(0.3)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on at this moment."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @contextlib.contextmanager
