@@ -1,7 +1,7 @@
 """Suite `gpu`: utilization of one GPU, and ratios that a CPU cannot show. Takes minutes.
 
 Random weights of the right shape, in bf16. Model FLOPs utilization (MFU) is the strict count of
-cluster/flops.py over the device's dense bf16 peak. A row that the device or its memory cannot run
+plan/flops.py over the device's dense bf16 peak. A row that the device or its memory cannot run
 says why and does not end the others.
 """
 
@@ -34,8 +34,6 @@ from lbr_ds.bench.workload import (
     random_model,
 )
 from lbr_ds.cluster.device import clock
-from lbr_ds.cluster.flops import bottleneck_pairs, causal_pairs, flops, sizes_of
-from lbr_ds.cluster.plan.gpus import gpu_of_device
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.config import OptimConfig
 from lbr_ds.distributed import join
@@ -44,6 +42,8 @@ from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder, build_embedder
 from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.info_nce import info_nce
+from lbr_ds.plan.flops import bottleneck_pairs, causal_pairs, flops, sizes_of
+from lbr_ds.plan.gpus import gpu_of_device
 from lbr_ds.training.deepspeed.engine import Engine, load_layout
 
 log = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ def mfu_row(
 def peak_flops(device: str) -> float:
     """Return the dense bf16 peak of a device in FLOPs per second; LookupError without one."""
     if (gpu := gpu_of_device(device)) is None:
-        raise LookupError(f"the bf16 peak of {device!r} is not in lbr_ds/cluster/plan/gpus.yaml")
+        raise LookupError(f"the bf16 peak of {device!r} is not in lbr_ds/plan/gpus.yaml")
     return gpu.tflops * 1e12
 
 

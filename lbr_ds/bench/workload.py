@@ -8,11 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lbr_ds.batching import Sequence
-from lbr_ds.cluster.flops import bottleneck_pairs, causal_pairs, flops, sizes_of
-from lbr_ds.cluster.plan.shape import known_backbones
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder
+from lbr_ds.plan.flops import bottleneck_pairs, causal_pairs, flops, sizes_of
+from lbr_ds.plan.shape import known_backbones
 
 BOTTLENECK = 4
 DEMO = next(name for name in known_backbones() if "SmolLM2-135M" in name)

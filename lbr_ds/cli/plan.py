@@ -18,7 +18,7 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[
         str,
-        typer.Option(help="h100, h200, b200, ... or a YAML file (lbr_ds/cluster/plan/gpus.yaml)."),
+        typer.Option(help="h100, h200, b200, ... or a YAML file (lbr_ds/plan/gpus.yaml)."),
     ] = "h100",
     network: Annotated[
         float | None, typer.Option(min=0.001, help="GB/s to other nodes, per GPU and direction.")
@@ -32,9 +32,9 @@ def plan(
 
     Example: `lbr-ds plan huatuo-7b --nodes 4 --gpus 8 --gpu h100`
     """
-    from lbr_ds.cluster.plan import Cluster, find_gpu, make_plan
-    from lbr_ds.cluster.plan.table import show_plan, write
     from lbr_ds.config import load
+    from lbr_ds.plan import Cluster, find_gpu, make_plan
+    from lbr_ds.plan.table import show_plan, write
 
     run = load(recipe, overrides or [])
     if out is not None:

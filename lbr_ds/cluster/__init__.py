@@ -1,1 +1,1 @@
-"""Plan a run on a cluster, check its nodes, and measure the cluster (see README.md)."""
+"""Check the nodes of a cluster for a run, and measure the cluster (see README.md)."""

@@ -24,14 +24,14 @@ import torch
 
 from lbr_ds import runs
 from lbr_ds.cluster import gpu_check
-from lbr_ds.cluster.plan import Cluster, find_gpu, predict
-from lbr_ds.cluster.plan.shape import Shape, find_shape, with_adapters
-from lbr_ds.cluster.plan.work import num_steps
 from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError
 from lbr_ds.model.files import FILE_BYTES
+from lbr_ds.plan import Cluster, find_gpu, predict
+from lbr_ds.plan.shape import Shape, find_shape, with_adapters
+from lbr_ds.plan.work import num_steps
 from lbr_ds.shards import Manifest, ShardFile
 from lbr_ds.system.environment import free_host_memory
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lbr_ds.cluster.plan.memory import RESERVE
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.plan.memory import RESERVE
 
 _SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices; three of 8192 take 384 MiB in bf16
 _ROUNDS, _TIMES = 3, 10

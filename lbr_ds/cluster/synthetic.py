@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from lbr_ds.cluster.plan.shape import Shape
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.model.bottleneck import Card
+from lbr_ds.plan.shape import Shape
 
 
 def random_ids(count: int, vocab: int) -> list[int]:

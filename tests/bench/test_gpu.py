@@ -9,8 +9,8 @@ import torch
 
 from lbr_ds.bench import Row, as_result, gpu
 from lbr_ds.cli.bench import show_bench
-from lbr_ds.cluster.plan import find_gpu
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.plan import find_gpu
 from tests.benchmarks.texts import TINY
 from tests.ranks import run_cli
 

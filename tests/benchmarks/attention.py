@@ -17,7 +17,7 @@ from lbr_ds.batching import Sequence
 from lbr_ds.bench.attention import by_mask, by_segments, operands, seconds
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
 from lbr_ds.bench.workload import BOTTLENECK, SMALL, ib
-from lbr_ds.cluster.flops import bottleneck_pairs, causal_pairs
+from lbr_ds.plan.flops import bottleneck_pairs, causal_pairs
 from tests.benchmarks.stage1 import spread_lengths
 from tests.benchmarks.texts import TINY
 

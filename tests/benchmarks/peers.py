@@ -20,11 +20,11 @@ from lbr_ds.batching import Sequence
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.bench.attention import dense_ib_mask
 from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
-from lbr_ds.cluster.flops import Sizes, bottleneck_pairs, flops, sizes_of
 from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.distributed import join
 from lbr_ds.model.bottleneck import prepare_backbone
+from lbr_ds.plan.flops import Sizes, bottleneck_pairs, flops, sizes_of
 from lbr_ds.training.deepspeed.engine import Engine
 from lbr_ds.training.feed import open_feed
 from lbr_ds.training.loop import take_step

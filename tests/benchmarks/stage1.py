@@ -31,10 +31,10 @@ from lbr_ds.bench.workload import (
     random_model,
 )
 from lbr_ds.cluster.device import clock
-from lbr_ds.cluster.flops import flops, sizes_of
 from lbr_ds.cluster.synthetic import random_ids
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.objectives.generative import ib_generative_loss
+from lbr_ds.plan.flops import flops, sizes_of
 from tests.benchmarks.texts import TINY
 
 ROWS, WORDS = 1024, 32_000  # of the head's rows

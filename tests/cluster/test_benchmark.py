@@ -25,13 +25,13 @@ from lbr_ds.cluster.benchmark.processes import failure_reason
 from lbr_ds.cluster.benchmark.rank import random_work, work_flops
 from lbr_ds.cluster.benchmark.sweep import configurations
 from lbr_ds.cluster.benchmark.traffic import merge_spans, total_length
-from lbr_ds.cluster.flops import bottleneck_pairs, flops
-from lbr_ds.cluster.plan.gpus import gpu_of_device
-from lbr_ds.cluster.plan.shape import find_shape, shape_of
-from lbr_ds.cluster.plan.work import work_of
 from lbr_ds.config import load
 from lbr_ds.distributed import World
 from lbr_ds.errors import ConfigError
+from lbr_ds.plan.flops import bottleneck_pairs, flops
+from lbr_ds.plan.gpus import gpu_of_device
+from lbr_ds.plan.shape import find_shape, shape_of
+from lbr_ds.plan.work import work_of
 from lbr_ds.training.stages import STAGES
 from lbr_ds.training.work import Work
 from tests.ranks import ROOT, run_cli

@@ -12,10 +12,10 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lbr_ds.cluster.plan.gpus import Gpu
 from lbr_ds.config import RunConfig, load
 from lbr_ds.config import ds_config as layout
 from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.plan.gpus import Gpu
 from lbr_ds.shards import Manifest
 from lbr_ds.system import resources
 from lbr_ds.system.yaml_json import read_json, read_yaml

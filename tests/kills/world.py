@@ -91,7 +91,7 @@ def warm_up() -> None:
         "evaluation.evaluation",
         "exporting",
         "mining.mine",
-        "cluster.plan.table",
+        "plan.table",
         "report",
         "training.loop",
     ):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from lbr_ds.cluster.plan import Cluster, Gpu, find_gpu, predict
-from lbr_ds.cluster.plan.gpus import gpu_of_device
-from lbr_ds.cluster.plan.shape import Shape, shape_of
 from lbr_ds.config import RunConfig, load
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.errors import ConfigError
+from lbr_ds.plan import Cluster, Gpu, find_gpu, predict
+from lbr_ds.plan.gpus import gpu_of_device
+from lbr_ds.plan.shape import Shape, shape_of
 
 if TYPE_CHECKING:
     from lbr_ds.cluster.benchmark import Sweep
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def derive(result: dict[str, Any], sweep: Sweep, run: RunConfig) -> dict[str, Any]:
     """Add `gpu` to the result, and three keys to each row of training.
 
-    mfu: model FLOPs by the strict count (cluster/flops.py) over the GPU's dense bf16 peak; None if
+    mfu: model FLOPs by the strict count (plan/flops.py) over the GPU's dense bf16 peak; None if
     the GPU is not known. planned: step_seconds, tokens_per_second_per_rank, mfu, memory_gib and
     exposed_share by `lbr-ds plan`, which assumes texts as long as the recipe allows; None likewise.
     weak, strong: a rank's rate over that on the fewest ranks with the same samples per rank, or per

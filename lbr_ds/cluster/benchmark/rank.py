@@ -23,13 +23,13 @@ from lbr_ds.batching import Sequence
 from lbr_ds.batching.contrastive import Pairs
 from lbr_ds.cluster.benchmark.traffic import bandwidth, collective_shares
 from lbr_ds.cluster.device import clock, reset_peak_memory
-from lbr_ds.cluster.flops import Sizes, causal_pairs, flops, sizes_of
-from lbr_ds.cluster.plan.shape import find_shape
-from lbr_ds.cluster.plan.work import work_of
 from lbr_ds.cluster.synthetic import random_ids, write_backbone
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join, leave
 from lbr_ds.model.bottleneck import CARD, prepare_backbone
+from lbr_ds.plan.flops import Sizes, causal_pairs, flops, sizes_of
+from lbr_ds.plan.shape import find_shape
+from lbr_ds.plan.work import work_of
 from lbr_ds.system.atomic import write_json
 from lbr_ds.system.urls import is_url
 from lbr_ds.training.deepspeed.engine import Engine
@@ -227,7 +227,7 @@ def _figures(
 
 
 def work_flops(run: RunConfig, work: Work, shape: Sizes, adapters: int = 0) -> int:
-    """Return the FLOPs of a rank's share by the strict count of cluster/flops.py.
+    """Return the FLOPs of a rank's share by the strict count of plan/flops.py.
 
     The second segment `[B ; Y]` of a sequence begins with copies of B; the pairs among them are
     counted in the first segment already.

@@ -25,9 +25,9 @@ from lbr_ds.cluster.benchmark.processes import (
     rank_command,
     run_command,
 )
-from lbr_ds.cluster.plan import find_gpu
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError
+from lbr_ds.plan import find_gpu
 from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json, write_text
 from lbr_ds.system.locks import lock_folder

@@ -10,12 +10,12 @@ import torch
 from lbr_ds.batching import TextTokenizer
 from lbr_ds.batching.generative import generative_sequence
 from lbr_ds.bench.peak_memory import peak_bytes
-from lbr_ds.cluster.plan.memory import head
-from lbr_ds.cluster.plan.shape import shape_of_config
-from lbr_ds.cluster.plan.work import Work, work_of
 from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig, load
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.objectives.generative import ib_generative_loss
+from lbr_ds.plan.memory import head
+from lbr_ds.plan.shape import shape_of_config
+from lbr_ds.plan.work import Work, work_of
 from lbr_ds.records import Record
 from tests.dense import dense_mask
 from tests.tiny import SHAPE, backbone
@@ -88,3 +88,19 @@ def test_a_mixture_counts_each_objective_by_its_weight() -> None:
     one, other, both = (work(o) for o in ("ib_sft", "ib_continue", "{ib_sft: 1, ib_continue: 3}"))
     assert both.length == round(0.25 * one.length + 0.75 * other.length)
     assert both.pairs == pytest.approx(0.25 * one.pairs + 0.75 * other.pairs)
+
+
+def test_pairs_of_a_mixture_are_the_mean() -> None:
+    """Three parts cut at the bottleneck, one part plain; pairs counted on the masks themselves."""
+    run = load(
+        "huatuo-7b",
+        [
+            "model.max_length=8",
+            "stage1.max_target_length=5",
+            "stage1.objective={ib_sft: 3, plain_sft: 1}",
+        ],
+    )
+    plain = torch.ones(13, 13).tril()
+    cut = plain.clone()
+    cut[8:, : 8 - run.bottleneck.count] = 0
+    assert work_of(run, 1, 1).pairs == float(0.75 * cut.sum() + 0.25 * plain.sum())

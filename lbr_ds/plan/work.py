@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbr_ds.cluster.flops import bottleneck_pairs, causal_pairs, flops
-from lbr_ds.cluster.plan.shape import Shape
 from lbr_ds.config import OBJECTIVES, STAGES, RunConfig
 from lbr_ds.errors import ConfigError
+from lbr_ds.plan.flops import bottleneck_pairs, causal_pairs, flops
+from lbr_ds.plan.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Work:
         return self.micro_batches * (2 if self.cached else 1)
 
     def useful_flops(self, shape: Shape) -> int:
-        """Return the FLOPs of the share by the strict count of cluster/flops.py."""
+        """Return the FLOPs of the share by the strict count of plan/flops.py."""
         return flops(
             shape,
             tokens=self.tokens,

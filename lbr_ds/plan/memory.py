@@ -18,10 +18,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lbr_ds.cluster.plan.shape import Shape
-from lbr_ds.cluster.plan.work import Work
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.objectives.head_chunk import head_chunk
+from lbr_ds.plan.shape import Shape
+from lbr_ds.plan.work import Work
 
 _TILE = 1 << 20  # scores that the loss of stage 2 holds at a time (objectives/info_nce.py)
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.cluster.flops import Sizes, sizes_of
 from lbr_ds.config import LoraConfig, ModelConfig, RunConfig
 from lbr_ds.errors import ConfigError
+from lbr_ds.plan.flops import Sizes, sizes_of
 from lbr_ds.system.yaml_json import read_json, read_yaml
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -10,7 +10,7 @@ and time; planner.py puts them together and table.py prints them.
 
 from __future__ import annotations
 
-from lbr_ds.cluster.plan.gpus import Cluster, Gpu, find_gpu
-from lbr_ds.cluster.plan.planner import make_plan, predict
+from lbr_ds.plan.gpus import Cluster, Gpu, find_gpu
+from lbr_ds.plan.planner import make_plan, predict
 
 __all__ = ["Cluster", "Gpu", "find_gpu", "make_plan", "predict"]

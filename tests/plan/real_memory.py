@@ -1,6 +1,6 @@
 """Measure on real ranks the memory that `lbr-ds plan` predicts.
 
-    python -m tests.cluster.real_memory RECIPE [KEY=VALUE ...] --ranks 2 --json FILE
+    python -m tests.plan.real_memory RECIPE [KEY=VALUE ...] --ranks 2 --json FILE
 
 Each rank builds the engine around random weights of the recipe's shape, takes two steps of two full
 micro-batches in each stage, and counts the bytes of DeepSpeed's own tensors. The peak is the GPU's
@@ -27,15 +27,15 @@ import torch
 
 from lbr_ds.batching import Sequence, pack
 from lbr_ds.cluster.device import reset_peak_memory
-from lbr_ds.cluster.plan.memory import Memory, memory_of
-from lbr_ds.cluster.plan.shape import Shape, shape_of
-from lbr_ds.cluster.plan.work import Work, work_of
 from lbr_ds.cluster.synthetic import write_backbone
 from lbr_ds.config import RunConfig, load
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.distributed import end, join, launched_ranks, leave
 from lbr_ds.model.embedder import build_embedder
 from lbr_ds.model.lora import adapting
+from lbr_ds.plan.memory import Memory, memory_of
+from lbr_ds.plan.shape import Shape, shape_of
+from lbr_ds.plan.work import Work, work_of
 from lbr_ds.training.deepspeed.engine import Engine, load_layout
 from lbr_ds.training.launch import launch
 
@@ -203,7 +203,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     if not launched_ranks():
         os.environ.update(_GIVE_BACK)
-        return launch(sys.argv[1:], args.ranks, module="tests.cluster.real_memory")
+        return launch(sys.argv[1:], args.ranks, module="tests.plan.real_memory")
     found = check(load(args.recipe, args.overrides), args.config)
     if found is not None:
         text = json.dumps(found, indent=1)

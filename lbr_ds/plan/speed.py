@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbr_ds.cluster.plan.gpus import Cluster
-from lbr_ds.cluster.plan.memory import layer_activations
-from lbr_ds.cluster.plan.shape import Shape
-from lbr_ds.cluster.plan.work import Work
 from lbr_ds.config.ds_config import Layout
+from lbr_ds.plan.gpus import Cluster
+from lbr_ds.plan.memory import layer_activations
+from lbr_ds.plan.shape import Shape
+from lbr_ds.plan.work import Work
 
 ASSUMED = {
     "bandwidth": 0.75,  # share of links and network that collectives reach

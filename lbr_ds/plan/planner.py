@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lbr_ds.cluster.plan.gpus import Cluster
-from lbr_ds.cluster.plan.memory import RESERVE, Memory, memory_of
-from lbr_ds.cluster.plan.shape import Shape, shape_of
-from lbr_ds.cluster.plan.speed import ASSUMED, step_time, traffic_of
-from lbr_ds.cluster.plan.work import num_steps, work_of
 from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.config.ds_config import Layout
+from lbr_ds.plan.gpus import Cluster
+from lbr_ds.plan.memory import RESERVE, Memory, memory_of
+from lbr_ds.plan.shape import Shape, shape_of
+from lbr_ds.plan.speed import ASSUMED, step_time, traffic_of
+from lbr_ds.plan.work import num_steps, work_of
 from lbr_ds.shards import Manifest
 from lbr_ds.system import resources
 from lbr_ds.system.urls import is_url
