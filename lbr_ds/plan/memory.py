@@ -184,10 +184,16 @@ def head(shape: Shape, work: Work, width: int, gpu: bool = True) -> tuple[int, i
     weight = 0 if shape.adapters else shape.head  # a frozen head has no gradient
     kept = 2 * states + weight * width
     half = width if width < 4 else 0
-    chunk = head_chunk(rows, shape.hidden) * shape.vocab * (4 + half)
+    chunk = -(-rows // head_chunks(shape, work)) * shape.vocab * (4 + half)
     # To add a bf16 gradient of a chunk to the fp32 sum, a CPU first converts it to fp32.
     converted = 0 if gpu or not half else 4
     return 2 * states + chunk + weight * (4 + half + converted), kept
+
+
+def head_chunks(shape: Shape, work: Work) -> int:
+    """Return the number of chunks in which the head computes a full micro-batch's logits."""
+    rows = work.packed * work.supervised
+    return -(-rows // head_chunk(rows, shape.hidden))
 
 
 def vectors(shape: Shape, work: Work, world: int) -> int:

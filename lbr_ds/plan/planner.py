@@ -9,6 +9,7 @@ from typing import Any
 from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.config.ds_config import Layout
+from lbr_ds.plan import pace
 from lbr_ds.plan.gpus import Cluster
 from lbr_ds.plan.memory import RESERVE, Memory, memory_of
 from lbr_ds.plan.shape import Shape, shape_of
@@ -31,8 +32,8 @@ def make_plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> d
         config: the backbone's config.json, if it is not found by itself.
 
     Returns:
-        A dict that is ready for JSON. `best` names the ds_config with the least traffic among those
-        that fit and do not quantize.
+        A dict that is ready for JSON. `best` names the fastest ds_config among those that fit and
+        do not quantize; one that offloads only if no other fits.
 
     Raises:
         ConfigError: the backbone's shape is not known, or the ranks cannot share a step.
@@ -40,7 +41,7 @@ def make_plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> d
     shape = shape_of(run, config)
     rows = [_row(shape, name, run, cluster) for name in _names(run)]
     fitting = [row for row in rows if row["fits"] and not row["lossy"]]
-    best = min(fitting, key=lambda r: (r["traffic_gib"], r["step_seconds"]), default=None)
+    best = min(fitting, key=lambda r: (r["offloads"], r["step_seconds"]), default=None)
     return {
         "recipe": run.name,
         "cluster": {
@@ -58,7 +59,7 @@ def make_plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> d
             "trainable": shape.trainable,
             "activation_checkpointing": run.model.activation_checkpointing,
         },
-        "assumed": {**ASSUMED, "fill": FILL, "reserve_gib": RESERVE / GIB},
+        "assumed": {**ASSUMED, **pace.ASSUMED, "fill": FILL, "reserve_gib": RESERVE / GIB},
         "layouts": rows,
         "recipe_layout": layouts.resolve_name(run.engine.ds_config, gpu=True),
         "best": best["ds_config"] if best else None,
@@ -81,6 +82,7 @@ def _row(shape: Shape, name: str, run: RunConfig, cluster: Cluster) -> dict[str,
         "ds_config": name,
         "zero_stage": layout.stage,
         "lossy": layout.lossy,
+        "offloads": layout.offload_optimizer + layout.offload_parameters,
         "fits": not reasons,
         "reason": reasons[0] if reasons else None,
         "traffic_gib": sum(s["traffic_gib"]["total"] for s in stages),

@@ -1,13 +1,14 @@
 """Predict the bytes that a rank receives in a step and how long the step takes.
 
-The assumptions are in ASSUMED. A gather of S bytes over N ranks on n nodes of g GPUs: a rank gets
-S (N-1)/N over its links; a node gets S (n-1)/n once from the other nodes, through its g network
-ports together. A reduce-scatter costs the same in the other direction, an all-reduce both. ZeRO-3
-gathers the layers for each forward and each backward and reduces the gradients of each micro-batch
-(DeepSpeed accumulates shards, not whole gradients). ZeRO++'s second copy is made by the first
-forward of a step and dropped by its update, so all further gathers stay among the ranks that share
-it (stage3.py, _post_step). ZeRO-2 reduces each micro-batch and ZeRO-1 once a step, by all-reduce;
-both gather the new parameters once a step. Gathers that `Layout.reuse` saves are not subtracted.
+The assumptions are in ASSUMED, those about computation in pace.py. A gather of S bytes over N ranks
+on n nodes of g GPUs: a rank gets S (N-1)/N over its links; a node gets S (n-1)/n once from the
+other nodes, through its g network ports together. A reduce-scatter costs the same in the other
+direction, an all-reduce both. ZeRO-3 gathers the layers for each forward and each backward and
+reduces the gradients of each micro-batch (DeepSpeed accumulates shards, not whole gradients).
+ZeRO++'s second copy is made by the first forward of a step and dropped by its update, so all
+further gathers stay among the ranks that share it (stage3.py, _post_step). ZeRO-2 reduces each
+micro-batch and ZeRO-1 once a step, by all-reduce; both gather the new parameters once a step.
+Gathers that `Layout.reuse` saves are not subtracted.
 """
 
 from __future__ import annotations
@@ -15,15 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lbr_ds.config.ds_config import Layout
+from lbr_ds.plan import pace
 from lbr_ds.plan.gpus import Cluster
-from lbr_ds.plan.memory import layer_activations
 from lbr_ds.plan.shape import Shape
 from lbr_ds.plan.work import Work
 
 ASSUMED = {
     "bandwidth": 0.75,  # share of links and network that collectives reach
-    "hbm": 0.8,  # share of memory bandwidth that element-wise kernels reach
-    "moves": 6,  # times that a saved activation goes through memory in forward and backward
     "hidden_cost": 0.15,  # share of the traffic behind computation that slows it down all the same
     "host_adam": 30e9,  # bytes/s per rank of the optimizer on the host
 }
@@ -47,10 +46,18 @@ class Traffic:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step and their parts. exposed: waiting for traffic."""
+    """Seconds of a step and their parts.
+
+    Attributes:
+        compute: the device computes.
+        host: the device waits for its host.
+        exposed: it waits for traffic.
+        optimizer: the update.
+    """
 
     seconds: float
     compute: float
+    host: float
     exposed: float
     optimizer: float
 
@@ -95,9 +102,10 @@ def _to_host(shape: Shape, layout: Layout, work: Work, world: int) -> float:
 def step_time(
     shape: Shape, layout: Layout, work: Work, cluster: Cluster, checkpointing: bool
 ) -> StepTime:
-    """Return the time of a step: the longer of computation and traffic, then the optimizer."""
+    """Return the time of a step: the longest of computation, host and traffic; then the update."""
     gpu = cluster.gpu
-    compute = _compute(shape, work, cluster, checkpointing, layout.width)
+    device = pace.device_seconds(shape, work, gpu, width=layout.width, checkpointing=checkpointing)
+    busy = pace.busy_seconds(shape, work, device, layout.stage, checkpointing=checkpointing)
     traffic = traffic_of(shape, layout, work, cluster)
     reached = 1e9 * ASSUMED["bandwidth"]
     wire = max(
@@ -105,20 +113,18 @@ def step_time(
         traffic.network / (gpu.network * reached),
         traffic.host / (gpu.host_link * reached),
     )
-    exposed = wire if not layout.overlap else max(0.0, wire - compute)
+    exposed = wire if not layout.overlap else max(0.0, wire - busy)
     exposed += ASSUMED["hidden_cost"] * (wire - exposed)
-    rate = ASSUMED["host_adam"] if layout.offload_optimizer else gpu.hbm * 1e9 * ASSUMED["hbm"]
-    optimizer = shape.trainable_shard(cluster.world) * _ADAM_BYTES / rate
-    return StepTime(compute + exposed + optimizer, compute, exposed, optimizer)
-
-
-def _compute(shape: Shape, work: Work, cluster: Cluster, checkpointing: bool, width: int) -> float:
-    """Return the seconds of arithmetic and of element-wise memory traffic, with recomputation."""
-    gpu = cluster.gpu
-    # Checkpointing and gradient caching each add a forward of the layers.
-    recomputed = int(checkpointing) + int(work.cached)
-    arithmetic = work.useful_flops(shape) + recomputed * work.recompute_flops(shape)
-    saved = shape.layers * layer_activations(shape, work, width, width) / work.micro_tokens
-    moved = saved * work.tokens * ASSUMED["moves"] * (1 + recomputed / 3)
-    peak = gpu.tflops * 1e12 * gpu.matmul
-    return arithmetic / peak + moved / (gpu.hbm * 1e9 * ASSUMED["hbm"])
+    on_gpu = gpu.hbm * 1e9 * pace.ASSUMED["hbm"]
+    rate = ASSUMED["host_adam"] if layout.offload_optimizer else on_gpu
+    optimizer = max(
+        shape.trainable_shard(cluster.world) * _ADAM_BYTES / rate,
+        shape.layers * pace.HOST[layout.stage].update,
+    )
+    return StepTime(
+        seconds=busy + exposed + optimizer,
+        compute=device.total,
+        host=busy - device.total,
+        exposed=exposed,
+        optimizer=optimizer,
+    )

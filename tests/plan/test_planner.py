@@ -13,7 +13,7 @@ from lbr_ds.plan import Cluster, find_gpu, make_plan
 from tests.ranks import run_cli
 
 
-def test_best_is_the_least_traffic_that_fits() -> None:
+def test_best_is_the_fastest_that_fits() -> None:
     """1 GPU of 80 GB: 7B in bf16 with fp32 states needs 16 bytes a number, so only offload fits."""
     run = load("huatuo-7b")
     one = make_plan(run, Cluster(1, 1, find_gpu("h100")))
@@ -22,7 +22,9 @@ def test_best_is_the_least_traffic_that_fits() -> None:
     eight = make_plan(run, Cluster(1, 8, find_gpu("h100")))
     fitting = [row for row in eight["layouts"] if row["fits"]]
     exact = [row for row in fitting if not row["lossy"]]
-    assert eight["best"] == min(exact, key=lambda r: r["traffic_gib"])["ds_config"]
+    assert (
+        eight["best"] == min(exact, key=lambda r: (r["offloads"], r["step_seconds"]))["ds_config"]
+    )
     assert {row["ds_config"] for row in fitting if row["lossy"]} == {"zero3_zeropp"}
     assert {"zero3", "zero2", "zero1"} <= {row["ds_config"] for row in fitting}
     for row in fitting:
@@ -30,7 +32,7 @@ def test_best_is_the_least_traffic_that_fits() -> None:
             assert stage["gpu_gib"]["peak"] <= 0.92 * 79.1
             seconds = stage["seconds"]
             assert stage["step_seconds"] == pytest.approx(
-                seconds["compute"] + seconds["exposed"] + seconds["optimizer"]
+                seconds["compute"] + seconds["host"] + seconds["exposed"] + seconds["optimizer"]
             )
 
 
