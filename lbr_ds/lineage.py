@@ -148,13 +148,17 @@ class Dataset(Section):
 
 
 class Training(Section):
-    """One stage of training: `steps` optimizer steps on a split of a dataset."""
+    """One stage of training: `steps` optimizer steps on a split of a dataset.
+
+    dimensions: lengths to which vectors may be truncated (`stage2.matryoshka`), longest first.
+    """
 
     stage: int
     split: str
     steps: int
     samples: int
     data: Dataset
+    dimensions: tuple[int, ...] = ()
 
 
 class Lineage(Section):
@@ -192,6 +196,11 @@ class Lineage(Section):
     def datasets(self) -> list[Dataset]:
         """Each dataset of the history once, as it was used last."""
         return list({training.data.prepared: training.data for training in self.history}.values())
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """Lengths to which the model's vectors may be truncated; its last training counts."""
+        return self.history[-1].dimensions if self.history else ()
 
     def save(self, folder: Path) -> None:
         """Write `folder/lineage.json`, whole or not at all."""

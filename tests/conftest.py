@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A tiny run that went through both stages on two ZeRO-3 ranks, by the command line."""
-    recipe = tiny_recipe(tmp_path_factory.mktemp("trained"))
+    recipe = tiny_recipe(tmp_path_factory.mktemp("trained"), stage2__matryoshka=[8, 4])
     for stage in ("1", "2"):
         done = run_cli("train", str(recipe), "--stage", stage, "--nproc", "2")
         assert done.returncode == 0, done.stderr

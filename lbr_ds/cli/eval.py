@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lbr_ds.cli.app import EncodingRanks, MaxQueries, join_or_launch
+from lbr_ds.errors import ConfigError
 from lbr_ds.system.failures import check_writable, writing
 
 _TIMEOUT_MINUTES = 30  # how long ranks of `eval` wait for each other
@@ -50,6 +51,18 @@ InstructionsOf = Annotated[
     str, typer.Option(help="For --tasks: the source whose instructions an lbr-ds model uses.")
 ]
 
+Dimensions = Annotated[
+    str,
+    typer.Option(
+        help="Also score the vectors of --data truncated to these lengths, as 256,128. Default: "
+        "those that the model was trained for."
+    ),
+]
+Quantized = Annotated[
+    bool,
+    typer.Option("--quantized", help="Also score the vectors of --data as int8 and binary ones."),
+]
+
 
 def evaluate(
     model: Model,
@@ -64,6 +77,8 @@ def evaluate(
     states: States = False,
     instructed: Instructed = False,
     instructions_of: InstructionsOf = "",
+    dimensions: Dimensions = "",
+    quantized: Quantized = False,
     nproc: EncodingRanks = None,
 ) -> None:
     """Score a model's retrieval with MTEB, on the held-out split or on official tasks.
@@ -93,12 +108,27 @@ def evaluate(
                 states=states,
                 instructed=instructed,
                 instructions_of=instructions_of,
+                dimensions=_numbers(dimensions),
+                quantized=quantized,
             ),
             world=world,
         )
     if world.first:
         show_scores(result)
         _report_files(Path(model).expanduser(), output, result)
+
+
+def _numbers(text: str) -> tuple[int, ...] | None:
+    """Return the whole numbers of a comma-separated list; None for an empty one."""
+    if not text:
+        return None
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise ConfigError(f"--dimensions {text!r}: give numbers of components, as 256,128")
+    return found
 
 
 def _report_files(folder: Path, output: Path, result: dict[str, Any]) -> None:
@@ -134,6 +164,9 @@ def show_scores(result: dict[str, Any]) -> None:
         table.add_row(name, *cells, str(score["queries"]), str(score["documents"]))
     console = Console()
     console.print(table)
+    for name, score in result["tasks"].items():
+        if score.get("compressed"):
+            _show_compressed(console, name, score["compressed"])
     if "protocol" in result:
         console.print(result["protocol"], highlight=False)
     if "generation" in result:
@@ -145,6 +178,16 @@ def show_scores(result: dict[str, Any]) -> None:
         console.print(written)
     if "states" in result:
         _show_states(console, result["states"])
+
+
+def _show_compressed(console: Console, task: str, rows: list[dict[str, Any]]) -> None:
+    """Print the scores of truncated and quantised vectors."""
+    heads = ("dimensions", "precision", "bytes", "R@10", "N@10")
+    table = Table(*heads, title=f"{task}: truncated and quantised vectors")
+    for row in rows:
+        scores = (f"{row[key]:.4f}" for key in ("recall_at_10", "ndcg_at_10"))
+        table.add_row(str(row["dimensions"]), row["precision"], f"{row['bytes']:,}", *scores)
+    console.print(table)
 
 
 def _show_states(console: Console, rows: list[dict[str, Any]]) -> None:

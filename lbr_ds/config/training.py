@@ -176,6 +176,12 @@ class Stage2Config(StageConfig):
         description="A candidate whose cosine to the query exceeds the positive's by more than "
         "this is not used as a negative; 0.1 is usual. null: similarity excludes no candidate.",
     )
+    matryoshka: dict[Annotated[int, Field(ge=1, le=1 << 20)], _Weight] = Field(
+        default_factory=dict,
+        description="Lengths to which vectors may be truncated: the loss is computed on these "
+        "prefixes too. A list gives each the weight 1: [256, 128, 64]; a mapping other weights: "
+        "{256: 1, 64: 0.5}. The whole vector has the weight 1.",
+    )
     chunk_tokens: int | None = Field(
         default=None,
         ge=16,
@@ -184,6 +190,17 @@ class Stage2Config(StageConfig):
         description="Most tokens of one rank in one forward pass of gradient caching, which is "
         "used when a step exceeds micro_batch_tokens. null: micro_batch_tokens.",
     )
+
+    @field_validator(
+        "matryoshka", mode="before", json_schema_input_type=dict[int, _Weight] | list[int]
+    )
+    @classmethod
+    def _list_has_equal_weights(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if len(set(map(str, value))) < len(value):
+            raise ValueError("a length is given twice")
+        return dict.fromkeys(value, 1.0)
 
     @model_validator(mode="after")
     def _chunk_within_micro_batch(self) -> Stage2Config:

@@ -22,15 +22,17 @@ import torch
 from mteb.abstasks.abstask import AbsTask
 from mteb.models import MTEBModels
 
+from lbr_ds import lineage
 from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import ConfigError
+from lbr_ds.evaluation.compression import check_dimensions, score_compressed
 from lbr_ds.evaluation.contamination import check_overlap
 from lbr_ds.evaluation.generation import score_generation
 from lbr_ds.evaluation.judgements import Judgements
 from lbr_ds.evaluation.layers import score_layers
 from lbr_ds.evaluation.library_logs import silence_libraries
 from lbr_ds.evaluation.models import OwnModel, load_model
-from lbr_ds.evaluation.scoring import fetch, score_task
+from lbr_ds.evaluation.scoring import Measure, fetch, score_task
 from lbr_ds.evaluation.tasks import HeldOutTask, held_out_tasks, official_tasks
 from lbr_ds.instructions import bare
 from lbr_ds.runs import ResolvedModel, resolve_model
@@ -57,6 +59,9 @@ class EvalOptions:
         states: Also score retrieval by layer and pooling (lbr-ds models; `layers.py`).
         instructed: Give the instructions of the data to other models, too.
         instructions_of: The source whose instructions an lbr-ds model uses on official tasks.
+        dimensions: Also score the held-out vectors truncated to these lengths; None: to those that
+            an lbr-ds model was trained for (`stage2.matryoshka`).
+        quantized: Also score them as int8 and binary vectors (`compression.py`).
     """
 
     batch_size: int = 64
@@ -70,6 +75,8 @@ class EvalOptions:
     states: bool = False
     instructed: bool = False
     instructions_of: str = ""
+    dimensions: tuple[int, ...] | None = None
+    quantized: bool = False
 
 
 _DEFAULTS = EvalOptions()
@@ -99,7 +106,7 @@ def evaluate(
         "per_query": {name: {query id: nDCG@10}}}, with data also "protocol", on request "examples",
         "generation" and "states". Scores are "recall_at_10", "ndcg_at_10", "mrr_at_10" (or
         "main_score" and "metric" where a task is not retrieval), "queries" and "documents"; for a
-        held-out task also those of `geometry.measure`.
+        held-out task also those of `geometry.measure`, and "compressed" of `score_compressed`.
 
     Raises:
         ConfigError: An unknown task or model, or nothing to score on.
@@ -114,7 +121,7 @@ def evaluate(
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     with silence_libraries():
         overlap = check_overlap(model, chosen, options.allow_overlap, fetch)
-        scores = _score_all(_load(model, options, world), chosen, options.batch_size, world)
+        scores = _score_all(_load(model, options, world), resolved, chosen, options, world)
     result: dict[str, Any] = {
         "model": model,
         "data": None if data is None else public_url(data),
@@ -125,11 +132,11 @@ def evaluate(
         "per_query": {task.metadata.name: task.per_query for task in held_out},
         "environment": _environment(),
     }
+    result |= {"overlap": overlap} if overlap else {}
     if held_out:
         result["protocol"] = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
-    result |= {"overlap": overlap} if overlap else {}
-    if options.examples and held_out:
-        result["examples"] = _examples(held_out[0], options.examples, options.seed)
+        examples = _examples(held_out[0], options.examples, options.seed)
+        result |= {"examples": examples} if examples else {}
     if world.first:
         result |= _inspect(resolved, held_out, options)
         if output is not None:
@@ -141,11 +148,36 @@ def _check_inspectable(
     model: str, resolved: ResolvedModel, data: Path | str | None, options: EvalOptions
 ) -> None:
     """Raise ConfigError unless what was requested beyond retrieval scores can be computed."""
+    if (options.dimensions or options.quantized) and data is None:
+        raise ConfigError(
+            f"{model}: --dimensions and --quantized score the vectors of held-out data; give --data"
+        )
     if (options.generation or options.states) and not (resolved.ours and data is not None):
         raise ConfigError(
             f"{model}: --generation and --states need a run, a checkpoint or a folder of lbr-ds, "
             "and --data; leave them out for other models"
         )
+
+
+def _compression(
+    encoder: MTEBModels, resolved: ResolvedModel, options: EvalOptions
+) -> Measure | None:
+    """Return what scores truncated and quantised vectors; None: nothing to score."""
+    dimensions = options.dimensions
+    if dimensions is None:
+        own = lineage.load(resolved.folder) if resolved.ours and resolved.folder else None
+        dimensions = own.dimensions if own else ()
+    if not dimensions and not options.quantized:
+        return None
+    if isinstance(encoder, OwnModel):  # before the corpus is encoded
+        check_dimensions(dimensions, encoder.encoder.dimension)
+    chosen, quantized = dimensions, options.quantized
+
+    def measure(queries: np.ndarray, documents: np.ndarray, judged: Judgements) -> dict[str, Any]:
+        rows = score_compressed(queries, documents, judged, chosen, quantized=quantized)
+        return {"compressed": rows}
+
+    return measure
 
 
 def _inspect(
@@ -187,17 +219,24 @@ def _load(model: str, options: EvalOptions, world: World) -> MTEBModels:
 
 
 def _score_all(
-    encoder: MTEBModels, tasks: Sequence[AbsTask], batch_size: int, world: World
+    encoder: MTEBModels,
+    resolved: ResolvedModel,
+    tasks: Sequence[AbsTask],
+    options: EvalOptions,
+    world: World,
 ) -> dict[str, dict[str, Any]]:
     """Return each task's scores by its name; afterwards the ranks leave the process group."""
     show = world.first and sys.stderr.isatty()
     if isinstance(encoder, OwnModel) and not all(isinstance(task, HeldOutTask) for task in tasks):
         encoder.warn_of_several_instructions()
+    measure = _compression(encoder, resolved, options)
     documents: dict[str, np.ndarray] = {}  # vectors of the held-out tasks, which share one corpus
     scores = {}
     with show_progress() if world.first else nullcontext(no_progress) as progress:
         for number, task in enumerate(tasks, 1):
-            scores[task.metadata.name] = score_task(encoder, task, batch_size, show, documents)
+            scores[task.metadata.name] = score_task(
+                encoder, task, options.batch_size, show, documents, measure
+            )
             progress("eval: tasks", number, len(tasks))
     if world.size > 1:
         leave()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lbr_ds.evaluation.geometry import normalised
 from lbr_ds.evaluation.judgements import Judgements
 
-_DEPTH = 10
+DEPTH = 10
 _TILE = 512  # queries whose scores are in memory at a time
 
 
@@ -23,16 +25,26 @@ def rank_scores(queries: np.ndarray, passages: np.ndarray, judged: Judgements) -
         judged: The relevance judgements.
     """
     queries, passages = normalised(queries), normalised(passages)
+    return rank_by(lambda rows: queries[rows] @ passages.T, judged)
+
+
+def rank_by(scores: Callable[[slice], np.ndarray], judged: Judgements) -> dict[str, float]:
+    """Return {"recall_at_10", "ndcg_at_10"} of a ranking by any scores, higher ones first.
+
+    Args:
+        scores: Takes a slice of the queries and returns their scores of all documents, (n, N).
+        judged: The relevance judgements.
+    """
     ids = list(judged.documents)
     behind = np.empty(len(ids), np.int64)
     behind[sorted(range(len(ids)), key=ids.__getitem__, reverse=True)] = np.arange(len(ids))
-    depth = min(_DEPTH, len(ids))
-    discounts = 1 / np.log2(np.arange(2, _DEPTH + 2))
+    depth = min(DEPTH, len(ids))
+    discounts = 1 / np.log2(np.arange(2, DEPTH + 2))
     recalls, gains = [], []
     relevant = [judged.relevant[i] for i in judged.queries]
-    for start in range(0, len(queries), _TILE):
-        scores = queries[start : start + _TILE] @ passages.T
-        for row, right in zip(scores, relevant[start : start + _TILE], strict=True):
+    for start in range(0, len(relevant), _TILE):
+        rows = slice(start, start + _TILE)
+        for row, right in zip(scores(rows), relevant[rows], strict=True):
             top = np.flatnonzero(row >= np.partition(row, -depth)[-depth])
             top = top[np.lexsort((behind[top], -row[top]))][:depth]
             hits = np.array([ids[i] in right for i in top])

@@ -18,6 +18,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
+class _Compressed(_Part):
+    dimensions: int
+    precision: str
+    bytes: int
+    recall_at_10: float
+    ndcg_at_10: float
+
+
 class _Task(_Part):
     recall_at_10: float | None = None
     ndcg_at_10: float | None = None
@@ -26,6 +34,7 @@ class _Task(_Part):
     metric: str | None = None
     queries: int | None = None
     documents: int | None = None
+    compressed: list[_Compressed] = []
 
 
 class _Passage(_Part):

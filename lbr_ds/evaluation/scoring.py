@@ -18,9 +18,11 @@ from mteb.models import MTEBModels
 
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.evaluation import geometry
+from lbr_ds.evaluation.judgements import Judgements
 from lbr_ds.evaluation.models import OwnModel
 from lbr_ds.evaluation.tasks import HeldOutTask
 
+Measure = Callable[[np.ndarray, np.ndarray, Judgements], dict[str, Any]]
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
 
 
@@ -30,6 +32,7 @@ def score_task(
     batch_size: int = 64,
     show: bool | None = None,
     known: dict[str, np.ndarray] | None = None,
+    measure: Measure | None = None,
 ) -> dict[str, Any]:
     """Score one task by mteb, without its result cache; averaged over splits and languages.
 
@@ -39,6 +42,8 @@ def score_task(
         batch_size: Texts per forward pass of sentence-transformers models.
         show: Whether to show mteb's progress bars; None: on a terminal.
         known: {id: vector} of held-out documents that need no encoding; new ones are added.
+        measure: `measure(queries, documents, judgements)` returns further scores of the vectors of
+            a held-out task.
 
     Returns:
         Scores, "queries" and "documents", as `evaluate` describes them.
@@ -67,7 +72,11 @@ def score_task(
     if not isinstance(task, HeldOutTask):
         task.unload_data()
     elif all(seen.values()):
-        scores |= _geometry(task, seen)
+        queries = np.stack([seen["query"][i] for i in task.judged.queries])
+        documents = np.stack([seen["document"][i] for i in task.judged.documents])
+        own = task.judged.document_indices()
+        scores |= geometry.measure(queries, documents, *own)
+        scores |= measure(queries, documents, task.judged) if measure else {}
     return scores
 
 
@@ -110,16 +119,6 @@ def recorded(
     finally:
         if encode is not None:
             del encoder.encode  # uncovers the method of the class
-
-
-def _geometry(task: HeldOutTask, seen: dict[str, dict[str, np.ndarray]]) -> dict[str, float | None]:
-    """Return `geometry.measure` of the recorded vectors."""
-    judged = task.judged
-    return geometry.measure(
-        np.stack([seen["query"][i] for i in judged.queries]),
-        np.stack([seen["document"][i] for i in judged.documents]),
-        *judged.document_indices(),
-    )
 
 
 def fetch(task: AbsTask) -> None:

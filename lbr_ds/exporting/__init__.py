@@ -21,7 +21,7 @@ from lbr_ds import runs
 from lbr_ds.errors import CheckpointError, ConfigError, InternalError
 from lbr_ds.exporting import check_export
 from lbr_ds.exporting.card import model_card
-from lbr_ds.exporting.folder import write_sentence_transformers
+from lbr_ds.exporting.folder import write_dimensions, write_sentence_transformers
 from lbr_ds.exporting.layout import write_weights
 from lbr_ds.exporting.onnx_graph import check_installed, prove_onnx, write_onnx
 from lbr_ds.exporting.prove import TOLERANCE, proof_texts, prove
@@ -69,6 +69,7 @@ def export(
         write_weights(source, part, causal_lm=causal_lm)
         needs = _needs(write_legacy_rope(part))
         write_sentence_transformers(part, card)
+        write_dimensions(part)
         progress("export", 1, 3)
         parity = {**_proved(source, part, out), "needs": needs}
         progress("export", 2, 3)

@@ -12,11 +12,26 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from lbr_ds import lineage
 from lbr_ds.instructions import Instructions
 from lbr_ds.model.bottleneck import Card
 
 log = logging.getLogger(__name__)
 _MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+def write_dimensions(folder: Path) -> None:
+    """Write the lengths to which vectors may be truncated to config.json, where vLLM reads them.
+
+    vLLM then accepts `dimensions` in a request, for these lengths only, so the whole is one too.
+    """
+    made = lineage.load(folder)
+    if made is None or not made.dimensions:
+        return
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["matryoshka_dimensions"] = [config["hidden_size"], *made.dimensions]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_sentence_transformers(folder: Path, card: Card) -> None:

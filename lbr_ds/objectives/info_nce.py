@@ -29,17 +29,28 @@ On one rank:
 Which candidates are masked: `false_negatives.py`. Scores and mask of n queries and C candidates
 would outgrow the model's own memory, so neither exists as a whole: a tile of rows is scored, its
 loss is added and its gradients are computed, and the next tile takes its place.
+
+**Matryoshka** (Kusupati et al. 2022, arXiv 2205.13147): with `prefixes={d: w_d}` the loss is also
+computed on the first d components of all vectors, scaled to unit length again, so that a truncated
+vector retrieves well too:
+
+    L = (L_D + sum_d w_d L_d) / (1 + sum_d w_d)
+
+Which candidates are negatives is decided once, by the whole vectors. A prefix costs d / D of the
+products and one more tile; no truncated copy of the vectors is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 TILE = 1 << 20  # scores in one tile: 4 MiB of fp32
+NO_PREFIXES: Mapping[int, float] = {}
 STATS = ("loss", "accuracy", "positive_cosine", "negative_cosine", "no_negatives")
 # (n, C) bool, or a function that returns the part for a slice of the rows; True: no negative.
 Mask = Tensor | Callable[[slice], Tensor]
@@ -53,6 +64,7 @@ def info_nce(
     positives: Tensor | None = None,
     mask: Mask | None = None,
     margin: float | None = None,
+    prefixes: Mapping[int, float] = NO_PREFIXES,
     reduction: Literal["mean", "sum"] = "mean",
     tile: int = TILE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -72,20 +84,34 @@ def info_nce(
             2506.05176, section 3) uses 0.1; below 0 it also masks candidates that come close from
             below, as the absolute margin of NV-Retriever (arXiv 2407.15831). The choice has no
             gradient. None: no margin.
+        prefixes: {number of leading components: weight of its loss}, for Matryoshka.
         reduction: over the queries.
         tile: scores held at a time (at least one row).
 
     Returns:
-        The loss, and `loss`, `accuracy` (share of queries whose positive scores highest),
-        `positive_cosine`, `negative_cosine` (mean over a query's negatives) and `no_negatives`
-        (share of queries that have none), without gradient.
+        The loss, and without gradient, of the whole vectors: `loss`, `accuracy` (share of queries
+        whose positive scores highest), `positive_cosine`, `negative_cosine` (mean over a query's
+        negatives) and `no_negatives` (share of queries that have none). Of each prefix d: `loss_d`
+        and `accuracy_d`.
     """
     if positives is None:
         positives = torch.arange(len(queries), device=queries.device)
-    loss, stats = _InfoNCE.apply(queries, candidates, positives, mask, temperature, margin, tile)
+    scoring = _Scoring(temperature, margin, dict(prefixes), tile)
+    loss, stats = _InfoNCE.apply(queries, candidates, positives, mask, scoring)
     if reduction == "mean":
         loss, stats = loss / len(queries), stats / len(queries)
-    return loss, dict(zip(STATS, stats, strict=True))
+    names = [*STATS, *(f"{name}_{size}" for size in prefixes for name in STATS[:2])]
+    return loss, dict(zip(names, stats, strict=True))
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """What `info_nce` takes beside tensors, as described there."""
+
+    temperature: float
+    margin: float | None
+    prefixes: dict[int, float]
+    tile: int
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -98,34 +124,86 @@ class _InfoNCE(torch.autograd.Function):
         candidates: Tensor,
         positives: Tensor,
         mask: Mask | None,
-        temperature: float,
-        margin: float | None,
-        tile: int,
+        scoring: _Scoring,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(queries.dtype, torch.float32)
         q, c = queries.to(dtype), candidates.to(dtype)
         need = ctx.needs_input_grad[:2]
         grads = (torch.empty_like(q) if need[0] else None, torch.zeros_like(c) if need[1] else None)
+        total = 1 + sum(scoring.prefixes.values())
+        parts = [_Prefix(q, c, d, w / total, grads) for d, w in scoring.prefixes.items()]
         stats = q.new_zeros(len(STATS))
-        count = max(1, tile // len(c))
+        count = max(1, scoring.tile // len(c))
         for start in range(0, len(q), count):
             rows = slice(start, start + count)
-            blocked = _mask_rows(mask, rows, len(q[rows]), c)
-            slope, sums = _score(q[rows], c, positives[rows, None], blocked, temperature, margin)
+            blocked, own = _mask_rows(mask, rows, len(q[rows]), c), positives[rows, None]
+            cosines = q[rows] @ c.T
+            slope, sums = _score(cosines, own, blocked, scoring.temperature, scoring.margin)
             stats += sums
+            if parts:
+                slope /= total
             if grads[0] is not None:
                 torch.mm(slope, c, out=grads[0][rows])
             if grads[1] is not None:
                 grads[1].addmm_(slope.T, q[rows])
+            for part in parts:
+                part.add(rows, own, blocked, scoring.temperature)
+        loss = stats[0] / total
+        for part in parts:
+            loss = loss + part.weight * part.stats[0]
+            part.finish()
         ctx.grads, ctx.dtypes = grads, (queries.dtype, candidates.dtype)
-        ctx.mark_non_differentiable(stats)
-        return stats[0].clone(), stats
+        every = torch.cat([stats, *(part.stats for part in parts)])
+        ctx.mark_non_differentiable(every)
+        return loss.clone(), every
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = zip(ctx.grads, ctx.dtypes, strict=True), None  # scaled in place, so once
         scaled = (None if g is None else g.mul_(slope).to(dtype) for g, dtype in grads)
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None)
+
+
+class _Prefix:
+    """The loss of the first `size` components of all vectors, added to the gradients in place.
+
+    With s = 1 / |x[:d]|, a prefix of unit length is s x[:d]; if g is the gradient with respect to
+    it, that of x[:d] is s (g - (g . s x[:d]) s x[:d]). The products g . s x[:d] are sums of slope
+    times cosine, over a row for a query and over a column for a candidate.
+    """
+
+    def __init__(
+        self, q: Tensor, c: Tensor, size: int, weight: float, grads: tuple[Tensor | None, ...]
+    ) -> None:
+        self.weight = weight
+        self.q, self.c = q[:, :size], c[:, :size]
+        self.grads = [None if grad is None else grad[:, :size] for grad in grads]
+        # As torch.nn.functional.normalize does, a vector of zeros has the scale 1e12.
+        self.q_scale = self.q.norm(dim=1, keepdim=True).clamp_min(1e-12).reciprocal()
+        self.c_scale = self.c.norm(dim=1, keepdim=True).clamp_min(1e-12).reciprocal()
+        self.along = torch.zeros_like(self.c_scale)  # g . s x[:d] of each candidate so far
+        self.stats = q.new_zeros(2)
+
+    def add(self, rows: slice, own: Tensor, blocked: Tensor, temperature: float) -> None:
+        """Add one tile of queries."""
+        q, q_scale = self.q[rows], self.q_scale[rows]
+        cosines = (q @ self.c.T).mul_(q_scale).mul_(self.c_scale.T)
+        slope, sums = _score(cosines.clone(), own, blocked, temperature, None)
+        self.stats += sums[:2]
+        slope *= self.weight
+        cosines *= slope
+        slope.mul_(q_scale).mul_(self.c_scale.T)
+        if self.grads[0] is not None:
+            along = cosines.sum(1, keepdim=True) * q_scale.square()
+            self.grads[0][rows] += (slope @ self.c).addcmul_(along, q, value=-1)
+        if self.grads[1] is not None:
+            self.along += cosines.sum(0)[:, None]
+            self.grads[1].addmm_(slope.T, q)
+
+    def finish(self) -> None:
+        """Add what is left of the candidates' gradients, after the last tile."""
+        if self.grads[1] is not None:
+            self.grads[1].addcmul_(self.along * self.c_scale.square(), self.c, value=-1)
 
 
 def _mask_rows(mask: Mask | None, rows: slice, count: int, candidates: Tensor) -> Tensor:
@@ -136,19 +214,19 @@ def _mask_rows(mask: Mask | None, rows: slice, count: int, candidates: Tensor) -
 
 
 def _score(
-    q: Tensor, c: Tensor, own: Tensor, blocked: Tensor, temperature: float, margin: float | None
+    cosines: Tensor, own: Tensor, blocked: Tensor, temperature: float, margin: float | None
 ) -> tuple[Tensor, Tensor]:
     """Return one tile's (d loss / d cosines (rows, C), stats as sums over the rows).
 
-    own (rows, 1): each query's positive. blocked (rows, C): is written to.
+    cosines (rows, C): the result is written over them. own (rows, 1): each query's positive.
+    blocked (rows, C): is written to.
     """
-    cosines = q @ c.T
     positive = cosines.gather(1, own)
     if margin is not None:
         blocked |= cosines > positive + margin
     blocked.scatter_(1, own, False)
     # The own positive is no negative; the candidates beside it that are not masked are.
-    left = c.shape[0] - 1 - blocked.sum(1)
+    left = cosines.shape[1] - 1 - blocked.sum(1)
     count = left.clamp_min(1)
     negative = (cosines.masked_fill_(blocked, 0.0).sum(1) - positive[:, 0]) / count
     scores = cosines.masked_fill_(blocked, float("-inf")).div_(temperature)
@@ -159,5 +237,5 @@ def _score(
     slope = scores.sub_(total).exp_()
     slope.scatter_add_(1, own, torch.full_like(positive, -1.0))
     sums = [losses.sum(), right, positive.sum(), negative.sum(), (left == 0).sum()]
-    stats = torch.stack([number.to(q.dtype) for number in sums])
+    stats = torch.stack([number.to(total.dtype) for number in sums])
     return slope.div_(temperature), stats

@@ -21,7 +21,8 @@ def compare(evals: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One table a task, in the order in which the evaluations name them.
 
     Returns [{"task", "about", "queries", "documents", "rows": [{"key", "label", <metric>, "gain"}],
-    "pairs": {"better", "worse", "same", "gain", "low", "high", "p"} or None, "mixed"}]. about: the
+    "pairs": {"better", "worse", "same", "gain", "low", "high", "p"} or None, "mixed",
+    "compressed": rows of `evaluation/compression.py` of the last model}]. about: the
     protocol, and which of its tasks it is; mixed:
     the rows were judged on different numbers of queries or passages. gain: nDCG@10 against
     the base; pairs: the last trained model against the base, query by query.
@@ -57,6 +58,7 @@ def _table(task: str, evals: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "rows": rows,
         "pairs": pairs,
         "mixed": len(different) > 1,
+        "compressed": last.get("compressed", []),
     }
 
 

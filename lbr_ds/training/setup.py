@@ -131,6 +131,12 @@ def check_backbone(run: RunConfig, number: int, world: World) -> None:
             )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
     check_positions(what, config, lengths)
+    size = config.get_text_config().hidden_size
+    if number == 2 and (longest := max(run.stage2.matryoshka, default=0)) >= size:
+        raise ConfigError(
+            f"stage2.matryoshka: {longest} is not shorter than the vectors of {what}, which have "
+            f"{size} components; give lengths below {size}"
+        )
 
 
 def open_stage(

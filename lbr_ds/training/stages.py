@@ -9,7 +9,7 @@ many ranks share it. Which split a stage trains on is in config/stages.py.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from lbr_ds.config import RunConfig, stages
 from lbr_ds.distributed import World
 from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.gradient_caching import chunk_loss, vector_gradients
-from lbr_ds.objectives.info_nce import info_nce
+from lbr_ds.objectives.info_nce import NO_PREFIXES, info_nce
 from lbr_ds.shards import Step
 from lbr_ds.training.work import Work, collate_contrastive, collate_generative
 
@@ -81,6 +81,7 @@ def forward_backward_contrastive(session: Session, work: Work) -> Stats:
         world=world,
         temperature=config.temperature,
         margin=config.false_negative_margin,
+        prefixes=config.matryoshka,
     )
     count = agreed_count(work.micro_batches, world)
     if count == 1:
@@ -100,6 +101,7 @@ def contrastive_loss(
     *,
     temperature: float,
     margin: float | None = None,
+    prefixes: Mapping[int, float] = NO_PREFIXES,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return InfoNCE of this rank's queries against the candidates of all ranks.
 
@@ -109,6 +111,7 @@ def contrastive_loss(
         world: this rank's place among all ranks.
         temperature: see `info_nce`.
         margin: see `info_nce`.
+        prefixes: see `info_nce`.
 
     Returns:
         The loss, whose mean over the ranks (DeepSpeed's average) is the mean over all queries, and
@@ -125,6 +128,7 @@ def contrastive_loss(
         positives=world.rank * len(pairs.text) + torch.arange(n, device=device),
         mask=mask,
         margin=margin,
+        prefixes=prefixes,
         reduction="sum",
     )
     return loss / (n * world.size) * world.size, stats

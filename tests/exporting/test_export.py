@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
 from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.errors import CheckpointError, ConfigError
+from lbr_ds.evaluation import evaluate
 from lbr_ds.exporting import TOLERANCE, export, proof_texts
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.packed_encoder import PackedEncoder
@@ -75,6 +76,25 @@ def test_generator_still_loads(exported: Path) -> None:
     _, report = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+
+
+def test_vectors_may_be_truncated_to_the_trained_lengths(
+    trained: RunConfig, exported: Path, texts: list[str]
+) -> None:
+    """In config.json for vLLM, in the card, as sentence-transformers truncates, and scored."""
+    from sentence_transformers import SentenceTransformer
+
+    config = json.loads((exported / "config.json").read_text())
+    assert config["matryoshka_dimensions"] == [config["hidden_size"], 8, 4]
+    assert "may be truncated to 8, 4 components" in (exported / "README.md").read_text()
+    model = SentenceTransformer(str(exported), truncate_dim=4)
+    short = PackedEncoder(exported).encode(texts)[:, :4]
+    short /= np.linalg.norm(short, axis=1, keepdims=True)
+    assert np.abs(model.encode(texts, normalize_embeddings=True) - short).max() <= TOLERANCE
+    (scores,) = evaluate(str(exported), data=trained.data.folder)["tasks"].values()
+    whole, *others = scores["compressed"]
+    assert [row["dimensions"] for row in others] == [8, 4]
+    assert whole["ndcg_at_10"] == pytest.approx(scores["ndcg_at_10"], abs=1e-5)
 
 
 def test_legacy_files_for_servers(exported: Path, trained: RunConfig) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from lbr_ds.batching.contrastive import Pairs, hashed
+from lbr_ds.bench.peak_memory import peak_bytes
 from lbr_ds.distributed import World
 from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.info_nce import Mask, info_nce
@@ -195,3 +198,54 @@ def test_vectors_in_half_precision_are_scored_in_fp32() -> None:
     wanted, _ = info_nce(x[:13].float(), x[13:].float(), temperature=0.05, mask=mask)
     assert loss.dtype == torch.float32
     assert loss == wanted
+
+
+@pytest.mark.parametrize("tile", [1, 100, 1 << 20])
+@pytest.mark.parametrize("margin", [None, -0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prefixes_equal_autograd(tile: int, margin: float | None, dtype: torch.dtype) -> None:
+    """The weighted mean over prefixes of unit length; negatives as the whole vectors decide."""
+    n, step, weights = 13, made_up(13, 2), {5: 0.5, 2: 2.0}
+    vectors = torch.randn(n * 4, 8, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    vectors[3, :2] = 0  # a prefix of zeros has no direction
+    mask = mask_of(step)(slice(0, n))
+    x = normalize(vectors, dim=-1).requires_grad_()
+    options: dict[str, Any] = {"temperature": 0.05, "margin": margin, "prefixes": weights}
+    loss, stats = info_nce(x[:n], x[n:], mask=mask, tile=tile, **options)
+    (slope,) = torch.autograd.grad(3.0 * loss, x)
+
+    cosines = (x[:n] @ x[n:].T).detach()
+    if margin is not None:
+        mask = mask | (cosines > cosines.diagonal()[:, None] + margin)
+    mask = mask & ~torch.eye(n, len(x) - n, dtype=torch.bool)
+    total = torch.zeros((), dtype=dtype)
+    for size, weight in {8: 1.0, **weights}.items():
+        part = x if size == 8 else normalize(x[:, :size], dim=-1)
+        scores = (part[:n] @ part[n:].T / 0.05).masked_fill(mask, float("-inf"))
+        one = cross_entropy(scores, torch.arange(n))
+        total = total + weight * one
+        name = "" if size == 8 else f"_{size}"
+        right = (scores.argmax(1) == torch.arange(n)).to(dtype).mean()
+        torch.testing.assert_close(stats[f"loss{name}"], one.detach())
+        torch.testing.assert_close(stats[f"accuracy{name}"], right)
+    (wanted,) = torch.autograd.grad(3.0 * total / 3.5, x)
+    near = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(loss, total / 3.5, rtol=near, atol=near)
+    # Nothing to compare where a prefix is zero: its direction has no derivative.
+    rows = [i for i in range(len(x)) if i != 3]
+    torch.testing.assert_close(slope[rows], wanted[rows], rtol=near, atol=10 * near)
+
+
+def test_prefixes_hold_no_further_copy_of_the_vectors() -> None:
+    """A few tiles and numbers per candidate, whatever the lengths; no truncated copy."""
+    n, width = 256, 512
+    drawn = torch.randn(2, n, width, generator=torch.Generator().manual_seed(0))
+    queries, candidates = normalize(drawn, dim=-1).requires_grad_()
+
+    def peak(prefixes: dict[int, float]) -> int:
+        return peak_bytes(
+            lambda: info_nce(queries, candidates, temperature=0.05, tile=4 * n, prefixes=prefixes)
+        )
+
+    copy_of_the_shortest = 4 * n * 64
+    assert peak({256: 1.0, 128: 1.0, 64: 1.0}) - peak({}) < copy_of_the_shortest

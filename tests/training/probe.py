@@ -33,6 +33,7 @@ CASES = {
     "gl-checkpointing": (1, "zero3_cpu", 100, CHECKPOINTING),
     "cl-whole": (2, "zero3_cpu", 4096, []),
     "cl-cached": (2, "zero3_cpu", 100, ["stage2.chunk_tokens=60"]),
+    "cl-prefixes": (2, "zero3_cpu", 100, ["stage2.matryoshka={8: 0.5, 4: 2}"]),
     "cl-checkpointing": (2, "zero3_cpu", 60, CHECKPOINTING),
     "gl-by-part": (1, "zero3_cpu", 100, []),
     "cl-by-part": (2, "zero3_cpu", 60, CHECKPOINTING),

@@ -183,7 +183,10 @@ def begin(run: RunConfig, number: int, split: str, origin: Path, *, resumed: boo
     trained_texts.save(
         [*(t for parent in parents for t in trained_texts.load(parent)), *texts], folder
     )
-    training = Training(stage=number, split=split, steps=0, samples=0, data=data)
+    dimensions = tuple(sorted(run.stage2.matryoshka, reverse=True)) if number == 2 else ()
+    training = Training(
+        stage=number, split=split, steps=0, samples=0, data=data, dimensions=dimensions
+    )
     bottleneck = lineage.Bottleneck.of(run.model, run.bottleneck)
     start = lineage.unite(known) if known else Lineage(backbones=(), bottleneck=bottleneck)
     start = start.model_copy(update={"bottleneck": bottleneck})
