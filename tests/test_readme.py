@@ -117,7 +117,7 @@ def check_command(words: list[str], verbs: dict[str, Any]) -> None:
         return
     command = verbs[words[0]]
     if words[0] == "bench":
-        command = command.commands[words[1] if words[1] == "cluster" else "suite"]
+        command = command.commands[words[1]]
     options = {opt for parameter in command.params for opt in parameter.opts}
     named = {word.split("=")[0] for word in words if word.startswith("--")}
     assert named <= options | {"--help"}, words

@@ -10,43 +10,48 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
-from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
+from lbr_ds.bench.measure import Row, Target, interleaved
+from lbr_ds.bench.setting import Setting
 from lbr_ds.config import load
 from lbr_ds.shards import Manifest, steps
 
 SPLIT = "gl"
 LANES = 64  # samples a step where throughput is measured
 NEAR, FAR = 10, 10**6  # positions in samples
-QUICK = {"rounds": 3}
 
 
-def suite(data: Path | None = None, rounds: int = ROUNDS) -> list[Row]:
-    """Measure both rows on a prepared folder; None: the demo's corpus, prepared for this."""
-    if data is None:
-        from lbr_ds.corpora.prepare import prepare
-
-        with tempfile.TemporaryDirectory() as folder:
-            run = load("demo", [f"data.folder={folder}/data"])
-            prepare(run.data, run.seed)
-            return suite(run.data.local_folder, rounds)
-    return [_throughput(data, rounds), _seek(data, rounds)]
+def measure(target: Target, setting: Setting) -> Row:
+    """Measure a row on a prepared folder; without one on the demo's corpus, prepared for this."""
+    data = setting.shared("data", lambda: _prepared(setting.data))
+    row = _throughput if target.measure == "loader_over_webdataset" else _seek
+    return row(target, data, setting.rounds)
 
 
-def _throughput(data: Path, rounds: int) -> Row:
+@contextmanager
+def _prepared(data: Path | None) -> Iterator[Path]:
+    if data is not None:
+        yield data
+        return
+    from lbr_ds.corpora.prepare import prepare
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = load("demo", [f"data.folder={folder}/data"])
+        prepare(run.data, run.seed)
+        yield run.data.local_folder
+
+
+def _throughput(target: Target, data: Path, rounds: int) -> Row:
     manifest = Manifest.load(data)
     count = manifest.records(SPLIT)
     lanes = min(LANES, count)
     pairs = interleaved(_ours(data, lanes, count), _webdataset(manifest), rounds)
-    return ratio(
-        "loader_over_webdataset",
+    return target.ratio(
         pairs,
-        goal=6.0,
-        better="higher",
-        floor=4.0,
         about=f"samples/s over {count} records, {lanes} a step, one thread, page cache warm",
     )
 
@@ -78,15 +83,11 @@ def _webdataset(manifest: Manifest) -> Callable[[], float]:
     return run
 
 
-def _seek(data: Path, rounds: int) -> Row:
+def _seek(target: Target, data: Path, rounds: int) -> Row:
     lanes = min(NEAR, Manifest.load(data).records(SPLIT))
     pairs = interleaved(_first(data, lanes, FAR), _first(data, lanes, NEAR), rounds)
-    return ratio(
-        "seek_far_over_near",
+    return target.ratio(
         pairs,
-        goal=1.1,
-        better="lower",
-        floor=1.2,
         about=f"time to open and read the step at sample {FAR} over that at {NEAR}, {lanes} a step",
     )
 

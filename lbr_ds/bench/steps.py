@@ -1,4 +1,4 @@
-"""Whole training steps of stage 1 on random sequences, as rows against plain causal training."""
+"""Whole training steps of stage 1 on random sequences, compared with plain causal training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lbr_ds.batching import Sequence, pack
-from lbr_ds.bench.measure import Row, interleaved, ratio
+from lbr_ds.bench.measure import Comparison
 from lbr_ds.bench.workload import ib, ib_flops, plain, plain_flops
 from lbr_ds.cluster.device import clock
 from lbr_ds.model.embedder import Embedder
@@ -44,27 +44,12 @@ def with_ours(model: Embedder) -> Embedder:
     return model
 
 
-def sft(
-    model: Embedder,
-    step: Step,
-    config: dict[str, Any],
-    n: int,
-    count: int,
-    rounds: int,
-    *,
-    goal: float,
-    floor: float,
-) -> Row:
-    """Measure IB-SFT over plain SFT at X = Y = n."""
+def sft(model: Embedder, step: Step, config: dict[str, Any], n: int, count: int) -> Comparison:
+    """Compare IB-SFT with plain SFT at X = Y = n."""
     vocab = config["vocab_size"]
-    ours = step(packed_loss(model, [ib(n, n, vocab) for _ in range(count)]))
-    theirs = step(packed_loss(model, [plain(n, n, vocab) for _ in range(count)]))
-    return ratio(
-        f"ib_sft_over_sft_{n}",
-        interleaved(ours, theirs, rounds),
-        goal=goal,
-        better="lower",
-        floor=floor,
+    return Comparison(
+        step(packed_loss(model, [ib(n, n, vocab) for _ in range(count)])),
+        step(packed_loss(model, [plain(n, n, vocab) for _ in range(count)])),
         theory=ib_flops(config, n, n) / plain_flops(config, n, n),
         about=f"training step, {count} x [X={n}; B=4; Y={n}] over {count} x [X={n}; Y={n}], both "
         "packed, head on Y's rows only",
@@ -72,31 +57,14 @@ def sft(
 
 
 def reconstruct(
-    model: Embedder,
-    step: Step,
-    config: dict[str, Any],
-    n: int,
-    count: int,
-    rounds: int,
-    *,
-    goal: float | None = None,
-    floor: float = 2.1,
-) -> Row:
-    """Measure reconstruction of passages of n tokens over plain language modelling on them.
-
-    The default goal is 1.05 times the ratio of FLOPs.
-    """
+    model: Embedder, step: Step, config: dict[str, Any], n: int, count: int
+) -> Comparison:
+    """Compare reconstruction of passages of n tokens with plain language modelling on them."""
     vocab = config["vocab_size"]
-    ours = step(packed_loss(model, [ib(n, n, vocab) for _ in range(count)]))
-    theirs = step(packed_loss(model, [plain(0, n, vocab) for _ in range(count)]))
-    theory = ib_flops(config, n, n) / plain_flops(config, 0, n)
-    return ratio(
-        f"reconstruct_over_pt_{n}",
-        interleaved(ours, theirs, rounds),
-        goal=goal or 1.05 * theory,
-        better="lower",
-        floor=floor,
-        theory=theory,
+    return Comparison(
+        step(packed_loss(model, [ib(n, n, vocab) for _ in range(count)])),
+        step(packed_loss(model, [plain(0, n, vocab) for _ in range(count)])),
+        theory=ib_flops(config, n, n) / plain_flops(config, 0, n),
         about=f"training step, {count} x [X={n}; B=4; Y={n}] over plain pre-training on "
         f"{count} x {n} tokens",
     )

@@ -24,6 +24,17 @@ def config_of(backbone: str) -> dict[str, Any]:
 
 
 SMALL = config_of(DEMO)
+TINY: dict[str, Any] = {  # a backbone for short versions
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "vocab_size": 128,
+}
 
 
 def random_model(

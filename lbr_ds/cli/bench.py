@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from typer.core import TyperGroup
 
+from lbr_ds.bench import SUITES, find_suite, show_number, verdict
 from lbr_ds.cli.app import JsonFile, Overrides, Recipe, Stage
-from lbr_ds.errors import ConfigError
-from lbr_ds.system.atomic import write_json
+from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.system.failures import check_writable, writing
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class _Suites(TyperGroup):
-    """`bench cluster` is a command of its own; any other word is the name of a suite."""
+    """Names the nearest suite when a word is not the name of one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Insert the command `suite` before a word that is no command."""
+        """Return the command; an unknown one is an error with a hint."""
         if args and args[0] not in self.commands:
-            return "suite", self.commands["suite"], args
+            find_suite(args[0])
         return super().resolve_command(ctx, args)
 
 
@@ -37,35 +37,102 @@ bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     subcommand_metavar="SUITE [ARGS]...",
-    help="Run a benchmark suite of this program (gpu, loader), or benchmark a cluster.",
+    help=f"Run a benchmark suite of this program ({', '.join(SUITES)}), or benchmark a cluster.",
 )
 
+Rows = Annotated[
+    list[str] | None,
+    typer.Option("--row", help="Measure this row only; give it again for more rows."),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(min=0, help="Time budget. Rows that cannot end within it are left out."),
+]
+Texts = Annotated[
+    Path | None,
+    typer.Option(help="Prepared data; default: the demo's for loader, made-up texts for gpu."),
+]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of each row of times.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Tiny sizes, to see every row run; on a CPU too.")
+]
+ListRows = Annotated[bool, typer.Option("--list", help="List the rows with their targets and end.")]
 
-@bench.command()
-def suite(
-    suite: Annotated[str, typer.Argument(help="gpu or loader.")],
-    out: JsonFile = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Records (.jsonl, .jsonl.gz) or a prepared folder; default: the demo's."),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A short version, to see it run.")] = False,
-) -> None:
-    """Run a benchmark suite and compare it with its targets. The word `suite` may be left out.
 
-    Example: `lbr-ds bench loader --quick --json loader.json`
+def _suite_command(name: str) -> Callable[..., None]:
+    """Return the command `lbr-ds bench NAME`."""
+
+    def command(
+        rows: Rows = None,
+        minutes: Minutes = None,
+        out: JsonFile = None,
+        data: Texts = None,
+        rounds: Rounds = None,
+        quick: Quick = False,
+        list_rows: ListRows = False,
+    ) -> None:
+        if list_rows:
+            return _list_rows(name)
+        from lbr_ds.bench import run_suite
+
+        find_suite(name).chosen(rows or ())
+        if out is not None:
+            check_writable(out)
+        with writing(out or tempfile.gettempdir()):
+            result = run_suite(
+                name,
+                rows=rows or (),
+                minutes=minutes,
+                data=data,
+                quick=quick,
+                rounds=rounds,
+                out=out,
+            )
+        show_bench(result)
+        if out is not None:
+            typer.echo(f"written to {out}")
+        _report_missing(name, result)
+
+    suite = SUITES[name]
+    first = suite.targets[0].measure
+    command.__doc__ = f"""{suite.about}
+
+    Each row is printed and written to the JSON file as soon as it is measured, and a file that has
+    rows of this machine already keeps them. So a suite can be run in pieces.
+
+    Rows: {", ".join(target.measure for target in suite.targets)}.
+
+    Example: `lbr-ds bench {name} --row {first} --minutes 4 --json {name}.json`
     """
-    from lbr_ds.bench import as_result, run_suite
+    return command
 
-    if out is not None:
-        check_writable(out)
-    with writing(tempfile.gettempdir()):
-        result = as_result(suite, run_suite(suite, data=data, quick=quick))
-    show_bench(result)
-    if out is not None:
-        with writing(out):
-            write_json(out, result)
-        typer.echo(f"written to {out}")
+
+for _name in SUITES:
+    bench.command(_name)(_suite_command(_name))
+
+
+def _list_rows(name: str) -> None:
+    """Print the rows of a suite with their targets."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("row", "must", "goal", "about s", "what"):
+        table.add_column(column, no_wrap=column != "what")
+    for target in find_suite(name).targets:
+        sign = ">=" if target.better == "higher" else "<="
+        bounds = (f"{sign}{show_number(value)}" for value in (target.floor, target.goal))
+        table.add_row(target.measure, *bounds, f"{target.seconds:.0f}", target.about)
+    Console().print(table)
+
+
+def _report_missing(name: str, result: dict[str, Any]) -> None:
+    """Name the rows left out. Raises EnvironmentProblem if rows could not be measured."""
+    if left := result["left_out"]:
+        again = " ".join(f"--row {row}" for row in left)
+        typer.echo(f"left out for lack of time: `lbr-ds bench {name} {again}`")
+    if failed := [row["measure"] for row in result["rows"] if row["value"] is None]:
+        raise EnvironmentProblem(
+            f"{len(failed)} row(s) could not be measured: {', '.join(failed)}; the reasons are "
+            "above and in the result"
+        )
 
 
 Ranks = Annotated[
@@ -202,24 +269,15 @@ def show_bench(result: dict[str, Any]) -> None:
         measured = row["value"] is not None
         table.add_row(
             row["measure"],
-            f"{row['value']:.3g}" if measured else "-",
-            f"{low:.3g}..{high:.3g}" if measured and row["rounds"] > 1 else "",
+            show_number(row["value"]) if measured else "-",
+            f"{show_number(low)}..{show_number(high)}" if measured and row["rounds"] > 1 else "",
             *([theory] if promised else []),
-            f"{sign}{row['floor']:.3g}",
-            f"{sign}{row['goal']:.3g}",
-            _mark(row),
+            f"{sign}{show_number(row['floor'])}",
+            f"{sign}{show_number(row['goal'])}",
+            verdict(row, bool(result.get("quick"))),
         )
     console = Console()
     console.print(table)
     for row in result["rows"]:
         about = f"{row['measure']}: {row['about']}; {row['rounds']} round(s)"
         console.print(about, style="dim", highlight=False, markup=False, soft_wrap=True)
-
-
-def _mark(row: dict[str, Any]) -> str:
-    if row["value"] is None:
-        return "not measured"
-    better = operator.ge if row["better"] == "higher" else operator.le
-    if better(row["value"], row["goal"]):
-        return "goal"
-    return "must" if better(row["value"], row["floor"]) else "miss"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from lbr_ds.config.ds_config import Layout
 from lbr_ds.config.training import StageConfig
 from lbr_ds.distributed import World
 from lbr_ds.model.bottleneck import load_tokenizer
-from lbr_ds.model.embedder import build_embedder
+from lbr_ds.model.embedder import Embedder, build_embedder
 from lbr_ds.model.lora import adapting
 from lbr_ds.system import environment
 from lbr_ds.training.checkpoint.saver import Saver
@@ -161,12 +161,6 @@ def build_engine(
     origin = origin or starting_point(run, number, world)
     weights = origin / "model" if (origin / "model").is_dir() else origin
     backbone = run.run / "backbone"
-    make = functools.partial(
-        build_embedder,
-        backbone,
-        activation_checkpointing=run.model.activation_checkpointing,
-        trust_remote_code=run.model.trust_remote_code,
-    )
     if layout.width == 2 and world.device.type == "cpu" and environment.cpu_lacks_bf16():
         log.warning(
             "engine.ds_config=%s: this CPU has no instructions for bf16 and takes several times as "
@@ -175,12 +169,22 @@ def build_engine(
         )
     seed_all(run.seed)
     return Engine(
-        make,
+        embedder_maker(run),
         Origin(weights, spare=backbone if number == 2 else None),
         layout=layout,
         optim=run.stage(number).optim,
         world=world,
         adapt=adapting(run, backbone),
+    )
+
+
+def embedder_maker(run: RunConfig) -> Callable[[torch.dtype], Embedder]:
+    """Return `make(dtype)`, which builds the embedder as training uses it, without its weights."""
+    return functools.partial(
+        build_embedder,
+        run.run / "backbone",
+        activation_checkpointing=run.model.activation_checkpointing,
+        trust_remote_code=run.model.trust_remote_code,
     )
 
 

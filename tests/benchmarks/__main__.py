@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from lbr_ds.bench import as_result, run_suite
+from lbr_ds.bench import Row, as_result
 from lbr_ds.cli.bench import show_bench
 from lbr_ds.distributed import end
-from lbr_ds.errors import LbrError
+from lbr_ds.errors import ConfigError, LbrError
 from lbr_ds.system.atomic import write_json
 
 ALL = ("attention", "stage1", "stage2", "encode", "peers")  # about half an hour on two cores
 SUITES = {name: f"tests.benchmarks.{name}" for name in (*ALL, "prepare_memory")}
+
+log = logging.getLogger(__name__ if __name__ != "__main__" else "tests.benchmarks")
 
 
 def main() -> int:
@@ -35,7 +40,7 @@ def main() -> int:
     names = ALL if args.suite == "all" else (args.suite,)
     rows = []
     for name in names:
-        rows += run_suite(name, SUITES, args.data, quick=args.quick, rounds=args.rounds)
+        rows += run_suite(name, args.data, quick=args.quick, rounds=args.rounds)
     result = as_result(args.suite, rows)
     show_bench(result)
     if args.plot:
@@ -47,6 +52,20 @@ def main() -> int:
     if args.json:
         write_json(args.json, result)
     return 0
+
+
+def run_suite(name: str, data: Path | None, *, quick: bool, rounds: int | None) -> list[Row]:
+    """Run one suite. Raises ConfigError for an unknown name."""
+    if name not in SUITES:
+        raise ConfigError(f"unknown suite {name!r}; known: all, {', '.join(SUITES)}")
+    module = importlib.import_module(SUITES[name])
+    arguments: dict[str, Any] = dict(module.QUICK) if quick else {}
+    given = {"data": data, "rounds": rounds}
+    taken = inspect.signature(module.suite).parameters
+    arguments |= {key: value for key, value in given.items() if value is not None and key in taken}
+    log.info("== %s", name)
+    made: list[Row] = module.suite(**arguments)
+    return made
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ same weights; `theory` is the ratio of the FLOPs that each side must do, optimiz
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import random
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from lbr_ds.batching import Sequence
 from lbr_ds.bench.attention import dense_ib_mask
-from lbr_ds.bench.measure import ROUNDS, Row, interleaved, ratio
+from lbr_ds.bench.measure import ROUNDS, Comparison, Row, Target, interleaved, ratio
 from lbr_ds.bench.peak_memory import peak_bytes
 from lbr_ds.bench.steps import Step, packed_loss, reconstruct, sft, timed_step
 from lbr_ds.bench.workload import (
@@ -37,6 +38,7 @@ from lbr_ds.objectives.generative import ib_generative_loss
 from lbr_ds.plan.flops import flops, sizes_of
 from tests.benchmarks.texts import TINY
 
+log = logging.getLogger(__name__)
 ROWS, WORDS = 1024, 32_000  # of the head's rows
 QUICK = {"rounds": 1, "config": TINY, "lengths": (8, 12, 16), "head": (40, 300)}
 
@@ -55,15 +57,29 @@ def suite(
     short, middle, long = lengths
     rows = [
         # Two and a half percent is less than a shared machine's mood: more rounds.
-        sft(model, step, config, short, 2, 3 * rounds, goal=1.01, floor=1.03),
-        sft(model, step, config, long, 1, rounds, goal=0.97, floor=1.00),
-        reconstruct(model, step, config, middle, 1, rounds),
-        reconstruct(model, step, config, long, 1, rounds),
+        logged(
+            sft(model, step, config, short, 2), f"ib_sft_over_sft_{short}", 3 * rounds, 1.01, 1.03
+        ),
+        logged(sft(model, step, config, long, 1), f"ib_sft_over_sft_{long}", rounds, 0.97, 1.00),
+        *(
+            logged(reconstruct(model, step, config, n, 1), f"reconstruct_over_pt_{n}", rounds)
+            for n in (middle, long)
+        ),
         dense_mask(model, step, config, long, rounds),
         packed(model, step, config, long, rounds),
     ]
     del model, optimizer, step
     return rows + head_loss(*head, 128, rounds) + head_loss(*head, config["hidden_size"], rounds)
+
+
+def logged(
+    found: Comparison, measure: str, rounds: int, goal: float | None = None, floor: float = 2.1
+) -> Row:
+    """Measure and log the row of a comparison; the default goal is 1.05 times its theory."""
+    goal = goal or 1.05 * (found.theory or 1.0)
+    row = found.row(Target(measure, floor, goal, "lower", found.about), rounds)
+    log.info("%s: %.3g", measure, row.value)
+    return row
 
 
 def dense_flops(config: dict[str, Any], tokens: int) -> int:

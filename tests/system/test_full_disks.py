@@ -90,7 +90,8 @@ VERBS = {
     "doctor": "doctor {recipe} --nproc 1 run={disk}/run",
     "reproduce": "reproduce table3 {recipe} --json {disk}/table.json run={disk}/run",
     "demo": "demo --out {disk}/demo --nproc 1",
-    "bench suite": "bench loader --json {disk}/loader.json",
+    "bench gpu": "bench gpu --quick --row infonce_batch_1gib --json {disk}/gpu.json",
+    "bench loader": "bench loader --json {disk}/loader.json",
     "bench cluster": "bench cluster {recipe} --ranks 1 --out {disk}/bench",
 }
 
