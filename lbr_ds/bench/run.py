@@ -29,6 +29,7 @@ from lbr_ds.system.atomic import write_json
 from lbr_ds.system.yaml_json import read_json
 
 log = logging.getLogger(__name__)
+Measure = Callable[[Target, Setting], Row]
 QUICK_ROUNDS = 2
 QUICK_SECONDS = 5.0  # what a row of the short version takes, for the time budget
 
@@ -76,34 +77,40 @@ def run_suite(
     setting = Setting(quick, rounds or (QUICK_ROUNDS if quick else ROUNDS), data)
     if hasattr(module, "check"):
         module.check(setting)
-    order = [target.measure for target in suite.targets]
     result = _begin(name, quick, out)
     result["left_out"] = [target.measure for target in targets]
+    order = [target.measure for target in suite.targets]
     _store(result, order, out)
     try:
         for number, target in enumerate(targets, 1):
-            needs = QUICK_SECONDS if quick else target.seconds
-            if needs > budget.left():
-                log.info("%s: left out, %s", target.measure, budget.lacks(needs))
-                continue
-            log.info("row %d of %d: %s, about %.0f s", number, len(targets), target.measure, needs)
-            row = measure_row(module.measure, target, setting, budget)
-            if row is None:
-                log.info("%s: left out, the time budget ended while it ran", target.measure)
-                continue
-            result["left_out"].remove(target.measure)
-            result["rows"] = [r for r in result["rows"] if r["measure"] != row.measure]
-            result["rows"].append(asdict(row))
-            _store(result, order, out)
-            log.info("%s", describe_row(asdict(row), quick=quick))
+            log.info("row %d of %d: %s", number, len(targets), target.measure)
+            row = _measure_in_time(module.measure, target, setting, budget)
+            if row is not None:
+                result["left_out"].remove(target.measure)
+                result["rows"] = [r for r in result["rows"] if r["measure"] != row.measure]
+                result["rows"].append(asdict(row))
+                _store(result, order, out)
+                log.info("%s", describe_row(asdict(row), quick=quick))
     finally:
         setting.release()
     return result
 
 
-def measure_row(
-    measure: Callable[[Target, Setting], Row], target: Target, setting: Setting, budget: Budget
+def _measure_in_time(
+    measure: Measure, target: Target, setting: Setting, budget: Budget
 ) -> Row | None:
+    """Measure a row if the budget allows; None, with a log line, if it does not."""
+    needs = QUICK_SECONDS if setting.quick else target.seconds
+    if needs > budget.left():
+        log.info("%s: left out, %s", target.measure, budget.lacks(needs))
+        return None
+    row = measure_row(measure, target, setting, budget)
+    if row is None:
+        log.info("%s: left out, the time budget ended while it ran", target.measure)
+    return row
+
+
+def measure_row(measure: Measure, target: Target, setting: Setting, budget: Budget) -> Row | None:
     """Measure a row. An error becomes a row without a value; None: the time budget has ended."""
     began, compiled = time.perf_counter(), _compile_seconds()
     try:
