@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
 from lbr_ds.config.section import MAX_COUNT, Address, Section
+
+Shape = Literal[
+    "",
+    "records",
+    "pairs",
+    "choices",
+    "titled",
+    "passages",
+    "triplets",
+    "scored_pairs",
+    "nli",
+    "sets",
+    "flag_embedding",
+    "gritlm",
+    "tevatron",
+    "tevatron_ids",
+    "nemo",
+    "messages",
+    "conversations",
+    "msmarco_triples",
+]
+SHAPE_NAMES: tuple[str, ...] = get_args(Shape)[1:]
 
 
 class ColumnsConfig(Section):
@@ -43,7 +65,9 @@ class ColumnsConfig(Section):
         "column for each option.",
     )
     answer: str = Field(
-        default="", description="For shape choices: column that names the right option."
+        default="",
+        description="For shape choices: column that names the right option. For scored_pairs and "
+        "nli: column of the score or label.",
     )
     title: str = Field(
         default="", description="For shape titled: column of the title, which becomes the query."
@@ -88,11 +112,11 @@ class SourceConfig(Section):
         description="File format: jsonl, csv, tsv, parquet, arrow, text, beir, python, obo or "
         "icd10cm. Empty: by the file name's suffix.",
     )
-    shape: Literal["", "records", "pairs", "choices", "titled", "passages"] = Field(
+    shape: Shape = Field(
         default="",
-        description="What a row is: a whole record, a query with answers, a multiple-choice "
-        "question, a title with its text, or a text alone. Empty: passages for text files, records "
-        "or pairs for the others, by whether columns are named.",
+        description="What a row is; lbr_ds/corpora/formats/README.md has an example of each. "
+        "Empty: pairs if columns of the content are named, else recognised from the first rows and "
+        "printed.",
     )
     columns: ColumnsConfig = Field(
         default=ColumnsConfig(), description="Which column is which part of a record."
@@ -101,6 +125,20 @@ class SourceConfig(Section):
         default="letter",
         description="For shape choices: how the answer column names the right option, by letter, "
         "by number from 0 or from 1, or by its text.",
+    )
+    min_score: float | None = Field(
+        default=None,
+        ge=-MAX_COUNT,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "points"},
+        description="For shape scored_pairs: rows with a lower score are no pairs; they are "
+        "counted. null: 0.8, for labels 0 and 1 and scores up to 1.",
+    )
+    documents: Address = Field(
+        default="",
+        description="Where the documents are that this source names by id (shapes tevatron_ids and "
+        "nemo, or any other): a file, folder or hf: dataset with columns docid, doc_id, _id or id, "
+        "and text with or without title. Empty: the source contains the texts.",
     )
     where: dict[str, str] = Field(
         default_factory=dict,

@@ -6,6 +6,7 @@ interrupted run resumes from there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -25,6 +26,7 @@ from lbr_ds.records import Record
 from lbr_ds.system.locate import refetch_hint
 from lbr_ds.system.progress import Progress
 
+log = logging.getLogger(__name__)
 _CHUNK_RECORDS, _CHUNK_CHARS = 256, 1 << 20  # of one job
 _CHUNKS_A_STEP = 16
 _CURE = "check data.sources.format, shape, columns and encoding"
@@ -102,6 +104,9 @@ def collect(
     collected = Collected.from_dict(stored) if stored else Collected(none, list(none), list(none))
     if store.recall("collect"):
         return collected
+    for corpus in corpora:
+        if corpus.form.told:
+            log.info("%s", corpus.form.told)
     for number, corpus in enumerate(corpora):
         if store.recall(f"collect {number}"):
             continue

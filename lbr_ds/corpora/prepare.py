@@ -92,7 +92,7 @@ def prepare(
     language.check(data.languages)
     folder = check_replaceable(data.local_folder)
     refuse_foreign(folder)
-    corpora = [sources.find(source) for source in data.sources]
+    corpora = [sources.find(s, f"data.sources.{n}") for n, s in enumerate(data.sources)]
     table = [corpus.provenance() for corpus in corpora]
     tokenizer = _tokenizer(data, model)
     fingerprint = _fingerprint(data, seed, table, tokenizer)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.formats import FORMATS
+from lbr_ds.corpora.formats.beir import is_msmarco
+from lbr_ds.corpora.formats.documents import documents
 from lbr_ds.corpora.formats.lines import check_file
+from lbr_ds.corpora.formats.recognise import Form, names_content, recognise, unpack
 from lbr_ds.corpora.formats.shapes import Outcome, read_records, source_name
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.system.locate import file_sha256, locate
@@ -27,7 +32,20 @@ class Corpus:
     source: SourceConfig
     path: Path
     format: str
-    shape: str
+    shape: str  # empty: recognised from the first rows
+    key: str = "data.sources.0"  # its place in the recipe, for messages
+
+    @cached_property
+    def form(self) -> Form:
+        """What its rows are.
+
+        Raises:
+            DataError: The recipe does not say it, and no known shape fits the first rows.
+        """
+        rows = FORMATS[self.format].read(self.path, self.source)
+        if self.shape:  # only JSON may have an object around the records
+            return unpack(rows if self.format == "jsonl" else (), self.source, self.shape)
+        return recognise(rows, self.source, self.path.name, self.key, self.format == "tsv")
 
     @property
     def name(self) -> str:
@@ -43,12 +61,22 @@ class Corpus:
 
     def read(self) -> Iterator[Outcome]:
         """Yield its records in file order, see `read_records`."""
-        return read_records(FORMATS[self.format], self.path, self.source, self.shape)
+        source = self.source
+        if self.form.header:
+            source = source.model_copy(update={"header": list(self.form.header)})
+        with ExitStack() as stack:
+            lookup = None
+            if source.documents:
+                texts = _documents(source)
+                rows = FORMATS[texts.format].read(texts.path, texts.source)
+                lookup = stack.enter_context(documents(rows, source.documents))
+            rows = self.form.unpacked(FORMATS[self.format].read(self.path, source))
+            yield from read_records(rows, self.name, source, self.form.shape, lookup)
 
     def provenance(self) -> dict[str, Any]:
         """Return what identifies the source: its path in the recipe, size and sha256."""
-        size, sha256 = (0, "") if self.format == "hub" else _fingerprint(self.path, self.format)
-        return {
+        size, sha256 = _identity(self)
+        made = {
             "name": self.name,
             "path": mask_secrets(self.source.path),
             "format": self.format,
@@ -57,6 +85,25 @@ class Corpus:
             "bytes": size,
             "sha256": sha256,
         }
+        if self.source.documents:
+            bytes_, hashed = _identity(_documents(self.source))
+            place = mask_secrets(self.source.documents)
+            made["documents"] = {"path": place, "bytes": bytes_, "sha256": hashed}
+        return made
+
+
+def _documents(source: SourceConfig) -> Corpus:
+    """Return the documents that a source names by id; they are read with its encoding."""
+    text = SourceConfig(path=source.documents, shape="passages")
+    found = find(text)
+    if not FORMATS[found.format].is_text:
+        return found
+    return replace(found, source=text.model_copy(update={"encoding": source.encoding}))
+
+
+def _identity(corpus: Corpus) -> tuple[int, str]:
+    """Return size and sha256 of the files of a corpus; nothing of a data set of the hub."""
+    return (0, "") if corpus.format == "hub" else _fingerprint(corpus.path, corpus.format)
 
 
 def check(source: SourceConfig) -> None:
@@ -71,8 +118,12 @@ def check(source: SourceConfig) -> None:
         raise ConfigError(f"data.sources.format: unknown format {source.format!r}; {hint}")
 
 
-def find(source: SourceConfig) -> Corpus:
+def find(source: SourceConfig, key: str = "data.sources.0") -> Corpus:
     """Return the corpus of a source; fetches it if it is remote.
+
+    Args:
+        source: The source in the recipe.
+        key: Its place in the recipe, for messages.
 
     Raises:
         DataError: There is no such file.
@@ -95,9 +146,12 @@ def find(source: SourceConfig) -> Corpus:
         )
     columns = source.columns.model_dump(exclude_defaults=True)
     merged = kind.columns.model_copy(update=columns)
-    default_shape = "pairs" if kind.shape == "records" and columns else kind.shape
-    shape = source.shape or default_shape
-    return Corpus(source.model_copy(update={"columns": merged}), path, name, shape)
+    shape = source.shape or kind.shape
+    if not source.shape and (
+        names_content(merged) if not shape else shape == "records" and columns
+    ):
+        shape = "pairs"
+    return Corpus(source.model_copy(update={"columns": merged}), path, name, shape, key)
 
 
 def _format_of(path: Path, source: SourceConfig) -> str:
@@ -105,7 +159,7 @@ def _format_of(path: Path, source: SourceConfig) -> str:
     if source.path.startswith("python:"):
         return "python"
     if path.is_dir():
-        if (path / "qrels").is_dir():
+        if (path / "qrels").is_dir() or is_msmarco(path):
             return "beir"
         names = sorted({_SUFFIXES[p.suffix] for p in path.rglob("*") if p.suffix in _SUFFIXES})
         if len(names) > 1:

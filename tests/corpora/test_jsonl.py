@@ -109,9 +109,8 @@ def test_bad_values_of_an_array_are_bad_rows(tmp_path: Path) -> None:
 
 
 WRAPPED: dict[str, tuple[Any, int, str]] = {
-    "an array under a key": ({"version": 1, "data": ROWS}, 50, ".data[]"),
     "deeper": ({"data": {"train": ROWS[:2]}}, 2, ".data.train[]"),
-    "an odd key": ({"the data": ROWS}, 50, '."the data"[]'),
+    "an odd key": ({"the data": {"train": ROWS[:2]}}, 2, '."the data".train[]'),
     "objects by id": ({f"q{n}": row for n, row in enumerate(ROWS)}, 50, ".[]"),
 }
 
@@ -119,7 +118,7 @@ WRAPPED: dict[str, tuple[Any, int, str]] = {
 @pytest.mark.parametrize(("content", "count", "path_in"), WRAPPED.values(), ids=WRAPPED)
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("columns", [{}, {"query": "query", "positives": "positives"}])
-def test_an_object_around_the_records(
+def test_objects_around_the_records(
     tmp_path: Path,
     content: Any,
     count: int,
@@ -138,6 +137,28 @@ def test_an_object_around_the_records(
         f"; if the {count} object(s) in it are the records, write them to a file of their own, "
         f"one a line: jq -c '{path_in}' FILE > NEW.jsonl"
     ) in str(raised.value)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("columns", [{}, {"query": "query", "positives": "positives"}])
+@pytest.mark.parametrize("shape", ["", "pairs"])
+def test_an_object_around_one_list(
+    tmp_path: Path, indent: int | None, columns: dict[str, str], shape: str
+) -> None:
+    path = tmp_path / "raw.json"
+    for content in ({"version": 1, "the data": ROWS, "by": {"a": []}}, {"the data": ROWS}):
+        path.write_text(json.dumps(content, indent=indent))
+        found = read(path, columns=columns, shape=shape)
+        assert [(r.query, r.positives) for r in found] == [(*row.values(),)[:2] for row in ROWS]
+        assert len({r.id for r in found}) == len(ROWS)
+    content = {"the data": [ROWS[0], 7, {"query": "x", "positives": []}], "seen": []}
+    path.write_text(json.dumps(content) + "\n" + json.dumps({"other": 1}) + "\n")
+    _, *bad = read(path, columns=columns, shape=shape)
+    assert [str(row) for row in bad] == [
+        f"{path}:1: the data 2: must be a JSON object, not int",
+        f"{path}:1: the data 3: positives is empty; give at least one non-empty answer",
+        f"{path}:2: needs 'the data', a list of records, as the first row has",
+    ]
 
 
 def test_a_cut_first_line_is_one_bad_row(tmp_path: Path) -> None:

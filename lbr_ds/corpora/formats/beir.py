@@ -1,4 +1,7 @@
-"""Read BEIR folders: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, each also as .gz.
+"""Read BEIR and MS MARCO folders; each file may also be a .gz.
+
+BEIR has corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv; MS MARCO collection.tsv, queries.SPLIT.tsv
+and qrels.SPLIT.tsv, whose tables of texts have an id, a text and no header.
 
 Each judged query is a row: its documents with a score above 0 are positives ("title. text"), those
 with 0 or less are negatives. Documents without judgements are left out; add corpus.jsonl as a
@@ -21,12 +24,14 @@ from pathlib import Path
 
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.curate.segmentation import visible
+from lbr_ds.corpora.formats.delimited import read_tsv
 from lbr_ds.corpora.formats.interface import Format, Row, Skipped, listing
 from lbr_ds.corpora.formats.jsonl import read_jsonl
 from lbr_ds.corpora.formats.lines import numbered_lines
 from lbr_ds.corpora.formats.values import as_text
 from lbr_ds.errors import DataError
 
+_TABLE_ENDS = (".tsv", ".tsv.gz")
 _TABLES = """
 CREATE TABLE texts (kind TEXT, id TEXT, text TEXT, line TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID;
 CREATE TABLE qrels (place INTEGER PRIMARY KEY, line TEXT, query TEXT, document TEXT, score REAL,
@@ -47,12 +52,50 @@ def read_beir(path: Path, source: SourceConfig) -> Iterator[Row]:
         closing(sqlite3.connect(Path(folder) / "beir.sqlite")) as store,
     ):
         store.executescript(_TABLES)
-        for kind, name in (("document", "corpus"), ("query", "queries")):
-            yield from _load(store, kind, _part(path, name), source)
-        yield from _judge(store, path, source)
+        files = _msmarco(path, source) if is_msmarco(path) else _beir(path, source)
+        for kind in ("document", "query"):
+            for file in files[kind]:
+                yield from _load(store, kind, file, source)
+        texts = {kind: files[kind][0].name for kind in ("document", "query")}
+        for file in files["qrels"]:
+            yield from _judge(store, file, source, texts)
         yield from _queries(store)
         if not source.split:
             yield from _not_judged(store)
+
+
+def is_msmarco(path: Path) -> bool:
+    """Return whether a folder has the layout of MS MARCO."""
+    return any((path / f"collection{end}").is_file() for end in _TABLE_ENDS)
+
+
+def _msmarco(path: Path, source: SourceConfig) -> dict[str, list[Path]]:
+    """Return the files of documents, queries and judgements of the split, or of all."""
+    split = f".{source.split}" if source.split else "*"
+    found: dict[str, list[Path]] = {}
+    for kind, name in (("document", "collection"), ("query", "queries*"), ("qrels", "qrels*")):
+        whole = name.replace("*", split)
+        found[kind] = sorted(file for end in _TABLE_ENDS for file in path.glob(f"{whole}{end}"))
+        if not found[kind]:
+            raise DataError(
+                f"{path}: holds no {whole}.tsv; correct `split:` of this entry of data.sources, or "
+                "add the file"
+            )
+    return found
+
+
+def _beir(path: Path, source: SourceConfig) -> dict[str, list[Path]]:
+    """Return the files of documents, queries and judgements of the split, or of all."""
+    split = source.split or "*"
+    found = {"document": [_part(path, "corpus")], "query": [_part(path, "queries")]}
+    ends = (".tsv", ".txt", ".qrels", ".tsv.gz", ".txt.gz")
+    files = sorted(file for end in ends for file in (path / "qrels").glob(f"{split}{end}"))
+    if not files:
+        raise DataError(
+            f"{path}: holds no qrels/{split}.tsv; correct `split:` of this entry of data.sources, "
+            "or add the file"
+        )
+    return {**found, "qrels": files}
 
 
 def _part(path: Path, name: str) -> Path:
@@ -66,7 +109,10 @@ def _part(path: Path, name: str) -> Path:
 
 def _load(store: sqlite3.Connection, kind: str, file: Path, source: SourceConfig) -> Iterator[Row]:
     """Put the texts of a file into the store; yield its invalid lines."""
-    for row in read_jsonl(file, source):
+    table = file.name.removesuffix(".gz").endswith(".tsv")
+    if table:
+        source = source.model_copy(update={"header": ["_id", "text"]})
+    for row in (read_tsv if table else read_jsonl)(file, source):
         named = _named_text(row)
         if isinstance(named, DataError):
             yield Row(row.where, row.key, named)
@@ -95,29 +141,22 @@ def _named_text(row: Row) -> tuple[str, str] | DataError:
     return fields["_id"], ". ".join(filter(None, (fields["title"], fields["text"])))
 
 
-def _judge(store: sqlite3.Connection, path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Put the judgements into the store; yield those that cannot be used."""
-    split = source.split or "*"
-    ends = (".tsv", ".txt", ".qrels", ".tsv.gz", ".txt.gz")
-    files = sorted(file for end in ends for file in (path / "qrels").glob(f"{split}{end}"))
-    if not files:
-        raise DataError(
-            f"{path}: holds no qrels/{split}.tsv; correct `split:` of this entry of data.sources, "
-            "or add the file"
-        )
-    for file in files:
-        for number, line in numbered_lines(file, source.encoding):
-            where = f"{file}:{number}"
-            if isinstance(line, DataError):
-                yield Row(where, str(number), line)
-            elif line.strip():
-                fault = _insert(store, line, where, number == 1)
-                if fault:
-                    yield Row(where, str(number), fault)
+def _judge(
+    store: sqlite3.Connection, file: Path, source: SourceConfig, texts: dict[str, str]
+) -> Iterator[Row]:
+    """Put the judgements of a file into the store; yield those that cannot be used."""
+    for number, line in numbered_lines(file, source.encoding):
+        where = f"{file}:{number}"
+        if isinstance(line, DataError):
+            yield Row(where, str(number), line)
+        elif line.strip():
+            fault = _insert(store, line, where, number == 1, texts)
+            if fault:
+                yield Row(where, str(number), fault)
 
 
 def _insert(
-    store: sqlite3.Connection, line: str, where: str, first: bool
+    store: sqlite3.Connection, line: str, where: str, first: bool, texts: dict[str, str]
 ) -> DataError | Skipped | None:
     """Store one judgement, or return why not; a header is ignored."""
     cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
@@ -134,8 +173,7 @@ def _insert(
     for kind, name in (("query", query), ("document", document)):
         known = "SELECT 1 FROM texts WHERE kind = ? AND id = ?"
         if not store.execute(known, (kind, name)).fetchone():
-            file = "queries.jsonl" if kind == "query" else "corpus.jsonl"
-            return DataError(f"{where}: names {kind} {name!r:.60}, which is not in {file}")
+            return DataError(f"{where}: names {kind} {name!r:.60}, which is not in {texts[kind]}")
     insert = "INSERT OR IGNORE INTO qrels VALUES (NULL, ?, ?, ?, ?)"
     if store.execute(insert, (where, query, document, number)).rowcount:
         return None

@@ -54,7 +54,8 @@ class Format:
             that depends on nothing but their content and names.
         suffixes: Of file names (before `.gz`) that select the format.
         columns: The columns' meaning.
-        shape: The shape of a row, see `shapes.py`. `records` applies only if no columns are named.
+        shape: The shape of a row, see `shapes.py`; empty: pairs if the recipe names columns of the
+            content, else recognised from the first rows (`recognise.py`).
         is_text: Whether the recipe's `encoding` applies.
         only_files: Whether a folder is refused.
         keep_lines: Whether line ends and indentation carry meaning.
@@ -64,7 +65,7 @@ class Format:
     read: Callable[[Path, SourceConfig], Iterator[Row]]
     suffixes: tuple[str, ...] = ()
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    shape: Literal["records", "pairs", "passages"] = "pairs"
+    shape: Literal["", "records", "pairs", "passages"] = ""
     is_text: bool = True
     only_files: bool = False
     keep_lines: bool = False

@@ -1,6 +1,7 @@
 """Read JSON, plain or gzipped, as a stream of objects; each is a row.
 
-A file has one object per line, one array of objects, or objects that span several lines.
+A file has one object per line, one array of objects, or objects that span several lines. A line
+that is an array of texts is (anchor, positive, negatives...), as sentence-transformers has it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,14 @@ def _parse(line: str, where: str) -> dict[str, Any] | DataError:
     except (ValueError, RecursionError) as error:
         hint = "" if line.lstrip()[:1] in "{[" else "; check data.sources.format"
         return DataError(f"{where}: not JSON ({error}){hint}")
-    return _object(raw, where, "\\ud" in line or "\\uD" in line)
+    return _object(_named(raw), where, "\\ud" in line or "\\uD" in line)
+
+
+def _named(raw: Any) -> Any:
+    """Return an array of at least two texts as an object; any other value as it is."""
+    if not isinstance(raw, list) or len(raw) < 2 or not all(isinstance(one, str) for one in raw):
+        return raw
+    return {"anchor": raw[0], "positive": raw[1], **({"negative": raw[2:]} if raw[2:] else {})}
 
 
 def _object(raw: Any, where: str, doubtful: bool) -> dict[str, Any] | DataError:
@@ -69,7 +77,7 @@ def _is_spread(start: str) -> bool:
     """Return whether a file that begins so is an array, or has objects that span lines."""
     first, _, rest = start.lstrip().partition("\n")
     if not first.startswith("{"):
-        return first.startswith("[")
+        return first.startswith("[") and not (rest.lstrip().startswith("[") and _is_texts(first))
     try:
         json.loads(first)
     except json.JSONDecodeError as error:
@@ -79,6 +87,14 @@ def _is_spread(start: str) -> bool:
     except (ValueError, RecursionError):
         pass
     return False
+
+
+def _is_texts(line: str) -> bool:
+    """Return whether a line is an array of at least two texts."""
+    try:
+        return isinstance(_named(json.loads(line)), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _objects(file: Path, encoding: str) -> Iterator[tuple[str, int, dict[str, Any] | DataError]]:
@@ -162,4 +178,4 @@ def _fault(error: Exception, read: _Text, file: Path) -> str:
     return f"{file}:{line}: not JSON ({getattr(error, 'msg', error)})"
 
 
-JSONL = Format(read_jsonl, shape="records")
+JSONL = Format(read_jsonl)

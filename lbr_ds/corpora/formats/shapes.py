@@ -5,6 +5,7 @@ pairs     query -> positives, and negatives if there are any
 choices   a question with options: query -> text of the right one; the others are negatives
 titled    title -> body
 passages  text without a query
+...       the rows of other trainers' files (peers.py)
 """
 
 from __future__ import annotations
@@ -17,19 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.formats.interface import Format, Row, Skipped, listing
+from lbr_ds.corpora.formats.interface import Row, Skipped, listing
+from lbr_ds.corpora.formats.peer import Made
+from lbr_ds.corpora.formats.peers import PEERS
 from lbr_ds.corpora.formats.values import (
+    IncompleteRecipe,
     MissingColumn,
     as_text,
     cell_text,
     column_texts,
     column_value,
     flattened,
-    template_texts,
+    named_parts,
 )
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
+Make = Callable[[dict[str, Any], SourceConfig, str], Made]
+Lookup = Callable[[dict[str, Any], str], dict[str, Any]]
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -37,39 +43,55 @@ Outcome = tuple[str, Record | DataError | Skipped]
 """The place of a record, and the record, what is wrong with it, or why it is skipped."""
 
 
-def read_records(kind: Format, path: Path, source: SourceConfig, shape: str) -> Iterator[Outcome]:
+def read_records(
+    rows: Iterator[Row], name: str, source: SourceConfig, shape: str, lookup: Lookup | None = None
+) -> Iterator[Outcome]:
     """Yield the place and the record, error or reason to skip of each row.
 
+    Args:
+        rows: The rows of a file.
+        name: The `source` of records without their own.
+        source: The source in the recipe.
+        shape: A key of SHAPES.
+        lookup: Replaces the ids of documents by their texts.
+
     Raises:
-        DataError: The first row lacks a column that the recipe names.
+        DataError: The first row lacks a column that the recipe names, or the recipe lacks a key.
     """
-    name = source_name(source, path)
-    for count, row in enumerate(kind.read(path, source)):
+    make = SHAPES[shape]
+    for count, row in enumerate(rows):
         if not isinstance(row.columns, dict):
             yield row.where, row.columns
             continue
         try:
-            fields = dict(row.columns)
-            reason = _mismatch(fields, source, row.where)
-            if reason:
-                yield row.where, Skipped("not_where", f"{row.where}: {reason}")
-                continue
-            raws = SHAPES[shape](fields, source, row.where)
-        except MissingColumn as error:
-            if not count:
-                raise MissingColumn(f"{error}{_if_wrapped(row.columns)}") from None
-            yield row.where, error
-            continue
+            raws = _made(row.columns, source, make, row.where)
+            if lookup and not isinstance(raws, Skipped):
+                raws = [lookup(raw, row.where) for raw in raws]
         except DataError as error:
+            if isinstance(error, IncompleteRecipe):
+                raise
+            if isinstance(error, MissingColumn) and not count:
+                raise MissingColumn(f"{error}{if_wrapped(row.columns)}") from None
             yield row.where, error
             continue
-        for where, outcome in _records(raws, name, row, source, shape):
+        if isinstance(raws, Skipped):
+            yield row.where, raws
+            continue
+        for where, outcome in _records(raws, name, row, source):
             if not count and isinstance(outcome, DataError):
-                outcome = DataError(f"{outcome}{_if_wrapped(row.columns)}")
+                outcome = DataError(f"{outcome}{if_wrapped(row.columns)}")
             yield where, outcome
 
 
-def _if_wrapped(row: dict[str, Any], path: str = "") -> str:
+def _made(columns: dict[str, Any], source: SourceConfig, make: Make, where: str) -> Made:
+    """Return the fields of a row's records, or why there are none."""
+    fields = dict(columns)
+    if reason := _mismatch(fields, source, where):
+        return Skipped("not_where", f"{where}: {reason}")
+    return make(fields, source, where)
+
+
+def if_wrapped(row: dict[str, Any], path: str = "") -> str:
     """Return the cure for a row that is a whole file: an object around the array of records."""
     inner, count = "", 0
     if len(row) > 1 and all(isinstance(value, dict) and value for value in row.values()):
@@ -77,7 +99,7 @@ def _if_wrapped(row: dict[str, Any], path: str = "") -> str:
     for name, value in row.items() if not inner else ():
         plain = name.isidentifier() and name.isascii()
         here = f"{path}.{name if plain else json.dumps(name)}"
-        if isinstance(value, dict) and not path and (hint := _if_wrapped(value, here)):
+        if isinstance(value, dict) and not path and (hint := if_wrapped(value, here)):
             return hint
         if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             inner, count = f"{here}[]", len(value)
@@ -96,7 +118,7 @@ def source_name(source: SourceConfig, path: Path) -> str:
 
 
 def _records(
-    raws: list[dict[str, Any]], name: str, row: Row, source: SourceConfig, shape: str
+    raws: list[dict[str, Any]], name: str, row: Row, source: SourceConfig
 ) -> Iterator[Outcome]:
     for number, raw in enumerate(raws, 1):
         key = row.key if len(raws) == 1 else f"{row.key}-{number}"
@@ -137,22 +159,6 @@ def _passes(value: Any, pattern: str) -> bool:
     return re.fullmatch(pattern, str(value) if text is None else text, re.DOTALL) is not None
 
 
-def _named(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, Any]:
-    """Return id, group and instructions if the recipe names columns for them.
-
-    An empty cell does not replace the instruction of the source.
-    """
-    named = {}
-    for name in ("id", "group", "instruction", "document_instruction"):
-        column = getattr(source.columns, name)
-        if column:
-            if "{" in column:
-                named[name] = "".join(template_texts(row, column, where))
-            else:
-                named[name] = cell_text(column_value(row, column, where), column, where)
-    return {k: v for k, v in named.items() if v or not k.endswith("instruction")}
-
-
 def _as_record(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
     """Return the row with numbers as texts and without nulls; other values stay, as errors."""
     return [{name: _as_field(value) for name, value in row.items() if value is not None}]
@@ -168,7 +174,7 @@ def _as_field(value: Any) -> Any:
 def _as_pairs(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
     """Return one pair; if the query's column holds a list, one pair for each, in one group."""
     columns = source.columns
-    raw = _named(row, source, where)
+    raw = named_parts(row, source, where)
     raw["positives"] = column_texts(row, columns.positives or "positives", where)
     if columns.negatives or "negatives" in row:
         raw["negatives"] = column_texts(row, columns.negatives or "negatives", where)
@@ -180,21 +186,21 @@ def _as_titled(row: dict[str, Any], source: SourceConfig, where: str) -> list[di
     columns = source.columns
     title = column_texts(row, columns.title or "title", where)
     body = column_texts(row, columns.body or "body", where)
-    return [{**_named(row, source, where), "query": " ".join(title), "positives": body}]
+    return [{**named_parts(row, source, where), "query": " ".join(title), "positives": body}]
 
 
 def _as_passage(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
     text = column_texts(row, source.columns.text or "text", where)
     if not text:
         raise DataError(f"{where}: {source.columns.text or 'text'} is empty")
-    return [{**_named(row, source, where), "text": "\n".join(text)}]
+    return [{**named_parts(row, source, where), "text": "\n".join(text)}]
 
 
 def _as_choices(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
     columns = source.columns
     options = _options(row, columns.options or "options", where)
     answer = column_value(row, columns.answer or "answer", where)
-    raw = _named(row, source, where)
+    raw = named_parts(row, source, where)
     raw["query"] = " ".join(column_texts(row, columns.query or "query", where))
     right = _right(options, answer, source.answer_as, where)
     raw["positives"] = [right]
@@ -249,10 +255,11 @@ def _right(options: dict[str, str], answer: Any, answer_as: str, where: str) -> 
     return matches[0]
 
 
-SHAPES: dict[str, Callable[[dict[str, Any], SourceConfig, str], list[dict[str, Any]]]] = {
+SHAPES: dict[str, Make] = {
     "records": _as_record,
     "pairs": _as_pairs,
     "choices": _as_choices,
     "titled": _as_titled,
     "passages": _as_passage,
+    **{name: peer.read for name, peer in PEERS.items()},
 }

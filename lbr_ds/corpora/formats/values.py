@@ -9,15 +9,22 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.curate.segmentation import visible
 from lbr_ds.corpora.formats.interface import listing
 from lbr_ds.errors import DataError
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
+_TEXT_NAMES = ("text", "content", "contents")
+ID_NAMES = ("docid", "doc_id", "_id", "id")
 
 
 class MissingColumn(DataError):
     """The row lacks a column that the recipe names."""
+
+
+class IncompleteRecipe(DataError):
+    """The source needs a key that the recipe lacks; no row can be trusted without it."""
 
 
 def column_value(row: dict[str, Any], column: str, where: str) -> Any:
@@ -89,6 +96,76 @@ def template_texts(row: dict[str, Any], template: str, where: str) -> list[str]:
         if all(map(visible, parts.values())):
             texts.append(_FIELD.sub(lambda match, parts=parts: parts[match[1]], template))  # type: ignore[misc]
     return texts
+
+
+def named_parts(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, Any]:
+    """Return id, group and instructions if the recipe names columns for them.
+
+    An empty cell does not replace the instruction of the source.
+    """
+    named = {}
+    for name in ("id", "group", "instruction", "document_instruction"):
+        column = getattr(source.columns, name)
+        if column:
+            if "{" in column:
+                named[name] = "".join(template_texts(row, column, where))
+            else:
+                named[name] = cell_text(column_value(row, column, where), column, where)
+    return {k: v for k, v in named.items() if v or not k.endswith("instruction")}
+
+
+def passage_texts(value: Any, column: str, where: str, by_id: bool = False) -> list[str]:
+    """Return the texts of a column of passages, without empty ones.
+
+    A passage is a text, or an object with `text` (or `content`, `contents`) and maybe a `title`:
+    `title. text`, as in BEIR. An object of lists is a list of objects.
+
+    Args:
+        value: A passage, or nested lists of passages.
+        column: Its name, for messages.
+        where: The place of the row, for messages.
+        by_id: Whether objects that only have an id stand for their document (`documents`).
+
+    Raises:
+        DataError: A passage has no text.
+    """
+    texts = [
+        _passage_text(one, column, where, by_id)
+        for outer in flattened(value)
+        for one in (objects(outer) if isinstance(outer, dict) else [outer])
+    ]
+    return [text for text in texts if visible(text)]
+
+
+def objects(value: Any) -> list[Any]:
+    """Return a list of objects; an object of equally long lists is how Arrow may store one."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, list) else []
+    sizes = {len(one) if isinstance(one, list) else -1 for one in value.values()}
+    if len(sizes) != 1 or sizes == {-1}:
+        return [value]
+    return [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
+
+
+def _passage_text(value: Any, column: str, where: str, by_id: bool) -> str:
+    if not isinstance(value, dict):
+        return cell_text(value, column, where)
+    name = next((name for name in _TEXT_NAMES if name in value), "")
+    if not name and (ident := next((name for name in ID_NAMES if name in value), "")):
+        if by_id:
+            return cell_text(value[ident], f"{column}.{ident}", where)
+        raise IncompleteRecipe(
+            f"{where}: column {column!r} names documents by {ident} and has no text; name the file "
+            "of the documents in data.sources.documents"
+        )
+    if not name:
+        return cell_text(value, column, where)  # raises
+    parts = (value.get("title"), value[name])
+    return ". ".join(
+        text
+        for text in (cell_text(part, f"{column}.{name}", where) for part in parts)
+        if visible(text)
+    )
 
 
 def flattened(value: Any) -> list[Any]:
