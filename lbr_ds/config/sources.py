@@ -115,8 +115,7 @@ class SourceConfig(Section):
     shape: Shape = Field(
         default="",
         description="What a row is; lbr_ds/corpora/formats/README.md has an example of each. "
-        "Empty: pairs if columns of the content are named, else recognised from the first rows and "
-        "printed.",
+        "Empty: what the named columns imply, else recognised from the first rows and printed.",
     )
     columns: ColumnsConfig = Field(
         default=ColumnsConfig(), description="Which column is which part of a record."

@@ -104,9 +104,7 @@ def collect(
     collected = Collected.from_dict(stored) if stored else Collected(none, list(none), list(none))
     if store.recall("collect"):
         return collected
-    for corpus in corpora:
-        if corpus.form.told:
-            log.info("%s", corpus.form.told)
+    _tell_forms(corpora)
     for number, corpus in enumerate(corpora):
         if store.recall(f"collect {number}"):
             continue
@@ -124,6 +122,17 @@ def collect(
     with store.step():
         store.remember("collect", True)
     return collected
+
+
+def _tell_forms(corpora: list[Corpus]) -> None:
+    """Log what the rows of each source were recognised as."""
+    for corpus in corpora:
+        try:
+            told = corpus.form.told
+        except DataError as error:
+            raise DataError(f"{error}{refetch_hint(corpus.path)}") from None
+        if told:
+            log.info("%s", told)
 
 
 def _check_read(corpus: Corpus, read: int, bad: int, collected: Collected) -> None:

@@ -16,7 +16,8 @@ from lbr_ds.corpora.formats import FORMATS
 from lbr_ds.corpora.formats.beir import is_msmarco
 from lbr_ds.corpora.formats.documents import documents
 from lbr_ds.corpora.formats.lines import check_file
-from lbr_ds.corpora.formats.recognise import Form, names_content, recognise, unpack
+from lbr_ds.corpora.formats.peers import PEERS
+from lbr_ds.corpora.formats.recognise import Form, recognise, shape_of, unpack
 from lbr_ds.corpora.formats.shapes import Outcome, read_records, source_name
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.system.locate import file_sha256, locate
@@ -42,10 +43,12 @@ class Corpus:
         Raises:
             DataError: The recipe does not say it, and no known shape fits the first rows.
         """
-        rows = FORMATS[self.format].read(self.path, self.source)
-        if self.shape:  # only JSON may have an object around the records
-            return unpack(rows if self.format == "jsonl" else (), self.source, self.shape)
-        return recognise(rows, self.source, self.path.name, self.key, self.format == "tsv")
+        kind, place = FORMATS[self.format], self.path.name
+        rows = kind.read(self.path, self.source)
+        if not self.shape:
+            return recognise(rows, self.source, place, self.key, self.format == "tsv")
+        needed = self.format == "jsonl" or self.shape in PEERS
+        return unpack(rows if needed else (), self.source, self.shape, place)
 
     @property
     def name(self) -> str:
@@ -146,10 +149,8 @@ def find(source: SourceConfig, key: str = "data.sources.0") -> Corpus:
         )
     columns = source.columns.model_dump(exclude_defaults=True)
     merged = kind.columns.model_copy(update=columns)
-    shape = source.shape or kind.shape
-    if not source.shape and (
-        names_content(merged) if not shape else shape == "records" and columns
-    ):
+    shape = source.shape or kind.shape or shape_of(merged)
+    if not source.shape and shape == "records" and columns:
         shape = "pairs"
     return Corpus(source.model_copy(update={"columns": merged}), path, name, shape, key)
 

@@ -460,6 +460,8 @@ def test_what_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_text(json.dumps({"data": [{"anchor": "a", "positive": "b"}], "by": "x"}))
     assert "(anchor, positive) in each 'data'; use" in told(path)
     assert told(path, shape="triplets") == ""
+    lines(path, [{"anchor": "a", "positive": "b", "negative": "c", "score": 0.3}])
+    assert told(path, shape="triplets") == "corpus.jsonl: score not used"
 
 
 UNKNOWN: list[Any] = [
@@ -490,6 +492,8 @@ def test_a_wrong_guess_is_one_key_away(tmp_path: Path) -> None:
     assert one(path, shape="triplets").positives == ["a"]
     assert one(path, shape="passages").text == "t"
     assert one(path, columns={"query": "text", "positives": "answer"}).query == "t"
+    assert one(path, columns={"text": "query"}).text == "q"
+    assert one(path, columns={"title": "text", "body": "query"}).positives == ["q"]
     named = one(path, columns={"group": "text"}, shape="triplets")
     assert (named.group, named.positives) == ("t", ["a"])
     other = one(path, shape="triplets", columns={"query": "text", "positives": ["query", "answer"]})
@@ -505,6 +509,65 @@ def test_the_most_frequent_shape_counts(tmp_path: Path) -> None:
         f"{path}:2: no column 'anchor'; it has text",
         f"{path}:3: no column 'anchor'; it has odd",
     ]
+
+
+def test_valid_rows_that_where_keeps_are_looked_at(tmp_path: Path) -> None:
+    other = [{"text": f"t{n}", "kind": "note"} for n in range(60)]
+    path = lines(tmp_path / "raw.jsonl", [*other, {"anchor": "a", "positive": "b", "kind": "pair"}])
+    path.write_text("{\n" * 60 + path.read_text())
+    *others, last = read(path, where={"kind": "pair"})
+    assert (last.query, last.positives) == ("a", ["b"])
+    assert {getattr(row, "rule", "bad") for row in others} == {"bad", "not_where"}
+    assert read(path)[60].text == "t0"
+
+
+def test_an_array_of_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "raw.json"
+    path.write_text(json.dumps([["a", "b"], ["c", "d", "e", "f"], ["alone"]], indent=1))
+    first, second, bad = read(path)
+    assert (first.query, first.positives, first.negatives) == ("a", ["b"], [])
+    assert (second.query, second.positives, second.negatives) == ("c", ["d"], ["e", "f"])
+    assert str(bad) == f"{path}:12: item 3: a record must be a JSON object, not list"
+
+
+def test_passages_with_titles(tmp_path: Path) -> None:
+    """As the documents of a BEIR folder are read, so that both are one text to the leak proof."""
+    rows = [{"_id": "1", "title": "T", "text": "x"}, {"_id": "2", "title": "", "text": "y"}]
+    path = lines(tmp_path / "corpus.jsonl", rows)
+    assert [record.text for record in read(path)] == ["T. x", "y"]
+    assert [record.text for record in read(path, columns={"text": "text"})] == ["x", "y"]
+
+
+def test_a_whole_nemo_file_with_its_corpus(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    items = CONTENT["Thai"]
+    docs, rows = [], []
+    for query, title, text, others in items:
+        number = len(docs)
+        docs += [{"id": f"d{number}", "text": joined(title, text)}]
+        docs += [{"id": f"d{number + 1}", "text": joined(*others[0])}]
+        rows.append(
+            {
+                "question_id": f"q{number}",
+                "question": query,
+                "corpus_id": "docs",
+                "pos_doc": [{"id": f"d{number}"}],
+                "neg_doc": [{"id": f"d{number + 1}"}],
+            }
+        )
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(docs), folder / "train.parquet")
+    (folder / "merlin_metadata.json").write_text('{"corpus_id": "docs", "class": "TextQADataset"}')
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"corpus": [{"path": str(folder)}], "data": rows}, indent=1))
+    found = read(path, documents=str(folder))
+    assert [(r.query, r.positives, r.negatives) for r in found] == [
+        (r.query, r.positives, r.negatives) for r in wanted(items)
+    ]
+    assert "read as NeMo (question, pos_doc, neg_doc) in each 'data'" in told(path)
 
 
 SCORES: list[tuple[Any, float | None, bool]] = [

@@ -54,8 +54,8 @@ class Format:
             that depends on nothing but their content and names.
         suffixes: Of file names (before `.gz`) that select the format.
         columns: The columns' meaning.
-        shape: The shape of a row, see `shapes.py`; empty: pairs if the recipe names columns of the
-            content, else recognised from the first rows (`recognise.py`).
+        shape: The shape of a row, see `shapes.py`; empty: what the recipe's columns imply, else
+            recognised from the first rows (`recognise.py`).
         is_text: Whether the recipe's `encoding` applies.
         only_files: Whether a folder is refused.
         keep_lines: Whether line ends and indentation carry meaning.

@@ -1,7 +1,8 @@
 """Read JSON, plain or gzipped, as a stream of objects; each is a row.
 
-A file has one object per line, one array of objects, or objects that span several lines. A line
-that is an array of texts is (anchor, positive, negatives...), as sentence-transformers has it.
+A file has one object per line, one array of objects, or objects that span several lines. Where an
+array of texts takes the place of an object, it is (anchor, positive, negatives...), as
+sentence-transformers has it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _parse(line: str, where: str) -> dict[str, Any] | DataError:
     except (ValueError, RecursionError) as error:
         hint = "" if line.lstrip()[:1] in "{[" else "; check data.sources.format"
         return DataError(f"{where}: not JSON ({error}){hint}")
-    return _object(_named(raw), where, "\\ud" in line or "\\uD" in line)
+    return _object(raw, where, "\\ud" in line or "\\uD" in line)
 
 
 def _named(raw: Any) -> Any:
@@ -63,6 +64,8 @@ def _named(raw: Any) -> Any:
 
 def _object(raw: Any, where: str, doubtful: bool) -> dict[str, Any] | DataError:
     """Return the value or its error; doubtful: whether a surrogate may be unpaired."""
+    if isinstance(raw, list):
+        raw = _named(raw)
     if not isinstance(raw, dict):
         return DataError(f"{where}: a record must be a JSON object, not {type(raw).__name__}")
     if doubtful:

@@ -11,12 +11,12 @@ from typing import Any
 from lbr_ds.config import ColumnsConfig, SourceConfig
 from lbr_ds.corpora.formats.interface import Row, listing
 from lbr_ds.corpora.formats.peers import PEERS
-from lbr_ds.corpora.formats.shapes import SHAPES, if_wrapped
+from lbr_ds.corpora.formats.shapes import SHAPES, if_wrapped, mismatch
 from lbr_ds.corpora.formats.values import MissingColumn
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 
-FIRST_ROWS = 50  # that are looked at
+FIRST_ROWS, _TRIED_ROWS = 50, 10_000  # that are looked at: valid ones, and in all
 _LONGEST_NAME = 30  # letters of a column; a longer name is a text in a table without a header
 _FIELDS = Record.__dataclass_fields__.keys()
 _TITLES = {
@@ -25,8 +25,12 @@ _TITLES = {
     "passages": "passages",
     **{name: peer.title for name, peer in PEERS.items()},
 }
-# The columns of these are additions to any shape; others say what a row is.
-_ADDED = {"id", "group", "instruction", "document_instruction"}
+_IMPLIED = {
+    "choices": {"options"},
+    "pairs": {"query", "positives", "negatives"},
+    "titled": {"title", "body"},
+    "passages": {"text"},
+}
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,10 @@ class Form:
                 yield Row(where, f"{row.key}-{number}", one if isinstance(one, dict) else fault)
 
 
-def names_content(columns: ColumnsConfig) -> bool:
-    """Return whether the recipe says what a row is by naming columns."""
-    return bool(columns.model_dump(exclude_defaults=True).keys() - _ADDED)
+def shape_of(columns: ColumnsConfig) -> str:
+    """Return the shape that the named columns imply, or ""."""
+    named = columns.model_dump(exclude_defaults=True).keys()
+    return next((shape for shape, parts in _IMPLIED.items() if named & parts), "")
 
 
 def recognise(
@@ -85,8 +90,9 @@ def recognise(
     Raises:
         DataError: No shape fits.
     """
-    held = [(row.where, row.columns) for row in islice(rows, FIRST_ROWS)]
-    first = [(where, row) for where, row in held if isinstance(row, dict)]
+    held = ((row.where, row.columns) for row in islice(rows, _TRIED_ROWS))
+    valid = ((where, row) for where, row in held if isinstance(row, dict) and _passes(row, source))
+    first = list(islice(valid, FIRST_ROWS))
     if not first:
         return Form("records")
     found = Counter(filter(None, (_form(row, source) for _, row in first)))
@@ -114,16 +120,17 @@ def recognise(
     return Form(shape, inside, header, "".join(told))
 
 
-def unpack(rows: Iterable[Row], source: SourceConfig, shape: str) -> Form:
+def unpack(rows: Iterable[Row], source: SourceConfig, shape: str, place: str) -> Form:
     """Return the form of rows whose shape the recipe gives: whether lists hold the records."""
     peer = PEERS.get(shape)
     header = peer.header if peer and not source.header else ()
-    for row in islice(rows, 1):
-        if isinstance(row.columns, dict) and _lacks(row.columns, source, shape):
-            for name, first in _lists(row.columns):
-                if not _lacks(first, source, shape):
-                    return Form(shape, name, header)
-    return Form(shape, "", header)
+    row = next((row.columns for row in islice(rows, 1) if isinstance(row.columns, dict)), {})
+    inside = ""
+    if row and _lacks(row, source, shape):
+        lists = (name for name, first in _lists(row) if not _lacks(first, source, shape))
+        inside = next(lists, "")
+    unused = [n for n in _inner(row, inside) if peer and not header and peer.is_unused(n)]
+    return Form(shape, inside, header, f"{place}: {listing(unused)} not used" if unused else "")
 
 
 def _form(row: dict[str, Any], source: SourceConfig) -> tuple[str, str] | None:
@@ -158,6 +165,14 @@ def _is_headless(row: dict[str, Any], source: SourceConfig) -> bool:
     """Return whether the names of three columns are texts: a table without a header line."""
     is_text = any(len(name) > _LONGEST_NAME for name in row)
     return is_text and len(row) == 3 and not source.header
+
+
+def _passes(row: dict[str, Any], source: SourceConfig) -> bool:
+    """Return whether `where` keeps a row, as far as it has the columns."""
+    try:
+        return not mismatch(dict(row), source, "")
+    except DataError:
+        return True
 
 
 def _lacks(row: dict[str, Any], source: SourceConfig, shape: str) -> bool:

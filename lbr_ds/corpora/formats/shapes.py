@@ -30,6 +30,7 @@ from lbr_ds.corpora.formats.values import (
     column_value,
     flattened,
     named_parts,
+    passage_texts,
 )
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
@@ -86,7 +87,7 @@ def read_records(
 def _made(columns: dict[str, Any], source: SourceConfig, make: Make, where: str) -> Made:
     """Return the fields of a row's records, or why there are none."""
     fields = dict(columns)
-    if reason := _mismatch(fields, source, where):
+    if reason := mismatch(fields, source, where):
         return Skipped("not_where", f"{where}: {reason}")
     return make(fields, source, where)
 
@@ -140,7 +141,7 @@ def _instructions(source: SourceConfig) -> dict[str, str]:
     return {name: text for name, text in sides.items() if text}
 
 
-def _mismatch(row: dict[str, Any], source: SourceConfig, where: str) -> str:
+def mismatch(row: dict[str, Any], source: SourceConfig, where: str) -> str:
     """Return the first pattern that does not match, or ""; a list keeps the values that match."""
     for column, pattern in source.where.items():
         value = column_value(row, column, where)
@@ -190,7 +191,13 @@ def _as_titled(row: dict[str, Any], source: SourceConfig, where: str) -> list[di
 
 
 def _as_passage(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
-    text = column_texts(row, source.columns.text or "text", where)
+    """Return the passage; unless its column is named, with its title as `passage_texts` has it."""
+    titled = not source.columns.text and isinstance(row.get("text"), str)
+    text = (
+        passage_texts(row, "text", where)
+        if titled
+        else column_texts(row, source.columns.text or "text", where)
+    )
     if not text:
         raise DataError(f"{where}: {source.columns.text or 'text'} is empty")
     return [{**named_parts(row, source, where), "text": "\n".join(text)}]
