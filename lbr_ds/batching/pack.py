@@ -20,16 +20,14 @@ from lbr_ds.objectives.ib_segments import Segments, ib_segments
 
 @dataclass(frozen=True)
 class Bags:
-    """The tokens that the ends of contexts are to predict: one entry a token, bag after bag.
+    """The tokens that the ends of contexts are to predict.
 
     Attributes:
         read: (N,) int64, the row of `PackedBatch.read` whose state predicts each bag.
-        bag: (W,) int64, the bag of each token.
-        tokens: (W,) int64, its id.
+        tokens: (N, M) int64, the ids of each bag; -1 fills up.
     """
 
     read: Tensor
-    bag: Tensor
     tokens: Tensor
 
 
@@ -126,9 +124,8 @@ def pack(sequences: list[Sequence]) -> PackedBatch:
 def _bags(read: list[int], bags: list[list[int]]) -> Bags | None:
     if not bags:
         return None
-    sizes = torch.tensor([len(bag) for bag in bags])
-    owner = torch.arange(len(bags)).repeat_interleave(sizes)
-    return Bags(torch.tensor(read), owner, torch.tensor([token for bag in bags for token in bag]))
+    most = max(map(len, bags))
+    return Bags(torch.tensor(read), torch.tensor([bag + [-1] * (most - len(bag)) for bag in bags]))
 
 
 def split_by_tokens(sequences: list[Sequence], budget: int) -> list[list[int]]:

@@ -84,7 +84,8 @@ class Embedder(nn.Module):
 def _means(states: Tensor, batch: PackedBatch) -> Tensor:
     """Return (N, D), the mean of each sequence's rows of states (T, D) without unpooled ones."""
     lengths = batch.starts.diff()
-    owner = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
+    numbers = torch.arange(len(lengths), device=states.device)
+    owner = numbers.repeat_interleave(lengths, output_size=len(states))  # or it reads their sum
     if batch.unpooled is not None:
         inside = torch.arange(len(states), device=states.device) - batch.starts[owner]
         states = states * (inside >= batch.unpooled[owner])[:, None]

@@ -43,6 +43,6 @@ class Head(nn.Module):
         if bags is None:
             return loss
         bag_loss = bag_of_words_loss(
-            hidden[bags.read], self.weight, bags.bag, bags.tokens, reduction="sum", added_rows=rows
+            hidden[bags.read], self.weight, bags.tokens, reduction="sum", added_rows=rows
         )
         return torch.stack([loss, bag_loss])

@@ -10,9 +10,8 @@ that becomes the embedding for the content of Y by itself.
     >>> from lbr_ds.objectives.bag_of_words import bag_of_words_loss
     >>> _ = torch.manual_seed(0)
     >>> states, weight = torch.randn(2, 8, requires_grad=True), torch.randn(50, 8)
-    >>> bag = torch.tensor([0, 0, 0, 1])              # three tokens in bag 0, one in bag 1
-    >>> tokens = torch.tensor([3, 9, 49, 7])
-    >>> loss = bag_of_words_loss(states, weight, bag, tokens)
+    >>> tokens = torch.tensor([[3, 9, 49], [7, -1, -1]])    # a bag of three tokens, and one of one
+    >>> loss = bag_of_words_loss(states, weight, tokens)
     >>> first = -(states[0] @ weight.T).log_softmax(0)[[3, 9, 49]].mean()
     >>> second = -(states[1] @ weight.T).log_softmax(0)[7]
     >>> torch.allclose(loss, (first + second) / 2)
@@ -23,7 +22,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lbr_ds.objectives.linear_cross_entropy import NO_ROWS, AddedRows, linear_cross_entropy
@@ -32,7 +30,6 @@ from lbr_ds.objectives.linear_cross_entropy import NO_ROWS, AddedRows, linear_cr
 def bag_of_words_loss(
     hidden: Tensor,
     weight: Tensor,
-    bag: Tensor,
     tokens: Tensor,
     *,
     reduction: Literal["mean", "sum"] = "mean",
@@ -44,14 +41,11 @@ def bag_of_words_loss(
     Args:
         hidden: (N, D), one state for each bag.
         weight: (V, D) weight of the language-model head, of the states' dtype; it may be frozen.
-        bag: (W,) int64, ascending: the bag of each token; every bag has at least one.
-        tokens: (W,) int64 token ids, distinct within a bag.
+        tokens: (N, M) int64 token ids, distinct within a bag; -1 fills up a bag that has fewer, but
+            at least one.
         reduction: over the bags.
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
         chunk: rows of logits held at a time; None: as `head_chunk` chooses.
     """
-    shares = 1 / torch.bincount(bag, minlength=len(hidden)).float()
-    loss = linear_cross_entropy(
-        hidden, weight, bag, tokens, shares[bag], added_rows=added_rows, chunk=chunk
-    )
+    loss = linear_cross_entropy(hidden, weight, tokens, added_rows=added_rows, chunk=chunk)
     return loss / len(hidden) if reduction == "mean" else loss

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lbr_ds.objectives.linear_cross_entropy import NO_ROWS, AddedRows, linear_cross_entropy
@@ -57,9 +56,7 @@ def ib_generative_loss(
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
         chunk: rows of logits held at a time; None: as `head_chunk` chooses.
     """
-    rows = torch.arange(len(targets), device=targets.device)
-    shares = torch.ones(len(targets), dtype=torch.float32, device=targets.device)
     loss = linear_cross_entropy(
-        hidden, weight, rows, targets, shares, added_rows=added_rows, chunk=chunk
+        hidden, weight, targets[:, None], added_rows=added_rows, chunk=chunk
     )
     return loss / len(targets) if reduction == "mean" else loss

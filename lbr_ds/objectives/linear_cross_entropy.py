@@ -1,9 +1,12 @@
 """Cross-entropy of a linear head on hidden states, without ever holding all logits.
 
-Shared by the two losses of stage 1 (`generative.py`, `bag_of_words.py`). The logits of 1,024 rows
+Shared by the two losses of stage 1 (`generative.py`, `bag_of_words.py`). The logits of 8,000 rows
 and 150,000 tokens would need more memory than the model's activations. So they are computed a chunk
 of rows at a time, and the gradients are computed during the forward: no logits outlive their chunk,
 and nothing is computed twice.
+
+The sizes of chunks and blocks are in `head_chunk.py`. Nothing here reads a value back from the
+device, so the host can queue the whole head without waiting for it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbr_ds.objectives.head_chunk import head_chunk
+from lbr_ds.objectives.head_chunk import head_block, head_chunk
 
 # (K, D) and (K,): what is added to which rows of a weight; it has a gradient of its own.
 AddedRows = tuple[Tensor | None, Tensor | None]
@@ -23,28 +26,27 @@ NO_ROWS: AddedRows = (None, None)
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
-    rows: Tensor,
-    tokens: Tensor,
-    shares: Tensor,
+    targets: Tensor,
     *,
     added_rows: AddedRows = NO_ROWS,
     chunk: int | None = None,
 ) -> Tensor:
-    """Return sum_i -shares[i] * log softmax(hidden[rows[i]] @ weight.T)[tokens[i]], an fp32 scalar.
+    """Return sum_r -mean_m log softmax(hidden[r] @ weight.T)[targets[r, m]], an fp32 scalar.
+
+    fp64 if the states are.
 
     Args:
         hidden: (R, D) states.
         weight: (V, D), of the states' dtype; it may be frozen.
-        rows: (W,) int64, ascending: the state that predicts each token.
-        tokens: (W,) int64 token ids.
-        shares: (W,) weights; those of one row add up to 1.
+        targets: (R, M) int64 token ids, distinct within a row; -1 fills up a row that has fewer,
+            but at least one.
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
         chunk: rows of logits held at a time; None: as `head_chunk` chooses.
     """
     added, at = added_rows
     if not torch.is_grad_enabled():  # the forward below would compute gradients nevertheless
         weight, added = weight.detach(), None if added is None else added.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, added, at, rows, tokens, shares, chunk)
+    return _LinearCrossEntropy.apply(hidden, weight, added, at, targets, chunk)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -55,62 +57,92 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         added: Tensor | None,
         at: Tensor | None,
-        rows: Tensor,
-        tokens: Tensor,
-        shares: Tensor,
+        targets: Tensor,
         chunk: int | None,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # fp32: a sum of many small chunks in bf16 would lose the small ones.
-        sums = torch.promote_types(weight.dtype, torch.float32)
-        loss = torch.zeros((), dtype=sums, device=hidden.device)
-        grad_weight = torch.zeros_like(weight, dtype=sums) if needs_weight else None
-        grad_added = torch.zeros_like(added, dtype=sums) if added is not None else None
+        grad_weight = None
+        grad_added = None if added is None else torch.zeros_like(added, dtype=wide)
+        changed = None if added is None else weight[at] + added  # as an export merges them
+        real = targets >= 0
+        targets = targets.where(real, targets[:, :1])
+        share = 1 / real.sum(1, keepdim=True).to(wide)
         if chunk is None:
-            chunk = head_chunk(len(hidden), hidden.shape[1])
-        starts = range(0, len(hidden), chunk)
-        bounds = torch.searchsorted(rows, rows.new_tensor([*starts, len(hidden)])).tolist()
-        for start, first, last in zip(starts, bounds[:-1], bounds[1:], strict=True):
-            part = hidden[start : start + chunk]
-            logits = torch.mm(part, weight.T).to(sums)
-            if added is not None:
-                logits[:, at] += torch.mm(part, added.T)
-            labels = (rows[first:last] - start) * weight.shape[0] + tokens[first:last]
-            share = shares[first:last].to(sums)
-            label_logits = logits.view(-1)[labels] @ share
-            # In place from here on: torch's logsumexp would hold the chunk three times.
-            largest = logits.amax(1, keepdim=True)
-            total = logits.sub_(largest).exp_().sum(1, keepdim=True)
-            loss += (total.log() + largest).sum() - label_logits
-            if not any(ctx.needs_input_grad[:3]):
-                continue
-            # d loss / d logits = softmax - shares, written over the logits.
-            slope = logits.div_(total)
-            slope.view(-1).scatter_add_(0, labels, -share)
-            slope = slope.to(hidden.dtype)
+            chunk = head_chunk(*hidden.shape, len(weight), weight.itemsize, gpu=hidden.is_cuda)
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            part = hidden[rows]
+            logits = torch.mm(part, weight.T)
+            if changed is not None:
+                logits.index_copy_(1, at, torch.mm(part, changed.T))
+            own = logits.gather(1, targets[rows]).to(wide)
+            total = _softmax_(logits, wide)
+            loss += (total - (own * real[rows]).sum(1, keepdim=True) * share[rows]).sum()
+            # d loss / d logits = softmax - share of the targets, written over the logits. The
+            # targets' from the exact softmax: one near 1 leaves a difference that bf16 would lose.
+            own.sub_(total).exp_().sub_(share[rows])
+            slope = logits.scatter_(1, targets[rows], own.to(logits.dtype))
             if grad_hidden is not None:
-                torch.mm(slope, weight, out=grad_hidden[start : start + chunk])
-                if added is not None:
-                    grad_hidden[start : start + chunk].addmm_(slope[:, at], added)
-            if grad_added is not None:
-                grad_added += slope[:, at].T @ part
-            if grad_weight is not None:
-                if grad_weight.dtype == slope.dtype:
-                    grad_weight.addmm_(slope.T, part)
-                else:
-                    grad_weight += slope.T @ part
+                torch.mm(slope, weight, out=grad_hidden[rows])
+            if added is not None:
+                own_slope = slope[:, at]
+                if grad_hidden is not None:
+                    grad_hidden[rows].addmm_(own_slope, added)
+                grad_added += own_slope.T @ part
+            if needs_weight:
+                grad_weight = _add_product(grad_weight, slope.T, part, len(hidden) <= chunk)
             del logits, slope  # before the next chunk's are allocated
-        ctx.grads = [
-            None if grad is None else grad.to(weight.dtype)
-            for grad in (grad_hidden, grad_weight, grad_added)
-        ]
+        ctx.grads, ctx.dtype = (grad_hidden, grad_weight, grad_added), weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        grads, ctx.grads = ctx.grads, None
-        hidden, weight, added = (
-            None if grad is None else grad.mul_(slope.to(grad.dtype)) for grad in grads
-        )
-        return hidden, weight, added, None, None, None, None, None
+        grads, ctx.grads = ctx.grads, None  # scaled in place, so once
+        return (*(_scaled(grad, slope, ctx.dtype) for grad in grads), None, None, None)
+
+
+def _softmax_(logits: Tensor, wide: torch.dtype) -> Tensor:
+    """Overwrite logits (n, V) by their softmax; return their log-sum-exp (n, 1), of dtype `wide`.
+
+    bf16 logits are widened a block of rows at a time.
+    """
+    totals = logits.new_empty(len(logits), 1, dtype=wide)
+    block = len(logits) if logits.dtype == wide else head_block(logits.shape[1], logits.is_cuda)
+    for part, total in zip(logits.split(block), totals.split(block), strict=True):
+        values = part.to(wide)
+        largest = values.amax(1, keepdim=True)
+        torch.softmax(values, 1, out=values)
+        # The largest probability is 1 / sum exp(logits - largest).
+        torch.sub(largest, values.amax(1, keepdim=True).log_(), out=total)
+        if values is not part:
+            part.copy_(values)
+    return totals
+
+
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor, only: bool) -> Tensor:
+    """Return total + a @ b, written to `total` if there is one; `only`: it is the only product.
+
+    A sum of several is fp32: in bf16 it would lose the small ones. On CUDA the product adds to it.
+    """
+    mixed = a.dtype.itemsize < 4 and not only
+    if mixed and a.is_cuda:
+        if total is None:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    if total is None:
+        product = torch.mm(a, b)
+        return product.float() if mixed else product
+    return total.add_(torch.mm(a, b)) if mixed else total.addmm_(a, b)
+
+
+def _scaled(grad: Tensor | None, slope: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return grad * slope in `dtype`, written to `grad` where that has it."""
+    if grad is None:
+        return None
+    if slope.is_cuda:
+        slope = slope.reshape(1)  # a scalar would be rounded to bf16 before it multiplies
+    out = grad if grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
+    return torch.mul(grad, slope, out=out)

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from lbr_ds.config.ds_config import Layout
-from lbr_ds.objectives.head_chunk import head_chunk
+from lbr_ds.objectives.head_chunk import head_block, head_chunk
 from lbr_ds.plan.shape import Shape
 from lbr_ds.plan.work import Work
 
@@ -172,10 +172,11 @@ def layer_activations(shape: Shape, work: Work, width: int, attention_width: int
 def head(shape: Shape, work: Work, width: int, gpu: bool = True) -> tuple[int, int]:
     """Return the bytes of the head and its loss for a full micro-batch of stage 1.
 
-    The gradient of the head is computed in the forward, in fp32, chunk by chunk (model/head.py).
+    The head's gradient is computed in the forward, a chunk of rows at a time, and scaled in the
+    backward (objectives/linear_cross_entropy.py). It is in fp32 where it is the sum of several.
 
     Returns:
-        (bytes in the head's forward, bytes kept until its backward).
+        (bytes in the head's forward or backward, bytes kept after that).
     """
     rows = work.packed * work.supervised
     if not rows:
@@ -183,17 +184,23 @@ def head(shape: Shape, work: Work, width: int, gpu: bool = True) -> tuple[int, i
     states = rows * shape.hidden * width  # the rows that are read; their gradient is as large
     weight = 0 if shape.adapters else shape.head  # a frozen head has no gradient
     kept = 2 * states + weight * width
-    half = width if width < 4 else 0
-    chunk = -(-rows // head_chunks(shape, work)) * shape.vocab * (4 + half)
-    # To add a bf16 gradient of a chunk to the fp32 sum, a CPU first converts it to fp32.
-    converted = 0 if gpu or not half else 4
-    return 2 * states + chunk + weight * (4 + half + converted), kept
+    chunk = -(-rows // head_chunks(shape, work, width, gpu))
+    logits = chunk * shape.vocab * width
+    if width == 4:
+        return logits + kept, kept
+    logits += min(chunk, head_block(shape.vocab, gpu)) * shape.vocab * 4
+    if chunk == rows:
+        return logits + kept, kept
+    # A CPU converts the bf16 gradient of a chunk to fp32 before it adds it to the sum.
+    added = 0 if gpu else width + 4
+    forward = logits + weight * (4 + added)
+    return 2 * states + max(forward, weight * (4 + width)), kept
 
 
-def head_chunks(shape: Shape, work: Work) -> int:
+def head_chunks(shape: Shape, work: Work, width: int, gpu: bool = True) -> int:
     """Return the number of chunks in which the head computes a full micro-batch's logits."""
     rows = work.packed * work.supervised
-    return -(-rows // head_chunk(rows, shape.hidden))
+    return -(-rows // head_chunk(rows, shape.hidden, shape.vocab, width, gpu=gpu))
 
 
 def vectors(shape: Shape, work: Work, world: int) -> int:

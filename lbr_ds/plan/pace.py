@@ -123,21 +123,23 @@ def device_seconds(
 
     once, both = layers(1), layers(3)
     return Busy(
-        forward=once * (2 if work.cached else 1) + _head_seconds(shape, work, reached, bandwidth),
+        forward=once * (2 if work.cached else 1)
+        + _head_seconds(shape, work, width, reached, bandwidth),
         backward=both - once + (once if checkpointing else 0.0),
     )
 
 
-def _head_seconds(shape: Shape, work: Work, reached: float, bandwidth: float) -> float:
+def _head_seconds(shape: Shape, work: Work, width: int, reached: float, bandwidth: float) -> float:
     """Return the seconds of the head with its loss and gradient: products, logits, the table."""
     rows = work.sequences * work.supervised
     if not rows:
         return 0.0
     products = flops(shape, tokens=0, pairs=0, scored=rows)
     logits = rows * shape.vocab * 4 * ASSUMED["logit_moves"]
-    # A chunk's gradient of the table is read in bf16 and added to the sum in fp32.
-    table = 0 if shape.adapters else work.micro_batches * head_chunks(shape, work) * shape.head * 10
-    return products / reached + (logits + table) / bandwidth
+    # The gradient of the table is the sum of the chunks': each reads and writes it in fp32.
+    chunks = head_chunks(shape, work, width)
+    sums = 0 if shape.adapters or chunks == 1 else work.micro_batches * chunks
+    return products / reached + (logits + sums * shape.head * 8) / bandwidth
 
 
 def busy_seconds(

@@ -95,8 +95,11 @@ def test_a_bag_holds_each_word_of_the_answer_once(tokenizer: TextTokenizer) -> N
     assert batch.bags is not None
     length = len(sequence.target)
     assert batch.bags.read.tolist() == [0, 2 * length]
-    assert batch.bags.tokens.tolist() == found.bag * 2
-    assert batch.bags.bag.tolist() == [0] * len(found.bag) + [1] * len(found.bag)
+    assert batch.bags.tokens.tolist() == [found.bag, found.bag]
+    shorter = pack([found, replace(found, bag=found.bag[:1])])
+    assert shorter.bags is not None
+    filled = found.bag[:1] + [-1] * (len(found.bag) - 1)
+    assert shorter.bags.tokens.tolist() == [found.bag, filled]
     ends = batch.read[batch.bags.read]  # the last bottleneck token of each
     assert ends.tolist() == [
         len(sequence.context) - 1,
