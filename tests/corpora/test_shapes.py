@@ -468,6 +468,7 @@ UNKNOWN: list[Any] = [
     {"frage": "a", "antwort": "b"},
     {"question": "a", "options": ["x", "y"], "answer": "A"},
     {"a": [{"frage": "b"}], "c": 1},
+    {"text": ["a", "b"]},
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from lbr_ds.config import SourceConfig
@@ -142,7 +143,7 @@ class Peer:
         """Return the columns of the positives and of the negatives."""
         columns = source.columns
         positives = columns.positives or self.column(row, "", self.positives, where)
-        negatives = columns.negatives or [n for n in row if re.fullmatch(self.negatives, n)]
+        negatives = columns.negatives or list(_matching(self.negatives, tuple(row)))
         return {
             name: [chosen] if isinstance(chosen, str) else chosen
             for name, chosen in (("positives", positives), ("negatives", negatives))
@@ -155,6 +156,11 @@ class Peer:
         if not name:
             raise MissingColumn(f"{where}: no column {names[0]!r}; it has {listing(row)}")
         return name
+
+
+@lru_cache(maxsize=256)  # most rows have the same columns
+def _matching(pattern: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if re.fullmatch(pattern, name))
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> str:

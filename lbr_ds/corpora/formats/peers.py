@@ -169,7 +169,16 @@ _NEGATIVES = r"(neg|negative)([_ -]?\d+)?|rejected_response"
 _TRIPLETS = Peer(
     "sentence-transformers pairs, triplets or n-tuples",
     query=("anchor", "query", "question", "prompt"),
-    positives=("positive", "answer", "answers", "response", "completion", "pos"),
+    positives=(
+        "positive",
+        "answer",
+        "answers",
+        "response",
+        "completion",
+        "document",
+        "passage",
+        "pos",
+    ),
     negatives=_NEGATIVES,
     unused="score|scores|label|labels",
     unless="options|choices",

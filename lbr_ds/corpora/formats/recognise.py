@@ -153,12 +153,13 @@ def _shape(row: dict[str, Any], source: SourceConfig) -> str:
     named = bool(source.columns.model_dump(exclude_defaults=True))
     if is_pair:
         return "records" if isinstance(row["positives"], list) and not named else "pairs"
-    if "text" in row and row.keys() <= _FIELDS and not named:
+    is_passage = "text" in row and not isinstance(row["text"], list | dict)
+    if is_passage and row.keys() <= _FIELDS and not named:
         return "records"
     for name, peer in PEERS.items():
         if peer.fits(row):
             return name
-    return "passages" if isinstance(row.get("text"), str) else ""
+    return "passages" if is_passage else ""
 
 
 def _is_headless(row: dict[str, Any], source: SourceConfig) -> bool:

@@ -129,8 +129,10 @@ def passage_texts(value: Any, column: str, where: str, by_id: bool = False) -> l
     Raises:
         DataError: A passage has no text.
     """
+    if isinstance(value, str):
+        return [value] if visible(value) else []
     texts = [
-        _passage_text(one, column, where, by_id)
+        one if isinstance(one, str) else _passage_text(one, column, where, by_id)
         for outer in flattened(value)
         for one in (objects(outer) if isinstance(outer, dict) else [outer])
     ]
