@@ -336,13 +336,19 @@ def test_ms_marco_triples_and_ids(tmp_path: Path, language: str) -> None:
         (folder / f"queries.{split}.tsv").write_text(asked)
         judged = "".join(f"{n}\t0\t{2 * n}\t1\n{n}\t0\t{2 * n + 1}\t0\n" for n in numbers)
         (folder / f"qrels.{split}.tsv").write_text(judged)
+    (folder / "queries.dev.tsv").write_text(f"1\t{table[1][0]}\n")  # repeats those of dev.small
+    (folder / "queries.eval.tsv").write_text("9\tnot judged\n")
     found = read(folder)
     assert [(r.id, r.query, r.positives, r.negatives) for r in found] == [
         (str(n), table[n][0], [table[n][1]], [table[n][2]]) for n in (1, 0)
     ]
     assert [r.id for r in read(folder, split="train")] == ["0"]
-    with pytest.raises(DataError, match=r"passages: holds no queries\.dev\.tsv; correct `split:`"):
-        read(folder, split="dev")
+    with pytest.raises(DataError, match=r"passages: holds no qrels\.eval\.tsv; correct `split:`"):
+        read(folder, split="eval")
+    (folder / "queries.train.tsv").rename(folder / "queries.tsv")
+    with pytest.raises(DataError, match=r"passages: holds no queries\.train\.tsv; correct"):
+        read(folder, split="train")
+    (folder / "queries.tsv").rename(folder / "queries.train.tsv")
     (folder / "qrels.train.tsv").write_text("0\t0\t99\t1\n")
     (fault,) = [r for r in read(folder, split="train") if isinstance(r, DataError)]
     assert str(fault).endswith(

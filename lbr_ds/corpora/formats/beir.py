@@ -70,17 +70,28 @@ def is_msmarco(path: Path) -> bool:
 
 
 def _msmarco(path: Path, source: SourceConfig) -> dict[str, list[Path]]:
-    """Return the files of documents, queries and judgements of the split, or of all."""
-    split = f".{source.split}" if source.split else "*"
-    found: dict[str, list[Path]] = {}
-    for kind, name in (("document", "collection"), ("query", "queries*"), ("qrels", "qrels*")):
-        whole = name.replace("*", split)
-        found[kind] = sorted(file for end in _TABLE_ENDS for file in path.glob(f"{whole}{end}"))
-        if not found[kind]:
-            raise DataError(
-                f"{path}: holds no {whole}.tsv; correct `split:` of this entry of data.sources, or "
-                "add the file"
-            )
+    """Return the files of documents, queries and judgements of the split, or of all.
+
+    The queries are those of the splits with judgements: others may repeat them (dev, dev.small).
+    """
+    qrels = _tables(path, f"qrels.{source.split}" if source.split else "qrels*")
+    names = [file.name.removesuffix(".gz").removesuffix(".tsv") for file in qrels]
+    queries = [_tables(path, name.replace("qrels", "queries", 1)) for name in names]
+    return {
+        "document": _tables(path, "collection"),
+        "query": [file for (file, *_) in queries],
+        "qrels": qrels,
+    }
+
+
+def _tables(path: Path, name: str) -> list[Path]:
+    """Return the tables of that name. Raises DataError if there is none."""
+    found = sorted(file for end in _TABLE_ENDS for file in path.glob(f"{name}{end}"))
+    if not found:
+        raise DataError(
+            f"{path}: holds no {name}.tsv; correct `split:` of this entry of data.sources, or add "
+            "the file"
+        )
     return found
 
 
