@@ -59,6 +59,13 @@ class ModelConfig(Section):
         description="Recompute activations in the backward pass: less memory, about a third more "
         "computation.",
     )
+    attention_kernel: Literal["auto", "rectangles", "varlen"] = Field(
+        default="auto",
+        description="How attention inside the segments of a batch is computed: rectangles calls "
+        "scaled_dot_product_attention on segments of similar length, varlen calls torch's kernel "
+        "for variable lengths (CUDA, bf16). auto chooses for each batch, by costs that are "
+        "measured at the start.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Let the backbone's repository run its own Python code. Only for repositories "

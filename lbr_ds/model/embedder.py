@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 
 from lbr_ds.batching import PackedBatch
 from lbr_ds.model.attention import packed_forward, use_ib_attention
+from lbr_ds.model.attention_costs import Kernels
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.head import Head
 from lbr_ds.model.last_layer import compute_read_rows_only
@@ -34,9 +35,11 @@ class Embedder(nn.Module):
             (model/lora.py); else None.
         pooling: last (the last bottleneck token) or mean.
         bidirectional: whether rows of a text see the whole text in stage 2.
+        kernels: the attention kernels to choose from; None: see `packed_forward`.
     """
 
     rows: nn.Module | None
+    kernels: Kernels | None = None
 
     def __init__(self, backbone: PreTrainedModel, card: Card) -> None:
         super().__init__()
@@ -72,7 +75,8 @@ class Embedder(nn.Module):
     def _body(self, batch: PackedBatch, **more: Any) -> Any:
         # A target must never see what it predicts.
         bidirectional = self.bidirectional and batch.targets is None
-        return packed_forward(self.backbone, batch, bidirectional=bidirectional, **more)
+        more |= {"bidirectional": bidirectional, "kernels": self.kernels}
+        return packed_forward(self.backbone, batch, **more)
 
     def _read(self, batch: PackedBatch) -> Tensor | None:
         """Return the rows whose final state is read; None: (nearly) all of them."""
@@ -95,7 +99,12 @@ def _means(states: Tensor, batch: PackedBatch) -> Tensor:
 
 
 def build_embedder(
-    folder: Path, dtype: torch.dtype, *, activation_checkpointing: bool, trust_remote_code: bool
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    activation_checkpointing: bool,
+    trust_remote_code: bool,
+    kernels: Kernels | None = None,
 ) -> Embedder:
     """Build the module with the shape of a prepared folder; its weights are *not* loaded here.
 
@@ -111,4 +120,6 @@ def build_embedder(
     if activation_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
     backbone.train()
-    return Embedder(backbone, Card.load(folder))
+    embedder = Embedder(backbone, Card.load(folder))
+    embedder.kernels = kernels
+    return embedder

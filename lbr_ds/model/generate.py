@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lbr_ds.batching import Sequence, pack
-from lbr_ds.model.attention import NAME
+from lbr_ds.model.attention import NAME, packed_forward
 from lbr_ds.model.packed_encoder import PackedEncoder
 
 
@@ -74,13 +74,8 @@ def _read(model: PackedEncoder, contexts: list[Sequence]) -> tuple[Tensor, Dynam
     backbone: PreTrainedModel = model.model.backbone
     batch = pack(contexts).to(model.device)
     packed = DynamicCache()
-    hidden = backbone.base_model(
-        input_ids=batch.ids,
-        position_ids=batch.positions,
-        use_cache=True,
-        past_key_values=packed,
-        segments=batch.segments,
-        bidirectional=False,
+    hidden = packed_forward(
+        backbone, batch, use_cache=True, past_key_values=packed
     ).last_hidden_state[0]
     seen = torch.tensor([c.num_bottleneck if c.cut else len(c) for c in contexts]).to(model.device)
     width = int(seen.max())

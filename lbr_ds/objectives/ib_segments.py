@@ -66,6 +66,7 @@ class Segments:
         grid: for kernels that take rectangles: segments of like length together, padded at the end.
         shapes: the (n, L) of each rectangle, one after the other in the rows of `grid`.
         lengths: (G,) int64, tokens of each segment in the order of `grid`.
+        square_lengths: the sum of the squares of the segments' lengths.
     """
 
     flat: RowLayout
@@ -75,6 +76,12 @@ class Segments:
     grid: RowLayout
     shapes: tuple[tuple[int, int], ...]
     lengths: Tensor
+    square_lengths: int
+
+    @property
+    def num_rows(self) -> int:
+        """S, the rows of all segments."""
+        return len(self.flat.source)
 
 
 def ib_segments(
@@ -118,6 +125,7 @@ def ib_segments(
         grid=_row_layout(table[:, order], widths, begin),
         shapes=shapes,
         lengths=torch.from_numpy(table[1][order]),
+        square_lengths=sum(length * length for length in lengths),
     )
 
 

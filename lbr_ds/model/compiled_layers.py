@@ -1,0 +1,95 @@
+"""Compile each decoder layer on its own.
+
+All layers run one compiled function, with their parameters as inputs, so the number of graphs does
+not grow with the number of layers; sizes are dynamic and attention is an operator of its own
+(`opaque_attention.py`), so it does not grow with the batches either. The layer's `forward` is
+compiled and not its `__call__`: hooks on the layer, such as those of ZeRO-3, and activation
+checkpointing stay outside of the graph.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbr_ds.errors import short
+
+log = logging.getLogger(__name__)
+
+_GRAPHS = 64  # of one function at most: with and without gradients, the last layer, each model
+
+
+class LayerCompiler:
+    """The compiled forward of all layers of a model, or the eager one where that fails.
+
+    Attributes:
+        active: whether layers still run compiled.
+    """
+
+    def __init__(self, backend: str = "inductor") -> None:
+        config: Any = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, _GRAPHS)
+        functorch: Any = torch._functorch.config
+        # A saved view of a weight would keep a gathered parameter of ZeRO-3 alive.
+        functorch.recompute_views = True
+        # With the forward, so that a failure shows there.
+        functorch.force_non_lazy_backward_lowering = True
+        self.active = True
+        self._compiled = torch.compile(_forward, dynamic=True, fullgraph=True, backend=backend)
+
+    def run(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run a layer's forward."""
+        if self.active:
+            try:
+                return self._compiled(layer, args, kwargs)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                self.active = False
+                log.warning(
+                    "model.compile: %s cannot be compiled, so layers run eagerly: %s",
+                    type(layer).__name__,
+                    short(str(error).strip().partition("\n")[0]),
+                )
+        return type(layer).forward(layer, *args, **kwargs)
+
+
+def _forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+def compile_layers(body: nn.Module, backend: str = "inductor") -> LayerCompiler | None:
+    """Compile the decoder layers of a transformers model; None where it has no `layers`."""
+    layers = getattr(body, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        log.warning("model.compile: %s has no list of layers; it runs eagerly", type(body).__name__)
+        return None
+    compiler = LayerCompiler(backend)
+    for layer in layers:
+        layer.forward = _outside(layer, compiler.run, narrow=layer is layers[-1])
+    return compiler
+
+
+def _outside(layer: Any, run: Callable[..., Any], *, narrow: bool) -> Callable[..., Any]:
+    """Return the layer's forward with activation checkpointing outside of what is compiled.
+
+    torch does not check whether a module has the hooks that it had when it was compiled (dynamo's
+    skip_nnmodule_hook_guards). The argument `read`, which the hooks of model/last_layer.py need, is
+    passed to their layer alone, so that this layer gets a graph of its own.
+    """
+    checkpoint = None
+    if getattr(layer, "gradient_checkpointing", False):
+        checkpoint = layer._gradient_checkpointing_func
+        layer.gradient_checkpointing = False  # transformers would checkpoint inside
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not narrow:
+            kwargs.pop("read", None)
+        if checkpoint is not None and layer.training and torch.is_grad_enabled():
+            return checkpoint(functools.partial(run, layer, **kwargs), *args)
+        return run(layer, *args, **kwargs)
+
+    return forward
