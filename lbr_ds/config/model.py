@@ -66,6 +66,11 @@ class ModelConfig(Section):
         "for variable lengths (CUDA, bf16). auto chooses for each batch, by costs that are "
         "measured at the start.",
     )
+    compile: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Compile the decoder layers with torch.compile: about a minute at the first "
+        "start, cached for later ones. on, off, or auto: on CUDA.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Let the backbone's repository run its own Python code. Only for repositories "

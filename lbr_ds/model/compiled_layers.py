@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from lbr_ds.errors import short
 
@@ -28,7 +31,8 @@ class LayerCompiler:
     """The compiled forward of all layers of a model, or the eager one where that fails.
 
     Attributes:
-        active: whether layers still run compiled.
+        active: whether layers run compiled.
+        graphs: how many graphs were compiled, forward and backward counted as one.
     """
 
     def __init__(self, backend: str = "inductor") -> None:
@@ -39,22 +43,41 @@ class LayerCompiler:
         functorch.recompute_views = True
         # With the forward, so that a failure shows there.
         functorch.force_non_lazy_backward_lowering = True
-        self.active = True
+        self.active, self.graphs, self._announced = True, 0, False
         self._compiled = torch.compile(_forward, dynamic=True, fullgraph=True, backend=backend)
 
     def run(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run a layer's forward."""
-        if self.active:
-            try:
-                return self._compiled(layer, args, kwargs)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                self.active = False
-                log.warning(
-                    "model.compile: %s cannot be compiled, so layers run eagerly: %s",
-                    type(layer).__name__,
-                    short(str(error).strip().partition("\n")[0]),
-                )
-        return type(layer).forward(layer, *args, **kwargs)
+        if not self.active:
+            return _forward(layer, args, kwargs)
+        if not self._announced:
+            self._announced = True
+            log.info(
+                "compiling the decoder layers (once; cached in %s for later starts)", cache_dir()
+            )
+        known, began = _compiled_graphs(), time.perf_counter()
+        try:
+            out = self._compiled(layer, args, kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self.active = False
+            log.warning(
+                "model.compile: %s cannot be compiled, so layers run eagerly: %s",
+                type(layer).__name__,
+                short(str(error).strip().partition("\n")[0]),
+            )
+            return _forward(layer, args, kwargs)
+        if _compiled_graphs() > known:
+            self.graphs += 1
+            seconds = time.perf_counter() - began
+            name = type(layer).__name__
+            log.info("compiled %s in %.0f s (graph %d)", name, seconds, self.graphs)
+        return out
+
+
+def _compiled_graphs() -> int:
+    stats: Any = torch._dynamo.utils.counters["stats"]
+    count: int = stats["unique_graphs"]
+    return count
 
 
 def _forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -104,7 +104,6 @@ def build_embedder(
     *,
     activation_checkpointing: bool,
     trust_remote_code: bool,
-    kernels: Kernels | None = None,
 ) -> Embedder:
     """Build the module with the shape of a prepared folder; its weights are *not* loaded here.
 
@@ -120,6 +119,4 @@ def build_embedder(
     if activation_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
     backbone.train()
-    embedder = Embedder(backbone, Card.load(folder))
-    embedder.kernels = kernels
-    return embedder
+    return Embedder(backbone, Card.load(folder))

@@ -26,10 +26,12 @@ from lbr_ds.model.embedder import Embedder, build_embedder
 from lbr_ds.model.lora import adapting
 from lbr_ds.system import environment
 from lbr_ds.training.checkpoint.saver import Saver
+from lbr_ds.training.deepspeed.compiling import compile_engine
 from lbr_ds.training.deepspeed.engine import Engine, load_layout
 from lbr_ds.training.deepspeed.weights import Origin
 from lbr_ds.training.guard import Guard
 from lbr_ds.training.held_out import HeldOutSample
+from lbr_ds.training.kernels import attention_kernels
 from lbr_ds.training.meter import Meter
 from lbr_ds.training.preempt import Preemption
 from lbr_ds.training.stages import STAGES, Stage
@@ -168,7 +170,7 @@ def build_engine(
             run.engine.ds_config,
         )
     seed_all(run.seed)
-    return Engine(
+    engine = Engine(
         embedder_maker(run),
         Origin(weights, spare=backbone if number == 2 else None),
         layout=layout,
@@ -176,6 +178,9 @@ def build_engine(
         world=world,
         adapt=adapting(run, backbone),
     )
+    engine.engine.module.kernels = attention_kernels(run, engine.dtype, world)
+    compile_engine(engine, run.model.compile)
+    return engine
 
 
 def embedder_maker(run: RunConfig) -> Callable[[torch.dtype], Embedder]:
