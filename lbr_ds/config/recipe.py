@@ -106,7 +106,8 @@ class RunConfig(Section):
         if self.lora.rank is None:
             plain.pop("lora")
         plain.pop(f"stage{3 - stage}")
-        plain["model"].pop("activation_checkpointing")
+        for name in ("activation_checkpointing", "attention_kernel", "compile"):
+            plain["model"].pop(name)
         for memory_only in ("micro_batch_tokens", "chunk_tokens"):
             plain[f"stage{stage}"].pop(memory_only, None)
         return plain

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from torch import nn
+from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from lbr_ds.errors import short
@@ -35,9 +35,10 @@ class LayerCompiler:
         graphs: how many graphs were compiled, forward and backward counted as one.
     """
 
-    def __init__(self, backend: str = "inductor") -> None:
+    def __init__(self, backend: str | Callable[..., Any]) -> None:
         config: Any = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, _GRAPHS)
+        config.specialize_float = True  # such as epsilons; else they are inputs of the graph
         functorch: Any = torch._functorch.config
         # A saved view of a weight would keep a gathered parameter of ZeRO-3 alive.
         functorch.recompute_views = True
@@ -63,7 +64,7 @@ class LayerCompiler:
             log.warning(
                 "model.compile: %s cannot be compiled, so layers run eagerly: %s",
                 type(layer).__name__,
-                short(str(error).strip().partition("\n")[0]),
+                short(str(error)),
             )
             return _forward(layer, args, kwargs)
         if _compiled_graphs() > known:
@@ -84,8 +85,18 @@ def _forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return type(layer).forward(layer, *args, **kwargs)
 
 
-def compile_layers(body: nn.Module, backend: str = "inductor") -> LayerCompiler | None:
-    """Compile the decoder layers of a transformers model; None where it has no `layers`."""
+def compile_layers(
+    body: nn.Module, backend: str | Callable[..., Any] = "inductor"
+) -> LayerCompiler | None:
+    """Compile the decoder layers of a transformers model.
+
+    Args:
+        body: the model without its head.
+        backend: of torch.compile.
+
+    Returns:
+        What runs the layers; None where the body has no list of `layers`.
+    """
     layers = getattr(body, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         log.warning("model.compile: %s has no list of layers; it runs eagerly", type(body).__name__)
@@ -99,20 +110,25 @@ def compile_layers(body: nn.Module, backend: str = "inductor") -> LayerCompiler 
 def _outside(layer: Any, run: Callable[..., Any], *, narrow: bool) -> Callable[..., Any]:
     """Return the layer's forward with activation checkpointing outside of what is compiled.
 
-    torch does not check whether a module has the hooks that it had when it was compiled (dynamo's
-    skip_nnmodule_hook_guards). The argument `read`, which the hooks of model/last_layer.py need, is
-    passed to their layer alone, so that this layer gets a graph of its own.
+    Arguments are made alike, because a graph is compiled for each kind of them. `read` is passed
+    only where the hooks of model/last_layer.py use it: torch does not check whether a module has
+    the hooks that it had when it was compiled (dynamo's skip_nnmodule_hook_guards), so it is also
+    what gives the last layer a graph of its own.
     """
     checkpoint = None
     if getattr(layer, "gradient_checkpointing", False):
         checkpoint = layer._gradient_checkpointing_func
         layer.gradient_checkpointing = False  # transformers would checkpoint inside
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if not narrow:
-            kwargs.pop("read", None)
-        if checkpoint is not None and layer.training and torch.is_grad_enabled():
-            return checkpoint(functools.partial(run, layer, **kwargs), *args)
-        return run(layer, *args, **kwargs)
+    def forward(hidden: Tensor, *args: Any, read: Tensor | None = None, **kwargs: Any) -> Any:
+        if narrow and read is not None:
+            kwargs["read"] = read
+            if len(read) == 1:  # torch.compile does not take a size of 1 for a size that varies
+                return _forward(layer, (hidden, *args), kwargs)
+        if not torch.is_grad_enabled():
+            hidden = hidden.detach()  # transformers lets embeddings require gradients all the same
+        elif checkpoint is not None and layer.training:
+            return checkpoint(functools.partial(run, layer, **kwargs), hidden, *args)
+        return run(layer, hidden, *args, **kwargs)
 
     return forward
