@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
 import logging
+import math
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -679,6 +682,34 @@ def test_a_bad_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
     assert [r.query for r in records] == ["q0", "q1", "q2"]
     assert str(bad).startswith(f"{path}:4: ")
     assert message in str(bad)
+
+
+def odd(rng: random.Random, depth: int = 0) -> Any:
+    """Any value that JSON can hold."""
+    kind = rng.randrange(4) if depth < 4 else 0
+    if kind == 0:
+        return rng.choice(["a", "", " ", "user", "assistant", 0, 1, 2.5, math.nan, None, True])
+    if kind == 1:
+        names = ["text", "title", "role", "content", "from", "value", "id"]
+        return {rng.choice(names): odd(rng, depth + 1) for _ in range(rng.randrange(3))}
+    return [odd(rng, depth + 1) for _ in range(rng.randrange(4))]
+
+
+@pytest.mark.parametrize("shape", ["", *PEERS])
+@pytest.mark.parametrize("by_id", [False, True])
+def test_odd_values_are_errors_of_rows(tmp_path: Path, shape: str, by_id: bool) -> None:
+    """Whatever the columns hold, it is a record, a reason to skip or a DataError."""
+    rng = random.Random(shape)
+    docs = str(lines(tmp_path / "docs.jsonl", [{"id": "a", "text": "x"}])) if by_id else ""
+    path = tmp_path / "raw.jsonl"
+    for _ in range(15):
+        peer = PEERS[shape or rng.choice(list(PEERS))]
+        columns = [rng.choice(names) for names in (peer.query, peer.positives, peer.score) if names]
+        columns += rng.sample(["neg", "negative_1", "prompt", "positive_messages", "text"], 2)
+        lines(path, [{name: odd(rng) for name in columns} for _ in range(4)])
+        with contextlib.suppress(DataError):
+            for row in read(path, shape=shape, documents=docs):
+                assert isinstance(row, Record | Skipped | DataError)
 
 
 def test_the_recipe_names_every_shape() -> None:

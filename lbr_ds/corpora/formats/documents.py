@@ -27,7 +27,11 @@ class Documents:
         Raises:
             DataError: A document is not there.
         """
-        named = {name: raw[name] for name in ("positives", "negatives") if raw.get(name)}
+        named = {
+            name: ids
+            for name in ("positives", "negatives")
+            if isinstance(ids := raw.get(name), list) and all(isinstance(one, str) for one in ids)
+        }  # anything else is an error of the record
         return {**raw, **{name: self._texts(ids, where) for name, ids in named.items()}}
 
     def _texts(self, ids: list[str], where: str) -> list[str]:

@@ -27,7 +27,6 @@ from lbr_ds.corpora.formats.values import (
     as_text,
     cell_text,
     column_value,
-    flattened,
     named_parts,
     objects,
     passage_texts,
@@ -84,7 +83,8 @@ def _instructed(peer: Peer, row: dict[str, Any], source: SourceConfig, where: st
     query = peer.column(row, source.columns.query, peer.query, where)
     sides = {"query": [column_value(row, query, where)]}
     for name, columns in peer.answers(row, source, where).items():
-        sides[name] = [one for held in columns for one in column_value(row, held, where) or []]
+        held = [column_value(row, column, where) for column in columns]
+        sides[name] = [one for value in held for one in _listed(value)]
     made: dict[str, Any] = {}
     stated: dict[str, set[str]] = {"instruction": set(), "document_instruction": set()}
     for name, values in sides.items():
@@ -120,11 +120,12 @@ def _chat(peer: Peer, row: dict[str, Any], source: SourceConfig, where: str) -> 
         if isinstance(turn, dict)
     ]
     raw = named_parts(row, source, where)
-    if positives := row.get("positive_messages"):
+    if row.get("positive_messages"):
         asked = [text for role, text in turns if role in _USER]
-        negatives = row.get("negative_messages") or []
-        named = {"positives": positives, "negatives": negatives}
-        answers = {name: _answers(value, name, where) for name, value in named.items()}
+        answers = {
+            f"{side}s": _answers(row.get(f"{side}_messages"), f"{side}_messages", where)
+            for side in ("positive", "negative")
+        }
         return [{"query": asked[0] if asked else "", **answers, **raw}]
     for (role, question), (next_role, answer) in pairwise(turns):
         if role in _USER and next_role in _ANSWERS:
@@ -138,10 +139,20 @@ def _chat(peer: Peer, row: dict[str, Any], source: SourceConfig, where: str) -> 
 def _answers(messages: Any, name: str, where: str) -> list[str]:
     """Return the text of each conversation in a list: its turns but the system prompt."""
     texts = []
-    for turns in messages:
-        said = [turn for turn in flattened(objects(turns)) if turn.get("role") != "system"]
+    for conversation in _listed(messages):
+        turns = objects(conversation)
+        if not is_turns(turns):
+            raise DataError(
+                f"{where}: {name} must be a list of lists of turns, not {messages!r:.60}"
+            )
+        said = [turn for turn in turns if turn.get("role") != "system"]
         texts.append("\n".join(_content(turn, name, where) for turn in said))
     return texts
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a list as it is, nothing for null, and any other value in a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _content(turn: dict[str, Any], column: str, where: str) -> str:

@@ -188,4 +188,5 @@ def _lacks(row: dict[str, Any], source: SourceConfig, shape: str) -> bool:
 
 
 def _inner(row: dict[str, Any], inside: str) -> dict[str, Any]:
-    return row[inside][0] if inside and row.get(inside) else row
+    """Return the row, or the first object of its list of records."""
+    return dict(_lists(row)).get(inside, {}) if inside else row
