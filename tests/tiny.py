@@ -127,6 +127,7 @@ def tiny_recipe(
             "temperature": 0.05,
             "optim": {"lr": 1e-3},
         },
+        "engine": {"ds_config": "zero3_cpu"},
         "every": {"save": 3, "keep": 2},
     }
     for key, value in changes.items():

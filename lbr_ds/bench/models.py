@@ -23,8 +23,8 @@ from lbr_ds.config import RunConfig
 from lbr_ds.distributed import join
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.embedder import Embedder
-from lbr_ds.plan.memory import RESERVE, memory_of
-from lbr_ds.plan.planner import FILL
+from lbr_ds.plan.fit import GPU_FILL, GPU_RESERVE
+from lbr_ds.plan.memory import memory_of
 from lbr_ds.plan.shape import shape_of_config
 from lbr_ds.plan.work import work_of
 from lbr_ds.training.deepspeed.engine import Engine, load_layout
@@ -141,7 +141,7 @@ def fitting_steps(name: str, number: int, setting: Setting) -> list[Step]:
 
 def device_bytes() -> float:
     """Return the bytes of the GPU that a plan may fill."""
-    return FILL * torch.cuda.get_device_properties(0).total_memory
+    return GPU_FILL * torch.cuda.get_device_properties(0).total_memory
 
 
 def planned(run: RunConfig, number: int, shape: dict[str, Any]) -> int:
@@ -151,9 +151,9 @@ def planned(run: RunConfig, number: int, shape: dict[str, Any]) -> int:
         load_layout("zero3"),
         work_of(run, number, 1),
         world=1,
-        checkpointing=run.model.activation_checkpointing,
+        checkpointing=run.model.checkpoints_activations,
     )
-    return memory.peak + RESERVE
+    return memory.peak + GPU_RESERVE
 
 
 @contextmanager

@@ -25,15 +25,16 @@ import torch
 from lbr_ds import runs
 from lbr_ds.cluster import gpu_check
 from lbr_ds.config import STAGES, RunConfig
-from lbr_ds.config import ds_config as layouts
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError
 from lbr_ds.model.files import FILE_BYTES
-from lbr_ds.plan import Cluster, find_gpu, predict
-from lbr_ds.plan.shape import Shape, find_shape, with_adapters
+from lbr_ds.plan import Cluster, auto, find_gpu, predict
+from lbr_ds.plan.shape import Shape, prepared_shape
 from lbr_ds.plan.work import num_steps
 from lbr_ds.shards import Manifest, ShardFile
 from lbr_ds.system.environment import free_host_memory
+from lbr_ds.training.auto import device_of
+from lbr_ds.training.deepspeed.engine import load_layout
 
 TIMEOUT_SECONDS = 600  # of one check; after that a file system or a GPU hangs
 _GIB = 1 << 30
@@ -51,21 +52,19 @@ class NodeTask:
     @property
     def layout(self) -> Layout:
         """The ds_config that training will use on this node."""
-        name = layouts.resolve_name(self.run.engine.ds_config, gpu=torch.cuda.is_available())
-        return layouts.load(name)
+        name, shape = self.run.engine.ds_config, self.shape
+        if name == auto.AUTO and shape is not None:
+            cluster = Cluster(self.nodes, self.ranks, device_of(self.run, self.ranks))
+            name = auto.choose(self.run, self.stage, shape, cluster).ds_config
+        return load_layout(name)
 
     @property
     def shape(self) -> Shape | None:
         """The shape of the backbone; None if the planner does not know it."""
-        run, prepared = self.run, self.run.run / "backbone" / "config.json"
-        rows = run.bottleneck.count
-        # A prepared backbone has the bottleneck's rows already.
-        source = (0, prepared) if prepared.is_file() else (rows, None)
         try:
-            shape = find_shape(run.model, *source)
+            return prepared_shape(self.run)
         except ConfigError:
             return None
-        return with_adapters(shape, run.lora, rows)
 
 
 def check_node(task: NodeTask) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from lbr_ds.errors import EnvironmentProblem
-from lbr_ds.plan.memory import RESERVE
+from lbr_ds.plan.fit import GPU_RESERVE
 
 _SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices; three of 8192 take 384 MiB in bf16
 _ROUNDS, _TIMES = 3, 10
@@ -46,7 +46,7 @@ def _probe(device: torch.device) -> GpuState:
         name = torch.cuda.get_device_name(device)
         free, total = torch.cuda.mem_get_info(device)
         # This process's own context fits into the plan's reserve.
-        if total - free > RESERVE:
+        if total - free > GPU_RESERVE:
             return GpuState(name, taken=total - free)
         return GpuState(name, 0, *product(device))
     except RuntimeError as error:  # of CUDA: an uncorrectable memory error, a GPU off the bus

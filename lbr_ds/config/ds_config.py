@@ -143,6 +143,11 @@ class Layout:
         return self.quantized_weights or self.quantized_gradients
 
     @property
+    def offloads(self) -> int:
+        """How many of the two things that a layout may keep on the host are kept there."""
+        return self.offload_optimizer + self.offload_parameters
+
+    @property
     def precision(self) -> tuple[int, int, int, int, bool, bool]:
         """The settings that change numbers and not only where they are stored."""
         return (

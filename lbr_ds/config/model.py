@@ -54,10 +54,11 @@ class ModelConfig(Section):
         description="Longest text in tokens, including its instruction and the bottleneck tokens. "
         "Longer texts are truncated.",
     )
-    activation_checkpointing: bool = Field(
+    activation_checkpointing: Literal["auto"] | bool = Field(
         default=True,
         description="Recompute activations in the backward pass: less memory, about a third more "
-        "computation.",
+        "computation. auto: only if it takes less time by `lbr-ds plan`, because without it only "
+        "small micro-batches fit into memory.",
     )
     attention_kernel: Literal["auto", "rectangles", "varlen"] = Field(
         default="auto",
@@ -76,6 +77,11 @@ class ModelConfig(Section):
         description="Let the backbone's repository run its own Python code. Only for repositories "
         "that you trust.",
     )
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """`activation_checkpointing` as a boolean. `auto` becomes one when training starts."""
+        return self.activation_checkpointing is not False
 
 
 class BottleneckConfig(Section):

@@ -14,8 +14,16 @@ class EngineConfig(Section):
 
     ds_config: NameOrPath = Field(
         default="auto",
-        description="Memory layout for DeepSpeed: a name from ds_configs/ or a path. auto: zero3, "
-        "or zero3_cpu without a GPU.",
+        description="Memory layout for DeepSpeed: a name from ds_configs/ or a path. auto: the "
+        "fastest that fits into memory by `lbr-ds plan`; on GPUs in bf16, on CPU ranks in fp32.",
+    )
+    memory_gib: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        json_schema_extra={"unit": "GiB per rank"},
+        description="Memory of a rank that keys set to auto plan with. null: that of its GPU, or "
+        "its share of the free host memory.",
     )
     timeout_minutes: float = Field(
         default=30,

@@ -10,6 +10,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from lbr_ds.config.objectives import OBJECTIVES
 from lbr_ds.config.section import MAX_COUNT, NameOrPath, Section
+from lbr_ds.errors import ConfigError
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Weight = Annotated[float, Field(gt=0, le=1e6)]
@@ -80,13 +81,11 @@ class StageConfig(Section):
         description="Samples of one optimizer step over all ranks together (the global batch "
         "size). Must be a multiple of the number of ranks.",
     )
-    micro_batch_tokens: int = Field(
+    micro_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16, le=MAX_COUNT)] = Field(
         default=8192,
-        ge=16,
-        le=MAX_COUNT,
         json_schema_extra={"unit": "tokens per rank"},
         description="Most tokens of one rank in one forward pass. It decides memory and speed, "
-        "not the result.",
+        "not the result. auto: what fits into memory and takes the least time by `lbr-ds plan`.",
     )
     optim: OptimConfig = Field(description="Optimizer and learning-rate schedule.")
 
@@ -95,6 +94,15 @@ class StageConfig(Section):
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of num_steps and num_epochs")
         return self
+
+    @property
+    def micro_tokens(self) -> int:
+        """`micro_batch_tokens` as a number. `auto` becomes one when training starts."""
+        if self.micro_batch_tokens == "auto":
+            raise ConfigError(
+                "micro_batch_tokens=auto is chosen when training starts; give a number here"
+            )
+        return self.micro_batch_tokens
 
     def steps(self, num_samples: int) -> int:
         """Return the optimizer steps of the stage for a split of `num_samples` records."""
@@ -204,7 +212,9 @@ class Stage2Config(StageConfig):
 
     @model_validator(mode="after")
     def _chunk_within_micro_batch(self) -> Stage2Config:
-        if self.chunk_tokens is not None and self.chunk_tokens > self.micro_batch_tokens:
+        if self.chunk_tokens is None or self.micro_batch_tokens == "auto":
+            return self
+        if self.chunk_tokens > self.micro_batch_tokens:
             raise ValueError(
                 f"chunk_tokens={self.chunk_tokens} exceeds "
                 f"micro_batch_tokens={self.micro_batch_tokens}; a chunk is part of a micro-batch"

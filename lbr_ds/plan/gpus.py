@@ -17,7 +17,10 @@ from lbr_ds.system.yaml_json import read_yaml
 
 
 class Gpu(Section):
-    """One GPU and its share of the node. Bandwidths in GB/s per direction; see gpus.yaml."""
+    """One GPU or the cores of one CPU rank, and its share of the node; see gpus.yaml.
+
+    Bandwidths are in GB/s per direction.
+    """
 
     name: str
     memory_gib: float = Field(gt=0, le=1e9)
@@ -28,6 +31,7 @@ class Gpu(Section):
     host_link: float = Field(default=25, gt=0, le=1e9)
     host_memory_gib: float = Field(default=128, gt=0, le=1e9)
     matmul: float = Field(default=0.6, gt=0, le=1)
+    cpu: bool = False
 
 
 @dataclass(frozen=True)

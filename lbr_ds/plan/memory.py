@@ -25,8 +25,6 @@ from lbr_ds.plan.work import Work
 
 _TILE = 1 << 20  # scores that the loss of stage 2 holds at a time (objectives/info_nce.py)
 
-RESERVE = 2 << 30  # bytes for the CUDA context, NCCL's channels and cuBLAS workspaces
-
 
 @dataclass(frozen=True)
 class Memory:

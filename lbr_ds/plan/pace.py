@@ -124,12 +124,14 @@ def device_seconds(
     once, both = layers(1), layers(3)
     return Busy(
         forward=once * (2 if work.cached else 1)
-        + _head_seconds(shape, work, width, reached, bandwidth),
+        + _head_seconds(shape, work, width, reached, bandwidth, cpu=gpu.cpu),
         backward=both - once + (once if checkpointing else 0.0),
     )
 
 
-def _head_seconds(shape: Shape, work: Work, width: int, reached: float, bandwidth: float) -> float:
+def _head_seconds(
+    shape: Shape, work: Work, width: int, reached: float, bandwidth: float, *, cpu: bool
+) -> float:
     """Return the seconds of the head with its loss and gradient: products, logits, the table."""
     rows = work.sequences * work.supervised
     if not rows:
@@ -137,7 +139,7 @@ def _head_seconds(shape: Shape, work: Work, width: int, reached: float, bandwidt
     products = flops(shape, tokens=0, pairs=0, scored=rows)
     logits = rows * shape.vocab * 4 * ASSUMED["logit_moves"]
     # The gradient of the table is the sum of the chunks': each reads and writes it in fp32.
-    chunks = head_chunks(shape, work, width)
+    chunks = head_chunks(shape, work, width, not cpu)
     sums = 0 if shape.adapters or chunks == 1 else work.micro_batches * chunks
     return products / reached + (logits + sums * shape.head * 8) / bandwidth
 

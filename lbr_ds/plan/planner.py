@@ -9,18 +9,15 @@ from typing import Any
 from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.config.ds_config import Layout
-from lbr_ds.plan import pace
+from lbr_ds.plan import auto, pace
+from lbr_ds.plan.fit import GIB, fill, memory_on, refusal, reserve
 from lbr_ds.plan.gpus import Cluster
-from lbr_ds.plan.memory import RESERVE, Memory, memory_of
 from lbr_ds.plan.shape import Shape, shape_of
 from lbr_ds.plan.speed import ASSUMED, step_time, traffic_of
 from lbr_ds.plan.work import num_steps, work_of
 from lbr_ds.shards import Manifest
 from lbr_ds.system import resources
 from lbr_ds.system.urls import is_url
-
-FILL = 0.92  # share of the GPU's memory; above it, fragmentation and longer texts end the run
-GIB = 1 << 30
 
 
 def make_plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[str, Any]:
@@ -32,16 +29,17 @@ def make_plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> d
         config: the backbone's config.json, if it is not found by itself.
 
     Returns:
-        A dict that is ready for JSON. `best` names the fastest ds_config among those that fit and
-        do not quantize; one that offloads only if no other fits.
+        A dict that is ready for JSON. `best` names the ds_config that the rules of auto.py prefer
+        for both stages together; None if none fits.
 
     Raises:
         ConfigError: the backbone's shape is not known, or the ranks cannot share a step.
     """
     shape = shape_of(run, config)
     rows = [_row(shape, name, run, cluster) for name in _names(run)]
-    fitting = [row for row in rows if row["fits"] and not row["lossy"]]
-    best = min(fitting, key=lambda r: (r["offloads"], r["step_seconds"]), default=None)
+    fitting = [row for row in rows if row["fits"] and row["suits"]]
+    costs = [auto.Cost(r["offloads"], r["zero_stage"], r["step_seconds"]) for r in fitting]
+    best = fitting[auto.cheapest(costs)] if fitting else None
     return {
         "recipe": run.name,
         "cluster": {
@@ -59,11 +57,28 @@ def make_plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> d
             "trainable": shape.trainable,
             "activation_checkpointing": run.model.activation_checkpointing,
         },
-        "assumed": {**ASSUMED, **pace.ASSUMED, "fill": FILL, "reserve_gib": RESERVE / GIB},
+        "assumed": {
+            **ASSUMED,
+            **pace.ASSUMED,
+            "fill": fill(cluster.gpu),
+            "reserve_gib": reserve(cluster.gpu) / GIB,
+        },
         "layouts": rows,
-        "recipe_layout": layouts.resolve_name(run.engine.ds_config, gpu=True),
+        "recipe_layout": run.engine.ds_config,
         "best": best["ds_config"] if best else None,
+        "auto": _automatic(run, shape, cluster),
     }
+
+
+def _automatic(run: RunConfig, shape: Shape, cluster: Cluster) -> list[dict[str, Any]]:
+    """Return what training chooses in each stage for the recipe's keys that are `auto`, if any."""
+    found = []
+    for number in STAGES:
+        if auto.is_open(run, number):
+            choice = auto.choose(run, number, shape, cluster)
+            line = auto.describe(run, number, choice, cluster)
+            found.append({"stage": number, **dataclasses.asdict(choice), "line": line})
+    return found
 
 
 def _names(run: RunConfig) -> list[str]:
@@ -82,7 +97,8 @@ def _row(shape: Shape, name: str, run: RunConfig, cluster: Cluster) -> dict[str,
         "ds_config": name,
         "zero_stage": layout.stage,
         "lossy": layout.lossy,
-        "offloads": layout.offload_optimizer + layout.offload_parameters,
+        "suits": auto.suits(layout, cluster),
+        "offloads": layout.offloads,
         "fits": not reasons,
         "reason": reasons[0] if reasons else None,
         "traffic_gib": sum(s["traffic_gib"]["total"] for s in stages),
@@ -96,31 +112,39 @@ def predict(
 ) -> dict[str, Any]:
     """Predict one layout in stage `number`, ready for JSON.
 
+    For keys that are `auto` the values are taken that are best with this layout.
+
     Raises:
         ConfigError: the ranks cannot share a step.
     """
-    world, checkpointing = cluster.world, run.model.activation_checkpointing
-    work = work_of(run, number, world)
+    if auto.is_open(run, number):
+        engine = run.engine.model_copy(update={"ds_config": layout.name})
+        named = run.model_copy(update={"engine": engine})
+        run = auto.settled(named, number, auto.choose(named, number, shape, cluster))
+    checkpointing = bool(run.model.activation_checkpointing)
+    work, gpu = work_of(run, number, cluster.world), cluster.gpu
     with_, without = (
-        memory_of(shape, layout, work, world=world, checkpointing=on) for on in (True, False)
+        memory_on(run, shape, layout, work, cluster, checkpointing=on) for on in (True, False)
     )
+    reserved = reserve(gpu)
     memory = with_ if checkpointing else without
     time = step_time(shape, layout, work, cluster, checkpointing)
     traffic = traffic_of(shape, layout, work, cluster)
     steps = num_steps(run, number, _prepared_records(run, number))
-    peak = cluster.gpu.tflops * 1e12
+    peak = gpu.tflops * 1e12
     return {
         "stage": number,
-        "reason": _refusal(layout, memory, cluster),
+        "reason": refusal(layout, memory, cluster),
         "gpu_gib": {
             "states": {part: size / GIB for part, size in memory.states.items()},
             "phases": {phase: size / GIB for phase, size in memory.phases.items()},
-            "reserve": RESERVE / GIB,
-            "peak": (memory.peak + RESERVE) / GIB,
-            "peak_without_checkpointing": (without.peak + RESERVE) / GIB,
-            "peak_with_checkpointing": (with_.peak + RESERVE) / GIB,
+            "reserve": reserved / GIB,
+            "peak": (memory.peak + reserved) / GIB,
+            "peak_without_checkpointing": (without.peak + reserved) / GIB,
+            "peak_with_checkpointing": (with_.peak + reserved) / GIB,
         },
         "host_gib_per_node": memory.host * cluster.per_node / GIB,
+        "activation_checkpointing": checkpointing,
         "work": dataclasses.asdict(work),
         "traffic_gib": {
             **{way: size / GIB for way, size in dataclasses.asdict(traffic).items()},
@@ -141,24 +165,3 @@ def _prepared_records(run: RunConfig, number: int) -> int | None:
     if is_url(folder) or not (Path(folder) / "manifest.json").is_file():
         return None
     return Manifest.load(folder).records(STAGES[number].split)
-
-
-def _refusal(layout: Layout, memory: Memory, cluster: Cluster) -> str | None:
-    """Return why this layout cannot run here, in one clause; None if it can."""
-    gpu = cluster.gpu
-    if layout.width == 4:
-        return "not for GPUs (fp32)"
-    if reason := layout.unfit(cluster.world, gpus=True):
-        return reason
-    if cluster.per_node % layout.group(cluster.world):
-        return (
-            f"zero_hpz_partition_size={layout.hpz} does not divide {cluster.per_node} GPUs a node"
-        )
-    need, have = (memory.peak + RESERVE) / GIB, FILL * gpu.memory_gib
-    if need > have:
-        filled = f"{FILL:.0%} of {gpu.memory_gib:g}"
-        return f"needs {need:.0f} GiB per GPU, {have:.0f} may be filled ({filled})"
-    host = memory.host / GIB
-    if host > gpu.host_memory_gib:
-        return f"needs {host:.0f} GiB of host memory per GPU, {gpu.host_memory_gib:g} assumed"
-    return None

@@ -158,6 +158,19 @@ def shape_of(run: RunConfig, config: Path | None = None) -> Shape:
     return with_adapters(shape, run.lora, run.bottleneck.count)
 
 
+def prepared_shape(run: RunConfig) -> Shape:
+    """Return the shape of the run folder's prepared backbone, or of the recipe's if there is none.
+
+    Raises:
+        ConfigError: see `shape_of`.
+    """
+    prepared = run.run / "backbone" / "config.json"
+    if not prepared.is_file():
+        return shape_of(run)
+    # It has the bottleneck's rows already.
+    return with_adapters(find_shape(run.model, 0, prepared), run.lora, run.bottleneck.count)
+
+
 def with_adapters(shape: Shape, lora: LoraConfig, new_rows: int) -> Shape:
     """Return the shape with the adapters that the recipe's `lora` section asks for, if any."""
     if (rank := lora.rank) is None:

@@ -21,7 +21,8 @@ def show_plan(result: dict[str, Any], recipe: str) -> None:
     console = _console()
     model, cluster = result["model"], result["cluster"]
     gpu = cluster["gpu"]
-    checkpointing = "on" if model["activation_checkpointing"] else "off"
+    given = model["activation_checkpointing"]
+    checkpointing = given if given == "auto" else "on" if given else "off"
     trainable = ""
     if model["trainable"] < model["parameters"]:
         trainable = f", {model['trainable'] / 1e6:.1f}M trainable"
@@ -33,6 +34,9 @@ def show_plan(result: dict[str, Any], recipe: str) -> None:
     )
     for number in (1, 2):
         _stage(console, result, number)
+    for choice in result["auto"]:
+        line = f"\nstage {choice['stage']}, {choice['line']}"
+        console.print(line, highlight=False, markup=False)
     console.print(_notes(result), style="dim", highlight=False)
     console.print(_verdict(result), highlight=False, markup=False)
     if result["best"]:
@@ -41,14 +45,17 @@ def show_plan(result: dict[str, Any], recipe: str) -> None:
 
 def _stage(console: Console, result: dict[str, Any], number: int) -> None:
     """Print one stage: a line about its step, and a row for each layout."""
-    work = result["layouts"][0]["stages"][number - 1]["work"]
+    shown = result["best"] or result["layouts"][0]["ds_config"]
+    (row,) = (r for r in result["layouts"] if r["ds_config"] == shown)
+    work = row["stages"][number - 1]["work"]
     console.print(
         f"\nstage {number}: per rank and step {work['sequences']} sequences of {work['length']} "
         f"tokens in {work['micro_batches']} micro-batch(es)"
         + (", cached gradients" if work["cached"] else ""),
         highlight=False,
     )
-    other = "no ckpt" if result["model"]["activation_checkpointing"] else "ckpt"
+    given = result["model"]["activation_checkpointing"]
+    other = "other" if given == "auto" else "no ckpt" if given else "ckpt"
     columns = [
         "params",
         "grads",
@@ -87,8 +94,7 @@ def _stage(console: Console, result: dict[str, Any], number: int) -> None:
 
 def _cells(stage: dict[str, Any]) -> list[str]:
     memory, traffic = stage["gpu_gib"], stage["traffic_gib"]
-    with_and_without = (memory["peak_with_checkpointing"], memory["peak_without_checkpointing"])
-    other = next((p for p in with_and_without if p != memory["peak"]), memory["peak"])
+    other = memory[f"peak_with{'out' if stage['activation_checkpointing'] else ''}_checkpointing"]
     states = memory["states"]
     kept = ("parameters", "gradients", "optimizer")
     return [
@@ -137,9 +143,9 @@ def _verdict(result: dict[str, Any]) -> str:
     days = [s["days"] for s in row["stages"]]
     time = "" if None in days else f", {_time(sum(days))} in total"
     own = result["recipe_layout"]
-    differs = "" if own == row["ds_config"] else f" (the recipe says {own})"
+    differs = "" if own in (row["ds_config"], "auto") else f" (the recipe says {own})"
     return (
-        f"Take {row['ds_config']}{differs}: the fastest that fits, "
+        f"Take {row['ds_config']}{differs}: the cheapest that fits, "
         f"{peak:.0f} of {gpu['memory_gib']:g} GiB{time}"
     )
 
@@ -160,7 +166,7 @@ def _command(result: dict[str, Any], recipe: str) -> str:
     cluster = result["cluster"]
     per_node = cluster["gpus_per_node"]
     changed = ""
-    if result["best"] != result["recipe_layout"]:
+    if result["recipe_layout"] not in (result["best"], "auto"):
         changed = f"OVERRIDES=engine.ds_config={shlex.quote(result['best'])} "
     return (
         f"RECIPE={shlex.quote(recipe)} {changed}sbatch --nodes={cluster['nodes']} "

@@ -102,7 +102,7 @@ def work_of(run: RunConfig, stage: int, world: int) -> Work:
         pairs = float(causal_pairs(length))
         queries, candidates = samples, samples * (1 + run.stage2.num_negatives)
         sequences = queries + candidates
-    packed = max(1, part.micro_batch_tokens // length)
+    packed = max(1, part.micro_tokens // length)
     count = -(-sequences // packed)
     return Work(
         stage=stage,

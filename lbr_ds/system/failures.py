@@ -125,7 +125,7 @@ def reading(
     except LbrError:
         raise
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         found = _from_os_error(error, place, kind)
         if found is None:
@@ -174,7 +174,7 @@ def as_lbr_error(error: BaseException) -> LbrError:
     """
     if isinstance(error, LbrError):
         return error
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return EnvironmentProblem(
             f"not enough memory ({short(error) or 'none left'}); in training, lower "
             "stageN.micro_batch_tokens, otherwise close other programs or use a machine with more "
@@ -183,7 +183,7 @@ def as_lbr_error(error: BaseException) -> LbrError:
     return _from_os_error(error) or _from_library_error(error) or _unexpected(error)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether it is Python's or torch's error for lack of memory, on any device."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

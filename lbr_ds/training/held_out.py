@@ -143,7 +143,7 @@ def measure(session: Session, sample: HeldOutSample) -> Figures:
 def _encode(session: Session, texts: list[str]) -> np.ndarray:
     """Return (n, D) float32; every rank calls it with texts of its own."""
     sequences = session.tokenizer.embed(texts)
-    batches, members = split_into_micro_batches(sequences, session.config.micro_batch_tokens)
+    batches, members = split_into_micro_batches(sequences, session.config.micro_tokens)
     rows = [vectors.float().cpu() for vectors in _forwards(session, batches, batches[0])]
     vectors = torch.empty(len(texts), rows[0].shape[1])
     vectors[torch.cat(members)] = torch.cat(rows)
@@ -180,7 +180,7 @@ def _losses(session: Session, records: list[Record]) -> Figures:
     for name, sequences in variants.items():
         order = sorted(sequences, key=len, reverse=True)
         own = order[world.rank :: world.size]
-        batches, _ = split_into_micro_batches(own, session.config.micro_batch_tokens)
+        batches, _ = split_into_micro_batches(own, session.config.micro_tokens)
         # A rank without sequences of its own still takes part.
         total = sum(loss.item() for loss in _forwards(session, batches, pack(order[-1:])))
         figures[name] = world.sum(total)[0] / targets

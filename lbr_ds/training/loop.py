@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 
 from lbr_ds.config import RunConfig
+from lbr_ds.distributed import join
+from lbr_ds.training.auto import halve, rehearsed
 from lbr_ds.training.held_out import evaluate
 from lbr_ds.training.meter import memory_gib
 from lbr_ds.training.negatives import warn_without_negatives
 from lbr_ds.training.optim import learning_rate
 from lbr_ds.training.session import Session
 from lbr_ds.training.setup import open_session
-from lbr_ds.training.stages import rehearse
 from lbr_ds.training.watch import stragglers
 
 Metrics = dict[str, float | list[float]]  # a list has one number per rank
@@ -31,10 +32,20 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
     Returns:
         Whether the stage reached its last step. False: a signal stopped it, and it was saved.
     """
+    complete = _train(run, number, force=force)
+    if complete is None:
+        halve(run, number, join(run.engine.timeout_minutes))
+        complete = _train(run, number, force=force)
+    return bool(complete)
+
+
+def _train(run: RunConfig, number: int, *, force: bool) -> bool | None:
+    """Train as `train` does. Return None if an automatic micro-batch is to be halved first."""
     with open_session(run, number, force=force) as session:
         stopped = False
-        if session.step < session.num_steps:
-            rehearse(session)
+        if session.step < session.num_steps and not rehearsed(session, run):
+            session.engine.close()
+            return None
         while session.step < session.num_steps and not stopped:
             lr = learning_rate(session.step, session.num_steps, session.config.optim)
             metrics = take_step(session, lr)

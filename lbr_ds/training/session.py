@@ -188,7 +188,7 @@ def embedder_maker(run: RunConfig) -> Callable[[torch.dtype], Embedder]:
     return functools.partial(
         build_embedder,
         run.run / "backbone",
-        activation_checkpointing=run.model.activation_checkpointing,
+        activation_checkpointing=run.model.checkpoints_activations,
         trust_remote_code=run.model.trust_remote_code,
     )
 

@@ -24,6 +24,7 @@ from lbr_ds.system.failures import writing
 from lbr_ds.system.locks import lock_folder
 from lbr_ds.system.masking import mask_secrets
 from lbr_ds.training import guard, meter
+from lbr_ds.training.auto import settle
 from lbr_ds.training.checkpoint import provenance
 from lbr_ds.training.checkpoint.resume import find_checkpoint, load_checkpoint
 from lbr_ds.training.deepspeed.engine import load_layout
@@ -51,7 +52,7 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
         force: Resume even if the recipe or the data changed.
     """
     stage, folder = STAGES[number], run.run / f"stage{number}"
-    layout = load_layout(run.engine.ds_config)
+    load_layout(run.engine.ds_config)  # a wrong name is an error before the ranks meet
     manifest = Manifest.load(run.data.folder)
     num_samples = manifest.records(stage.split)
     stop = run.stage(number).steps(num_samples)
@@ -67,6 +68,7 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
         origin = checkpoint or starting_point(run, number, world)
         start = step_of(checkpoint) if checkpoint else 0
         data = open_stage(run, stage, origin, world, resumed=checkpoint is not None, force=force)
+        run, layout = settle(run, number, world, checkpoint)
         # Before the engine: a loader process is a fork, and would keep the pages that training
         # writes over, which is as much memory again.
         feed = open_feed(

@@ -94,7 +94,7 @@ def collate_generative(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> 
             max_target_length=run.stage1.max_target_length,
         )
         sequences.append(with_bag(sequence, tokenizer) if run.stage1.bag_of_words else sequence)
-    batches, members = split_into_micro_batches(sequences, run.stage1.micro_batch_tokens)
+    batches, members = split_into_micro_batches(sequences, run.stage1.micro_tokens)
     return Work(step.index, len(sequences), step.skipped, batches, members, sample_names(step))
 
 
@@ -107,7 +107,7 @@ def collate_contrastive(run: RunConfig, tokenizer: TextTokenizer, step: Step) ->
     records = [sample.record for sample in step.samples]
     turns = [sample.epoch for sample in step.samples]
     pairs = contrastive_pairs(records, turns, tokenizer, run.stage2.num_negatives)
-    budget = whole = run.stage2.micro_batch_tokens
+    budget = whole = run.stage2.micro_tokens
     if sum(len(sequence) for sequence in pairs.sequences) > whole:
         budget = run.stage2.chunk_tokens or whole
     batches, members = split_into_micro_batches(pairs.sequences, budget)

@@ -115,7 +115,7 @@ def our_step(
         number = len(losses[0])
         batch = batches[number]
         begin = perf_counter()
-        packed = split_into_micro_batches(batch, session.config.micro_batch_tokens)
+        packed = split_into_micro_batches(batch, session.config.micro_tokens)
         session.feed = iter([Work(number, len(batch), 0, *packed, [])])
         values = take_step(session, session.config.optim.lr)
         seconds = perf_counter() - begin

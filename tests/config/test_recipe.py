@@ -28,6 +28,7 @@ def test_the_promised_files_are_there() -> None:
     } <= set(RECIPES)
     assert set(DS_CONFIGS) == {
         "zero1",
+        "zero1_cpu",
         "zero2",
         "zero3",
         "zero3_cpu",

@@ -51,6 +51,7 @@ def small_run(folder: Path, *, width: int = 32, **stage: Any) -> RunConfig:
         },
         "stage1": {**both, "max_target_length": 48},
         "stage2": {**both, "from": "backbone", "temperature": 0.05},
+        "engine": {"ds_config": "zero3_cpu"},
         "every": {"evaluate": None},  # the campaign checks saves and steps
     }
     path = folder / "recipe.yaml"

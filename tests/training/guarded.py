@@ -18,7 +18,7 @@ from lbr_ds.shards import Step, steps
 from lbr_ds.training.deepspeed.engine import load_layout
 from lbr_ds.training.session import Session, build_engine, build_session
 
-LAYOUTS = ("zero1", "zero2", "zero3", "zero3_cpu")
+LAYOUTS = ("zero1", "zero2", "zero3", "zero1_cpu", "zero3_cpu")
 PLAIN = ("good", "good", "good")
 MIXED = ("good", "nan", "inf", "refused", "good", "nan", "good")
 

@@ -38,6 +38,8 @@ CASES = {
     "gl-by-part": (1, "zero3_cpu", 100, []),
     "cl-by-part": (2, "zero3_cpu", 60, CHECKPOINTING),
     "cl-second-copy": (2, "zero3_cpu", 100, []),
+    "gl-zero1-fp32": (1, "zero1_cpu", 100, []),
+    "cl-zero1-fp32": (2, "zero1_cpu", 100, ["stage2.chunk_tokens=60"]),
 }
 # What differs from the ds_config: no room to gather a layer in one go; ZeRO++ over "nodes" of two.
 CHANGES = {

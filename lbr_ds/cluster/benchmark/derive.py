@@ -29,7 +29,6 @@ def derive(result: dict[str, Any], sweep: Sweep, run: RunConfig) -> dict[str, An
     """
     devices = [row["figures"]["device"] for row in result["rows"] if row["figures"]]
     gpu = find_gpu(sweep.gpu) if sweep.gpu else gpu_of_device(devices[0]) if devices else None
-    auto = "zero3_cpu" if "CPU" in devices else "zero3"
     result["gpu"] = None if gpu is None else gpu.model_dump()
     shape = _shape(run) if gpu else None
     rows = [row for row in result["rows"] if row["kind"] == "training"]
@@ -38,8 +37,7 @@ def derive(result: dict[str, Any], sweep: Sweep, run: RunConfig) -> dict[str, An
         if gpu and row["figures"]:
             row["mfu"] = row["figures"]["flops_per_second_per_rank"] / (gpu.tflops * 1e12)
         if gpu and shape:
-            name = auto if row["ds_config"] == "auto" else row["ds_config"]
-            row["planned"] = _planned(row, name, sweep, shape, gpu)
+            row["planned"] = _planned(row, sweep, shape, gpu)
         row["weak"] = _efficiency(row, rows, lambda r: r["samples"] / r["ranks"])
         row["strong"] = _efficiency(row, rows, lambda r: r["samples"])
     return result
@@ -53,18 +51,16 @@ def _shape(run: RunConfig) -> Shape | None:
         return None
 
 
-def _planned(
-    row: dict[str, Any], name: str, sweep: Sweep, shape: Shape, gpu: Gpu
-) -> dict[str, Any] | None:
-    """Return the plan's figures for a row under ds_config `name`; None without a plan."""
-    stage = sweep.stage
+def _planned(row: dict[str, Any], sweep: Sweep, shape: Shape, gpu: Gpu) -> dict[str, Any] | None:
+    """Return the plan's figures for a row; None without a plan."""
+    stage, used = sweep.stage, {**row, **(row["figures"] or {})}  # what `auto` was
     keys = [
         f"stage{stage}.samples_per_step={row['samples']}",
-        f"stage{stage}.micro_batch_tokens={row['micro_batch_tokens']}",
+        f"stage{stage}.micro_batch_tokens={used['micro_batch_tokens']}",
     ]
     try:
         run = load(sweep.recipe, [*sweep.overrides, *keys])
-        layout = layouts.load(name)
+        layout = layouts.load(used["ds_config"])
         plan = predict(shape, layout, run, Cluster(row["nodes"], row["per_node"], gpu), stage)
     except ConfigError:
         return None

@@ -32,6 +32,7 @@ from lbr_ds.plan.shape import find_shape
 from lbr_ds.plan.work import work_of
 from lbr_ds.system.atomic import write_json
 from lbr_ds.system.urls import is_url
+from lbr_ds.training.auto import settle
 from lbr_ds.training.deepspeed.engine import Engine
 from lbr_ds.training.feed import open_feed
 from lbr_ds.training.guard import Guard
@@ -85,6 +86,8 @@ def measure_training(run: RunConfig, number: int, row: Path, steps: int) -> None
         figures = {
             **_hosts(world),
             "data": "real" if prepared else "random",
+            "ds_config": session.run.engine.ds_config,
+            "micro_batch_tokens": session.config.micro_tokens,
             **_figures(run, session.engine, timed, seconds, values, world),
             "memory_gib": world.max(memory)[0],
             **_mean_shares(lambda: [take() for _ in range(PROFILED)], world),
@@ -117,8 +120,9 @@ def _session_on_data(run: RunConfig, stage: Stage, watch: Watch, total: int) -> 
     if world.first:
         prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     world.barrier()
+    run, layout = settle(run, stage.number, world, record=False)
     feed = open_feed(run, stage, text_tokenizer(run), world, start=0, stop=total)
-    engine = build_engine(run, stage.number, world)
+    engine = build_engine(run, stage.number, world, layout=layout)
     session = build_session(run, stage.number, engine, watch, feed=feed)
     rehearse(session)
     return session
@@ -127,12 +131,13 @@ def _session_on_data(run: RunConfig, stage: Stage, watch: Watch, total: int) -> 
 def _session_on_random_texts(run: RunConfig, stage: Stage, watch: Watch, total: int) -> Session:
     """Build a session on random weights, stored once for all configurations, and random texts."""
     world, shape = watch.world, find_shape(run.model, run.bottleneck.count)
+    run, layout = settle(run, stage.number, world, record=False)
     drawn = [random_work(run, stage, world, shape.vocab) for _ in range(_DRAWN)]
     folder = run.run / "backbone"
     if world.first and not (folder / CARD).is_file():
         write_backbone(shape, run, folder)
     world.barrier()
-    engine = build_engine(run, stage.number, world)
+    engine = build_engine(run, stage.number, world, layout=layout)
     steps = zip(range(total), itertools.cycle(drawn), strict=False)
     feed = (replace(work, step=step) for step, work in steps)
     return build_session(run, stage.number, engine, watch, feed=feed)
@@ -152,7 +157,7 @@ def random_work(run: RunConfig, stage: Stage, world: World, vocab: int) -> Work:
         for _ in range(planned.sequences)
     ]
     part = run.stage(stage.number)
-    budget, pairs = part.micro_batch_tokens, None
+    budget, pairs = part.micro_tokens, None
     if stage.number == 2:
         first = planned.queries * world.rank  # the texts of all ranks differ
         groups = first + torch.arange(planned.queries)

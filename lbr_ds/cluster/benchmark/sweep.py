@@ -95,7 +95,7 @@ class Configuration:
 
     kind: str
     ranks: int
-    tokens: int = 0
+    tokens: int | str = 0  # or auto
     ds_config: str = ""
     samples: int = 0
 

@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 
 
 def load_layout(name: str) -> layouts.Layout:
-    """Load a ds_config by shipped name or path; `auto` is zero3, or zero3_cpu without a GPU.
+    """Load a ds_config by shipped name or path.
+
+    `auto` is zero3, or zero3_cpu without a GPU; in training, `training/auto.py` settles it before.
 
     Raises:
         ConfigError: It cannot be read or used (see config/ds_config.py).
@@ -174,6 +176,10 @@ class Engine:
             free / 2**30,
         )
         return not too_large
+
+    def close(self) -> None:
+        """Free the memory of the engine, which cannot be used afterwards. All ranks call it."""
+        self.engine.destroy()
 
     def step(
         self, lr: float, accept: Callable[[float], bool] = math.isfinite
