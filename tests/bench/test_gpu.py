@@ -46,7 +46,7 @@ def test_targets_and_measures_are_the_same_rows() -> None:
 @pytest.mark.parametrize("number", [1, 2])
 def test_sizes_fit_into_80_gb(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On 80 GB neither model needs to recompute activations, if the batch is small enough."""
-    monkeypatch.setattr(models, "device_bytes", lambda: models.FILL * 79.1 * GIB)
+    monkeypatch.setattr(models, "device_bytes", lambda: models.GPU_FILL * 79.1 * GIB)
     steps = models.fitting_steps(name, number, Setting())
     assert not steps[0].checkpointing
     assert 3 <= steps[0].sequences <= (8 if name == gpu.SMALL else 4)
