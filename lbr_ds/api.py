@@ -117,13 +117,14 @@ def evaluate(
     return score(str(model), data=data, tasks=tasks, options=EvalOptions(**options))
 
 
-def export(run: str | Path, out: str | Path, **options: bool) -> dict[str, Any]:
+def export(run: str | Path, out: str | Path, **options: Any) -> dict[str, Any]:
     """Export a run or a checkpoint to a folder that sentence-transformers and servers load.
 
     Args:
         run: A run folder, or one checkpoint of it.
         out: A new folder.
-        options: What `lbr_ds.exporting.export` takes besides: `causal_lm`, `onnx`, `int8`.
+        options: What `lbr_ds.exporting.export` takes besides: `checkpoint`, `causal_lm`,
+            `onnx`, `int8`.
 
     Returns:
         The content of parity.json: texts, the trainer's vectors, and the largest difference.

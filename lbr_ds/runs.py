@@ -22,6 +22,8 @@ from lbr_ds.system.locate import cached_sha256, file_sha256
 
 log = logging.getLogger(__name__)
 _PARTS = re.compile(r"\.|backbone|stage[12](/checkpoints(/step-\d+(/model)?)?)?")  # of a run
+BEST, LAST = "best", "last"  # checkpoints of a run or a stage
+MEASURES = {1: "separation_ratio", 2: "ndcg_at_10"}  # by which a stage's best checkpoint is chosen
 MANIFEST = "files.json"  # of a checkpoint, a backbone, an export: {name: {"bytes", "sha256"}}
 
 
@@ -122,16 +124,22 @@ def step_of(checkpoint: Path) -> int:
 def best_first(found: Sequence[Path]) -> list[Path]:
     """Those of `found` (checkpoints of a stage, oldest first) that were evaluated, the best first.
 
-    By the Separation Ratio on held-out pairs that was measured as they were saved; of equals the
-    newer first. Only those judged on a sample of the newest one's size can be compared.
+    By what was measured on held-out pairs as they were saved: the Separation Ratio in stage 1,
+    nDCG@10 in stage 2. Of equals the newer is first. Only those judged on a sample of the newest
+    one's size can be compared.
     """
     judged: list[tuple[tuple[int, int], float, Path]] = []
     for path in reversed(found):
         figures = evaluation(path)
-        if (ratio := figures.get("separation_ratio")) is not None:
-            judged.append(((figures["queries"], figures["passages"]), ratio, path))
-    alike = [(ratio, path) for sample, ratio, path in judged if sample == judged[0][0]]
+        if (value := figures.get(MEASURES[_stage_of(path)])) is not None:
+            judged.append(((figures["queries"], figures["passages"]), value, path))
+    alike = [(value, path) for sample, value, path in judged if sample == judged[0][0]]
     return [path for _, path in sorted(alike, key=lambda pair: -pair[0])]
+
+
+def _stage_of(checkpoint: Path) -> int:
+    """Return the stage of a checkpoint; its folder is RUN/stageN/checkpoints/step-S."""
+    return 2 if checkpoint.resolve().parent.parent.name == "stage2" else 1
 
 
 def evaluation(checkpoint: Path) -> dict[str, Any]:
@@ -144,13 +152,20 @@ def evaluation(checkpoint: Path) -> dict[str, Any]:
     return figures
 
 
-def model_folder(place: Path) -> Path:
+def model_folder(place: Path, checkpoint: str = BEST) -> Path:
     """Return the weights folder that `place` means, compared with its stored hashes.
 
-    A run: the newest whole checkpoint of stage 2, else of stage 1, else the prepared backbone. A
-    stage: its newest whole checkpoint. A checkpoint: its model. A weights folder: itself. Damaged
-    checkpoints of a run or a stage are passed over with a log line. Raises CheckpointError when
-    there is none, when all are damaged, or when `place` itself is.
+    A run: a checkpoint of stage 2, else of stage 1, else the prepared backbone. A stage: one of its
+    checkpoints. A checkpoint: its model. A weights folder: itself. Damaged checkpoints of a run or
+    a stage are skipped with a log line.
+
+    Args:
+        place: A folder of one of these kinds.
+        checkpoint: Of a run or a stage: best (see `best_first`; the newest where none has been
+            evaluated), last, or a step.
+
+    Raises:
+        CheckpointError: There is none, all are damaged, or `place` itself is.
     """
     if not place.exists():
         raise CheckpointError(
@@ -162,8 +177,8 @@ def model_folder(place: Path) -> Path:
     if (place / "state.json").is_file():
         return _unchanged(place, place / "model")
     for stage in (place, place / "stage2", place / "stage1"):
-        if found := saved(stage)[::-1]:
-            return _newest_unchanged(found) / "model"
+        if found := saved(stage):
+            return _first_unchanged(_in_order(found, checkpoint)) / "model"
     if (place / "backbone" / "lbr.json").is_file():
         return _unchanged(place / "backbone", place / "backbone")
     raise CheckpointError(f"{place} holds no checkpoint; run `lbr-ds train` first")
@@ -184,7 +199,33 @@ def _unchanged(sealed: Path, folder: Path) -> Path:
     return folder
 
 
-def _newest_unchanged(found: list[Path]) -> Path:
+def _in_order(found: list[Path], checkpoint: str) -> list[Path]:
+    """Return the checkpoints that `model_folder` tries, the first choice first."""
+    if checkpoint == LAST:
+        return found[::-1]
+    if checkpoint == BEST:
+        best = best_first(found)
+        return best + [path for path in found[::-1] if path not in best]
+    for path in found:
+        if checkpoint.isdigit() and int(path.name.removeprefix("step-")) == int(checkpoint):
+            return [path]
+    steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in found)
+    raise CheckpointError(
+        f"{found[0].parent}: has no checkpoint {checkpoint!r}; give best, last, or one of {steps}"
+    )
+
+
+def choice(folder: Path, checkpoint: str) -> str:
+    """Describe a result of `model_folder` for the log: the checkpoint, and why it was chosen."""
+    if folder.name != "model" or not (folder.parent / "state.json").is_file():
+        return str(folder)
+    name = MEASURES[_stage_of(folder.parent)]
+    value = evaluation(folder.parent).get(name)
+    held_out = "not evaluated" if value is None else f"held-out {name} {value:.3f}"
+    return f"{folder.parent} ({checkpoint}: {held_out})"
+
+
+def _first_unchanged(found: list[Path]) -> Path:
     """Return the first complete one of these checkpoints; log those before it."""
     for path in found:
         if not (why := changed(path) or fault(path, parts=0)):
@@ -211,8 +252,10 @@ class ResolvedModel:
     packed: bool = False
 
 
-def resolve_model(model: str) -> ResolvedModel:
+def resolve_model(model: str, checkpoint: str = BEST) -> ResolvedModel:
     """Resolve the model argument of a command: a folder, a run, a stage, a checkpoint, or a name.
+
+    checkpoint: of a run or a stage, see `model_folder`.
 
     A folder with `modules.json` and a plain Hugging Face folder are for sentence-transformers; a
     run, a stage, a checkpoint or a model folder of lbr-ds is for its own encoder (`model_folder`).
@@ -232,7 +275,7 @@ def resolve_model(model: str) -> ResolvedModel:
     if not ours and (folder / "config.json").is_file():
         return ResolvedModel(folder)
     if ours or any(_holds(folder)):
-        return ResolvedModel(model_folder(folder), ours=True, packed=True)
+        return ResolvedModel(model_folder(folder, checkpoint), ours=True, packed=True)
     raise ConfigError(
         f"{model}: holds no model (no modules.json, lbr.json or config.json, no checkpoint); "
         "give a run, a checkpoint or an exported folder"

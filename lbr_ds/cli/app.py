@@ -36,6 +36,14 @@ EncodingRanks = Annotated[
 MaxQueries = Annotated[
     int | None, typer.Option(min=1, help="Use a random sample of the held-out queries (seeded).")
 ]
+CheckpointChoice = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        help="Which checkpoint of a run or a stage: best (by held-out figures of its training: "
+        "nDCG@10 in stage 2, Separation Ratio in stage 1), last, or a step.",
+    ),
+]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", dir_okay=False, help="Also write the result to this file.")
 ]

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lbr_ds.cli.app import EncodingRanks, MaxQueries, join_or_launch
+from lbr_ds.cli.app import CheckpointChoice, EncodingRanks, MaxQueries, join_or_launch
 from lbr_ds.errors import ConfigError
 from lbr_ds.system.failures import check_writable, writing
 
@@ -77,6 +77,7 @@ def evaluate(
     states: States = False,
     instructed: Instructed = False,
     instructions_of: InstructionsOf = "",
+    checkpoint: CheckpointChoice = "best",
     dimensions: Dimensions = "",
     quantized: Quantized = False,
     nproc: EncodingRanks = None,
@@ -108,6 +109,7 @@ def evaluate(
                 states=states,
                 instructed=instructed,
                 instructions_of=instructions_of,
+                checkpoint=checkpoint,
                 dimensions=_numbers(dimensions),
                 quantized=quantized,
             ),

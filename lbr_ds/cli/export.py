@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from lbr_ds.cli.app import CheckpointChoice
 from lbr_ds.system.failures import writing
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint of it.")],
     out: Annotated[Path, typer.Argument(file_okay=False, help="A new folder.")],
+    checkpoint: CheckpointChoice = "best",
     causal_lm: Annotated[
         bool,
         typer.Option(
@@ -38,7 +40,9 @@ def export(
     from lbr_ds.exporting import export as export_model
 
     with writing(out):
-        parity = export_model(run, out, causal_lm=causal_lm, onnx=onnx, int8=onnx_int8)
+        parity = export_model(
+            run, out, checkpoint=checkpoint, causal_lm=causal_lm, onnx=onnx, int8=onnx_int8
+        )
     typer.echo(
         f"{out}: {len(parity['texts'])} texts agree with the trainer's own vectors, "
         f"largest difference {parity['largest_difference']:.1e}"

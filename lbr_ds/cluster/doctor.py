@@ -216,7 +216,7 @@ def checkpoint_bytes(shape: Shape, layout: Layout) -> int:
 def most_checkpoints(run: RunConfig, stage: int) -> int:
     """Return the largest number of a stage's checkpoints on disk, with the one being written."""
     every, steps = run.every, num_steps(run, stage, None)
-    count = every.keep + 1 + (stage == 1 and run.stage2.start_from == "best")
+    count = every.keep + 1 + run.keeps_best(stage)
     if steps is None:
         return count
     if every.keep_every is not None:

@@ -76,6 +76,11 @@ class RunConfig(Section):
             )
         if fault := pooling_fault(model.pooling, model.pool_instruction, count):
             raise ValueError(fault)
+        if self.stage2.patience is not None and self.every.evaluate is None:
+            raise ValueError(
+                "stage2.patience counts evaluations, and every.evaluate is null; set it to save or "
+                "to a number of steps"
+            )
         ib = [name for name in self.stage1.objective if OBJECTIVES[name].bottleneck]
         if ib and count == 0:
             raise ValueError(
@@ -87,6 +92,11 @@ class RunConfig(Section):
     def stage(self, number: int) -> Stage1Config | Stage2Config:
         """Return the section of stage 1 or 2."""
         return self.stage1 if number == 1 else self.stage2
+
+    def keeps_best(self, stage: int) -> bool:
+        """Return whether the best checkpoint of a stage is kept beside the newest ones."""
+        chosen = stage == 2 or self.stage2.start_from == "best"
+        return chosen and self.every.evaluate is not None
 
     def dump(self) -> str:
         """Return the resolved recipe as YAML, without secrets; `load` of it gives an equal run."""
@@ -108,7 +118,7 @@ class RunConfig(Section):
         plain.pop(f"stage{3 - stage}")
         for name in ("activation_checkpointing", "attention_kernel", "compile"):
             plain["model"].pop(name)
-        for memory_only in ("micro_batch_tokens", "chunk_tokens"):
+        for memory_only in ("micro_batch_tokens", "chunk_tokens", "patience"):
             plain[f"stage{stage}"].pop(memory_only, None)
         return plain
 

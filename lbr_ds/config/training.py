@@ -184,6 +184,14 @@ class Stage2Config(StageConfig):
         description="A candidate whose cosine to the query exceeds the positive's by more than "
         "this is not used as a negative; 0.1 is usual. null: similarity excludes no candidate.",
     )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        json_schema_extra={"unit": "evaluations"},
+        description="End the stage after so many evaluations in a row (every.evaluate) without a "
+        "higher held-out nDCG@10. null: train all steps.",
+    )
     matryoshka: dict[Annotated[int, Field(ge=1, le=1 << 20)], _Weight] = Field(
         default_factory=dict,
         description="Lengths to which vectors may be truncated: the loss is computed on these "

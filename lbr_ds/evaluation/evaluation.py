@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,11 +36,13 @@ from lbr_ds.evaluation.models import OwnModel, load_model
 from lbr_ds.evaluation.scoring import Measure, fetch, score_task
 from lbr_ds.evaluation.tasks import HeldOutTask, held_out_tasks, official_tasks
 from lbr_ds.instructions import bare
-from lbr_ds.runs import ResolvedModel, resolve_model
+from lbr_ds.runs import BEST, ResolvedModel, choice, resolve_model
 from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json
 from lbr_ds.system.progress import no_progress, show_progress
 from lbr_ds.system.urls import public_url
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class EvalOptions:
         states: Also score retrieval by layer and pooling (lbr-ds models; `layers.py`).
         instructed: Give the instructions of the data to other models, too.
         instructions_of: The source whose instructions an lbr-ds model uses on official tasks.
+        checkpoint: Of a run or a stage: best, last, or a step (`runs.model_folder`).
         dimensions: Also score the held-out vectors truncated to these lengths; None: to those that
             an lbr-ds model was trained for (`stage2.matryoshka`).
         quantized: Also score them as int8 and binary vectors (`compression.py`).
@@ -75,6 +79,7 @@ class EvalOptions:
     states: bool = False
     instructed: bool = False
     instructions_of: str = ""
+    checkpoint: str = BEST
     dimensions: tuple[int, ...] | None = None
     quantized: bool = False
 
@@ -114,14 +119,15 @@ def evaluate(
         CheckpointError: The model is damaged.
         EnvironmentProblem: A model or a task's texts cannot be downloaded.
     """
-    resolved = resolve_model(model)
+    resolved = resolve_model(model, options.checkpoint)
     _check_inspectable(model, resolved, data, options)
+    place = _place(model, resolved, options.checkpoint)
     started = time.perf_counter()
     chosen = _choose_tasks(data, tasks, options, options.instructed and not resolved.ours)
     held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
     with silence_libraries():
-        overlap = check_overlap(model, chosen, options.allow_overlap, fetch)
-        scores = _score_all(_load(model, options, world), resolved, chosen, options, world)
+        overlap = check_overlap(place, chosen, options.allow_overlap, fetch)
+        scores = _score_all(_load(place, options, world), resolved, chosen, options, world)
     result: dict[str, Any] = {
         "model": model,
         "data": None if data is None else public_url(data),
@@ -135,13 +141,23 @@ def evaluate(
     result |= {"overlap": overlap} if overlap else {}
     if held_out:
         result["protocol"] = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
-        examples = _examples(held_out[0], options.examples, options.seed)
-        result |= {"examples": examples} if examples else {}
+        result |= _examples(held_out[0], options.examples, options.seed)
     if world.first:
         result |= _inspect(resolved, held_out, options)
         if output is not None:
             write_json(output, result)
     return result
+
+
+def _place(model: str, resolved: ResolvedModel, checkpoint: str) -> str:
+    """Return the model folder that a run or a stage means; else `model`.
+
+    It is fixed at the start: a training may save another checkpoint meanwhile.
+    """
+    if not resolved.packed or resolved.folder is None:
+        return model
+    log.info("scoring %s", choice(resolved.folder, checkpoint))
+    return str(resolved.folder)
 
 
 def _check_inspectable(
@@ -243,9 +259,10 @@ def _score_all(
     return scores
 
 
-def _examples(task: HeldOutTask, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return `count` queries, the same for every model, each with its top 3 passages."""
-    return [_example(task, i, 3) for i in task.judged.sample(count, seed)]
+def _examples(task: HeldOutTask, count: int, seed: int) -> dict[str, Any]:
+    """Return "examples": `count` queries, the same for every model, with their top 3 passages."""
+    chosen = task.judged.sample(count, seed) if count else []
+    return {"examples": [_example(task, i, 3) for i in chosen]} if chosen else {}
 
 
 def _example(task: HeldOutTask, query_id: str, k: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ The vectors must agree. See README.md beside this file.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,25 @@ from lbr_ds.system.progress import show_progress
 
 __all__ = ["TOLERANCE", "export", "proof_texts", "prove"]
 
+log = logging.getLogger(__name__)
 _NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "made_from.json", "onnx", runs.MANIFEST)
 
 
 def export(
-    place: Path, out: Path, *, causal_lm: bool = False, onnx: bool = False, int8: bool = False
+    place: Path,
+    out: Path,
+    *,
+    checkpoint: str = runs.BEST,
+    causal_lm: bool = False,
+    onnx: bool = False,
+    int8: bool = False,
 ) -> dict[str, Any]:
-    """Export a run's newest checkpoint, or the given one, to a folder with a proof.
+    """Export a run's best checkpoint, or the given one, to a folder with a proof.
 
     Args:
         place: A run, a stage, a checkpoint or a model folder.
         out: A new folder.
+        checkpoint: Of a run or a stage: best, last, or a step (`runs.model_folder`).
         causal_lm: Whether to write the generator with its language-model head, for further training
             and generation, instead of the base model that embedding servers load.
         onnx: Whether to write `onnx/` too.
@@ -60,7 +69,8 @@ def export(
     """
     if onnx or int8:
         check_installed()
-    source, card = _find(place)
+    source, card = _find(place, checkpoint)
+    log.info("exporting %s", runs.choice(source, checkpoint))
     with show_progress() as progress, atomic_folder(out) as part:
         progress("export", 0, 3)
         shutil.copytree(
@@ -100,9 +110,9 @@ def _proved(source: Path, part: Path, out: Path) -> dict[str, Any]:
     return parity
 
 
-def _find(place: Path) -> tuple[Path, Card]:
+def _find(place: Path, checkpoint: str) -> tuple[Path, Card]:
     """Return the model folder to export and its card."""
-    source = runs.model_folder(place)
+    source = runs.model_folder(place, checkpoint)
     if source == place / "backbone":
         raise CheckpointError(
             f"{place} contains no trained checkpoint; to export the untrained backbone, "

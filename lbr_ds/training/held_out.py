@@ -11,6 +11,7 @@ without a graph leaves no gradient. A signal ends an evaluation after the curren
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import time
@@ -31,6 +32,7 @@ from lbr_ds.evaluation import geometry
 from lbr_ds.evaluation.judgements import Judgements, read_held_out
 from lbr_ds.evaluation.retrieval_metrics import rank_scores
 from lbr_ds.records import Record
+from lbr_ds.training.meter import EVALUATIONS
 from lbr_ds.training.stages import agreed_count
 from lbr_ds.training.work import split_into_micro_batches
 
@@ -101,13 +103,46 @@ def evaluate(session: Session, *, checkpoint_due: bool) -> Figures:
     Returns:
         The figures, on rank 0; {} elsewhere, when nothing is due, and when a signal came.
     """
-    every = session.run.every.evaluate
-    due = checkpoint_due or (isinstance(every, int) and session.step % every == 0)
-    if session.held_out is None or not due or session.preemption.agreed():
+    if session.held_out is None or not _due(session, checkpoint_due):
+        return {}
+    if session.preemption.agreed():
         return {}
     figures = measure(session, session.held_out)
     session.meter.evaluation(session.step, figures)
     return figures
+
+
+def patience_exhausted(session: Session, *, checkpoint_due: bool) -> bool:
+    """Return whether the last `stage2.patience` evaluations brought no higher nDCG@10.
+
+    It follows from the stage's evaluations on disk, so a stage that has ended this way does not
+    continue when it is started again. All ranks call it after `evaluate`.
+    """
+    patience = session.run.stage2.patience
+    if session.stage.number == 1 or patience is None or not _due(session, checkpoint_due):
+        return False
+    path = session.meter.folder / EVALUATIONS
+    values = []
+    if session.world.first and path.exists():
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        values = [row.get("ndcg_at_10") or 0.0 for row in rows]
+    without_gain = len(values) - 1 - values.index(max(values)) if values else 0
+    if not session.world.share(without_gain >= patience):
+        return False
+    log.info(
+        "stage 2 ends at step %d of %d: nDCG@10 has not risen in the last %d evaluations "
+        "(stage2.patience)",
+        session.step,
+        session.num_steps,
+        patience,
+    )
+    return True
+
+
+def _due(session: Session, checkpoint_due: bool) -> bool:
+    every = session.run.every.evaluate
+    asked = checkpoint_due or (isinstance(every, int) and session.step % every == 0)
+    return session.held_out is not None and asked
 
 
 def measure(session: Session, sample: HeldOutSample) -> Figures:

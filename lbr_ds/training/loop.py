@@ -7,7 +7,7 @@ import time
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import join
 from lbr_ds.training.auto import halve, rehearsed
-from lbr_ds.training.held_out import evaluate
+from lbr_ds.training.held_out import evaluate, patience_exhausted
 from lbr_ds.training.meter import memory_gib
 from lbr_ds.training.negatives import warn_without_negatives
 from lbr_ds.training.optim import learning_rate
@@ -30,7 +30,8 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
         force: Resume even if the recipe or the data changed.
 
     Returns:
-        Whether the stage reached its last step. False: a signal stopped it, and it was saved.
+        Whether the stage has ended: at its last step, or earlier by `stage2.patience`. False: a
+        signal stopped it, and it was saved.
     """
     complete = _train(run, number, force=force)
     if complete is None:
@@ -43,22 +44,27 @@ def _train(run: RunConfig, number: int, *, force: bool) -> bool | None:
     """Train as `train` does. Return None if an automatic micro-batch is to be halved first."""
     with open_session(run, number, force=force) as session:
         stopped = False
-        if session.step < session.num_steps and not rehearsed(session, run):
+        ended = session.step >= session.num_steps or patience_exhausted(
+            session, checkpoint_due=True
+        )
+        if not ended and not rehearsed(session, run):
             session.engine.close()
             return None
-        while session.step < session.num_steps and not stopped:
+        while not (ended or stopped):
             lr = learning_rate(session.step, session.num_steps, session.config.optim)
             metrics = take_step(session, lr)
             warn_without_negatives(session.step, metrics, first=session.step == session.start + 1)
             session.saver.poll()
             session.meter.log(session.step, {**metrics, "save_seconds": session.saver.seconds})
-            due = session.step % run.every.save == 0 or session.step == session.num_steps
+            ended = session.step == session.num_steps
+            due = ended or session.step % run.every.save == 0
             figures = evaluate(session, checkpoint_due=due)
+            ended = ended or patience_exhausted(session, checkpoint_due=due)
             stopped = session.preemption.agreed()
-            if due or stopped:
+            if due or stopped or ended:
                 session.watch.mark(session.step, "saves")
                 session.saver.save(session.step, session.guard.state_dict(), figures)
-    return session.step == session.num_steps
+    return ended
 
 
 def take_step(session: Session, lr: float) -> Metrics:

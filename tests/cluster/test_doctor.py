@@ -81,9 +81,10 @@ def test_a_checkpoint_is_as_large_as_counted(trained: RunConfig) -> None:
     ("overrides", "stage", "count"),
     [
         ([], 1, 4),  # keep 2, the best, the one being written
-        ([], 2, 3),
+        ([], 2, 4),
+        (["every.evaluate=null"], 2, 3),  # none is the best
         (["stage2.from=last"], 1, 3),
-        (["every.keep=5"], 2, 6),
+        (["every.keep=5"], 2, 7),
         (["every.keep_every=40"], 1, 4 + 5),  # saved every 20 of 200 steps: every other one stays
         (["every.keep_every=15"], 1, 4 + 3),  # 60, 120, 180
         (["stage1.num_steps=45"], 1, 3),  # never more than are saved

@@ -84,6 +84,7 @@ VERBS = {
     "mine": "mine {recipe} data.folder={disk}/data",
     "train": "train {recipe} --stage 1 --nproc 1 run={disk}/run",
     "export": "export {run} {disk}/model",
+    "merge": "merge {run} {run}/backbone --out {disk}/merged",
     "eval": "eval {run} --data {data} --out {disk}/scores.json --max-queries 4",
     "report": "report {run} --out {disk}/report",
     "plan": "plan demo --nodes 1 --gpus 1 --json {disk}/plan.json",

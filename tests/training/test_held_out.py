@@ -217,3 +217,26 @@ def test_the_sample_has_all_right_answers_and_is_drawn_by_seed(trained: RunConfi
     tight = read_held_out_sample(load(path, ["evaluation.max_passages=1"]), World())
     assert tight is not None
     assert len(tight.judged.documents) == len(tight.judged.queries) == 48
+
+
+def test_a_stage_without_gain_ends_and_stays_ended(trained: RunConfig, tmp_path: Path) -> None:
+    """With a learning rate of nearly 0 nothing rises after the first evaluation."""
+    words = (
+        f"run={tmp_path / 'run'}",
+        f"stage2.from={trained.run / 'backbone'}",
+        "stage2.optim.lr=1e-30",
+        "stage2.patience=2",
+        "every.evaluate=1",
+    )
+    recipe = str(trained.run / "recipe.yaml")
+    done = run_cli("train", recipe, "--stage", "2", *words)
+    assert done.returncode == 0, done.stderr
+    assert "stage 2 ends at step 3 of 6: nDCG@10 has not risen in the last 2" in done.stderr
+    (saved,) = checkpoints(tmp_path / "run" / "stage2")
+    assert saved.name == "step-000003"
+    again = run_cli("train", recipe, "--stage", "2", *words)
+    assert again.returncode == 0, again.stderr
+    assert checkpoints(tmp_path / "run" / "stage2") == [saved]
+    lifted = run_cli("train", recipe, "--stage", "2", *words, "stage2.patience=null")
+    assert lifted.returncode == 0, lifted.stderr
+    assert [path.name[-1] for path in checkpoints(tmp_path / "run" / "stage2")] == ["3", "6"]

@@ -78,7 +78,7 @@ class Saver:
         Args:
             step: Optimizer steps done.
             counters: State of the run, equal on all ranks; `load_checkpoint` returns it.
-            evaluation: Held-out figures, on rank 0; `stage2.from: best` compares them.
+            evaluation: Held-out figures, on rank 0; `runs.best_first` compares them.
 
         Raises:
             CheckpointError: The previous save failed, or, without `every.save_async`, this one.
@@ -183,7 +183,7 @@ class Saver:
             facts,
             run.every.keep,
             run.every.keep_every,
-            keep_best=self.stage == 1 and run.stage2.start_from == "best",
+            keep_best=run.keeps_best(self.stage),
         )
 
     def _facts(self, step: int, counters: Counters, evaluation: Counters) -> dict[str, Any]:
