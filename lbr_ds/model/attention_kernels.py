@@ -172,7 +172,9 @@ def varlen(
 ) -> Tensor:
     """Do the same on rows laid out as `segments.flat` says, in one call (CUDA, bf16 or fp16)."""
     kernel = torch_varlen.varlen_attn
-    grouped = {"enable_gqa": q.shape[1] != k.shape[1]} if _asks_for_groups(kernel) else {}
+    grouped: dict[str, Any] = (
+        {"enable_gqa": q.shape[1] != k.shape[1]} if _asks_for_groups(kernel) else {}
+    )
     out = kernel(
         q,
         k,

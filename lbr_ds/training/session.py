@@ -163,12 +163,7 @@ def build_engine(
     origin = origin or starting_point(run, number, world)
     weights = origin / "model" if (origin / "model").is_dir() else origin
     backbone = run.run / "backbone"
-    if layout.width == 2 and world.device.type == "cpu" and environment.cpu_lacks_bf16():
-        log.warning(
-            "engine.ds_config=%s: this CPU has no instructions for bf16 and takes several times as "
-            "long as in fp32; use zero3_cpu",
-            run.engine.ds_config,
-        )
+    warn_of_slow_bf16(run, layout, world)
     seed_all(run.seed)
     engine = Engine(
         embedder_maker(run),
@@ -181,6 +176,16 @@ def build_engine(
     engine.engine.module.kernels = attention_kernels(run, engine.dtype, world)
     compile_engine(engine, run.model.compile)
     return engine
+
+
+def warn_of_slow_bf16(run: RunConfig, layout: Layout, world: World) -> None:
+    """Log a warning where this CPU has no instructions for the layout's dtype."""
+    if layout.width == 2 and world.device.type == "cpu" and environment.cpu_lacks_bf16():
+        log.warning(
+            "engine.ds_config=%s: this CPU has no instructions for bf16 and takes several times as "
+            "long as in fp32; use zero3_cpu",
+            run.engine.ds_config,
+        )
 
 
 def embedder_maker(run: RunConfig) -> Callable[[torch.dtype], Embedder]:
