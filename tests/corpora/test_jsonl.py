@@ -161,6 +161,20 @@ def test_an_object_around_one_list(
     ]
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_that_is_too_long_around_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None
+) -> None:
+    for module in ("lines", "jsonl"):
+        monkeypatch.setattr(f"lbr_ds.corpora.formats.{module}.MAX_LINE", 1 << 20)
+    path = tmp_path / "raw.json"
+    path.write_text(json.dumps({"data": [*ROWS, {"text": "x" * (5 << 20)}]}, indent=indent))
+    data = {"folder": tmp_path / "data", "sources": [{"path": str(path)}]}
+    message = r"raw\.json:1: .*longer than 1 MiB; if it is around the array of the records, .*jq -c"
+    with pytest.raises(DataError, match=message):
+        prepare(DataConfig.model_validate(data), 0)
+
+
 def test_a_cut_first_line_is_one_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "raw.jsonl"
     for cut in ('{"query": "a', '{"query": "a",', "{"):

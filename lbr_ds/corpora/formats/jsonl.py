@@ -19,6 +19,10 @@ from lbr_ds.corpora.formats.lines import MAX_LINE, head, numbered_lines, pieces
 from lbr_ds.errors import DataError
 
 _BETWEEN = re.compile(r"[ \t\r\n,]*")  # between two values
+_WHOLE = (
+    "if it is around the array of the records, write these to a file of their own, one a line: "
+    "jq -c '.KEY[]' FILE > NEW.jsonl"
+)
 _UNFINISHED = 16  # an error so close to the end of the text read may come from reading more
 
 
@@ -41,7 +45,8 @@ def _lines(file: Path, encoding: str) -> Iterator[tuple[str, int, dict[str, Any]
     for number, line in numbered_lines(file, encoding):
         where = f"{file}:{number}"
         if isinstance(line, DataError):
-            yield where, number, line
+            too_long = number == 1 and not line.text  # perhaps the whole file
+            yield where, number, DataError(f"{line}; {_WHOLE}") if too_long else line
         elif line.strip():
             yield where, number, _parse(line, where)
 
@@ -171,11 +176,7 @@ def _is_cut(error: Exception, read: _Text) -> bool:
 
 def _fault(error: Exception, read: _Text, file: Path) -> str:
     if len(read.text) - read.place > MAX_LINE:
-        return (
-            f"{file}:{read.line}: the object here is longer than {MAX_LINE >> 20} MiB; if it is "
-            "around the array of the records, write these to a file of their own, one a line: "
-            "jq -c '.KEY[]' FILE > NEW.jsonl"
-        )
+        return f"{file}:{read.line}: the object here is longer than {MAX_LINE >> 20} MiB; {_WHOLE}"
     place = getattr(error, "pos", read.place)
     line = read.line + read.text.count("\n", read.place, place)
     return f"{file}:{line}: not JSON ({getattr(error, 'msg', error)})"
