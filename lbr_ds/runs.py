@@ -116,6 +116,36 @@ def _compare(
     return ""
 
 
+def check_start(run: Path, source: str) -> None:
+    """Check that what stage 2 starts from exists, without reading it, unless stage 2 can resume.
+
+    Args:
+        run: The run folder.
+        source: The recipe's stage2.from.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+        ConfigError: There is no such folder, or it holds no model.
+    """
+    if saved(run / "stage2") or source == "backbone":
+        return
+    steps = [int(path.name.removeprefix("step-")) for path in saved(run / "stage1")]
+    if source in ("best", "last"):
+        found = bool(steps)
+    else:
+        found = int(source) in steps if source.isdigit() else bool(resolve_model(source).folder)
+    if not found:
+        raise no_start(run, source)
+
+
+def no_start(run: Path, source: str) -> CheckpointError:
+    """Return the error that stage2.from=`source` means no checkpoint of the run."""
+    return CheckpointError(
+        f"stage2.from={source}: no such checkpoint below {run / 'stage1'}; "
+        "run `lbr-ds train RECIPE --stage 1` first, or set stage2.from=backbone"
+    )
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the number of optimizer steps of a checkpoint."""
     return int(json.loads((checkpoint / "state.json").read_text())["step"])

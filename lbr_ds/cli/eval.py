@@ -88,6 +88,7 @@ def evaluate(
 
     Example: `lbr-ds eval runs/demo --data data/icd10cm`
     """
+    check_start(model, data)
     import lbr_ds.evaluation as evaluation
     from lbr_ds.evaluation.baselines import check_ranks
 
@@ -118,6 +119,22 @@ def evaluate(
     if world.first:
         show_scores(result)
         _report_files(Path(model).expanduser(), output, result)
+
+
+def check_start(model: str, data: str | None) -> None:
+    """Check what can be checked before torch and mteb are imported, which takes seconds.
+
+    Raises:
+        ConfigError: the model's folder is missing or holds no model.
+        CheckpointError: the model is damaged.
+        DataError: the data folder is missing or not prepared.
+    """
+    from lbr_ds import runs
+    from lbr_ds.evaluation.judgements import manifest_of
+
+    runs.resolve_model(model)
+    if data is not None:
+        manifest_of(data)
 
 
 def _numbers(text: str) -> tuple[int, ...] | None:

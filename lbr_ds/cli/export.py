@@ -37,6 +37,9 @@ def export(
 
     Example: `lbr-ds export runs/demo models/demo --onnx`
     """
+    from lbr_ds import runs
+
+    runs.model_folder(run)  # before torch is imported, which takes seconds
     from lbr_ds.exporting import export as export_model
 
     with writing(out):

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lbr_ds.cli.app import EncodingRanks, Overrides, Recipe, join_or_launch
+from lbr_ds.system.atomic import try_recover
 from lbr_ds.system.failures import writing
 from lbr_ds.system.progress import show_progress
 from lbr_ds.system.urls import public_url
@@ -19,10 +20,15 @@ def mine(recipe: Recipe, overrides: Overrides = None, nproc: EncodingRanks = Non
 
     Example: `lbr-ds mine demo mining.keep=2`
     """
-    from lbr_ds.config import load
-    from lbr_ds.mining.mine import mine as mine_negatives
+    from lbr_ds.config import STAGES, load
+    from lbr_ds.shards import Manifest
 
     run = load(recipe, overrides or [])
+    folder = run.data.local_folder
+    try_recover(folder)  # a killed command may have left it under another name
+    Manifest.load(folder).records(STAGES[2].split)  # before torch is imported, which takes seconds
+    from lbr_ds.mining.mine import mine as mine_negatives
+
     world = join_or_launch(nproc, run.engine.timeout_minutes)
     with show_progress() as progress, writing(public_url(run.data.folder)):
         audit = mine_negatives(run, progress, world)

@@ -57,10 +57,12 @@ def check_start(run: RunConfig, stage: int, nproc: int | None) -> None:
         ConfigError: the ds_config is wrong, or `nproc` does not divide the samples of a step.
         DataError: the data folder is not prepared, or lacks the split of the stage.
         EnvironmentProblem: the run folder cannot be written.
+        CheckpointError: there is nothing that stage 2 can start from.
     """
+    from lbr_ds import runs
     from lbr_ds.config import STAGES, ds_config
+    from lbr_ds.config.training import check_world
     from lbr_ds.shards import Manifest
-    from lbr_ds.shards.stream import check_world
 
     if run.engine.ds_config != "auto":
         ds_config.load(run.engine.ds_config)
@@ -68,3 +70,5 @@ def check_start(run: RunConfig, stage: int, nproc: int | None) -> None:
         check_world(run.stage(stage).samples_per_step, nproc)
     Manifest.load(run.data.folder, run.data.cache_gib).records(STAGES[stage].split)
     check_writable(run.run / "recipe.yaml")
+    if stage == 2:
+        runs.check_start(run.run, run.stage2.start_from)

@@ -228,3 +228,14 @@ class Stage2Config(StageConfig):
                 f"micro_batch_tokens={self.micro_batch_tokens}; a chunk is part of a micro-batch"
             )
         return self
+
+
+def check_world(samples_per_step: int, world: int) -> None:
+    """Raise ConfigError unless `world` ranks can share the samples of a step evenly."""
+    if samples_per_step % world:
+        below = samples_per_step // world * world
+        either = f"{below} or {below + world}" if below else str(world)
+        raise ConfigError(
+            f"samples_per_step={samples_per_step} is not a multiple of world={world} ranks; "
+            f"use {either}"
+        )

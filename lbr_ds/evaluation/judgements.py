@@ -20,13 +20,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lbr_ds.config import CONTROL
 from lbr_ds.errors import DataError
 from lbr_ds.instructions import bare
 from lbr_ds.records import Record
 from lbr_ds.system.urls import CACHE_GIB, is_url, public_url
+
+if TYPE_CHECKING:
+    from lbr_ds.shards import Manifest
 
 
 @dataclass
@@ -141,6 +144,16 @@ class HeldOut:
     languages: tuple[str, ...] = ()
 
 
+def manifest_of(data: Path | str) -> Manifest:
+    """Return the manifest of prepared data, a folder or its URL. Raises DataError without one."""
+    from lbr_ds.shards import Manifest
+
+    if not is_url(data) and not Path(data).is_dir():
+        place = public_url(data)
+        raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
+    return Manifest.load(data)
+
+
 def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOut]:
     """Read the `eval` split of prepared data, and under protocol knowledge `control`.
 
@@ -153,12 +166,9 @@ def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOu
     Raises:
         DataError: A split is missing or has no query.
     """
-    from lbr_ds.shards import Manifest, read_split
+    from lbr_ds.shards import read_split
 
-    place = public_url(data)
-    if not is_url(data) and not Path(data).is_dir():
-        raise DataError(f"{place}: no such data folder; make it with `lbr-ds prepare RECIPE`")
-    manifest = Manifest.load(data)
+    place, manifest = public_url(data), manifest_of(data)
     knowledge = manifest.protocol == "knowledge"
     asked = {
         name: [r for r in read_split(data, name, cache_gib=cache_gib) if r.query]

@@ -14,7 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.config.training import check_world
+from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 from lbr_ds.shards.manifest import Manifest
 from lbr_ds.shards.order import Order, Place
@@ -251,15 +252,4 @@ def _check_split(
         raise DataError(
             f"{manifest.place}: split {split!r} has {total} records, fewer than "
             f"samples_per_step={samples_per_step}; lower samples_per_step or prepare more data"
-        )
-
-
-def check_world(samples_per_step: int, world: int) -> None:
-    """Raise ConfigError unless `world` ranks can share the samples of a step evenly."""
-    if samples_per_step % world:
-        below = samples_per_step // world * world
-        either = f"{below} or {below + world}" if below else str(world)
-        raise ConfigError(
-            f"samples_per_step={samples_per_step} is not a multiple of world={world} ranks; "
-            f"use {either}"
         )

@@ -22,13 +22,13 @@ import torch
 from lbr_ds.config import RunConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.config.ds_config import Layout
+from lbr_ds.config.training import check_world
 from lbr_ds.distributed import World
 from lbr_ds.errors import ConfigError
 from lbr_ds.plan import auto
 from lbr_ds.plan.fit import GIB
 from lbr_ds.plan.gpus import Cluster, Gpu, find_gpu, gpu_of_device
 from lbr_ds.plan.shape import Shape, prepared_shape
-from lbr_ds.shards.stream import check_world
 from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json
 from lbr_ds.system.failures import is_out_of_memory

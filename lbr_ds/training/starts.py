@@ -13,12 +13,13 @@ from pathlib import Path
 
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
-from lbr_ds.errors import CheckpointError, TrainingError
+from lbr_ds.errors import TrainingError
 from lbr_ds.runs import (
     best_first,
     checkpoints,
     evaluation,
     model_folder,
+    no_start,
     resolve_model,
     saved,
     step_of,
@@ -57,10 +58,7 @@ def starting_point(run: RunConfig, number: int, world: World) -> Path:
                 return model_folder(path).parent  # raises for a damaged one
     elif source not in ("best", "last") and (folder := resolve_model(source).folder):
         return folder
-    raise CheckpointError(
-        f"stage2.from={source}: no such checkpoint below {stage1}; "
-        "run `lbr-ds train RECIPE --stage 1` first, or set stage2.from=backbone"
-    )
+    raise no_start(run.run, source)
 
 
 def _why(chosen: Path, source: str, judged: int) -> str:
