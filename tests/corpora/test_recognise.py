@@ -142,6 +142,12 @@ def test_scores(tmp_path: Path, score: Any, least: float | None, kept: bool) -> 
         assert found.example.startswith(f"{path}:1: score is ")
 
 
+def test_a_label_may_be_a_subject(tmp_path: Path) -> None:
+    path = lines(tmp_path / "raw.jsonl", [{"question": "a", "answer": "b", "label": "anatomy"}])
+    assert one(path).positives == ["b"]
+    assert told(path).endswith("to name another; label not used")
+
+
 def test_scores_of_another_scale_stop_the_run(tmp_path: Path) -> None:
     """Also with `skip`: 0.9 of 5 would be a pair otherwise."""
     rows = [{"sentence1": f"a{n}", "sentence2": f"b{n}", "score": n / 10} for n in range(51)]
@@ -151,7 +157,7 @@ def test_scores_of_another_scale_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         prepare(DataConfig.model_validate(data), 0)
     lines(path, [{"sentence1": "a", "sentence2": "b", "score": "high"}])
-    assert str(one(path)) == f"{path}:1: score must be a number, not 'high'"
+    assert str(one(path, shape="scored_pairs")) == f"{path}:1: score must be a number, not 'high'"
 
 
 @pytest.mark.parametrize("label", [0, "0", "entailment", "Entailment"])

@@ -54,6 +54,15 @@ def is_turns(value: Any) -> bool:
     )
 
 
+def is_number(value: Any) -> bool:
+    """Return whether the value is a number, perhaps as a text; a label may also be a word."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def is_anything(value: Any) -> bool:
     """Return True."""
     return True
@@ -74,6 +83,7 @@ class Peer:
         unless: Pattern of columns with which a row has another meaning.
         is_query: What the query's value must be.
         is_positives: What the positives' value must be.
+        is_score: What the score's value must be.
         make: Returns the records of a row.
         header: The columns of a table without a header line.
     """
@@ -88,6 +98,7 @@ class Peer:
     unless: str = _NONE
     is_query: Callable[[Any], bool] = is_text
     is_positives: Callable[[Any], bool] = is_anything
+    is_score: Callable[[Any], bool] = is_anything
     make: Callable[[Peer, dict[str, Any], SourceConfig, str], Made] | None = None
     header: tuple[str, ...] = ()
 
@@ -95,9 +106,12 @@ class Peer:
         """Return whether a row has this shape."""
         query = _first(row, self.query)
         positives = _first(row, self.positives) if self.positives else query
-        if not query or not positives or (self.score and not _first(row, self.score)):
+        score = _first(row, self.score)
+        if not query or not positives or (self.score and not score):
             return False
         if any(re.fullmatch(self.unless, name) for name in row):
+            return False
+        if score and not self.is_score(row[score]):
             return False
         return self.is_query(row[query]) and self.is_positives(row[positives])
 
