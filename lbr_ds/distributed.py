@@ -12,7 +12,7 @@ import re
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -65,20 +65,37 @@ class World:
         """Fill `part` (n,) with this rank's part of the sum of all ranks' `whole` (size * n,)."""
         dist.reduce_scatter_tensor(part, whole)
 
+    def start_average(self, x: Tensor) -> Any:
+        """Start to average x over the ranks in place, for `wait`; it is divided, then summed."""
+        return dist.all_reduce(x.div_(self.size), async_op=True) if self.size > 1 else None
+
+    def wait(self, started: Any) -> None:
+        """Wait for a collective: the host for a CPU's, the current stream for a GPU's."""
+        if started is not None:
+            started.wait()
+
+    def sum_on_device(self, x: Tensor) -> Tensor:
+        """Return x, summed over the ranks in place; the host does not wait for a GPU."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def exchange(self, *values: float) -> NDArray[np.float64]:
+        """Return every rank's values, (size, n), from host to host: no GPU is waited for."""
+        own = np.array(values, np.float64)
+        if self.size == 1:
+            return own[None]
+        whole = np.empty((self.size, len(own)))
+        dist.all_gather_into_tensor(torch.from_numpy(whole.reshape(-1)), torch.from_numpy(own))
+        return whole
+
     def sum(self, *values: float) -> list[float]:
         """Return the sum of each value over the ranks, in float64."""
-        return self._reduce(values, dist.ReduceOp.SUM)
+        return [float(number) for number in self.exchange(*values).sum(0)]
 
     def max(self, *values: float) -> list[float]:
         """Return the maximum of each value over the ranks."""
-        return self._reduce(values, dist.ReduceOp.MAX)
-
-    def _reduce(self, values: tuple[float, ...], op: Any) -> list[float]:
-        if self.size == 1:
-            return [float(v) for v in values]
-        numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(numbers, op)
-        return numbers.tolist()
+        return [float(number) for number in self.exchange(*values).max(0)]
 
     def share(self, value: Any, source: int = 0) -> Any:
         """Return the value of rank `source` (any picklable object of our own) on every rank."""
@@ -101,24 +118,6 @@ class World:
 
 
 ALONE = World()
-
-
-def encode_across_ranks(
-    world: World, texts: list[str], encode: Callable[[list[str]], NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    """Return `encode(texts)`, (N, D) float32, where each rank encodes a share of the texts.
-
-    Every rank calls it with the same texts and gets all rows, in host memory.
-    """
-    if world.size == 1 or not texts:
-        return encode(texts)
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    order += order[-1:] * (-len(order) % world.size)  # equal counts: the shortest text once more
-    mine = encode([texts[i] for i in order[world.rank :: world.size]])
-    rows = world.gather(torch.from_numpy(np.ascontiguousarray(mine, np.float32))).numpy()
-    vectors = np.empty((len(texts), rows.shape[1]), np.float32)
-    vectors[np.array(order).reshape(-1, world.size).T.reshape(-1)] = rows
-    return vectors
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lbr_ds.batching.pack import with_tensors
 from lbr_ds.batching.tokenizer import Sequence, TextTokenizer
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
@@ -35,6 +36,10 @@ class Pairs:
     def num_queries(self) -> int:
         """The number n of queries."""
         return len(self.group)
+
+    def to(self, device: torch.device) -> Pairs:
+        """Return the pairs on another device."""
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def candidate_labels(self) -> Tensor:
         """Return (n*(1+M), 3) int64 to gather from all ranks: each candidate's group, text, real.

@@ -8,8 +8,9 @@ A packed batch is one row of T tokens, the sequences one after another, with pos
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -63,21 +64,24 @@ class PackedBatch:
         return self.ids.shape[1]
 
     def to(self, device: torch.device) -> PackedBatch:
-        """Return the batch on another device."""
-        return _moved(self, device)
+        """Return the batch on another device; from pinned memory the host does not wait."""
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def _moved(part: Any, device: torch.device) -> Any:
-    """Return a copy of a dataclass of tensors on `device`."""
-    values = {}
-    for f in fields(part):
-        value = getattr(part, f.name)
-        if isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-        elif is_dataclass(value):
-            value = _moved(value, device)
-        values[f.name] = value
-    return type(part)(**values)
+T = TypeVar("T")
+
+
+def with_tensors(part: T, change: Callable[[Tensor], Tensor]) -> T:
+    """Return a copy of dataclasses and lists of tensors, with every tensor changed."""
+    whole: Any = part
+    if isinstance(whole, Tensor):
+        whole = change(whole)
+    elif isinstance(whole, list):
+        whole = [with_tensors(value, change) for value in whole]
+    elif is_dataclass(whole):
+        values = {f.name: with_tensors(getattr(whole, f.name), change) for f in fields(whole)}
+        whole = type(part)(**values)
+    return cast("T", whole)
 
 
 def pack(sequences: list[Sequence]) -> PackedBatch:

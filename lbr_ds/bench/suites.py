@@ -110,6 +110,26 @@ LOADER = (
         "the first step at sample 10^6 over that at sample 10",
     ),
 )
+# Over plain torch: (must, goal).
+_HOST_BOUNDS = {
+    ("zero1", "step"): (1.25, 1.1),
+    ("zero2", "step"): (1.3, 1.15),
+    ("zero3", "step"): (1.8, 1.4),
+    ("zero1", "micro_batch"): (1.25, 1.1),
+    ("zero2", "micro_batch"): (1.3, 1.15),
+    ("zero3", "micro_batch"): (1.6, 1.3),
+}
+HOST = tuple(
+    Target(
+        f"{layout}_{what}",
+        *_HOST_BOUNDS[layout, what],
+        "lower",
+        f"the host's time of {about} under {layout} over plain torch",
+        seconds=30,
+    )
+    for layout in ("zero1", "zero2", "zero3")
+    for what, about in (("step", "a step"), ("micro_batch", "a micro-batch but the last"))
+)
 
 
 @dataclass(frozen=True)
@@ -150,6 +170,7 @@ class Suite:
 
 SUITES = {
     "gpu": Suite("lbr_ds.bench.gpu", "Measure the utilization of one GPU.", GPU, takes_data=True),
+    "host": Suite("lbr_ds.bench.host", "Measure the engine's overhead on the host.", HOST),
     "loader": Suite("lbr_ds.bench.loader", "Measure the data stream.", LOADER, takes_data=True),
 }
 

@@ -16,9 +16,10 @@ from mteb.models.model_meta import ScoringFunction
 from mteb.types import PromptType
 from torch.utils.data import DataLoader
 
-from lbr_ds.distributed import ALONE, World, encode_across_ranks
+from lbr_ds.distributed import ALONE, World
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError, LbrError
+from lbr_ds.evaluation.across_ranks import encode_across_ranks
 from lbr_ds.evaluation.baselines import BM25, check_ranks, resolve
 from lbr_ds.evaluation.bm25 import Bm25
 from lbr_ds.instructions import SIDES, Instructed, Side

@@ -116,6 +116,7 @@ def open_feed(
         log.info("model.pool_instruction=false has no effect with model.pooling=last")
     feed = _Feed(run, stage, tokenizer, world.rank, world.size, start, stop, fingerprint)
     workers = min(run.data.workers, max(0, stop - start))
+    pinned = world.device.type == "cuda"
     loader: Iterable[Work | LbrError] = feed
     if workers:
         loader = DataLoader(
@@ -123,18 +124,19 @@ def open_feed(
             batch_size=None,
             num_workers=workers,
             prefetch_factor=_AHEAD,
+            pin_memory=pinned,
             worker_init_fn=functools.partial(_begin_worker, os.getpid()),
             # Else it would draw from the rank's own generator, at every start and resume.
             generator=torch.Generator().manual_seed(run.seed),
         )
-    return _raise_errors(iter(loader))
+    return _raise_errors(iter(loader), pin=pinned and not workers)
 
 
-def _raise_errors(works: Iterator[Work | LbrError]) -> Iterator[Work]:
+def _raise_errors(works: Iterator[Work | LbrError], *, pin: bool) -> Iterator[Work]:
     for work in works:
         if isinstance(work, LbrError):
             raise work
-        yield work
+        yield work.pin_memory() if pin else work
 
 
 def _begin_worker(rank: int, worker: int) -> None:

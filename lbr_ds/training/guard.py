@@ -11,7 +11,6 @@ import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +60,10 @@ class Guard:
         self.losses = deque[float](state.get("losses", ()), maxlen=WINDOW)
         self.norms = deque[float](state.get("norms", ()), maxlen=WINDOW)
 
-    def criterion(self, loss: float) -> Callable[[float], bool]:
-        """Return the `accept` function for `Engine.step`; it sets `reason`."""
-
-        def accept(norm: float) -> bool:
-            self.reason = self._reason(loss, norm)
-            return not self.reason
-
-        self.reason = f"loss {loss:.6g}, gradient norm not finite"  # if the engine never calls it
-        return accept
+    def accepts(self, loss: float, norm: float) -> bool:
+        """Return whether an update of this loss and gradient norm is applied; set `reason`."""
+        self.reason = self._reason(loss, norm)
+        return not self.reason
 
     def _reason(self, loss: float, norm: float) -> str:
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -26,9 +26,10 @@ from torch import Tensor
 from lbr_ds.batching import PackedBatch, pack
 from lbr_ds.batching.generative import draw, generative_sequence
 from lbr_ds.config import RunConfig
-from lbr_ds.distributed import World, encode_across_ranks
+from lbr_ds.distributed import World
 from lbr_ds.errors import DataError
 from lbr_ds.evaluation import geometry
+from lbr_ds.evaluation.across_ranks import encode_across_ranks
 from lbr_ds.evaluation.judgements import Judgements, read_held_out
 from lbr_ds.evaluation.retrieval_metrics import rank_scores
 from lbr_ds.records import Record

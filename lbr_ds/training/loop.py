@@ -75,25 +75,31 @@ def take_step(session: Session, lr: float) -> Metrics:
     work = next(session.feed)
     waited = time.perf_counter() - began
     watch.mark(work.step + 1, "computes gradients")
-    stats = session.stage.forward_backward(session, work)
+    totals = session.stage.forward_backward(session, work)
     watch.mark(work.step + 1, "updates weights")
-    norm, applied = session.engine.step(lr, guard.criterion(stats["loss"]))
+    stats: Metrics = {}
+
+    def accept(norm: float, sums: list[float]) -> bool:
+        found = totals.stats(sums)
+        stats.update(found)
+        return guard.accepts(found["loss"], norm)
+
+    norm, applied = session.engine.step(lr, accept, totals.sums)
     seconds = time.perf_counter() - began
-    own = [0.0] * world.size
-    own[world.rank] = watch.own_seconds(seconds)
-    tokens, samples, skipped, *ranks = world.sum(work.num_tokens, work.samples, work.skipped, *own)
-    guard.record(work, applied, int(skipped), session.run.data.folder, session.stage.split)
+    ranks = [float(own) for (own,) in world.exchange(watch.own_seconds(seconds))]
+    counts = totals.counts
+    guard.record(work, applied, counts.skipped, session.run.data.folder, session.stage.split)
     session.step = work.step + 1
     return {
         **stats,
         "grad_norm": norm,
         "lr": lr,
         "samples": session.step * session.config.samples_per_step,
-        "skipped": skipped,
+        "skipped": counts.skipped,
         "skipped_samples": guard.samples,
         "skipped_updates": guard.total,
-        "tokens_per_second": tokens / seconds,
-        "samples_per_second": samples / seconds,
+        "tokens_per_second": counts.tokens / seconds,
+        "samples_per_second": counts.samples / seconds,
         "step_seconds": seconds,
         "data_wait_seconds": waited,
         "memory_gib": memory_gib(),

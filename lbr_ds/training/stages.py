@@ -9,8 +9,8 @@ many ranks share it. Which split a stage trains on is in config/stages.py.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,12 +25,38 @@ from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.gradient_caching import chunk_loss, vector_gradients
 from lbr_ds.objectives.info_nce import NO_PREFIXES, info_nce
 from lbr_ds.shards import Step
-from lbr_ds.training.work import Work, collate_contrastive, collate_generative
+from lbr_ds.training.transfer import ahead
+from lbr_ds.training.work import Counts, Work, collate_contrastive, collate_generative
 
 if TYPE_CHECKING:
     from lbr_ds.training.session import Session
 
 Stats = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sums of a step's statistics over this rank's samples.
+
+    They stay on the device, so that micro-batches follow each other without waiting for it; the
+    engine sums them over the ranks and reads them with the gradient's norm.
+
+    Attributes:
+        sums: (n,) float64, on the device.
+        divisors: what the sum over the ranks of each named statistic is divided by.
+        counts: what all ranks hold.
+        known: statistics that need no sums.
+    """
+
+    sums: Tensor
+    divisors: dict[str, float]
+    counts: Counts
+    known: Stats = field(default_factory=dict)
+
+    def stats(self, sums: list[float]) -> Stats:
+        """Return the statistics, from the sums over the ranks."""
+        means = zip(self.divisors.items(), sums, strict=True)
+        return {**{name: number / divisor for (name, divisor), number in means}, **self.known}
 
 
 @dataclass(frozen=True)
@@ -42,56 +68,56 @@ class Stage:
         split: The split of the prepared data that it trains on.
         collate: `collate(run, tokenizer, step)` packs a rank's share of a step.
         forward_backward: `forward_backward(session, work)` computes the gradient of a step and
-            returns the step's loss and statistics, equal on all ranks.
+            returns the sums of its loss and statistics. Nothing is read from the device.
     """
 
     number: int
     split: str
     collate: Callable[[RunConfig, TextTokenizer, Step], Work]
-    forward_backward: Callable[[Session, Work], Stats]
+    forward_backward: Callable[[Session, Work], Totals]
 
 
-def forward_backward_generative(session: Session, work: Work) -> Stats:
+def forward_backward_generative(session: Session, work: Work) -> Totals:
     """Stage 1: the mean loss over all supervised tokens of a step, and likewise over all bags."""
     engine, world = session.engine, session.world
-    targets, bags = world.sum(work.num_targets, work.num_bags)
-    weights = torch.tensor([1 / targets, session.run.stage1.bag_of_words / max(bags, 1)])
-    count = agreed_count(work.micro_batches, world)
-    totals = torch.zeros(2, dtype=torch.float64)
-    for index in range(count):
-        batch, included = micro_batch(session, work, index)
+    counts = work.counts(world)
+    divisors: dict[str, float] = {"loss": counts.targets}
+    # DeepSpeed averages over ranks; times size / targets makes that the mean over the step.
+    weights = [world.size / counts.targets]
+    if counts.bags:
+        divisors["bag_loss"] = counts.bags
+        weights.append(session.run.stage1.bag_of_words / counts.bags * world.size)
+    totals = torch.zeros(len(weights), dtype=torch.float64, device=world.device)
+    for index, batch, included in micro_batches(session, work, counts.micro_batches):
         # The losses themselves are computed in model/head.py, inside the engine's forward.
         sums = torch.atleast_1d(engine.forward(batch))
-        # DeepSpeed averages over ranks; times size / targets makes that the mean over the step.
-        loss = sums @ weights[: len(sums)].to(sums)
-        engine.backward(loss * (included * world.size), last=index == count - 1)
-        totals[: len(sums)] += sums.detach().double().cpu() * included
-    loss_sum, bag_sum = world.sum(*totals.tolist())
-    stats = {"loss": loss_sum / targets, "target_tokens": targets}
-    return {**stats, "bag_loss": bag_sum / bags} if bags else stats
+        loss = sum(sums[i] * (weights[i] * included) for i in range(len(sums)))
+        engine.backward(loss, last=index == counts.micro_batches - 1)
+        totals[: len(sums)] += sums.detach().double() * included
+    return Totals(totals, divisors, counts, {"target_tokens": float(counts.targets)})
 
 
-def forward_backward_contrastive(session: Session, work: Work) -> Stats:
+def forward_backward_contrastive(session: Session, work: Work) -> Totals:
     """Stage 2: InfoNCE over the whole step, in one forward if it fits, else by gradient caching."""
     assert work.pairs is not None
     world, config = session.world, session.run.stage2
     loss_of = functools.partial(
         contrastive_loss,
-        pairs=work.pairs,
+        pairs=work.pairs.to(world.device),
         world=world,
         temperature=config.temperature,
         margin=config.false_negative_margin,
         prefixes=config.matryoshka,
     )
-    count = agreed_count(work.micro_batches, world)
-    if count == 1:
-        loss, stats = loss_of(session.engine.forward(micro_batch(session, work, 0)[0]))
+    counts = work.counts(world)
+    if counts.micro_batches == 1:
+        ((_, batch, _),) = micro_batches(session, work, 1)
+        loss, stats = loss_of(session.engine.forward(batch))
         session.engine.backward(loss, last=True)
     else:
-        stats = _backward_cached(session, work, count, loss_of)
-    names = sorted(stats)
-    sums = world.sum(*(float(stats[n]) for n in names), float(work.samples))
-    return {name: value / sums[-1] for name, value in zip(names, sums, strict=False)}
+        stats = _backward_cached(session, work, counts.micro_batches, loss_of)
+    sums = torch.stack([stats[name].double() for name in stats])
+    return Totals(sums, dict.fromkeys(stats, float(counts.samples)), counts)
 
 
 def contrastive_loss(
@@ -107,7 +133,8 @@ def contrastive_loss(
 
     Args:
         vectors: (n + n * (1 + M), D) of unit length: the queries, then their candidates.
-        pairs: the texts' hashes, which say which candidates are not negatives of a query.
+        pairs: the texts' hashes, which say which candidates are not negatives of a query; on the
+            device of the vectors.
         world: this rank's place among all ranks.
         temperature: see `info_nce`.
         margin: see `info_nce`.
@@ -119,8 +146,8 @@ def contrastive_loss(
     """
     n, device = pairs.num_queries, vectors.device
     candidates = world.gather(vectors[n:])
-    groups, texts, real = world.gather(pairs.candidate_labels().to(device)).T.contiguous()
-    mask = FalseNegatives(pairs.group.to(device), pairs.known.to(device), groups, texts, real > 0)
+    groups, texts, real = world.gather(pairs.candidate_labels()).T.contiguous()
+    mask = FalseNegatives(pairs.group, pairs.known, groups, texts, real > 0)
     loss, stats = info_nce(
         vectors[:n],
         candidates,
@@ -144,37 +171,40 @@ def _backward_cached(
 
     Both encodings visit the modules in one order, so ZeRO-3's prefetch trace stays valid.
     """
-    engine = session.engine
-    members = [rows.to(session.world.device) for rows in work.members]
+    engine, device = session.engine, session.world.device
+    members = [rows.to(device, non_blocking=True) for rows in work.members]
+    encoded = micro_batches(session, work, count)
 
     def encode(index: int) -> Tensor:
-        return engine.forward(micro_batch(session, work, index)[0])
+        return engine.forward(next(encoded)[1])
 
     gradients, stats = vector_gradients(encode, members, loss_of, count)
     with engine.coalesced_reduction():
-        for index in range(count):
-            batch, included = micro_batch(session, work, index)
+        for index, batch, included in micro_batches(session, work, count):
             rows = members[index if included else 0]
             loss = chunk_loss(engine.forward(batch), gradients[rows]) * included
             engine.backward(loss, last=index == count - 1)
     return stats
 
 
-def micro_batch(session: Session, work: Work, index: int) -> tuple[PackedBatch, float]:
-    """Return micro-batch `index` on the device, and 1.0, the weight of its loss.
+def micro_batches(
+    session: Session, work: Work, count: int
+) -> Iterator[tuple[int, PackedBatch, float]]:
+    """Yield (index, micro-batch on the device, weight of its loss) of `count` micro-batches.
 
-    A rank with fewer micro-batches than the others repeats its first one with weight 0.0.
+    A rank with fewer micro-batches than the others repeats its first one with weight 0.0; the
+    others have weight 1.0.
 
     Dropout is seeded by (seed, step, rank, index): gradient caching encodes a micro-batch twice and
     must drop the same values both times, and a resumed step must drop what it would have.
     """
-    run, world = session.run, session.world
-    if run.lora.rank is not None and run.lora.dropout:
-        words = [run.seed % (1 << 32), work.step, world.rank, index]
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
-    included = index < len(work.micro_batches)
-    batch = work.micro_batches[index if included else 0]
-    return batch.to(world.device), float(included)
+    run, world, own = session.run, session.world, len(work.micro_batches)
+    chosen = (work.micro_batches[index if index < own else 0] for index in range(count))
+    for index, batch in enumerate(ahead(chosen, world.device)):
+        if run.lora.rank is not None and run.lora.dropout:
+            words = [run.seed % (1 << 32), work.step, world.rank, index]
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+        yield index, batch, float(index < own)
 
 
 def agreed_count(batches: list[PackedBatch], world: World) -> int:

@@ -8,6 +8,7 @@ lanes: to balance tokens between ranks, each rank would have to read the whole s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +16,32 @@ from torch import Tensor
 from lbr_ds.batching import PackedBatch, Sequence, TextTokenizer, fill_by_tokens, pack
 from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
+from lbr_ds.batching.pack import with_tensors
 from lbr_ds.config import RunConfig
+from lbr_ds.distributed import World
 from lbr_ds.shards import Step
 
 SampleName = tuple[str, int, int]  # record id, number of its shard, row in the shard
+
+
+class Counts(NamedTuple):
+    """What the shares of all ranks hold together: sums, but for `micro_batches`.
+
+    Attributes:
+        micro_batches: the most that any rank has.
+        targets: supervised tokens (stage 1).
+        bags: texts with a bag-of-words loss (stage 1).
+        tokens: tokens that go through the model.
+        samples: samples.
+        skipped: samples that could not be read.
+    """
+
+    micro_batches: int
+    targets: int
+    bags: int
+    tokens: int
+    samples: int
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +75,23 @@ class Work:
     def num_targets(self) -> int:
         """Number of supervised tokens (stage 1)."""
         return sum(len(m.targets) for m in self.micro_batches if m.targets is not None)
+
+    def pin_memory(self) -> Work:
+        """Return the share in pinned memory, from which a GPU copies while it computes."""
+        return with_tensors(self, lambda tensor: tensor.pin_memory())
+
+    def counts(self, world: World) -> Counts:
+        """Return what all ranks hold, by one exchange on the host. All ranks call it."""
+        own = (
+            len(self.micro_batches),
+            self.num_targets,
+            self.num_bags,
+            self.num_tokens,
+            self.samples,
+            self.skipped,
+        )
+        columns = [[int(number) for number in column] for column in world.exchange(*own).T]
+        return Counts(max(columns[0]), *map(sum, columns[1:]))
 
     @property
     def num_bags(self) -> int:

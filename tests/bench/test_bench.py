@@ -201,7 +201,7 @@ def test_interleaved_takes_turns_and_keeps_sides() -> None:
 
 
 def test_unknown_names_are_one_line_with_the_nearest_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown suite 'x'; known: gpu, loader"):
+    with pytest.raises(ConfigError, match="unknown suite 'x'; known: gpu, host, loader"):
         run_suite("x")
     with pytest.raises(ConfigError, match="--row seek: there is no such row; did you mean seek_"):
         run_suite("loader", rows=["seek"])

@@ -137,11 +137,9 @@ def learn(data: str | None, count: int, chunk: int) -> Callable[[], object]:
     records = pairs(None if data is None else Path(data), count)
 
     def step() -> None:
-        stats = session.stage.forward_backward(
-            session, _work(session.run, session.tokenizer, records)
-        )
-        session.engine.step(0.0)
-        assert stats["loss"] > 0
+        work = _work(session.run, session.tokenizer, records)
+        totals = session.stage.forward_backward(session, work)
+        session.engine.step(0.0, lambda norm, sums: totals.stats(sums)["loss"] > 0, totals.sums)
 
     return step
 

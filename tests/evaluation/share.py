@@ -14,8 +14,9 @@ from datasets import Dataset
 from mteb.types import PromptType
 from torch.utils.data import DataLoader
 
-from lbr_ds.distributed import ALONE, World, encode_across_ranks, end, join, leave
+from lbr_ds.distributed import ALONE, World, end, join, leave
 from lbr_ds.evaluation import load_model, official_tasks
+from lbr_ds.evaluation.across_ranks import encode_across_ranks
 from tests.tiny import records
 
 TEXTS = [f"question {n} " * (1 + n % 5) for n in range(7)]

@@ -31,7 +31,7 @@ def take(session: Session, data: Step, kind: str) -> Any:
     engine.backward = lambda loss, *, last: backward(loss * factor, last=last)  # type: ignore[method-assign]
     stage.forward_backward(session, stage.collate(session.run, session.tokenizer, data))
     engine.backward = backward  # type: ignore[method-assign]
-    return engine.step(1e-2, lambda norm: kind != "refused")
+    return engine.step(1e-2, lambda norm, sums: kind != "refused")
 
 
 def probe(recipe: str, out: Path, world: World) -> None:

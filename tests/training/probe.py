@@ -23,6 +23,7 @@ from lbr_ds.shards import steps
 from lbr_ds.training.deepspeed.engine import Engine, load_layout
 from lbr_ds.training.deepspeed.library import gathered
 from lbr_ds.training.session import build_engine, build_session
+from lbr_ds.training.stages import Totals
 
 # name: (stage, ds_config, tokens of a micro-batch, further overrides)
 CHECKPOINTING = ["model.activation_checkpointing=true"]
@@ -49,6 +50,14 @@ CHANGES = {
 }
 # Chunks reduced one by one, as where a whole gradient does not fit.
 CASES["cl-reduced-each"] = CASES["cl-cached"]
+# Whole parameters in fp32, with many small reduction buckets; the layouts lie in OUT.
+FLAT = {
+    "gl-zero1": (1, "zero1", 100, []),
+    "gl-zero2": (1, "zero2", 100, []),
+    "cl-zero1": (2, "zero1", 100, ["stage2.chunk_tokens=60"]),
+    "cl-zero2": (2, "zero2", 100, ["stage2.chunk_tokens=60"]),
+}
+CASES.update(FLAT)
 # Adapters; layouts that lie in OUT, every tensor cut up. Chunks drop alike in both encodings.
 _ADAPTED = ["lora.rank=3", "lora.alpha=6"]
 LORA = {
@@ -61,7 +70,7 @@ LORA = {
 # offload the optimizer DeepSpeed compiles an Adam of its own.
 OFFLOADED = ("zero3_offload", "zero3_offload_params")
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
-HALF = {
+HALF: dict[str, tuple[int, str, int, list[str]]] = {
     f"{name}-{layout}": (stage, layout, 60, [])
     for layout in ("zero1", "zero2", "zero3", *(OFFLOADED if COMPILER else ()))
     for name, stage in (("gl", 1), ("cl", 2))
@@ -75,7 +84,7 @@ def probe(recipe: str, out: Path, world: World) -> None:
     for case, (number, layout, tokens, more) in cases.items():
         overrides = [f"stage{number}.micro_batch_tokens={tokens}", "stage2.from=backbone", *more]
         run = load(recipe, overrides)
-        chosen = load_layout(f"{out / layout}.json" if case in LORA else layout)
+        chosen = load_layout(f"{out / layout}.json" if case in (*LORA, *FLAT) else layout)
         chosen.config["zero_optimization"].update(CHANGES.get(case, {}))
         chosen = Layout.of(layout, chosen.config)
         engine = build_engine(run, number, world, layout=chosen)
@@ -101,15 +110,28 @@ def probe(recipe: str, out: Path, world: World) -> None:
         for turn in ("", "second_"):
             heard = Heard(engine)
             session.engine = cast("Engine", heard)
-            found[f"{turn}stats"] = stage.forward_backward(session, work)
+            totals = stage.forward_backward(session, work)
             found[f"{turn}heard"] = [output.detach() for output in heard.outputs]
             found[f"{turn}grads"] = dict(engine.gradients())
-            found[f"{turn}norm"], applied = engine.step(1e-3)
-            assert applied
+            norm, stats = update(engine, totals)
+            found |= {f"{turn}norm": norm, f"{turn}stats": stats}
             found[f"{turn}after"] = dict(engine.weights(engine.sizes() if world.first else ()))
         found["one_reduction"] = engine._one_reduction
         if world.first:
             torch.save(found, out / f"{case}-{world.size}.pt")
+
+
+def update(engine: Engine, totals: Totals) -> tuple[float, dict[str, float]]:
+    """Take the step; the gradient's norm and the statistics."""
+    told: list[float] = []
+
+    def accept(norm: float, sums: list[float]) -> bool:
+        told.extend(sums)
+        return True
+
+    norm, applied = engine.step(1e-3, accept, totals.sums)
+    assert applied
+    return norm, totals.stats(told)
 
 
 class Heard:

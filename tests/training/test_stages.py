@@ -39,8 +39,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     (run.run / "recipe.yaml").write_text(run.dump())
     zero: dict[str, Any] = {"overlap_comm": False, "stage3_param_persistence_threshold": 0}
-    for stage in (2, 3):
-        config = {"zero_optimization": {"stage": stage, **zero}}
+    for stage in (1, 2, 3):
+        bucket = {"reduce_bucket_size": 3000} if stage < 3 else {}
+        config = {"zero_optimization": {"stage": stage, **zero, **bucket}}
         (run.run / f"zero{stage}.json").write_text(json.dumps(config))
     return run
 

@@ -23,13 +23,16 @@ from lbr_ds.batching import PackedBatch
 from lbr_ds.config import OptimConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.distributed import World
-from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem
+from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.model.lora import parts
 from lbr_ds.training.checkpoint.snapshot import HostMemory
-from lbr_ds.training.deepspeed.extensions import wait_for_compiler
+from lbr_ds.training.deepspeed.flat_gradients import FlatGradients, fits
+from lbr_ds.training.deepspeed.judge import Accept, Judge
 from lbr_ds.training.deepspeed.leaf_layers import by_layer
+from lbr_ds.training.deepspeed.lean_zero3 import make_lean, use_sharded_linear
 from lbr_ds.training.deepspeed.library import StateCollector, deepspeed, gathered, silenced
+from lbr_ds.training.deepspeed.settings import ds_config, optimizer
 from lbr_ds.training.deepspeed.universal import repair_loaded, to_universal
 from lbr_ds.training.deepspeed.weights import Origin, load_weights, shape_of
 from lbr_ds.training.meter import free_memory
@@ -78,15 +81,7 @@ class Engine:
         self._one_reduction: bool | None = None
         self.stage = layout.stage
         self.dtype = torch.bfloat16 if layout.width == 2 else torch.float32
-        config = {
-            **layout.config,
-            "train_micro_batch_size_per_gpu": 1,  # micro-batches are filled by tokens, not by rows
-            "gradient_accumulation_steps": 1,  # and their number differs: see backward(last=)
-            "gradient_clipping": optim.clip,
-            "steps_per_print": 1_000_000_000,
-        }
-        if layout.width == 2:  # ZeRO-1 and 2 would let a non-finite update through without it
-            config["bf16"] = {**layout.config["bf16"], "check_grad_overflow": True}
+        config = ds_config(layout, optim)
         with self._sharded(config):
             model = make(self.dtype)
         if self.stage < 3:
@@ -95,17 +90,24 @@ class Engine:
         self.adapted = adapt is not None
         if adapt is not None:
             adapt(model)  # outside of zero.Init, which would take the new parameters' values away
+        if self.stage == 3:
+            use_sharded_linear(model)
         self.num_parameters = sum(shape_of(p).numel() for p in model.parameters())
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         shapes = {n: tuple(shape_of(p)) for n, p in trainable.items()}
         self.num_trainable = sum(map(math.prod, shapes.values()))
         groups = parameter_groups(shapes, trainable, optim)
-        config["zero_optimization"] = by_layer(model.backbone, layout)
+        config["zero_optimization"] = by_layer(model.backbone, layout, config["zero_optimization"])
         with silenced():
             self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=model, optimizer=_optimizer(groups, layout, optim), config=config
+                model=model, optimizer=optimizer(groups, layout, optim), config=config
             )
-        self._intercept_norm()
+        flat = None
+        if self.stage == 3:
+            make_lean(model, self.optimizer, layout.hpz)
+        elif fits(self.optimizer):
+            flat = FlatGradients(self.optimizer, world)
+        self._judge = Judge(self.optimizer, self.stage, world, optim.clip, flat)
         # DeepSpeed adds a script to every checkpoint; rank 0 alone would fail on a full disk.
         self.engine._copy_recovery_script = lambda folder: None
 
@@ -182,46 +184,30 @@ class Engine:
         self.engine.destroy()
 
     def step(
-        self, lr: float, accept: Callable[[float], bool] = math.isfinite
+        self,
+        lr: float,
+        accept: Accept = lambda norm, sums: True,
+        sums: Tensor | None = None,
     ) -> tuple[float, bool]:
         """Clip the gradients, update the weights, and clear the gradients.
 
         Args:
             lr: The learning rate.
-            accept: `accept(norm)` decides whether the update is applied, from values that are equal
-                on all ranks. Where it returns False, or the norm is not finite, parameters and
-                optimizer state stay as they were.
+            accept: `accept(norm, sums)` decides whether the update is applied, from values that are
+                equal on all ranks. Where it returns False, or the norm is not finite, parameters
+                and optimizer state stay as they were.
+            sums: (n,) float64 on the device, to be summed over the ranks for `accept`. They are
+                reduced and read together with the norm, since a read makes the host wait for the
+                device.
 
         Returns:
             The gradient norm before clipping, and whether the update was applied.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._accept, self._norm = accept, math.nan
+        self._judge.prepare(accept, sums)
         self.engine.step()
-        return self._norm, self.engine.was_step_applied()
-
-    def _intercept_norm(self) -> None:
-        """Call `accept` where DeepSpeed 0.19 computes the norm.
-
-        Its optimizers (stage3.py, stage_1_and_2.py: step) skip an update on all ranks, and clear
-        the gradients, when the norm is infinite; so a refused update reports an infinite norm.
-        ZeRO-1 and 2 check the gradients first and compute no norm when those are not finite.
-        """
-        name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
-        compute = getattr(self.optimizer, name)
-
-        def checked() -> Any:
-            result = compute()
-            norms = [float(n) for n in (result if self.stage == 3 else [result])]
-            # DeepSpeed writes -1 for a norm that is not finite.
-            self._norm = math.nan if min(norms) < 0 else math.hypot(*norms)
-            if math.isfinite(self._norm) and self._accept(self._norm):
-                return result
-            refused = torch.full((), math.inf, device=self.world.device)
-            return [refused] if self.stage == 3 else refused
-
-        setattr(self.optimizer, name, checked)
+        return self._judge.norm, self.engine.was_step_applied()
 
     def snapshot(self, memory: HostMemory | None) -> dict[str, Any]:
         """Return this rank's part of trainable weights, optimizer and counters. All ranks call it.
@@ -330,21 +316,3 @@ class Engine:
             name: shape_of(own[0]).numel() * own[0].itemsize
             for name, own, _ in parts(self.engine.module)
         }
-
-
-def _optimizer(
-    groups: list[dict[str, Any]], layout: layouts.Layout, optim: OptimConfig
-) -> torch.optim.Optimizer:
-    """Return AdamW: torch's fused one, or DeepSpeed's where the optimizer is offloaded.
-
-    The fused one takes a sixth of the time, on a CPU too.
-    """
-    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
-    if layout.offload_optimizer:
-        wait_for_compiler("cpu_adam")
-        try:
-            return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-        except Exception as error:  # of many kinds: it is compiled at its first use
-            why = str(error).splitlines()[0]
-            raise EnvironmentProblem(f"offload_optimizer needs g++ and ninja: {why}") from None
-    return torch.optim.AdamW(groups, fused=True, **options)

@@ -15,13 +15,12 @@ from transformers import PreTrainedModel
 from lbr_ds.config.ds_config import Layout
 
 
-def by_layer(backbone: PreTrainedModel, layout: Layout) -> dict[str, Any]:
-    """Return the `zero_optimization` of a ds_config, with the backbone's layers as leaf modules.
+def by_layer(backbone: PreTrainedModel, layout: Layout, zero: dict[str, Any]) -> dict[str, Any]:
+    """Return `zero`, a layout's `zero_optimization`, with the backbone's layers as leaf modules.
 
     It is unchanged where a layer is larger than the prefetch bucket (see Layout.by_layer), and
     where the ds_config names leaf modules of its own.
     """
-    zero: dict[str, Any] = layout.config["zero_optimization"]
     names = set(backbone._no_split_modules or ())
     layers = [module for module in backbone.modules() if type(module).__name__ in names]
     sizes = [sum(getattr(p, "ds_numel", p.numel()) for p in m.parameters()) for m in layers]
