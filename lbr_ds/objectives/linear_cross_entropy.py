@@ -64,20 +64,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(weight.dtype, torch.float32)
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = None
-        grad_added = None if added is None else torch.zeros_like(added, dtype=wide)
-        changed = None if added is None else weight[at] + added  # as an export merges them
+        grad_weight, grad_added = None, None
         real = targets >= 0
         targets = targets.where(real, targets[:, :1])
         share = 1 / real.sum(1, keepdim=True).to(wide)
         if chunk is None:
-            chunk = head_chunk(*hidden.shape, len(weight), weight.itemsize, gpu=hidden.is_cuda)
+            count, size = hidden.shape
+            chunk = head_chunk(count, size, len(weight), weight.itemsize, gpu=hidden.is_cuda)
+        only = len(hidden) <= chunk
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             part = hidden[rows]
             logits = torch.mm(part, weight.T)
-            if changed is not None:
-                logits.index_copy_(1, at, torch.mm(part, changed.T))
+            if added is not None and at is not None:  # by the sum in its dtype, as exports merge it
+                logits.index_copy_(1, at, torch.mm(part, (weight[at] + added).T))
             own = logits.gather(1, targets[rows]).to(wide)
             total = _softmax_(logits, wide)
             loss += (total - (own * real[rows]).sum(1, keepdim=True) * share[rows]).sum()
@@ -91,9 +91,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 own_slope = slope[:, at]
                 if grad_hidden is not None:
                     grad_hidden[rows].addmm_(own_slope, added)
-                grad_added += own_slope.T @ part
+                grad_added = _add_product(grad_added, own_slope.T, part, only)
             if needs_weight:
-                grad_weight = _add_product(grad_weight, slope.T, part, len(hidden) <= chunk)
+                grad_weight = _add_product(grad_weight, slope.T, part, only)
             del logits, slope  # before the next chunk's are allocated
         ctx.grads, ctx.dtype = (grad_hidden, grad_weight, grad_added), weight.dtype
         return loss
