@@ -24,10 +24,20 @@ def reproduce(
         bool, typer.Option("--dry-run", help="List the jobs without running them.")
     ] = False,
     only: Annotated[int | None, typer.Option(help="Run only this job of the list.")] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Run so many jobs at once, on one device or spread over the GPUs. A job has one "
+            "rank then, unless --nproc says otherwise.",
+        ),
+    ] = 1,
 ) -> None:
     """Reproduce a table of the paper: train what is missing, evaluate, print both side by side.
 
-    Example: `lbr-ds reproduce table3 medical-demo --seeds 0,1 --json table3.json`
+    A small model leaves most of a GPU idle, so several jobs on it take less time.
+
+    Example: `lbr-ds reproduce table3 medical-demo --seeds 0,1 --jobs 2 --json table3.json`
     """
     from lbr_ds.reproduce import command
 
@@ -43,6 +53,7 @@ def reproduce(
             max_queries=max_queries,
             dry_run=dry_run,
             only=only,
+            jobs=jobs,
             out=out,
         )
     typer.echo(text)

@@ -5,7 +5,8 @@
 1. `tables.py`: the table as a list of variants; `paper.py`: the paper's own figures.
 2. `jobs.py`: the folders that the variants need, below ROOT = RUN/reproduce.
 3. Missing models are trained, one after another, each as `lbr-ds train` in a process of its own;
-   then missing scores are computed.
+   then missing scores are computed. With `jobs` several jobs run at once (`parallel.py`), if there
+   is memory for them (`capacity.py`).
 4. `results.py`, `plot.py`: ROOT/TABLE/{RESULT.md, result.json, result.png}.
 
 A repeated command resumes: it does nothing twice, whichever table the work was done for.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,8 +26,10 @@ from typing import Any
 
 from lbr_ds.config import RunConfig, load
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+from lbr_ds.reproduce.capacity import check_memory, environments
 from lbr_ds.reproduce.jobs import Job, RecipeSource, jobs_of, link, sorted_jobs
 from lbr_ds.reproduce.paper import PAPER
+from lbr_ds.reproduce.parallel import Numbered, run_jobs
 from lbr_ds.reproduce.plot import plot_result
 from lbr_ds.reproduce.results import TableRow, collect, render
 from lbr_ds.reproduce.tables import TABLES, Table
@@ -48,6 +52,7 @@ def reproduce(
     nproc: int | None = None,
     max_queries: int | None = None,
     only: int | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any] | None:
     """Train and score what a table lacks, and write the result below RUN/reproduce.
 
@@ -59,20 +64,25 @@ def reproduce(
         nproc: Ranks of each training.
         max_queries: Score a seeded sample of the held-out queries.
         only: Do only the job of this number in `list_jobs`, for job arrays.
+        jobs: How many jobs run at once. With more than one, `nproc` is 1 by default.
 
     Returns:
         The content of result.json with "folder" and "command"; None with `only`.
 
     Raises:
         ConfigError: An unknown table or job, or a number of ranks that cannot train the recipe.
+        EnvironmentProblem: The memory does not suffice for so many jobs at once.
         LbrError: A training failed or was stopped.
     """
-    request = _Request(name, recipe, tuple(overrides), tuple(seeds), nproc, max_queries)
+    if only is not None and jobs > 1:
+        raise ConfigError(f"--only {only} runs one job; leave out --jobs {jobs}")
+    ranks = nproc or (1 if jobs > 1 else None)
+    request = _Request(name, recipe, tuple(overrides), tuple(seeds), ranks, max_queries)
     request.check_ranks()
     # Jobs of an array run side by side; the lock of a run folder keeps each to itself.
     alone = lock_folder(request.folder, cure="wait until it has ended")
     with alone if only is None else nullcontext():
-        return _reproduce(request, only)
+        return _reproduce(request, only, jobs)
 
 
 @dataclass(frozen=True)
@@ -138,11 +148,13 @@ class _Request:
         return commands
 
 
-def _reproduce(request: _Request, only: int | None) -> dict[str, Any] | None:
+def _reproduce(request: _Request, only: int | None, at_once: int) -> dict[str, Any] | None:
     table = request.table
     _prepare(request)
     rows = request.rows()
     jobs = sorted_jobs([row.jobs for row in rows])
+    if at_once > 1:
+        _run_at_once(request, jobs, at_once)
     if only is not None:
         if not 0 <= only < len(jobs):
             raise ConfigError(f"--only {only}: {request.name} has jobs 0 to {len(jobs) - 1}")
@@ -165,6 +177,26 @@ def _reproduce(request: _Request, only: int | None) -> dict[str, Any] | None:
     write_text(request.folder / "RESULT.md", render(result, table))
     write_json(request.folder / "result.json", result)
     return result
+
+
+def _run_at_once(request: _Request, jobs: list[Job], at_once: int) -> None:
+    """Train and score what is missing, `at_once` jobs at a time; not models of others."""
+    missing = [
+        Numbered(number, job)
+        for number, job in enumerate(jobs)
+        if not job.model
+        and not (job.trained() and job.scored(request.max_queries, request.table.generation))
+    ]
+    ranks = request.nproc or 1
+    check_memory([one.job for one in missing], at_once, ranks)
+    words = shlex.split(request.command)[1:]
+    run_jobs(
+        missing,
+        [sys.executable, "-m", "lbr_ds", *words, "--nproc", str(ranks)],
+        at_once=at_once,
+        environments=environments(at_once, ranks),
+        logs=request.root / "logs",
+    )
 
 
 def list_jobs(
@@ -205,6 +237,7 @@ def command(
     max_queries: int | None,
     dry_run: bool,
     only: int | None,
+    jobs: int,
     out: Path | None,
 ) -> str:
     """Run `lbr-ds reproduce` and return the text that it prints.
@@ -218,6 +251,7 @@ def command(
         max_queries: As for `reproduce`.
         dry_run: Whether to list the jobs instead of running them.
         only: As for `reproduce`.
+        jobs: As for `reproduce`.
         out: A file for the result as JSON, besides result.json.
     """
     try:
@@ -230,7 +264,14 @@ def command(
         )
         return "\n".join(lines)
     result = reproduce(
-        name, recipe, overrides, seeds=numbers, nproc=nproc, max_queries=max_queries, only=only
+        name,
+        recipe,
+        overrides,
+        seeds=numbers,
+        nproc=nproc,
+        max_queries=max_queries,
+        only=only,
+        jobs=jobs,
     )
     if result is None:
         return f"job {only} of {name} is done"

@@ -1,10 +1,15 @@
-"""`lbr-ds reproduce table3` by the command line on a tiny recipe; a second call trains nothing."""
+"""`lbr-ds reproduce table3` by the command line on a tiny recipe, two jobs at once.
+
+A second call trains nothing; jobs that are lost give the same result one after another.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +27,8 @@ VARIANTS = ["LLM", "LLM+GL", "LLM+IB-GL", "LLM+CL", "LLM+GL+CL", "LLM+IB-GL+CL"]
 def test_table_3_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(tmp_path, prepared=False, stage1__num_steps=3, stage2__num_steps=3)
     out = tmp_path / "table3.json"
-    done = run_cli("reproduce", "table3", str(recipe), "--nproc", "1", "--json", str(out))
+    words = ("reproduce", "table3", str(recipe), "--nproc", "1", "--json", str(out))
+    done = run_cli(*words, "--jobs", "2")
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert [row["variant"] for row in result["rows"]] == VARIANTS
@@ -55,6 +61,7 @@ def test_table_3_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert again is not None
     assert again["rows"] == result["rows"]
     assert asked == []
+    before = digests(result)
     lost = Path(result["rows"][-1]["folder"])
     shutil.rmtree(lost)
     with pytest.raises(LbrError, match="no more training"):
@@ -63,3 +70,26 @@ def test_table_3_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert verb == "train"
     assert f"run={lost}" in words
     assert words[-2:] == ["--stage", "2"]
+
+    # Without the stage 1 before it, too: one job after another, with the same numbers.
+    shutil.rmtree(result["rows"][2]["folder"])
+    shutil.rmtree(lost)
+    done = run_cli(*words)
+    assert done.returncode == 0, done.stderr
+    alone = json.loads(out.read_text())
+    for row in (*alone["rows"], *result["rows"]):
+        row.pop("stage1_seconds", None)
+    for key in ("rows", "comparisons", "separation_predicts"):
+        assert alone[key] == result[key]
+    assert digests(alone) == before
+
+
+def digests(result: dict[str, Any]) -> dict[str, str]:
+    """The hash of every weight file of the trained rows."""
+    files = [
+        file
+        for row in result["rows"]
+        for file in Path(row["folder"]).glob("stage?/checkpoints/*/model/*.safetensors")
+    ]
+    assert len(files) == 7  # rows of two stages link to their stage 1
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
