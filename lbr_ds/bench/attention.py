@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from lbr_ds.batching import Sequence, pack
+from lbr_ds.batching import PackedBatch, Sequence, pack
 from lbr_ds.cluster.device import clock
 from lbr_ds.model.attention import segment_attention
+from lbr_ds.model.attention_calibration import Heads, calibrate
 
 Operands = tuple[Tensor, Tensor, Tensor]
 
@@ -45,13 +46,26 @@ def by_segments(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Callable[[], float]:
-    """Return a function that times attention by segments on the packed batch."""
+    """Return a function that times attention by segments on the packed batch.
+
+    The kernel is the one that a model chooses for such a batch on this device.
+    """
     batch = pack(sequences).to(torch.device(device))
     tensors = operands(batch.num_tokens, config, device, dtype)
+    kernel = kernel_for(batch, config, device, dtype)
     module = nn.Module()
-    return seconds(
-        tensors, lambda: segment_attention(module, *tensors, None, segments=batch.segments)[0]
-    )
+
+    def attend() -> Tensor:
+        return segment_attention(module, *tensors, None, segments=batch.segments, kernel=kernel)[0]
+
+    return seconds(tensors, attend)
+
+
+def kernel_for(batch: PackedBatch, config: dict[str, Any], device: str, dtype: torch.dtype) -> str:
+    """Return the name of the attention kernel that is chosen for a batch on a device."""
+    queries = config["num_attention_heads"]
+    heads = Heads(queries, config["num_key_value_heads"], config["hidden_size"] // queries)
+    return calibrate(torch.device(device), dtype, heads).choose(batch.segments, heads.width)
 
 
 def by_mask(

@@ -15,9 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lbr_ds.batching import PackedBatch
+from lbr_ds.batching import PackedBatch, pack
 from lbr_ds.bench import models, train_command
-from lbr_ds.bench.attention import by_mask, by_segments
+from lbr_ds.bench.attention import by_mask, by_segments, kernel_for
 from lbr_ds.bench.measure import Comparison, Row, Target
 from lbr_ds.bench.peak_memory import peak_bytes
 from lbr_ds.bench.setting import Setting
@@ -196,12 +196,13 @@ def attention_row(target: Target, setting: Setting) -> Row:
     shape = models.config(LARGE, setting)
     n = 30 if setting.quick else (16384 - BOTTLENECK) // 2
     sequence = ib(n, n, 2)
+    kernel = kernel_for(pack([sequence]), shape, models.DEVICE, models.DTYPE)
     comparison = Comparison(
         by_mask(sequence, shape, models.DEVICE, models.DTYPE),
         by_segments([sequence], shape, models.DEVICE, models.DTYPE),
         theory=len(sequence) ** 2 / bottleneck_pairs(n, BOTTLENECK, n),
         about=f"attention alone with all gradients, [X={n}; B=4; Y={n}], {LARGE} heads, "
-        f"{models.DTYPE}: SDPA with a dense mask over segments; theory: query-key pairs",
+        f"{models.DTYPE}: SDPA with a dense mask over segments ({kernel}); theory: query-key pairs",
     )
     return comparison.row(target, setting.rounds)
 
@@ -249,7 +250,7 @@ def infonce_bytes(count: int, width: int, device: str) -> int:
 
     def run() -> None:
         loss, _ = info_nce(queries, candidates, temperature=0.05, mask=mask)
-        loss.backward()
+        torch.autograd.grad(loss, (queries, candidates))
 
     return peak_bytes(run, device)
 

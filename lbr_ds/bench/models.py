@@ -22,6 +22,7 @@ from lbr_ds.bench.workload import BOTTLENECK, TINY, config_of, random_model
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import join
 from lbr_ds.model.bottleneck import Card
+from lbr_ds.model.compiled_layers import compile_layers
 from lbr_ds.model.embedder import Embedder
 from lbr_ds.plan.fit import GPU_FILL, GPU_RESERVE
 from lbr_ds.plan.memory import memory_of
@@ -175,12 +176,14 @@ def trained(name: str, checkpointing: bool, setting: Setting) -> Iterator[Traine
 
 @contextmanager
 def plain_torch(name: str, checkpointing: bool, setting: Setting) -> Iterator[Embedder]:
-    """Build the module that an engine would wrap, with the same random weights."""
+    """Build the module that an engine would wrap, compiled as it would, on random weights."""
     with tempfile.TemporaryDirectory() as place:
         run = _stored(name, config(name, setting), checkpointing, Path(place), setting)
         model = embedder_maker(run)(DTYPE).to(DEVICE)
     weights = random_model(config(name, setting), DEVICE, DTYPE)
     model.backbone.load_state_dict(weights.state_dict())
+    if ON_GPU:  # as model.compile=auto does
+        compile_layers(model.backbone.base_model, "inductor")
     yield model
 
 

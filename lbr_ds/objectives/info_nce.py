@@ -50,6 +50,9 @@ import torch
 from torch import Tensor
 
 TILE = 1 << 20  # scores in one tile: 4 MiB of fp32
+# Rows of a tile at least. Every tile reads all candidates and their gradients, so with few rows the
+# time of a batch grows with its cube.
+MIN_ROWS = 32
 NO_PREFIXES: Mapping[int, float] = {}
 STATS = ("loss", "accuracy", "positive_cosine", "negative_cosine", "no_negatives")
 # (n, C) bool, or a function that returns the part for a slice of the rows; True: no negative.
@@ -66,7 +69,7 @@ def info_nce(
     margin: float | None = None,
     prefixes: Mapping[int, float] = NO_PREFIXES,
     reduction: Literal["mean", "sum"] = "mean",
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of the queries, and statistics reduced as the loss is.
 
@@ -86,7 +89,7 @@ def info_nce(
             gradient. None: no margin.
         prefixes: {number of leading components: weight of its loss}, for Matryoshka.
         reduction: over the queries.
-        tile: scores held at a time (at least one row).
+        tile: scores held at a time (at least one row); None: TILE, or those of MIN_ROWS rows.
 
     Returns:
         The loss, and without gradient, of the whole vectors: `loss`, `accuracy` (share of queries
@@ -96,6 +99,7 @@ def info_nce(
     """
     if positives is None:
         positives = torch.arange(len(queries), device=queries.device)
+    tile = max(TILE, MIN_ROWS * len(candidates)) if tile is None else tile
     scoring = _Scoring(temperature, margin, dict(prefixes), tile)
     loss, stats = _InfoNCE.apply(queries, candidates, positives, mask, scoring)
     if reduction == "mean":

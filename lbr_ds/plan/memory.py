@@ -23,7 +23,8 @@ from lbr_ds.objectives.head_chunk import head_block, head_chunk
 from lbr_ds.plan.shape import Shape
 from lbr_ds.plan.work import Work
 
-_TILE = 1 << 20  # scores that the loss of stage 2 holds at a time (objectives/info_nce.py)
+# The loss of stage 2 holds so many scores at a time, or those of so many queries.
+_TILE, _TILE_ROWS = 1 << 20, 32  # TILE and MIN_ROWS of objectives/info_nce.py, which needs torch
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def vectors(shape: Shape, work: Work, world: int) -> int:
     own = work.queries + work.candidates
     everyone = work.candidates * world
     held = 3 * own + 2 * everyone if work.cached else own + 2 * everyone
-    pairs = min(work.queries * everyone, max(_TILE, everyone))
+    pairs = min(work.queries * everyone, max(_TILE, _TILE_ROWS * everyone))
     return held * shape.hidden * 4 + pairs * 22
 
 

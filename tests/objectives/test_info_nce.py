@@ -12,8 +12,10 @@ from torch.nn.functional import cross_entropy, normalize
 from lbr_ds.batching.contrastive import Pairs, hashed
 from lbr_ds.bench.peak_memory import peak_bytes
 from lbr_ds.distributed import World
+from lbr_ds.objectives import info_nce as room
 from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.info_nce import Mask, info_nce
+from lbr_ds.plan import memory
 from lbr_ds.training.stages import contrastive_loss
 
 # Query i answers candidate i; candidates 4..7 are mined negatives, one a query.
@@ -249,3 +251,23 @@ def test_prefixes_hold_no_further_copy_of_the_vectors() -> None:
 
     copy_of_the_shortest = 4 * n * 64
     assert peak({256: 1.0, 128: 1.0, 64: 1.0}) - peak({}) < copy_of_the_shortest
+
+
+def test_a_tile_has_rows_enough_however_many_candidates_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one row a tile, a batch would read all candidates once for each of its queries."""
+    monkeypatch.setattr(room, "TILE", 16)
+    calls: list[slice] = []
+
+    def mask(rows: slice) -> Tensor:
+        calls.append(rows)
+        return torch.zeros(len(range(70)[rows]), 70, dtype=torch.bool)
+
+    vectors = normalize(torch.randn(70, 4), dim=-1)
+    room.info_nce(vectors, vectors, temperature=0.1, mask=mask)
+    assert [len(range(70)[rows]) for rows in calls] == [room.MIN_ROWS, room.MIN_ROWS, 6]
+
+
+def test_the_planner_knows_the_tile() -> None:
+    assert (memory._TILE, memory._TILE_ROWS) == (room.TILE, room.MIN_ROWS)
