@@ -188,8 +188,8 @@ def _run_at_once(request: _Request, jobs: list[Job], at_once: int) -> None:
         and not (job.trained() and job.scored(request.max_queries, request.table.generation))
     ]
     ranks = request.nproc or 1
-    check_memory([one.job for one in missing], at_once, ranks)
     words = shlex.split(request.command)[1:]
+    words += check_memory([one.job for one in missing], at_once, ranks)
     run_jobs(
         missing,
         [sys.executable, "-m", "lbr_ds", *words, "--nproc", str(ranks)],

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.corpora.process_pool import cores
 from lbr_ds.errors import ConfigError, EnvironmentProblem
-from lbr_ds.plan.memory import RESERVE, memory_of
-from lbr_ds.plan.planner import FILL
-from lbr_ds.plan.shape import shape_of
+from lbr_ds.plan import auto
+from lbr_ds.plan.fit import GIB, fill, memory_on, reserve
+from lbr_ds.plan.gpus import Cluster, Gpu
+from lbr_ds.plan.shape import prepared_shape
 from lbr_ds.plan.work import work_of
 from lbr_ds.reproduce.jobs import Job
 from lbr_ds.system.environment import free_host_memory
 
 log = logging.getLogger(__name__)
 
-GIB = 1 << 30
 _PROCESS_BYTES = {False: 256 << 20, True: 3 << 30}  # of a process with torch; True: with CUDA
 _SAVED = 16  # bytes of host memory per parameter while a checkpoint is saved
 Needs = tuple[int, int]  # bytes of one job: of each of its GPUs, and of the host
@@ -62,27 +62,44 @@ def free_gpu_memory() -> int:
     return min(torch.cuda.mem_get_info(number)[0] for number in range(num_gpus()))
 
 
+def device() -> Gpu:
+    """Return what a rank of this machine runs on, as the planner knows it."""
+    from lbr_ds.training.auto import device_of
+
+    return device_of(None, 1)
+
+
 def _groups(gpus: int, nproc: int) -> int:
     """Return how many jobs can have GPUs of their own; 0 without a GPU."""
     return gpus // nproc if gpus else 0
 
 
-def check_memory(jobs: Sequence[Job], at_once: int, nproc: int) -> None:
+def check_memory(jobs: Sequence[Job], at_once: int, nproc: int) -> list[str]:
     """Check that the memory of GPUs and host suffices for `at_once` jobs of a table.
 
     Any of the jobs may run together, so the largest ones count.
 
+    Returns:
+        Overrides for the jobs: the share of the memory with which keys set to `auto` plan.
+
     Raises:
         EnvironmentProblem: it does not; the message says how many jobs fit.
     """
-    gpus = num_gpus()
-    needs = [n for job in jobs if job.phase and (n := needs_of(job, nproc, gpu=gpus > 0))]
-    at_once = min(at_once, len(needs))
-    host = sorted((n[1] for n in needs), reverse=True)
-    _check("host memory", host, free_host_memory(), at_once, 1)
+    gpus, host = num_gpus(), free_host_memory()
+    trainings = [job for job in jobs if job.phase]
+    at_once = max(1, min(at_once, len(trainings)))
+    groups = _groups(gpus, nproc) or 1
+    free = free_gpu_memory() if gpus else host // nproc
+    share = free / GIB / -(-at_once // groups)
+    gpu = device().model_copy(update={"memory_gib": share})
+    needs = [n for job in trainings if (n := needs_of(job, Cluster(1, nproc, gpu)))]
+    _check("host memory", sorted((n[1] for n in needs), reverse=True), host, at_once, 1)
     if gpus:
-        device = sorted((n[0] for n in needs), reverse=True)
-        _check("GPU memory", device, int(FILL * free_gpu_memory()), at_once, _groups(gpus, nproc))
+        largest = sorted((n[0] for n in needs), reverse=True)
+        _check("GPU memory", largest, int(fill(gpu) * free), at_once, groups)
+    open_keys = any(auto.is_open(job.run, job.phase) for job in trainings)
+    given = any(job.run.engine.memory_gib for job in trainings)
+    return [f"engine.memory_gib={share:.3f}"] if open_keys and not given else []
 
 
 def _check(what: str, needs: Sequence[int], free: int, at_once: int, groups: int) -> None:
@@ -100,24 +117,32 @@ def _check(what: str, needs: Sequence[int], free: int, at_once: int, groups: int
     )
 
 
-def needs_of(job: Job, nproc: int, *, gpu: bool) -> Needs | None:
-    """Return the memory of a training by the plan; None where the backbone's shape is not known."""
-    run, number = job.run, job.phase
-    prepared = job.links[0][1] / "config.json"
+def needs_of(job: Job, cluster: Cluster) -> Needs | None:
+    """Return the memory of a training by the plan; None where the backbone's shape is not known.
+
+    Args:
+        job: of phase 1 or 2.
+        cluster: its ranks; keys set to `auto` get the values that fit into their memory.
+    """
+    run, number, gpu = job.run, job.phase, cluster.gpu
+    backbone = job.links[0][1]
     try:
-        shape = shape_of(run, prepared if prepared.is_file() else None)
+        shape = prepared_shape(run.model_copy(update={"run": backbone.parent}))
     except ConfigError as error:
         log.info("%s: memory is not checked: %s", job.folder.name, error)
         return None
-    memory = memory_of(
+    if auto.is_open(run, number):
+        run = auto.settled(run, number, auto.choose(run, number, shape, cluster))
+    memory = memory_on(
+        run,
         shape,
-        layouts.load(layouts.resolve_name(run.engine.ds_config, gpu=gpu)),
-        work_of(run, number, nproc),
-        world=nproc,
-        checkpointing=run.model.activation_checkpointing,
-        gpu=gpu,
+        layouts.load(run.engine.ds_config),
+        work_of(run, number, cluster.world),
+        cluster,
+        bool(run.model.activation_checkpointing),
     )
-    processes = (nproc + 2) * _PROCESS_BYTES[gpu]
-    if gpu:
-        return memory.peak + RESERVE, memory.host * nproc + _SAVED * shape.total + processes
-    return 0, (memory.peak + memory.host) * nproc + processes
+    nproc, peak = cluster.world, memory.peak + reserve(gpu)
+    processes = (nproc + 2) * _PROCESS_BYTES[not gpu.cpu]
+    if gpu.cpu:
+        return 0, (peak + memory.host) * nproc + processes
+    return peak, memory.host * nproc + _SAVED * shape.total + processes

@@ -94,15 +94,19 @@ def cluster_of(run: RunConfig, world: World) -> Cluster:
     return Cluster(-(-world.size // per_node), per_node, gpu)
 
 
-def device_of(run: RunConfig, per_node: int) -> Gpu:
-    """Return what one of `per_node` ranks on this machine runs on, with its memory."""
+def device_of(run: RunConfig | None, per_node: int) -> Gpu:
+    """Return what one of `per_node` ranks on this machine runs on, with its memory.
+
+    The recipe's `engine.memory_gib`, if there is one, takes the place of the memory that is found.
+    """
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         memory = properties.total_memory
         gpu = gpu_of_device(properties.name) or find_gpu(_UNKNOWN_GPU)
     else:
         memory, gpu = environment.free_host_memory() // per_node, find_gpu("cpu")
-    return gpu.model_copy(update={"memory_gib": run.engine.memory_gib or memory / GIB})
+    given = run.engine.memory_gib if run else None
+    return gpu.model_copy(update={"memory_gib": given or memory / GIB})
 
 
 def _chosen(

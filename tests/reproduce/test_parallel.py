@@ -16,12 +16,15 @@ import pytest
 
 from lbr_ds.config import load
 from lbr_ds.errors import ConfigError, EnvironmentProblem, LbrError
+from lbr_ds.plan.fit import GPU_FILL
+from lbr_ds.plan.gpus import Cluster, find_gpu
 from lbr_ds.reproduce import capacity, parallel, reproduce
 from lbr_ds.reproduce.jobs import Job, RecipeSource, jobs_of, sorted_jobs
 from lbr_ds.reproduce.parallel import Numbered, run_jobs
 from lbr_ds.reproduce.tables import TABLES
 from tests.tiny import tiny_recipe
 
+AUTO = "engine.ds_config=auto"
 # A job that writes down when it starts and ends; PLAN says what each number does.
 SCRIPT = """
 import os, signal, subprocess, sys, time
@@ -181,10 +184,11 @@ def test_cores_and_gpus_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_for_so_many_jobs(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = table_3(recipe)
-    largest = sorted((capacity.needs_of(j, 1, gpu=False)[1] for j in jobs if j.phase), reverse=True)
+    jobs = table_3(recipe, "engine.ds_config=zero2")
+    cpu, h100 = (Cluster(1, 1, find_gpu(name)) for name in ("cpu", "h100"))
+    largest = sorted((capacity.needs_of(j, cpu)[1] for j in jobs if j.phase), reverse=True)
     monkeypatch.setattr(capacity, "free_host_memory", lambda: sum(largest[:2]))
-    capacity.check_memory(jobs, 2, 1)
+    assert capacity.check_memory(jobs, 2, 1) == []
     with pytest.raises(EnvironmentProblem, match=r"--jobs 3: the largest job .*; use --jobs 2$"):
         capacity.check_memory(jobs, 3, 1)
     # There are five trainings, however many jobs are asked for.
@@ -192,11 +196,24 @@ def test_memory_for_so_many_jobs(recipe: Path, monkeypatch: pytest.MonkeyPatch) 
         capacity.check_memory(jobs, 9, 1)
     monkeypatch.setattr(capacity, "free_host_memory", lambda: 1 << 60)
     monkeypatch.setattr(capacity, "num_gpus", lambda: 2)
-    device = max(capacity.needs_of(j, 1, gpu=True)[0] for j in jobs if j.phase)
-    monkeypatch.setattr(capacity, "free_gpu_memory", lambda: 1.5 * device / capacity.FILL)
-    capacity.check_memory(jobs, 2, 1)
+    monkeypatch.setattr(capacity, "device", lambda: h100.gpu)
+    device = max(capacity.needs_of(j, h100)[0] for j in jobs if j.phase)
+    monkeypatch.setattr(capacity, "free_gpu_memory", lambda: int(1.5 * device / GPU_FILL))
+    assert capacity.check_memory(jobs, 2, 1) == []
     with pytest.raises(EnvironmentProblem, match=r"GiB of GPU memory, .* at once; use --jobs 2"):
         capacity.check_memory(jobs, 3, 1)
+
+
+def test_keys_that_are_auto_plan_with_a_share(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = table_3(recipe, AUTO)
+    monkeypatch.setattr(capacity, "free_host_memory", lambda: 64 << 30)
+    assert capacity.check_memory(jobs, 2, 1) == ["engine.memory_gib=32.000"]
+    assert capacity.check_memory(jobs, 2, 2) == ["engine.memory_gib=16.000"]
+    folders = [job.folder.name for job in table_3(recipe, AUTO, "engine.memory_gib=16")]
+    assert folders == [job.folder.name for job in jobs]
+    assert capacity.check_memory(table_3(recipe, AUTO, "engine.memory_gib=9"), 2, 1) == []
 
 
 def test_one_job_and_several_exclude_each_other(recipe: Path) -> None:
