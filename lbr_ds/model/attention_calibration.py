@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+from collections.abc import Iterator
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -51,6 +53,13 @@ class Heads(NamedTuple):
         return self.queries * self.size
 
 
+@contextlib.contextmanager
+def _recording() -> Iterator[None]:
+    """Let autograd record, also where the caller has switched it off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 @functools.cache
 def calibrate(
     device: torch.device, dtype: torch.dtype, heads: Heads, wanted: str = "auto"
@@ -82,6 +91,7 @@ def calibrate(
     return kernels
 
 
+@_recording()
 def measure(name: str, device: torch.device, dtype: torch.dtype, heads: Heads) -> Cost:
     """Time one kernel, forward and all gradients, and fit its cost."""
     found = []
@@ -93,9 +103,8 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, heads: Heads) -
         for _ in range(_WARM_UP + _ROUNDS):
             _wait(device)
             begin = perf_counter()
-            with torch.enable_grad():
-                out = attend(q, k, v, segments, name, causal=True, scale=None)
-                torch.autograd.grad(out, (q, k, v), out.detach())
+            out = attend(q, k, v, segments, name, causal=True, scale=None)
+            torch.autograd.grad(out, (q, k, v), out.detach())
             _wait(device)
             seconds.append(perf_counter() - begin)
         work = work_of(name, segments, heads.width)
@@ -117,19 +126,19 @@ def random_heads(
     return q, k, v
 
 
+@_recording()
 def agrees(name: str, device: torch.device, dtype: torch.dtype, heads: Heads) -> bool:
     """Compare values and gradients of a kernel with those of `rectangles` on a small cut batch."""
     batch = pack([Sequence([0] * 9, 2, [0] * 7), Sequence([0] * 5, 2, [0] * 12)]).to(device)
     results = []
-    with torch.enable_grad():  # the caller may be inside no_grad
-        q, k, v = random_heads(batch.num_tokens, device, dtype, heads)
-        for kernel in (RECTANGLES, name):
-            try:
-                out = attend(q, k, v, batch.segments, kernel, causal=True, scale=None)
-                results.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
-            except Exception as error:  # a driver fails in ways of its own
-                log.warning("%s attention is not usable here: %s", kernel, short(error))
-                return False
+    q, k, v = random_heads(batch.num_tokens, device, dtype, heads)
+    for kernel in (RECTANGLES, name):
+        try:
+            out = attend(q, k, v, batch.segments, kernel, causal=True, scale=None)
+            results.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
+        except Exception as error:  # a driver fails in ways of its own
+            log.warning("%s attention is not usable here: %s", kernel, short(error))
+            return False
     agree = all(torch.allclose(a, b, atol=0.05, rtol=0.05) for a, b in zip(*results, strict=True))
     if not agree:
         log.warning("%s attention failed its self-test and is not used", name)
