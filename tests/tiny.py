@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,8 @@ def tiny_recipe(
             "backbone": str(backbone(folder / "backbone")),
             "max_length": 32,
             "activation_checkpointing": False,
+            # LBR_TEST_COMPILE=on runs every test of training with compiled layers.
+            "compile": {"on": True}.get(os.environ.get("LBR_TEST_COMPILE", ""), "auto"),
         },
         "bottleneck": {"count": 2},
         "data": {

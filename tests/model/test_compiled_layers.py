@@ -79,7 +79,7 @@ def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
     ("family", "checkpointing", "fast"),
     [
         ("llama", False, RECTANGLES),
-        pytest.param("qwen2", True, VARLEN, marks=pytest.mark.slow),
+        pytest.param("qwen2", True, VARLEN, marks=pytest.mark.suites),
     ],
 )
 def test_ten_batches_take_two_graphs(
