@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -19,7 +20,7 @@ def ahead(batches: Iterable[PackedBatch], device: torch.device) -> Iterator[Pack
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
-    copies = torch.cuda.Stream(device)
+    copies = _stream(device)
     coming: PackedBatch | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
@@ -29,6 +30,12 @@ def ahead(batches: Iterable[PackedBatch], device: torch.device) -> Iterator[Pack
         coming = _arrived(following, copies)
     if coming is not None:
         yield coming
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream for copies, always the same: the allocator keeps memory for each stream."""
+    return torch.cuda.Stream(device)
 
 
 def _arrived(batch: PackedBatch, copies: torch.cuda.Stream) -> PackedBatch:
