@@ -40,10 +40,11 @@ class LayerCompiler:
         config.recompile_limit = max(config.recompile_limit, _GRAPHS)
         config.specialize_float = True  # such as epsilons; else they are inputs of the graph
         functorch: Any = torch._functorch.config
-        # A saved view of a weight would keep a gathered parameter of ZeRO-3 alive.
-        functorch.recompute_views = True
-        # With the forward, so that a failure shows there.
-        functorch.force_non_lazy_backward_lowering = True
+        # A saved view of a weight would keep a gathered parameter of ZeRO-3 alive; and a backward
+        # that is compiled with the forward fails there, and not in the middle of a step.
+        for option in ("recompute_views", "force_non_lazy_backward_lowering"):
+            if hasattr(functorch, option):  # not in every version of torch
+                setattr(functorch, option, True)
         self.active, self.graphs, self._announced = True, 0, False
         self._compiled = torch.compile(_forward, dynamic=True, fullgraph=True, backend=backend)
 
