@@ -33,6 +33,7 @@ from lbr_ds.plan.flops import bottleneck_pairs, sizes_of
 from lbr_ds.plan.gpus import gpu_of_device
 from lbr_ds.training.deepspeed.engine import Engine
 from lbr_ds.training.loop import take_step
+from lbr_ds.training.meter import memory_gib
 from lbr_ds.training.session import build_session
 from lbr_ds.training.stages import STAGES
 
@@ -93,6 +94,8 @@ def _mfu_of_step(
         take_step(session, lr=0.0)
         return clock() - begin
 
+    if models.ON_GPU:
+        torch.cuda.reset_peak_memory_stats()
     first = seconds() + seconds()
     times = [seconds() for _ in range(setting.rounds)]
     middle = sorted(times)[len(times) // 2]
@@ -103,7 +106,7 @@ def _mfu_of_step(
         about=f"model FLOPs utilization, strict causal count, {work.num_tokens} tokens a step, "
         f"{'with' if step.checkpointing else 'without'} activation checkpointing, "
         f"{models.LAYOUT} on one rank, {models.DTYPE}, {work.num_tokens / middle:.0f} tokens/s, "
-        f"peak {torch.cuda.max_memory_allocated() / GIB:.1f} GiB",
+        f"peak {memory_gib():.1f} GiB",
     )
 
 

@@ -83,7 +83,8 @@ def run_suite(
     _store(result, order, out)
     try:
         for number, target in enumerate(targets, 1):
-            log.info("row %d of %d: %s", number, len(targets), target.measure)
+            about = "" if quick else f", about {target.seconds:.0f} s"
+            log.info("row %d of %d: %s%s", number, len(targets), target.measure, about)
             row = _measure_in_time(module.measure, target, setting, budget)
             if row is not None:
                 result["left_out"].remove(target.measure)
