@@ -69,8 +69,8 @@ class ModelConfig(Section):
     )
     compile: Literal["auto"] | bool = Field(
         default="auto",
-        description="Compile the decoder layers with torch.compile: about a minute at the first "
-        "start, cached for later ones. on, off, or auto: on CUDA.",
+        description="Compile the decoder layers with torch.compile, once: later starts take them "
+        "from its cache. on, off, or auto: on CUDA.",
     )
     trust_remote_code: bool = Field(
         default=False,
