@@ -26,15 +26,18 @@ class _LogFile(logging.FileHandler):
 
 
 def open_log(folder: Path, world: World) -> None:
-    """Log to a file of this rank; rank 0 also keeps the terminal, set up by the command line."""
+    """Log to a file of this rank; rank 0 also keeps the terminal, set up by the command line.
+
+    The file of an earlier call is closed: a stage that starts again logs no line twice.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger("lbr_ds")
     handler = _LogFile(folder / f"rank-{world.rank}.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(mask_record)
+    for other in list(root.handlers):
+        if isinstance(other, _LogFile) or not world.first:
+            root.removeHandler(other)
+            other.close()
     root.addHandler(handler)
-    if not world.first:
-        for other in list(root.handlers):
-            if other is not handler:
-                root.removeHandler(other)
     log.info("rank %d of %d, process %d on %s", world.rank, world.size, os.getpid(), os.uname()[1])

@@ -14,11 +14,13 @@ from lbr_ds.config import load
 from lbr_ds.distributed import World
 from lbr_ds.plan import Cluster, auto, find_gpu
 from lbr_ds.plan.fit import fill
+from lbr_ds.plan.memory import activations
 from lbr_ds.plan.shape import shape_of
+from lbr_ds.plan.work import work_of
 from lbr_ds.runs import saved
 from lbr_ds.training.auto import settle
-from tests.ranks import run_cli
-from tests.tiny import tiny_recipe
+from tests.ranks import run_cli, run_ranks
+from tests.tiny import backbone, tiny_recipe
 
 KEYS = [
     "engine.ds_config=auto",
@@ -106,3 +108,23 @@ def test_other_settings_make_a_record_void(recipe: str, tmp_path: Path) -> None:
     first = settled(recipe, tmp_path, 1000)
     assert settled(recipe, tmp_path, 0.001) == first
     assert settled(recipe, tmp_path, 0.001, "stage1.max_target_length=16") < first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_micro_batch_that_does_not_fit_is_halved_once(world: int, tmp_path: Path) -> None:
+    """The plan is told of a terabyte; the process may map half more than half of it needs."""
+    recipe = tiny_recipe(tmp_path)
+    backbone(tmp_path / "backbone", hidden_size=256, intermediate_size=1024, num_hidden_layers=6)
+    keys = [*KEYS, f"stage1.samples_per_step={32 * world}", "stage1.num_steps=2", "every.save=2"]
+    keys += ["engine.memory_gib=1000", "model.activation_checkpointing=false"]
+    run, run_folder = load(recipe, keys), tmp_path / "run"
+    work = work_of(auto.settled(run, 1, auto.Choice("zero1_cpu", False, 1024)), 1, world)
+    half, _ = activations(shape_of(run), work, 4, False, 4)
+    run_ranks("tests.training.short_of_memory", world, str(recipe), str(half * 3 // 2), *keys)
+    assert saved(run_folder / "stage1")[-1].name == "step-000002"
+    found = record(run_folder)
+    assert (found["micro_batch_tokens"], found["halved"]) == (1024, True)
+    told = (run_folder / "stage1" / "log" / "rank-0.log").read_text()
+    line = "auto: out of memory with stage1.micro_batch_tokens=2048; starting again with 1024"
+    assert told.count(line) == 1
