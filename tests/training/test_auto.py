@@ -110,6 +110,21 @@ def test_other_settings_make_a_record_void(recipe: str, tmp_path: Path) -> None:
     assert settled(recipe, tmp_path, 0.001, "stage1.max_target_length=16") < first
 
 
+def test_a_backbone_that_the_plan_does_not_know(
+    recipe: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It trains with what needs little memory, and the log says so."""
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "config.json").write_text('{"model_type": "gpt2"}')
+    run = load(recipe, [*KEYS, f"run={tmp_path}"])
+    with caplog.at_level("INFO"):
+        settled_run, layout = settle(run, 1, World())
+    assert (layout.name, settled_run.stage1.micro_tokens) == ("zero3_cpu", 8192)
+    assert settled_run.model.checkpoints_activations
+    assert "without a plan" in caplog.text
+    assert "not 'gpt2'" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_micro_batch_that_does_not_fit_is_halved_once(world: int, tmp_path: Path) -> None:
