@@ -92,6 +92,7 @@ VERBS = {
     "reproduce": "reproduce table3 {recipe} --json {disk}/table.json run={disk}/run",
     "demo": "demo --out {disk}/demo --nproc 1",
     "bench gpu": "bench gpu --quick --row infonce_batch_1gib --json {disk}/gpu.json",
+    "bench host": "bench host --quick --json {disk}/host.json",
     "bench loader": "bench loader --json {disk}/loader.json",
     "bench cluster": "bench cluster {recipe} --ranks 1 --out {disk}/bench",
 }
