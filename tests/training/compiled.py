@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from lbr_ds.config import load
+from lbr_ds.config.ds_config import Layout
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.model import opaque_attention
 from lbr_ds.shards import steps
@@ -86,12 +87,22 @@ def kept(recipe: str, out: Path, world: World, compile: bool) -> int:
     return sum(sizes.values())
 
 
+def compiled_by_part(recipe: str, out: Path, world: World) -> bool:
+    """Return whether layers are compiled whose modules ZeRO-3 gathers one by one."""
+    layout = load_layout(f"{out}/zero3.json")
+    layout.config["zero_optimization"]["stage3_prefetch_bucket_size"] = 0
+    layout = Layout.of("by-part", layout.config)
+    engine = build_engine(load(recipe, ["model.compile=on"]), 1, world, layout=layout)
+    return "forward" in vars(engine.engine.module.backbone.base_model.layers[0])
+
+
 def compare(recipe: str, out: Path, cases: list[str], world: World) -> None:
     found: dict[str, Any] = {}
     for case in cases:
         eager, compiled = (take(recipe, out, world, case, how) for how in (False, True))
         found[case] = (eager, compiled)
     found["kept"] = [kept(recipe, out, world, how) for how in (False, True)]
+    found["by_part"] = compiled_by_part(recipe, out, world)
     found["graph_breaks"] = dict(counters["graph_break"])
     found["graphs"] = counters["stats"]["unique_graphs"]
     if world.first:

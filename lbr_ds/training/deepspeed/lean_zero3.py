@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -141,13 +142,13 @@ def _remembered(module: nn.Module) -> Callable[..., Iterator[tuple[str, nn.Param
         return list(walk(recurse=recurse))
 
     def named(
-        prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+        self: nn.Module, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
         if prefix or not remove_duplicate:
             return walk(prefix, recurse, remove_duplicate)
         return iter(listed(recurse))
 
-    return named
+    return MethodType(named, module)  # torch.compile takes methods alone for those of a module
 
 
 def _backward_hooks(module: Any, offload: Any) -> tuple[Any, Any]:
