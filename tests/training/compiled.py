@@ -22,6 +22,7 @@ from lbr_ds.shards import steps
 from lbr_ds.training.deepspeed.compiling import BACKEND
 from lbr_ds.training.deepspeed.engine import load_layout
 from lbr_ds.training.session import build_engine, build_session
+from tests.training.probe import update
 
 # name: (stage, ds_config, tokens of a micro-batch, further overrides)
 CASES = {
@@ -55,9 +56,9 @@ def take(
     found = []
     for samples in stream:
         work = session.stage.collate(run, session.tokenizer, samples)
-        stats = session.stage.forward_backward(session, work)
-        found.append((stats["loss"], dict(engine.gradients())))
-        engine.step(1e-3)
+        totals = session.stage.forward_backward(session, work)
+        grads = dict(engine.gradients())
+        found.append((update(engine, totals)[1]["loss"], grads))
     return found
 
 
