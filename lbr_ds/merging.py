@@ -75,8 +75,10 @@ def merge(
         sizes = {name: first.shape(name).numel() * dtype[name].itemsize for name in dtype}
 
         def read(name: str) -> Tensor:
-            tensors = (one.read(name) for one in stored)
-            merged = _arc(*tensors, shares[1]) if method == "slerp" else _mean(tensors, shares)
+            if method == "slerp":
+                merged = _arc(stored[0].read(name), stored[1].read(name), shares[1])
+            else:
+                merged = _mean((one.read(name) for one in stored), shares)
             return merged.to(dtype[name])
 
         files = in_files(sizes)
@@ -206,7 +208,7 @@ def _describe(folders: Sequence[Path], part: Path) -> None:
     texts = [block for folder in folders for block in trained_texts.load(folder)]
     if texts:
         trained_texts.save(texts, part)
-    used = [found for folder in folders if (found := Instructions.load(folder)).any]
+    used = [own for folder in folders if (own := Instructions.load(folder)).any]
     if used:
         used[0].save(part)
         if any(other != used[0] for other in used[1:]):

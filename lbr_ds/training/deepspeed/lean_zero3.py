@@ -29,6 +29,7 @@ _TALKING = (
 _say = _zero.partition_parameters.print_rank_0
 _AVAILABLE = _zero.partition_parameters.ZeroParamStatus.AVAILABLE
 _RELEASE = "_PartitionedParameterCoordinator__release_param"
+_ADD = "_DeepSpeedZeroOptimizer_Stage3__add_grad_to_ipg_bucket"
 _NUM_AVAILABLE = "_PartitionedParameterCoordinator__n_available_params"
 
 
@@ -93,13 +94,16 @@ def make_lean(model: nn.Module, optimizer: Any, hpz: int) -> None:
         _order_on_device(optimizer.reduce_and_partition_stream)
     if hpz == 1 and hasattr(offload.param_coordinator, _RELEASE):
         setattr(offload.param_coordinator, _RELEASE, _release(offload.param_coordinator))
+    plain = optimizer.contiguous_gradients and not getattr(offload, "zenflow", False)
+    if plain and hasattr(optimizer, _ADD):
+        setattr(optimizer, _ADD, _add_to_bucket(optimizer))
     for part in model.modules():
         if "pre_bwd_fn" in part.__dict__:
             part.named_parameters = _remembered(part)  # type: ignore[method-assign]
             part.pre_bwd_fn, part.post_bwd_fn = _backward_hooks(part, offload)
         else:
-            # Inside of a leaf module, which is gathered whole: no access has to be noticed.
-            part._parameters = dict(part._parameters)
+            part._parameters = _unobserved(part)
+    model.modules = _remembered_modules(model)  # type: ignore[method-assign]
 
 
 def _say_if_forced(message: str, debug: bool = False, force: bool = False) -> None:
@@ -149,6 +153,54 @@ def _remembered(module: nn.Module) -> Callable[..., Iterator[tuple[str, nn.Param
         return iter(listed(recurse))
 
     return MethodType(named, module)  # torch.compile takes methods alone for those of a module
+
+
+def _add_to_bucket(optimizer: Any) -> Callable[[Any], None]:
+    """Return what moves a gradient into the bucket that is reduced next, as DeepSpeed's does."""
+    accelerator = deepspeed.accelerator.get_accelerator()
+    stream = optimizer.reduce_and_partition_stream
+    waits = not accelerator.resolves_data_dependency()
+    records = not accelerator.is_synchronized_device()
+    dtype_of, group_of = optimizer.get_param_comm_dtype, optimizer._get_param_partition_group
+
+    def add(parameter: Any) -> None:
+        if waits:
+            stream.wait_stream(accelerator.current_stream())
+        bucket, grad = optimizer.ipg_buckets[dtype_of(parameter)], parameter.grad
+        count = grad.numel()
+        if bucket.elements + count <= optimizer.reduce_bucket_size:
+            with accelerator.stream(stream):
+                moved = bucket.buffer.narrow(0, bucket.elements, count).view_as(grad)
+                moved.copy_(grad, non_blocking=True)
+                if records:
+                    grad.record_stream(accelerator.current_stream())
+                grad.data = moved
+        bucket.params.append(parameter)
+        bucket.process_group = group_of(parameter)
+        bucket.elements += count
+
+    return add
+
+
+def _remembered_modules(model: nn.Module) -> Callable[..., Iterator[nn.Module]]:
+    """Return `modules` of a model, which DeepSpeed walks twice in every forward."""
+    listed = list(model.modules())
+    return MethodType(lambda self: iter(listed), model)
+
+
+class _Unobserved(_zero.parameter_offload.ZeROOrderedDict):  # type: ignore[name-defined]
+    """Parameters of a module inside of a leaf module, which is gathered whole.
+
+    No access has to be noticed. The engine would replace a plain dict in the next forward.
+    """
+
+    __getitem__ = dict.__getitem__
+
+
+def _unobserved(module: nn.Module) -> Any:
+    parameters = _Unobserved(parent_module=module)
+    parameters.update(module._parameters.items())
+    return parameters
 
 
 def _backward_hooks(module: Any, offload: Any) -> tuple[Any, Any]:
