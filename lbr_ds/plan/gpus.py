@@ -58,8 +58,8 @@ def gpu_of_device(device: str) -> Gpu | None:
     builds = words & {"pcie", "nvl"}
     for name in _table():
         key = set(name.split("-"))
-        if key <= words and builds <= key:
-            return find_gpu(name)
+        if key <= words and builds <= key and not (gpu := find_gpu(name)).cpu:
+            return gpu
     return None
 
 

@@ -76,9 +76,9 @@ def test_mine_by_two_ranks_is_mine_by_one(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_another_number_of_ranks_than_the_launchers_is_refused() -> None:
+def test_another_number_of_ranks_than_the_launchers_is_refused(tmp_path: Path) -> None:
     """In one line, which one of the two ranks prints."""
-    ranks = start_ranks("lbr_ds", 2, "mine", "demo", "--nproc", "3")
+    ranks = start_ranks("lbr_ds", 2, "mine", str(tiny_recipe(tmp_path)), "--nproc", "3")
     outputs = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [ConfigError.exit_code] * 2, outputs
     line = "--nproc 3: a launcher has started 2 ranks already; leave it out"

@@ -15,6 +15,7 @@ from lbr_ds.cli import run
 from lbr_ds.errors import ConfigError, EnvironmentProblem, LbrError
 from lbr_ds.training.launch import check_nproc
 from tests.ranks import ROOT, run_ranks
+from tests.tiny import tiny_recipe
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NPROCS": "2", "SLURM_NNODES": "2"}
 
@@ -113,19 +114,25 @@ def test_the_number_of_ranks_has_a_bound(
 
 @pytest.mark.parametrize("verb", ["demo", "reproduce", "bench", "mine"])
 def test_every_verb_refuses_too_many_ranks_before_it_does_anything(
-    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    recipe = tiny_recipe(tmp_path_factory.mktemp("prepared"))
+    before = sorted(recipe.parent.rglob("*"))
     words = {
         "demo": ["demo", "--out", str(tmp_path / "out"), "--nproc"],
         "reproduce": ["reproduce", "table3", "demo", f"run={tmp_path / 'out'}", "--nproc"],
         "bench": ["bench", "cluster", "demo", "--out", str(tmp_path / "out"), "--ranks"],
-        "mine": ["mine", "demo", f"data.folder={tmp_path / 'out'}", "--nproc"],
+        "mine": ["mine", str(recipe), "--nproc"],
     }[verb]
     assert run([*words, "100000"]) == 6
     said = capsys.readouterr().err
     assert said.startswith("lbr-ds: error: 100000 ranks cannot run on this machine: ")
     assert len(said.splitlines()) == 1
     assert not any(tmp_path.iterdir())
+    assert sorted(recipe.parent.rglob("*")) == before
 
 
 @pytest.mark.parametrize("launcher", ["ours", "another"])

@@ -273,9 +273,9 @@ def test_benchmark_sweeps_and_goes_on(cluster: SlurmCluster, checkout: Path) -> 
     recipe = tiny_recipe(checkout / "tiny", prepared=False)
     env = {"LBR_DS": STAND_IN, "RECIPE": str(recipe), "OUT": "bench", "SCALING": "weak"}
     names = [
-        "1-ranks-256-tokens-auto-4-samples",
+        "1-ranks-256-tokens-zero3_cpu-4-samples",
         "network-2-ranks",
-        "2-ranks-256-tokens-auto-8-samples",
+        "2-ranks-256-tokens-zero3_cpu-8-samples",
     ]
     job = cluster.submit("slurm/benchmark.sbatch", cwd=checkout, env=env)
     assert cluster.wait(job, QUICK)["JobState"] == "COMPLETED", cluster.log(job)
