@@ -56,6 +56,7 @@ def test_eval_by_two_ranks_scores_as_one(trained: RunConfig, tmp_path: Path) -> 
     assert one["per_query"] == two["per_query"]
     (ours,), (theirs,) = one["tasks"].values(), two["tasks"].values()
     for ours_row, theirs_row in zip(ours.pop("compressed"), theirs.pop("compressed"), strict=True):
+        assert ours_row.pop("precision") == theirs_row.pop("precision")
         assert ours_row == pytest.approx(theirs_row, rel=1e-3)
     assert ours == pytest.approx(theirs, rel=1e-3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.json", "2.json"]
