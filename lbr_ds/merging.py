@@ -71,7 +71,7 @@ def merge(
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns(*_MADE_HERE, *_OF_EXPORTS, runs.MANIFEST),
         )
-        dtype = {name: first.read(name).dtype for name in first.names()}
+        dtype = {name: first.dtype(name) for name in first.names()}
         sizes = {name: first.shape(name).numel() * dtype[name].itemsize for name in dtype}
 
         def read(name: str) -> Tensor:

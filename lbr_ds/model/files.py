@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Size, Tensor
@@ -66,6 +67,15 @@ class Stored:
     def shape(self, name: str) -> Size:
         """Return the shape without reading the tensor."""
         return self._shape[self._alias.get(name, name)]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype without reading the tensor."""
+        name = self._alias.get(name, name)
+        with _opened(self._file[name]) as opened:
+            found: Tensor = (
+                opened.get_slice(name)[:0] if self._shape[name] else opened.get_tensor(name)
+            )
+            return found.dtype
 
     def read(self, name: str) -> Tensor:
         """Read a tensor, on the CPU."""

@@ -47,7 +47,7 @@ _storages: WeakValueDictionary[int, _Storage] = WeakValueDictionary()
 
 
 def token_of(value: Any) -> Tensor:
-    """Return a token, (8,) uint8 on the CPU, that stands for `value` and keeps it alive."""
+    """Return a token, (8,) uint8 on the CPU, that represents `value` and keeps it alive."""
     storage = _Storage(_BYTES)
     storage.value = value
     token = torch.frombuffer(storage, dtype=torch.uint8)  # holds a reference to the storage
@@ -56,7 +56,7 @@ def token_of(value: Any) -> Tensor:
 
 
 def value_of(token: Tensor) -> Any:
-    """Return what a token stands for."""
+    """Return what a token represents."""
     return _storages[token.data_ptr()].value
 
 

@@ -50,7 +50,7 @@ CHANGES = {
 }
 # Chunks reduced one by one, as where a whole gradient does not fit.
 CASES["cl-reduced-each"] = CASES["cl-cached"]
-# Whole parameters in fp32, with many small reduction buckets; the layouts lie in OUT.
+# Whole parameters in fp32, with many small reduction buckets; the layouts are in OUT.
 FLAT = {
     "gl-zero1": (1, "zero1", 100, []),
     "gl-zero2": (1, "zero2", 100, []),

@@ -128,7 +128,7 @@ def test_a_backbone_that_the_plan_does_not_know(
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_micro_batch_that_does_not_fit_is_halved_once(world: int, tmp_path: Path) -> None:
-    """The plan is told of a terabyte; the process may map half more than half of it needs."""
+    """The plan counts on a terabyte; the process may map half more than half of the plan needs."""
     recipe = tiny_recipe(tmp_path)
     backbone(tmp_path / "backbone", hidden_size=256, intermediate_size=1024, num_hidden_layers=6)
     keys = [*KEYS, f"stage1.samples_per_step={32 * world}", "stage1.num_steps=2", "every.save=2"]

@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return run
 
 
-# All of them take two minutes: one stands for them outside of `pytest -m suites`.
+# All of them take two minutes, so only one runs outside of `pytest -m suites`.
 @pytest.fixture(
     scope="module",
     params=[

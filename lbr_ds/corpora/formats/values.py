@@ -124,7 +124,7 @@ def passage_texts(value: Any, column: str, where: str, by_id: bool = False) -> l
         value: A passage, or nested lists of passages.
         column: Its name, for messages.
         where: The place of the row, for messages.
-        by_id: Whether objects that only have an id stand for their document (`documents`).
+        by_id: Whether an object that only has an id means the document of that id (`documents`).
 
     Raises:
         DataError: A passage has no text.
