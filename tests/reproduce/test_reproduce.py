@@ -1,6 +1,6 @@
 """`lbr-ds reproduce table3` by the command line on a tiny recipe, two jobs at once.
 
-A second call trains nothing; jobs that are lost give the same result one after another.
+A second call trains nothing; jobs that are lost are trained again, with the same numbers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ def test_table_3_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert again is not None
     assert again["rows"] == result["rows"]
     assert asked == []
-    before = digests(result)
     lost = Path(result["rows"][-1]["folder"])
     shutil.rmtree(lost)
     with pytest.raises(LbrError, match="no more training"):
@@ -71,9 +70,19 @@ def test_table_3_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert f"run={lost}" in training
     assert training[-2:] == ("--stage", "2")
 
-    # Without the stage 1 before it, too: one job after another, with the same numbers.
-    shutil.rmtree(result["rows"][2]["folder"])
-    shutil.rmtree(lost)
+
+@pytest.mark.suites
+def test_one_job_after_another_gives_the_numbers_of_two_at_once(tmp_path: Path) -> None:
+    """Two stages that are lost are trained again, alone."""
+    recipe = tiny_recipe(tmp_path, prepared=False, stage1__num_steps=3, stage2__num_steps=3)
+    out = tmp_path / "table3.json"
+    words = ("reproduce", "table3", str(recipe), "--nproc", "1", "--json", str(out))
+    done = run_cli(*words, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    before = digests(result)
+    for row in (2, -1):
+        shutil.rmtree(result["rows"][row]["folder"])
     done = run_cli(*words)
     assert done.returncode == 0, done.stderr
     alone = json.loads(out.read_text())
