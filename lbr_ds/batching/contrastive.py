@@ -73,7 +73,10 @@ def contrastive_pairs(
     """
     for record in records:
         if record.text:
-            raise DataError(f"record {record.id}: stage 2 needs a query and positives, not a text")
+            raise DataError(
+                f"record {record.id}: stage 2 needs a query and positives, not a plain passage; "
+                "set stage2.pairs=crop, or write queries with `lbr-ds synthesize`"
+            )
     queries: list[str] = [r.instructed_query() for r in records]
     positives = [r.positives[t % len(r.positives)] for r, t in zip(records, turns, strict=True)]
     negatives: list[str] = []

@@ -54,7 +54,7 @@ def show_curation(curation: dict[str, Any], folder: Path) -> None:
         for sample in split["samples"][:number]:
             shown = sample.get("query") or sample.get("text", "")
             answer = " ".join((sample.get("positives") or [""])[0].split())
-            line = f"{name}: {shown[:70]} -> {answer}"
+            line = f"{name}: {shown[:70]} -> {answer}" if answer else f"{name}: {shown}"
             console.print(line, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
     if "entities" in curation:
         _show_entities(console, curation["entities"], curation["eval_texts_in_gl"])

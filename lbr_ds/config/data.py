@@ -195,9 +195,13 @@ def _protocol_fault(data: DataConfig) -> str:
             )
         if not sizes.gl:
             return "splits.gl=0 leaves no records for stage 1; give it a size"
-        if roles - {"pair"}:
-            return f"role {min(roles - {'pair'})} needs protocol=knowledge; remove it"
+        if wrong := roles - {"pair", "eval"}:
+            return f"role {min(wrong)} needs protocol=knowledge; remove it"
+        if roles == {"eval"}:
+            return "all sources have role eval, so there is nothing to train on; add a source"
         return ""
+    if "eval" in roles:
+        return "role eval needs protocol=random: protocol=knowledge chooses what it holds out"
     if sizes.gl:
         return (
             f"splits.gl={sizes.gl:g} is set automatically with protocol=knowledge (all facts); "

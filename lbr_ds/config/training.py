@@ -15,6 +15,7 @@ from lbr_ds.errors import ConfigError
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Weight = Annotated[float, Field(gt=0, le=1e6)]
 _Name: Any = Literal[tuple(OBJECTIVES)]  # for the schema alone
+_Share = Annotated[float, Field(gt=0, le=1)]
 _NameOrStep = Annotated[NameOrPath, WithJsonSchema({"type": ["string", "integer"]})]
 
 
@@ -156,6 +157,30 @@ class Stage1Config(StageConfig):
         return value
 
 
+class CropConfig(Section):
+    """How long the two spans of a passage are (`stage2.pairs: crop`)."""
+
+    query: tuple[_Share, _Share] = Field(
+        default=(0.1, 0.5),
+        json_schema_extra={"unit": "share of the passage"},
+        description="Shortest and longest query, as shares of the passage's words (in Chinese, "
+        "Japanese, Thai and other scripts without spaces: of its letters).",
+    )
+    positive: tuple[_Share, _Share] = Field(
+        default=(0.1, 0.5),
+        json_schema_extra={"unit": "share of the passage"},
+        description="The same for the positive. [1, 1]: the whole passage.",
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> CropConfig:
+        for name in ("query", "positive"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}=[{low:g}, {high:g}]; give [shortest, longest]")
+        return self
+
+
 class Stage2Config(StageConfig):
     """GR-CL: align the bottleneck's states contrastively (paper, section 3.3)."""
 
@@ -166,6 +191,15 @@ class Stage2Config(StageConfig):
         description="Weights to start from: best (the stage-1 checkpoint with the highest "
         "Separation Ratio on held-out data), last, a stage-1 step as 500, backbone (no stage 1), "
         "or a folder.",
+    )
+    pairs: Literal["given", "crop"] = Field(
+        default="given",
+        description="given: the queries and positives of the records. crop: a plain passage gives "
+        "two random spans of itself as query and positive, others in every epoch; records with a "
+        "query keep it.",
+    )
+    crop: CropConfig = Field(
+        default=CropConfig(), description="For pairs: crop: the lengths of the spans."
     )
     temperature: float = Field(default=0.02, ge=1e-4, le=100, description="Temperature of InfoNCE.")
     num_negatives: int = Field(

@@ -156,7 +156,7 @@ def _read(
     progress: Progress,
 ) -> None:
     outcomes = islice(corpus.read(), collected.read[number], corpus.source.max_records)
-    signed, is_pair = data.near_duplicate < 1, IS_PAIR[corpus.source.role]
+    signed, role = data.near_duplicate < 1, corpus.source.role
     done = map_in_order(_work, (Job(chunk, rules, signed) for chunk in _chunks(outcomes)))
     while first := next(done, None):
         with store.step():
@@ -168,7 +168,7 @@ def _read(
                         _refuse(data, "bad_record", str(entry), collected, any_valid)
                     elif isinstance(entry, Cleaned):
                         signatures = chunk.signatures
-                        kept = _take(data, where, entry, signatures, store, collected, is_pair)
+                        kept = _take(data, where, entry, signatures, store, collected, role)
                         collected.kept[number] += kept
                     else:
                         collected.records.add(entry.rule, entry.example)
@@ -229,12 +229,12 @@ def _take(
     signatures: dict[bytes, bytes],
     store: Store,
     collected: Collected,
-    is_pair: bool | None,
+    role: str,
 ) -> bool:
     """Add one record to the store, or count why not."""
     first = store.take_id(cleaned.record.id, where)
     if first is None:
-        return _keep(cleaned, signatures, store, collected, is_pair)
+        return _keep(cleaned, signatures, store, collected, role)
     fault = f"{where}: id {cleaned.record.id!r:.80} is already used at {first}"
     _refuse(data, "duplicate_id", fault, collected, any_valid=True)
     return False
@@ -245,17 +245,18 @@ def _keep(
     signatures: dict[bytes, bytes],
     store: Store,
     collected: Collected,
-    is_pair: bool | None,
+    role: str,
 ) -> bool:
     record = cleaned.record
-    fact = b"fact" if is_pair is False and record.query else b""  # no duplicate of an equal pair
+    # A fact is no duplicate of an equal pair, nor is what evaluates one of what trains.
+    kind = b"eval" if role == "eval" else b"fact" if role == "fact" and record.query else b""
     for rule, example in cleaned.removed:
         collected.texts.add(rule, example)
     if cleaned.dropped:
         collected.records.add(*cleaned.dropped)
         return False
-    if not store.is_new(cleaned.identity + fact):
+    if not store.is_new(cleaned.identity + kind):
         collected.records.add("duplicate", f"{record.id}: {record.query or record.text}")
         return False
-    store.add(record, cleaned.keys, signatures, is_pair)
+    store.add(record, cleaned.keys, signatures, IS_PAIR[role], judges=role == "eval")
     return True

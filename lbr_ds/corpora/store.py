@@ -2,8 +2,9 @@
 
 Both are in the work folder, so that memory does not grow with the corpus.
 
-records    seq, id, the source's group, pair, body (JSON); in reading order. pair: 1 for a question
-           with answers, 0 for a passage or a fact, NULL until `knowledge.py` has decided
+records    seq, id, the source's group, pair, judges, body (JSON); in reading order. pair: 1 for a
+           question with answers, 0 for a passage or a fact, NULL until `knowledge.py` has decided;
+           judges: 1 for a record of a source that only evaluates (role eval)
 texts      num, key, text: every distinct normalised text, numbered from 0
 uses       which record has which text, in which role, and its length in characters
 families   of each text: its family of near duplicates, and the leader of its cluster
@@ -33,7 +34,7 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS records
-    (seq INTEGER PRIMARY KEY, id TEXT, own_group TEXT, pair INTEGER, body TEXT);
+    (seq INTEGER PRIMARY KEY, id TEXT, own_group TEXT, pair INTEGER, judges INTEGER, body TEXT);
 CREATE TABLE IF NOT EXISTS identities (identity BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS texts (num INTEGER PRIMARY KEY, key BLOB UNIQUE, text TEXT);
 CREATE TABLE IF NOT EXISTS uses
@@ -115,11 +116,14 @@ class Store:
         keys: dict[str, list[bytes]],
         signatures: dict[bytes, bytes],
         is_pair: bool | None = True,
+        *,
+        judges: bool = False,
     ) -> None:
         """Append a record and its texts; is_pair: the value of `pair` for a question."""
         body = replace(record, group="").to_json()
-        row = (self.records, record.id, record.group, is_pair if record.query else False, body)
-        self.db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", row)
+        pair = is_pair if record.query else False
+        row = (self.records, record.id, record.group, pair, judges, body)
+        self.db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", row)
         for role, name, texts in roles(record):
             for place, (known, text) in enumerate(zip(keys[name], texts, strict=True)):
                 number = self._text(known, text, signatures)

@@ -1,10 +1,10 @@
 """Held-out records as queries, documents and relevance judgements.
 
 1. Queries: one per record, with its instruction.
-2. Documents: every positive and negative of every record. A text that occurs twice is one document;
-   instructions do not make texts differ, and a document has that of the first record that holds it.
-   Under protocol knowledge (`corpora/curate/knowledge.py`) the tasks eval and control share the
-   documents, which include the answers of cl.
+2. Documents: every positive and negative of every record, and plain passages of the split. A text
+   that occurs twice is one document; instructions do not make texts differ, and a document has that
+   of the first record that holds it. Under protocol knowledge (`corpora/curate/knowledge.py`) the
+   tasks eval and control share the documents, which include the answers of cl.
 3. Relevant: the record's own positives, and those of records of its group with the same query (a
    chemical with three uses is three records with one query: each use is relevant for all three).
 
@@ -170,16 +170,21 @@ def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOu
 
     place, manifest = public_url(data), manifest_of(data)
     knowledge = manifest.protocol == "knowledge"
-    asked = {
-        name: [r for r in read_split(data, name, cache_gib=cache_gib) if r.query]
+    held_out = {
+        name: list(read_split(data, name, cache_gib=cache_gib))
         for name in (("eval", CONTROL) if knowledge else ("eval",))
     }
+    asked = {name: [r for r in records if r.query] for name, records in held_out.items()}
     for name, records in asked.items():
         if not records:
-            raise DataError(f"{place}: the {name} split holds no query; raise data.splits.{name}")
+            raise DataError(
+                f"{place}: the {name} split holds no query; raise data.splits.{name}, or add a "
+                "source of questions with role eval to a corpus of passages"
+            )
     trained = read_split(data, "cl", cache_gib=cache_gib) if knowledge else ()
     answers = (record.instructed_passage(text) for record in trained for text in record.positives)
-    judged = Judgements.of(chain(*asked.values()), answers)
+    passages = (r.instructed_passage(r.text) for r in chain(*held_out.values()) if r.text)
+    judged = Judgements.of(chain(*asked.values()), chain(answers, passages))
     languages = _languages(manifest.beside("curation.json"))
     ids = iter(judged.queries)
     return [

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from lbr_ds.batching import PackedBatch, Sequence, TextTokenizer, fill_by_tokens, pack
 from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
+from lbr_ds.batching.crop import crop
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
 from lbr_ds.batching.pack import with_tensors
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
-from lbr_ds.shards import Step
+from lbr_ds.records import Record
+from lbr_ds.shards import Sample, Step
 
 SampleName = tuple[str, int, int]  # record id, number of its shard, row in the shard
 
@@ -138,13 +140,21 @@ def collate_generative(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> 
     return Work(step.index, len(sequences), step.skipped, batches, members, sample_names(step))
 
 
+def _pair(run: RunConfig, sample: Sample) -> Record:
+    """Return the record with a query and positives, as `stage2.pairs` says."""
+    if run.stage2.pairs == "given":
+        return sample.record
+    bounds = run.stage2.crop
+    return crop(sample.record, bounds.query, bounds.positive, seed=run.seed, epoch=sample.epoch)
+
+
 def collate_contrastive(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> Work:
     """Stage 2: pack queries and candidates [X ; B]; a micro-batch may have some of each.
 
     A share that fits into micro_batch_tokens is one micro-batch; a larger one is split into
     micro-batches of chunk_tokens.
     """
-    records = [sample.record for sample in step.samples]
+    records = [_pair(run, sample) for sample in step.samples]
     turns = [sample.epoch for sample in step.samples]
     pairs = contrastive_pairs(records, turns, tokenizer, run.stage2.num_negatives)
     budget = whole = run.stage2.micro_tokens

@@ -77,7 +77,7 @@ def drop_near_duplicates(store: Store, dropped: Tally) -> None:
 
     Among records whose texts belong to the same families, in the order of their ids, a record is
     dropped if its word pairs have a Jaccard index of `SAME_RECORD` with one that stays. A fact does
-    not duplicate a pair.
+    not duplicate a pair, nor a record that only evaluates one to train on.
     """
     store.db.execute("CREATE TEMP TABLE twins (identity BLOB, id TEXT, seq INTEGER)")
     store.db.executemany("INSERT INTO twins VALUES (?, ?, ?)", _identities(store))
@@ -106,14 +106,14 @@ def drop_near_duplicates(store: Store, dropped: Tally) -> None:
 def _identities(store: Store) -> Iterator[tuple[bytes, str, int]]:
     """Yield (hash of the families of query, answers and passage; id; seq) of each record."""
     rows = store.db.execute(
-        "SELECT seq, id, pair, role, family FROM uses JOIN families USING (num)"
+        "SELECT seq, id, pair, judges, role, family FROM uses JOIN families USING (num)"
         " JOIN records USING (seq) WHERE role != ? ORDER BY seq, role, family",
         (NEGATIVE,),
     )
-    for (seq, name, pair), parts in groupby(rows, key=lambda row: row[:3]):
+    for (seq, name, pair, judges), parts in groupby(rows, key=lambda row: row[:4]):
         uses = [(role, family) for *_, role, family in parts]
         text = ",".join(f"{role}:{family}" for role, family in uses)
-        text += ":fact" * (pair == 0 and uses[0][0] == QUERY)
+        text += ":fact" * (pair == 0 and uses[0][0] == QUERY) + ":eval" * judges
         yield blake2b(text.encode(), digest_size=16).digest(), name, seq
 
 

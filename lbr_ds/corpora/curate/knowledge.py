@@ -31,7 +31,7 @@ from lbr_ds.corpora.store import POSITIVE, QUERY, Store
 from lbr_ds.errors import DataError
 
 # Whether the questions of a source of this role are pairs; None: `choose_facts` decides.
-IS_PAIR = {"pair": True, "fact": False, "both": None}
+IS_PAIR = {"pair": True, "eval": True, "fact": False, "both": None}
 _FILLED = (CONTROL, "eval", "cl")  # in this order, so that a small corpus still has both judges
 
 

@@ -9,6 +9,7 @@
 | `words`      | the terms of the text                    | BM25 in mining and in `eval bm25`    |
 | `tokens`     | words, or letters in unspaced scripts    | ROUGE-L, lengths of answers          |
 | `spaced`     | the text with unspaced letters separated | BLEU                                 |
+| `units`      | where its words, or letters, are         | spans of passages (`batching/crop`)  |
 
 Scripts with spaces between words (Latin, Cyrillic, Greek, Arabic, Hebrew, Devanagari, ...) are
 split at spaces. Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese and Tibetan are split into
@@ -82,6 +83,24 @@ _OPTIONAL = re.compile(  # tatweel, Arabic and Hebrew vowel points
 )
 _STRESS = re.compile("(?<=[\u0400-\u052f])[\u0300\u0301]")
 _TONE_FIRST = re.compile("([\u0e48-\u0e4b])(\u0e4d)|([\u0ec8-\u0ecb])(\u0ecd)")
+
+# Where words, or letters of unspaced scripts, begin and end: see `units`.
+_WORD = re.compile(r"\S+")
+_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_VOWELS = "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"  # of Thai and Lao, after their consonant
+_LEADING = "\u0e40-\u0e44\u0ec0-\u0ec4"  # before it
+_STACKING = "\u17d2\u1039\u1a60"  # Khmer, Burmese, Tai Tham: the next letter is written below
+_MARKS = f"\u3099\u309a{_VOWELS}" + "".join(
+    chr(point)
+    for low, high in re.findall("(.)-(.)", _ABUGIDA)
+    for point in range(ord(low), ord(high) + 1)
+    if unicodedata.category(chr(point))[0] == "M"
+)
+_OPENING = r"(\[{\u3008\u300a\u300c\u300e\u3010\u3014\u3016\uff08\uff3b\uff5b\u00ab\u2018\u201c"
+_LETTER = f"[{_LEADING}]*[{_UNSPACED}](?:[{_MARKS}]|(?<=[{_STACKING}])[{_UNSPACED}])*"
+_SPAN_UNIT = re.compile(
+    f"[{_OPENING}]*(?:{_LETTER}|[^\\s{_UNSPACED}{_OPENING}]+)(?:(?![{_OPENING}])[^\\w\\s])*|\\S"
+)
 
 
 class _Blanks(dict[int, "str | None"]):
@@ -239,6 +258,17 @@ def tokens(text: str) -> list[str]:
 def spaced(text: str) -> str:
     """Return the text with spaces around each letter and sign of unspaced scripts."""
     return text if text.isascii() else " ".join(_SIGN.sub(r" \g<0> ", text).split())
+
+
+def units(text: str) -> list[tuple[int, int]]:
+    """Return (begin, end) of each word of a text as it is, at least one; spans are made of them.
+
+    In unspaced scripts these are the letters with their marks: vowel signs and tones, and vowels
+    that Thai and Lao write before their consonant, are not separated from it. Punctuation belongs
+    to what it follows, opening brackets and quotation marks to what follows them.
+    """
+    found = _WORD if text.isascii() or not _HAS_UNSPACED.search(text) else _SPAN_UNIT
+    return [match.span() for match in found.finditer(text)] or [(0, len(text))]
 
 
 def letters(text: str) -> str:

@@ -11,6 +11,12 @@ from lbr_ds.corpora.store import Store
 from lbr_ds.errors import DataError
 
 _FILLED = ("eval", "cl", "gl")  # in this order, so that a small corpus still has an eval split
+# Of each component: the records and pairs to train on, and the records that only evaluate.
+_ALL = "SELECT component, size, pairs, 0 FROM components ORDER BY draw"
+_COUNTED = (
+    "SELECT component, sum(NOT judges), sum(pair AND NOT judges), sum(judges) FROM components"
+    " JOIN members USING (component) JOIN records USING (seq) GROUP BY component ORDER BY draw"
+)
 
 
 def divide(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
@@ -19,28 +25,37 @@ def divide(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
     In a corpus with pairs, plain passages go to gl only, since nothing can ask for them; a passage
     in one component with a pair of eval or cl is dropped.
 
+    With sources that only evaluate (role eval), eval is made of their records alone. Its size is a
+    count of these, or a share of the records to train on; of a component that eval takes the other
+    records are dropped, and of any other component the records that only evaluate.
+
     Raises:
         DataError: A split cannot be filled.
     """
     pairs, total = _totals(store)
-    room = _rooms(pairs, total, sizes)
+    judging = store.number("SELECT count(*) FROM records WHERE judges")
+    pairs -= store.number("SELECT count(*) FROM records WHERE judges AND pair")
+    room = _rooms(pairs, total - judging, sizes)
     store.db.execute("CREATE TEMP TABLE shares (component INTEGER PRIMARY KEY, split TEXT)")
     got = dict.fromkeys(SPLITS, 0)
-    drawn = store.db.execute("SELECT component, size, pairs FROM components ORDER BY draw")
-    for component, records, own_pairs in drawn:
+    drawn = store.db.execute(_COUNTED if judging else _ALL)
+    for component, records, own_pairs, judges in drawn:
         for name in _FILLED:
             size = records if name == "gl" or not pairs else own_pairs
+            if judging and name == "eval":
+                size = judges
             if 0 < size <= room[name]:
                 room[name] -= size
                 got[name] += size
                 store.db.execute("INSERT INTO shares VALUES (?, ?)", (component, name))
                 break
     check_filled(store, sizes, got)
-    _count(store, dropped, pairs)
-    only_pairs = " WHERE split = 'gl' OR pair" if pairs else ""
+    _count(store, dropped, pairs, judging)
+    kept = ["(split = 'gl' OR pair)"] * (pairs > 0) + ["judges = (split = 'eval')"] * (judging > 0)
+    only = f" WHERE {' AND '.join(kept)}" if kept else ""
     store.db.execute(
         "INSERT INTO placed SELECT seq, component, split FROM members JOIN shares USING (component)"
-        f" JOIN records USING (seq){only_pairs}"
+        f" JOIN records USING (seq){only}"
     )
     store.db.execute("DROP TABLE shares")
 
@@ -65,11 +80,15 @@ def _rooms(pairs: int, total: int, sizes: SplitConfig) -> dict[str, float]:
     return room
 
 
-def _count(store: Store, dropped: Tally, pairs: int) -> None:
-    """Count records of components without room, and passages in a component with pairs."""
+def _count(store: Store, dropped: Tally, pairs: int, judging: int) -> None:
+    """Count the records that are in no split: of components without room, or of the wrong kind."""
     left = "FROM components LEFT JOIN shares USING (component) JOIN members USING (component)"
     rules = {"beyond_the_sizes": "split IS NULL"}
-    rules |= {f"passage_in_{n}": f"split = '{n}' AND NOT pair" for n in ("cl", "eval") if pairs}
+    mixed = ("cl",) if judging else ("cl", "eval")
+    rules |= {f"passage_in_{n}": f"split = '{n}' AND NOT pair" for n in mixed if pairs}
+    if judging:
+        rules["linked_to_eval"] = "split = 'eval' AND NOT judges"
+        rules["linked_to_training"] = "split != 'eval' AND judges"
     for rule, condition in rules.items():
         count_dropped(store, dropped, rule, f"{left} JOIN records USING (seq) WHERE {condition}")
 
