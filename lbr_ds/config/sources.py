@@ -146,11 +146,10 @@ class SourceConfig(Section):
     )
     role: Literal["pair", "fact", "both", "eval"] = Field(
         default="pair",
-        description="eval: the source only evaluates. The split eval is then made of such sources, "
-        "and records of other sources that share a text or group with it are left out. Under "
-        "data.protocol knowledge: facts are read in stage 1 only, pairs are trained on in stage 2 "
-        "or held out. both: the first record of an entity (by seed) is its fact, the others are "
-        "pairs.",
+        description="eval: it only evaluates; eval holds such sources alone, and what shares a text "
+        "or group with it trains nothing. For data.protocol knowledge: facts are read in stage 1 "
+        "only, pairs are for stage 2 or held out. both: the first record of an entity (by seed) is "
+        "its fact, the others are pairs.",
     )
     header: list[str] = Field(
         default_factory=list,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from lbr_ds.config import DataConfig
 from lbr_ds.corpora.curate.cleaning import clean
@@ -16,7 +17,8 @@ from lbr_ds.corpora.curate.segmentation import normalise
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.store import Store
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
-from tests.corpora.toy import pair, read_all, recipe
+from lbr_ds.evaluation.judgements import read_held_out
+from tests.corpora.toy import pair, read_all, recipe, write_raw
 
 NO_LEAKS = {"eval_gl": 0, "eval_cl": 0, "near_eval_gl": 0, "near_eval_cl": 0}
 
@@ -309,3 +311,56 @@ def test_full_disk_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.Mon
         prepare(data, 1)
     assert everything(data.folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "raw.jsonl"]
+
+
+def test_a_source_of_role_eval_only_evaluates(tmp_path: Path) -> None:
+    """Eval is made of it alone, and what shares a text or group with eval trains nothing."""
+    passages = [{"text": f"Answer {i}.", "group": f"d{i}"} for i in range(100)]
+    passages += [{"text": f"passage {i}", "group": f"d{i}"} for i in range(100)]
+    questions = write_raw(tmp_path / "questions.jsonl", map(pair, range(90, 130)))
+    data = recipe(tmp_path, passages, splits={"gl": 0.45, "cl": 0.45, "eval": 0.1})
+    asked = {"path": str(questions), "name": "questions", "role": "eval"}
+    data = data.model_copy(
+        update={"sources": [*data.sources, type(data.sources[0]).model_validate(asked)]}
+    )
+    made = prepare(data, 0)
+    found = read_all(tmp_path / "data")
+    assert {r.source for r in found["eval"]} == {"questions"}
+    assert len(found["eval"]) == 20  # a tenth of the 200 that train
+    assert {r.source for r in (*found["gl"], *found["cl"])} == {"toy"}
+    # d90 to d99 have an answer that eval's component has, if the question is there.
+    linked = {r.id.removeprefix("r") for r in found["eval"]} & set(map(str, range(90, 100)))
+    assert linked
+    held_out = {f"d{number}" for number in linked}
+    assert not held_out & {r.group for r in (*found["gl"], *found["cl"])}
+    assert len(found["gl"]) + len(found["cl"]) == 200 - 2 * len(linked)
+    left = {rule: entry["count"] for rule, entry in made["dropped_records"].items()}
+    assert left["linked_to_eval"] == 2 * len(linked)
+    assert left.get("linked_to_training", 0) + left["beyond_the_sizes"] == 20
+    assert set(made["leaks"].values()) == {0}
+    assert len(read_held_out(tmp_path / "data")[0].judged.queries) == 20
+
+
+def test_role_eval_stays_beside_an_equal_training_pair(tmp_path: Path) -> None:
+    """The pair that trains is dropped, whatever was read first."""
+    questions = write_raw(tmp_path / "q.jsonl", [pair(i, id=f"q{i}") for i in range(20)])
+    data = recipe(tmp_path, map(pair, range(100)), splits={"gl": 0.4, "cl": 0.3, "eval": 0.3})
+    asked = {"path": str(questions), "name": "questions", "role": "eval"}
+    kind = type(data.sources[0])
+    data = data.model_copy(update={"sources": [*data.sources, kind.model_validate(asked)]})
+    made = prepare(data, 0)
+    assert sizes(data) == {"gl": 50, "cl": 30, "eval": 20}
+    assert made["dropped_records"]["linked_to_eval"]["count"] == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": "knowledge"}, "role eval needs protocol=random"),
+        ({"sources": []}, "all sources have role eval, so there is nothing to train on"),
+    ],
+)
+def test_role_eval_where_it_cannot_be(change: dict[str, Any], message: str) -> None:
+    sources = [{"path": "a.jsonl", "role": "eval"}, *change.pop("sources", [{"path": "b.jsonl"}])]
+    with pytest.raises(ValidationError, match=message):
+        DataConfig.model_validate({"folder": "data", "sources": sources, **change})
