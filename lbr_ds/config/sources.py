@@ -146,7 +146,7 @@ class SourceConfig(Section):
     )
     role: Literal["pair", "fact", "both", "eval"] = Field(
         default="pair",
-        description="eval: it only evaluates; eval holds such sources alone, and what shares a text "
+        description="eval: it only evaluates; eval has such sources alone, and what shares a text "
         "or group with it trains nothing. For data.protocol knowledge: facts are read in stage 1 "
         "only, pairs are for stage 2 or held out. both: the first record of an entity (by seed) is "
         "its fact, the others are pairs.",
