@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -26,6 +27,9 @@ class Record:
             part of the texts that are compared.
         document_instruction: The same for the passages of the record.
         text: A plain passage.
+        positive_scores: A teacher's score of each positive for the query, or empty. Only the
+            differences between a record's scores mean something.
+        negative_scores: The same for the negatives.
     """
 
     id: str
@@ -37,6 +41,8 @@ class Record:
     instruction: str = ""
     document_instruction: str = ""
     text: str = ""
+    positive_scores: list[float] = field(default_factory=list)
+    negative_scores: list[float] = field(default_factory=list)
 
     def texts(self) -> list[str]:
         """Return every text that could leak from one split into another."""
@@ -63,10 +69,12 @@ class Record:
         """
         if type(raw) is not dict:
             return None
-        fields = {**_BLANK, "positives": [], "negatives": [], **raw}
+        fields = {**_BLANK, **{name: [] for name in _LISTS}, **raw}
         if list(map(type, fields.values())) != _TYPES:  # an unknown field makes it longer
             return None
         if not _is_valid(*_judged(fields)):
+            return None
+        if raw.keys() & _SCORES and not all(_are_scores(fields, *pair) for pair in _SCORES.items()):
             return None
         record = object.__new__(cls)
         object.__setattr__(record, "__dict__", fields)
@@ -101,6 +109,7 @@ class Record:
             raise DataError(f"{where}: query is missing or empty (plain passages go in `text`)")
         elif not record.positives or not all(p.strip() for p in record.positives):
             raise DataError(f"{where}: positives is empty; give at least one non-empty answer")
+        _check_scores(raw, where)
         return record
 
 
@@ -120,18 +129,44 @@ def _is_valid(
     return not negatives or _are_strings(negatives)
 
 
+def _are_scores(raw: dict[str, Any], name: str, scored: str) -> bool:
+    """Return whether the list `name` is missing or empty, or has a number for each passage."""
+    scores = raw.get(name)
+    if not scores:
+        return True
+    finite = all(type(score) in (int, float) and math.isfinite(score) for score in scores)
+    return finite and len(scores) == len(raw.get(scored, ()))
+
+
+def _check_scores(raw: dict[str, Any], where: str) -> None:
+    """Raise DataError unless each list of scores is empty, or has a number for each passage."""
+    for name, scored in _SCORES.items():
+        scores, passages = raw.get(name, []), raw.get(scored, [])
+        if not _are_scores(raw, name, scored):
+            raise DataError(
+                f"{where}: {name} must have one finite number for each of {scored}: it has "
+                f"{len(scores)} for {len(passages)}: {scores!r:.60}"
+            )
+
+
 def _are_strings(texts: list[Any]) -> bool:
     return all(type(text) is str for text in texts)
 
 
+_SCORES = {"positive_scores": "positives", "negative_scores": "negatives"}
+_LISTS = (*_SCORES.values(), *_SCORES)
 _judged = itemgetter("id", "source", "query", "positives", "negatives", "text")
 _BLANK = vars(Record(id="", source=""))  # in the order of the fields
 _TYPES = [type(value) for value in _BLANK.values()]
 
 
 def _check_types(raw: dict[str, Any], where: str) -> None:
-    """Raise DataError unless `positives` and `negatives` are lists of strings, the rest strings."""
+    """Raise DataError unless passages and scores are lists, of strings, and the rest strings."""
     for name, value in raw.items():
+        if name in _SCORES:
+            if not isinstance(value, list):
+                raise DataError(f"{where}: {name} must be a list of numbers, not {value!r:.60}")
+            continue
         if name in ("positives", "negatives"):
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
                 raise DataError(f"{where}: {name} must be a list of strings, not {value!r:.60}")

@@ -59,6 +59,13 @@ class ColumnsConfig(Section):
     negatives: str | list[str] = Field(
         default="", description="Column of the wrong answers, or a list of columns."
     )
+    positive_scores: str = Field(
+        default="",
+        description="Column of a teacher's scores of the right answers: a number for each.",
+    )
+    negative_scores: str = Field(
+        default="", description="Column of a teacher's scores of the wrong answers."
+    )
     options: str | list[str] = Field(
         default="",
         description="For shape choices: one column with all options (a list or a mapping), or one "

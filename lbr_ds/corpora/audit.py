@@ -176,8 +176,8 @@ def _sample(record: Record) -> dict[str, Any]:
     """Return a record with long texts cut and at most three of a list."""
     plain: dict[str, Any] = {}
     for name, value in asdict(record).items():
-        if isinstance(value, str) and value:
-            plain[name] = value[:_SAMPLE_CHARS]
-        elif value:
-            plain[name] = [text[:_SAMPLE_CHARS] for text in value[:3]]
+        cut = [value] if isinstance(value, str) else value[:3]
+        cut = [one[:_SAMPLE_CHARS] if isinstance(one, str) else one for one in cut]
+        if value:
+            plain[name] = cut[0] if isinstance(value, str) else cut
     return plain

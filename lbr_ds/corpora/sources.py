@@ -48,7 +48,7 @@ class Corpus:
         if not self.shape:
             return recognise(rows, self.source, place, self.key, self.format == "tsv")
         needed = self.format == "jsonl" or self.shape in PEERS
-        return unpack(rows if needed else (), self.source, self.shape, place)
+        return unpack(rows if needed else (), self.source, self.shape)
 
     @property
     def name(self) -> str:

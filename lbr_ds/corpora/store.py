@@ -153,13 +153,20 @@ class Store:
             (seq,),
         ).fetchone()
         record = Record(**json.loads(body))
-        negatives = record.negatives
-        if negatives:
-            left = self.db.execute(
-                "SELECT place FROM uses WHERE seq = ? AND role = ? ORDER BY place", (seq, NEGATIVE)
-            )
-            negatives = [record.negatives[place] for (place,) in left]
-        return replace(record, group=label, negatives=negatives)
+        if not record.negatives:
+            return replace(record, group=label)
+        left = self.db.execute(
+            "SELECT place FROM uses WHERE seq = ? AND role = ? ORDER BY place", (seq, NEGATIVE)
+        )
+        places = [place for (place,) in left]
+        return replace(
+            record,
+            group=label,
+            negatives=[record.negatives[place] for place in places],
+            negative_scores=[record.negative_scores[place] for place in places]
+            if record.negative_scores
+            else [],
+        )
 
 
 class Texts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lbr_ds.config import ModelConfig
-from lbr_ds.corpora.curate.cleaning import Rules, clean_record
+from lbr_ds.corpora.curate.cleaning import Rules, clean, clean_record
 from lbr_ds.corpora.curate.language import LETTERS, check, other_language
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import ConfigError, EnvironmentProblem
@@ -201,7 +202,13 @@ def test_repeated_texts(
     rules: list[str],
 ) -> None:
     record = Record("r", "s", "What is fever?", positives, negatives)
+    scored = replace(
+        record,
+        positive_scores=[float(place) for place in range(len(positives))],
+        negative_scores=[float(place) for place in range(len(negatives))],
+    )
     cleaned = clean_record(record, RULES)
+    with_scores = clean_record(scored, RULES)
     assert [rule for rule, _ in cleaned.removed] == rules
     if kept is None:
         assert cleaned.dropped == ("positive_is_query", "r: What is fever?")
@@ -209,6 +216,27 @@ def test_repeated_texts(
     assert cleaned.dropped is None
     assert (cleaned.record.positives, cleaned.record.negatives) == kept
     assert [len(cleaned.keys[name]) for name in ("positives", "negatives")] == [*map(len, kept)]
+    found = with_scores.record
+    for texts, left, scores in (
+        (positives, found.positives, found.positive_scores),
+        (negatives, found.negatives, found.negative_scores),
+    ):
+        assert [clean(texts[int(place)]) for place in scores] == left
+        assert scores == sorted(scores)
+    assert replace(found, positive_scores=[], negative_scores=[]) == cleaned.record
+
+
+def test_scores_stay_beside_their_negatives(tmp_path: Path) -> None:
+    """A negative that is an answer of its own group is removed after the records are cleaned."""
+    raws: list[dict[str, Any]] = [*map(pair, range(30))]
+    raws[3] |= {"group": "g", "positive_scores": [4.5]}
+    raws[3] |= {"negatives": ["light", "answer 4", "Light.", "sound"]}
+    raws[3]["negative_scores"] = [1, 2, 3, 4]
+    raws[4]["group"] = "g"
+    prepare(recipe(tmp_path, raws), 0)
+    kept = {r.id: r for split in read_all(tmp_path / "data").values() for r in split}
+    assert (kept["r3"].negatives, kept["r3"].negative_scores) == (["light", "sound"], [1, 4])
+    assert kept["r3"].positive_scores == [4.5]
 
 
 def test_they_are_counted(tmp_path: Path) -> None:

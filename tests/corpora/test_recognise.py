@@ -44,12 +44,12 @@ def test_what_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         line.format("data.sources.0.shape")
     ]
     lines(path, [{"query": "q", "pos": ["p"], "pos_scores": [1.0], "neg": [], "neg_scores": []}])
-    assert told(path).endswith("to name another; pos_scores, neg_scores not used")
+    assert "(query, pos, pos_scores, neg, neg_scores); use" in told(path)
     path.write_text(json.dumps({"data": [{"anchor": "a", "positive": "b"}], "by": "x"}))
     assert "(anchor, positive) in each 'data'; use" in told(path)
     assert told(path, shape="triplets") == ""
     lines(path, [{"anchor": "a", "positive": "b", "negative": "c", "score": 0.3}])
-    assert told(path, shape="triplets") == "corpus.jsonl: score not used"
+    assert "(anchor, positive, negative, score); use" in told(path)
 
 
 UNKNOWN: list[Any] = [
@@ -250,7 +250,16 @@ def test_odd_values_are_errors_of_rows(tmp_path: Path, shape: str, by_id: bool) 
     for _ in range(15):
         peer = PEERS[shape or rng.choice(list(PEERS))]
         columns = [rng.choice(names) for names in (peer.query, peer.positives, peer.score) if names]
-        columns += rng.sample(["neg", "negative_1", "prompt", "positive_messages", "text"], 2)
+        others = [
+            "neg",
+            "negative_1",
+            "prompt",
+            "positive_messages",
+            "text",
+            "pos_scores",
+            "scores",
+        ]
+        columns += rng.sample(others, 2)
         lines(path, [{name: odd(rng) for name in columns} for _ in range(4)])
         with contextlib.suppress(DataError):
             for row in read(path, shape=shape, documents=docs):

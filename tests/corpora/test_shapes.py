@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,6 @@ ROWS: dict[str, tuple[str, bool, Make]] = {
             "query": q,
             "pos": [joined(t, x)],
             "neg": [joined(*one) for one in n],
-            "pos_scores": [0.9],
-            "neg_scores": [0.1],
             "type": "normal",
         },
     ),
@@ -239,6 +238,111 @@ def test_the_same_content_gives_the_same_records(tmp_path: Path, name: str, lang
     # Named in the recipe, it is read without a guess.
     lines(path, [make(*item) for item in items])
     assert read(path, shape=shape) == wanted(items, negatives)
+
+
+_TEXT = {"title": "A", "text": "x"}
+# The scores of the positives and of the negatives that a row has.
+SCORED: dict[str, tuple[dict[str, Any], dict[str, Any], list[float], list[float]]] = {
+    "records": (
+        {"query": "q", "positives": ["p"], "negatives": ["n", "m"]},
+        {"positive_scores": [2], "negative_scores": [1, 0.5]},
+        [2],
+        [1, 0.5],
+    ),
+    "FlagEmbedding": (
+        {"query": "q", "pos": ["p", "r"], "neg": ["n", "", "m"]},
+        {"pos_scores": [0.9, 0.8], "neg_scores": [0.1, 7, 0.2]},
+        [0.9, 0.8],
+        [0.1, 0.2],
+    ),
+    "NeMo": (
+        {"query": "q", "pos_doc": "p", "neg_doc": ["n"]},
+        {"pos_doc_score": 3.5, "neg_doc_scores": [-1]},
+        [3.5],
+        [-1],
+    ),
+    "Tevatron": (
+        {
+            "query": "q",
+            "positive_passages": [{**_TEXT, "score": 4}],
+            "negative_passages": [{**_TEXT, "score": 0.5}, {"text": "", "score": 9}],
+        },
+        {},
+        [4],
+        [0.5],
+    ),
+    "Tevatron, some without": (
+        {
+            "query": "q",
+            "positive_passages": [{**_TEXT, "score": 4}],
+            "negative_passages": [{**_TEXT, "score": 0.5}, _TEXT],
+        },
+        {},
+        [4],
+        [],
+    ),
+    "margin": ({"query": "q", "positive": "p", "negative": "n"}, {"score": 1.5}, [0], [-1.5]),
+    "margins": (
+        {"anchor": "q", "positive": "p", "negative_1": "n", "negative_2": "m"},
+        {"label": [1, 2.5]},
+        [0],
+        [-1, -2.5],
+    ),
+    "list": (
+        {"anchor": "q", "positive": "p", "negative_1": "n", "negative_2": "m"},
+        {"scores": [3, 1, 2.5]},
+        [3],
+        [1, 2.5],
+    ),
+    "of other things": (
+        {"anchor": "q", "positive": "p", "negative_1": "n", "negative_2": "m"},
+        {"label": 3},
+        [],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_scores_of_a_teacher(tmp_path: Path, name: str) -> None:
+    plain, scores, positive, negative = SCORED[name]
+    path = lines(tmp_path / "raw.jsonl", [{**plain, **scores}])
+    found = one(path)
+    assert (found.positive_scores, found.negative_scores) == (positive, negative)
+    bare = replace(found, positive_scores=[], negative_scores=[])
+    if scores:
+        assert bare == one(lines(tmp_path / "raw.jsonl", [plain]))
+
+
+def test_columns_name_scores(tmp_path: Path) -> None:
+    row = {"ask": "q", "yes": "p", "no": ["n", "m"], "teacher": {"yes": "0.75", "no": [0.5, -1]}}
+    columns = {
+        "query": "ask",
+        "positives": "yes",
+        "negatives": "no",
+        "positive_scores": "teacher.yes",
+        "negative_scores": "teacher.no",
+    }
+    path = lines(tmp_path / "raw.jsonl", [row])
+    found = one(path, columns=columns)
+    assert (found.positive_scores, found.negative_scores) == ([0.75], [0.5, -1])
+    columns["negative_scores"] = "teacher.no.0"
+    assert str(one(path, columns=columns)) == (
+        f"{path}:1: negative_scores must have one finite number for each of negatives: "
+        "it has 1 for 2: [0.5]"
+    )
+    columns["negative_scores"] = "no"
+    assert str(one(path, columns=columns)) == f"{path}:1: no must be numbers, not ['n', 'm']"
+
+
+def test_scores_of_documents_by_id(tmp_path: Path) -> None:
+    docs = lines(
+        tmp_path / "docs.jsonl", [{"id": n, "text": n * 2 if n != "c" else ""} for n in "abc"]
+    )
+    row = {"query": "q", "pos_doc": [{"id": "a"}], "neg_doc": [{"id": "c"}, {"id": "b"}]}
+    row |= {"pos_doc_scores": [2], "neg_doc_scores": [9, 1]}
+    found = one(lines(tmp_path / "raw.jsonl", [row]), documents=str(docs))
+    assert (found.negatives, found.positive_scores, found.negative_scores) == (["bb"], [2], [1])
 
 
 @pytest.mark.parametrize("name", [n for n in ROWS if n != "list of texts"])

@@ -110,6 +110,8 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
     )
     record = replace(
         record,
+        positive_scores=_of_kept(record.positive_scores, record.positives, tidy, positives),
+        negative_scores=_of_kept(record.negative_scores, record.negatives, tidy, negatives),
         query=query,
         positives=list(positives.values()),
         negatives=list(negatives.values()),
@@ -144,6 +146,18 @@ def _distinct(
         if kept.setdefault(key(text), text) is not text:
             removed.append((f"repeated_in_{name}", f"{record.id}: {text[:200]}"))
     return kept
+
+
+def _of_kept(
+    scores: list[float], texts: list[str], tidy: Callable[[str], str], kept: dict[bytes, str]
+) -> list[float]:
+    """Return the scores of the texts that are kept; of equal texts the first one's."""
+    if not scores:
+        return []
+    # The last entry of a key is the one that stays in a dictionary, so the first text comes last.
+    pairs = reversed(list(zip(texts, scores, strict=True)))
+    of = {key(tidy(text)): score for text, score in pairs}
+    return [of[known] for known in kept]
 
 
 def _remove_repeated(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.corpora.formats.interface import Row, listing
+from lbr_ds.corpora.formats.scores import SIDES
 from lbr_ds.corpora.formats.values import ID_NAMES, as_text, passage_texts
 from lbr_ds.errors import DataError
 
@@ -32,16 +33,21 @@ class Documents:
             for name in ("positives", "negatives")
             if isinstance(ids := raw.get(name), list) and all(isinstance(one, str) for one in ids)
         }  # anything else is an error of the record
-        return {**raw, **{name: self._texts(ids, where) for name, ids in named.items()}}
+        found = dict(raw)
+        for name, ids in named.items():
+            texts = [self._text(ident, where) for ident in ids]
+            found[name] = [text for text in texts if text]
+            scores = raw.get(SIDES[name])
+            if isinstance(scores, list) and len(scores) == len(texts):
+                pairs = zip(scores, texts, strict=True)
+                found[SIDES[name]] = [score for score, text in pairs if text]
+        return found
 
-    def _texts(self, ids: list[str], where: str) -> list[str]:
-        texts: list[str] = []
-        for ident in ids:
-            row = self._store.execute("SELECT text FROM texts WHERE id = ?", (ident,)).fetchone()
-            if row is None:
-                raise DataError(f"{where}: names document {ident!r:.60}, not in {self._place}")
-            texts += filter(None, row)
-        return texts
+    def _text(self, ident: str, where: str) -> str:
+        row = self._store.execute("SELECT text FROM texts WHERE id = ?", (ident,)).fetchone()
+        if row is None:
+            raise DataError(f"{where}: names document {ident!r:.60}, not in {self._place}")
+        return row[0] or ""
 
 
 @contextmanager

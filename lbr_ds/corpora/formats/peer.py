@@ -10,11 +10,19 @@ from typing import Any
 
 from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.formats.interface import Skipped, listing
+from lbr_ds.corpora.formats.scores import (
+    SIDES,
+    items_of,
+    of_tuple,
+    scores_inside,
+    without_empty,
+)
 from lbr_ds.corpora.formats.values import (
     MissingColumn,
     cell_text,
     column_value,
     named_parts,
+    numbers,
     objects,
     passage_texts,
 )
@@ -79,7 +87,9 @@ class Peer:
         negatives: Patterns of the columns of negatives; all columns that match count.
         score: The names of the column that decides whether a row is a pair; one must be there.
         instruction: The column of the query's instruction.
-        unused: Pattern of columns that are read by the peer and not here, for the message.
+        teacher: The names of the columns of a teacher's scores of the positives, and of the
+            negatives. Passages that are objects may also have a `score` each.
+        tuple_scores: The names of a column with the scores of the positive and of all negatives.
         unless: Pattern of columns with which a row has another meaning.
         is_query: What the query's value must be.
         is_positives: What the positives' value must be.
@@ -94,7 +104,8 @@ class Peer:
     negatives: str = _NONE
     score: tuple[str, ...] = ()
     instruction: str = ""
-    unused: str = _NONE
+    teacher: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    tuple_scores: tuple[str, ...] = ()
     unless: str = _NONE
     is_query: Callable[[Any], bool] = is_text
     is_positives: Callable[[Any], bool] = is_anything
@@ -115,13 +126,10 @@ class Peer:
             return False
         return self.is_query(row[query]) and self.is_positives(row[positives])
 
-    def is_unused(self, name: str) -> bool:
-        """Return whether a column means something to the peer, and nothing here."""
-        return re.fullmatch(self.unused, name) is not None
-
     def used(self, names: Iterable[str]) -> list[str]:
         """Return those of a row's columns that are read."""
-        known = {*self.query, *self.positives, *self.score, self.instruction}
+        known = {*self.query, *self.positives, *self.score, self.instruction, *self.tuple_scores}
+        known |= {name for names in self.teacher for name in names}
         return [n for n in names if n in known or re.fullmatch(self.negatives, n)]
 
     def read(self, row: dict[str, Any], source: SourceConfig, where: str) -> Made:
@@ -141,7 +149,8 @@ class Peer:
         query = self.column(row, columns.query, self.query, where)
         asked = passage_texts(column_value(row, query, where), query, where)
         fields: dict[str, Any] = {"query": " ".join(asked)}
-        for name, chosen in self.answers(row, source, where).items():
+        answers = self.answers(row, source, where)
+        for name, chosen in answers.items():
             fields[name] = [
                 text
                 for one in chosen
@@ -149,7 +158,26 @@ class Peer:
             ]
         if self.instruction and (prompt := row.get(self.instruction)):
             fields["instruction"] = cell_text(prompt, self.instruction, where)
+        if not (columns.positive_scores or columns.negative_scores):
+            fields |= self.scores(row, answers, by_id, where)
+        column = _first(row, self.tuple_scores)
+        if column and len(fields["positives"]) == 1:
+            fields |= of_tuple(row[column], len(fields["negatives"]))
         return fields
+
+    def scores(
+        self, row: dict[str, Any], answers: dict[str, list[str]], by_id: bool, where: str
+    ) -> dict[str, list[float]]:
+        """Return a teacher's scores of the passages in the columns `answers`."""
+        found = {}
+        for (side, columns), names in zip(answers.items(), self.teacher, strict=True):
+            column = _first(row, names)
+            items = items_of([column_value(row, one, where) for one in columns])
+            scores = numbers(row[column], column, where) if column else scores_inside(items)
+            if scores:
+                place = columns[0] if columns else side
+                found[SIDES[side]] = without_empty(scores, items, place, where, by_id)
+        return found
 
     def answers(
         self, row: dict[str, Any], source: SourceConfig, where: str

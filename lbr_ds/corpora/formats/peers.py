@@ -192,7 +192,7 @@ _TRIPLETS = Peer(
         "pos",
     ),
     negatives=_NEGATIVES,
-    unused="score|scores|label|labels",
+    tuple_scores=("score", "scores", "label", "labels"),
     unless="options|choices",
 )
 PEERS: dict[str, Peer] = {  # in the order in which they are tried
@@ -211,7 +211,7 @@ PEERS: dict[str, Peer] = {  # in the order in which they are tried
         positives=("pos",),
         negatives="neg",
         instruction="prompt",
-        unused="(pos|neg)_scores",
+        teacher=(("pos_scores",), ("neg_scores",)),
         is_positives=is_texts,
     ),
     "tevatron": Peer(
@@ -232,7 +232,7 @@ PEERS: dict[str, Peer] = {  # in the order in which they are tried
         query=("query", "question"),
         positives=("pos_doc",),
         negatives="neg_doc",
-        unused="(pos|neg)_doc_scores?",
+        teacher=(("pos_doc_scores", "pos_doc_score"), ("neg_doc_scores", "neg_doc_score")),
     ),
     "messages": Peer(
         "chats",

@@ -11,6 +11,7 @@ from typing import Any
 from lbr_ds.config import ColumnsConfig, SourceConfig
 from lbr_ds.corpora.formats.interface import Row, listing
 from lbr_ds.corpora.formats.peers import PEERS
+from lbr_ds.corpora.formats.scores import are_numbers
 from lbr_ds.corpora.formats.shapes import SHAPES, if_wrapped, mismatch
 from lbr_ds.corpora.formats.values import MissingColumn
 from lbr_ds.errors import DataError
@@ -110,7 +111,8 @@ def recognise(
     header = peer.header if peer and not source.header else ()
     names = list(dict.fromkeys(name for _, row in first for name in _inner(row, inside)))
     used = list(header) or (peer.used(names) if peer else [n for n in names if n in _FIELDS])
-    unused = [n for n in names if peer and not header and peer.is_unused(n)]
+    unused = [n for n in used if peer and n in peer.tuple_scores and not _numeric(first, inside, n)]
+    used = [n for n in used if n not in unused]
     told = [
         f"{place}: read as {_TITLES[shape]} ({listing(used)})",
         f" in each {inside!r}" if inside else "",
@@ -120,7 +122,7 @@ def recognise(
     return Form(shape, inside, header, "".join(told))
 
 
-def unpack(rows: Iterable[Row], source: SourceConfig, shape: str, place: str) -> Form:
+def unpack(rows: Iterable[Row], source: SourceConfig, shape: str) -> Form:
     """Return the form of rows whose shape the recipe gives: whether lists hold the records."""
     peer = PEERS.get(shape)
     header = peer.header if peer and not source.header else ()
@@ -129,8 +131,7 @@ def unpack(rows: Iterable[Row], source: SourceConfig, shape: str, place: str) ->
     if row and _lacks(row, source, shape):
         lists = (name for name, first in _lists(row) if not _lacks(first, source, shape))
         inside = next(lists, "")
-    unused = [n for n in _inner(row, inside) if peer and not header and peer.is_unused(n)]
-    return Form(shape, inside, header, f"{place}: {listing(unused)} not used" if unused else "")
+    return Form(shape, inside, header)
 
 
 def _form(row: dict[str, Any], source: SourceConfig) -> tuple[str, str] | None:
@@ -185,6 +186,11 @@ def _lacks(row: dict[str, Any], source: SourceConfig, shape: str) -> bool:
     except DataError:
         pass
     return False
+
+
+def _numeric(rows: list[tuple[str, dict[str, Any]]], inside: str, column: str) -> bool:
+    """Return whether a column holds numbers in any row."""
+    return any(are_numbers(_inner(row, inside).get(column)) for _, row in rows)
 
 
 def _inner(row: dict[str, Any], inside: str) -> dict[str, Any]:

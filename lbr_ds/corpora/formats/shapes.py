@@ -21,6 +21,7 @@ from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.formats.interface import Row, Skipped, listing
 from lbr_ds.corpora.formats.peer import Made
 from lbr_ds.corpora.formats.peers import PEERS
+from lbr_ds.corpora.formats.scores import SIDES
 from lbr_ds.corpora.formats.values import (
     IncompleteRecipe,
     MissingColumn,
@@ -161,8 +162,14 @@ def _passes(value: Any, pattern: str) -> bool:
 
 
 def _as_record(row: dict[str, Any], source: SourceConfig, where: str) -> list[dict[str, Any]]:
-    """Return the row with numbers as texts and without nulls; other values stay, as errors."""
-    return [{name: _as_field(value) for name, value in row.items() if value is not None}]
+    """Return the row with ids as texts and without nulls; other values stay, as errors."""
+    return [
+        {
+            name: value if name in SIDES.values() else _as_field(value)
+            for name, value in row.items()
+            if value is not None
+        }
+    ]
 
 
 def _as_field(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from datetime import date
 from decimal import Decimal
@@ -99,11 +100,14 @@ def template_texts(row: dict[str, Any], template: str, where: str) -> list[str]:
 
 
 def named_parts(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, Any]:
-    """Return id, group and instructions if the recipe names columns for them.
+    """Return id, group, instructions and scores if the recipe names columns for them.
 
     An empty cell does not replace the instruction of the source.
     """
-    named = {}
+    named: dict[str, Any] = {}
+    for name in ("positive_scores", "negative_scores"):
+        if column := getattr(source.columns, name):
+            named[name] = numbers(column_value(row, column, where), column, where)
     for name in ("id", "group", "instruction", "document_instruction"):
         column = getattr(source.columns, name)
         if column:
@@ -112,6 +116,21 @@ def named_parts(row: dict[str, Any], source: SourceConfig, where: str) -> dict[s
             else:
                 named[name] = cell_text(column_value(row, column, where), column, where)
     return {k: v for k, v in named.items() if v or not k.endswith("instruction")}
+
+
+def numbers(value: Any, column: str, where: str) -> list[float]:
+    """Return the numbers of a column: a number, or a list of numbers; nothing for null.
+
+    Raises:
+        DataError: The column holds anything else.
+    """
+    try:
+        found = [float(one) for one in flattened(value) if value is not None]
+    except (TypeError, ValueError):
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise DataError(f"{where}: {column} must be numbers, not {value!r:.60}")
+    return found
 
 
 def passage_texts(value: Any, column: str, where: str, by_id: bool = False) -> list[str]:
