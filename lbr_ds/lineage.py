@@ -72,6 +72,7 @@ class Bottleneck(Section):
     attention: str
     pooling: str
     max_length: int
+    separator: str = "eos"
 
     @classmethod
     def of(cls, model: ModelConfig, bottleneck: BottleneckConfig) -> Bottleneck:
@@ -81,6 +82,7 @@ class Bottleneck(Section):
             attention=model.attention,
             pooling=model.pooling,
             max_length=model.max_length,
+            separator=bottleneck.separator,
         )
 
 

@@ -88,11 +88,11 @@ def _plain(
 ) -> Sequence:
     """Return X and Y as one causal segment, with the end token between a question and its answer.
 
-    Without a bottleneck the tokenizer ends every text with that token: X is encoded as in training.
+    Without a bottleneck what is between them is `bottleneck.separator`, as the tokenizer has it.
     """
     end = tokenizer.backend.eos_token_id
     target = tokenizer.target(passage, max_target_length)
     if question and not tokenizer.num_bottleneck:
-        return Sequence(tokenizer.contexts([question])[0], 0, target, cut=False)
+        return Sequence(tokenizer.prompts([question])[0], 0, target, cut=False)
     ids = tokenizer.plain(question, tokenizer.max_length - 1) if question else []
     return Sequence([*ids, end], 0, target, cut=False)

@@ -50,6 +50,8 @@ class TextTokenizer:
         num_bottleneck: K.
         pool_instruction: whether mean pooling includes the tokens of a text's instruction.
         special_ids: ids of the special tokens.
+        chat: ids before and after X where stage 1 trains in a chat template, or None.
+        contexts_end: whether the tokenizer ends every text, with the bottleneck or the end token.
     """
 
     def __init__(
@@ -59,14 +61,19 @@ class TextTokenizer:
         max_length: int,
         num_bottleneck: int,
         pool_instruction: bool = True,
+        chat: tuple[list[int], list[int]] | None = None,
     ) -> None:
         self.backend = tokenizer
         self.max_length = max_length
         self.num_bottleneck = num_bottleneck
         self.pool_instruction = pool_instruction
         self._sizes: dict[str, int] = {"": 0}  # tokens of the instructions that leave room
+        self.chat = chat
         # Tokens that the tokenizer adds to a text: [bos] and the bottleneck tokens.
-        self._affixes = len(tokenizer("")["input_ids"])
+        affixes = tokenizer("")["input_ids"]
+        self._affixes = len(affixes)
+        self._has_end = affixes[-1:] == [tokenizer.eos_token_id]
+        self.contexts_end = num_bottleneck > 0 or self._has_end
         self.special_ids = frozenset(tokenizer.all_special_ids)  # slow to compute
         self._parts: dict[int, bool] = {}
 
@@ -77,7 +84,21 @@ class TextTokenizer:
             DataError: the instruction of an `Instructed` text leaves no room for the text.
         """
         self.check(texts)
-        return self.backend(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        found = self.backend(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        # With `bottleneck.separator=none` an empty text has no token that could be read.
+        return [ids or [self.backend.eos_token_id] for ids in found]
+
+    def prompts(self, texts: list[str]) -> list[list[int]]:
+        """Return what an answer follows in stage 1: `[X ; B]`, or X in the chat template.
+
+        Raises:
+            DataError: as `contexts`.
+        """
+        if self.chat is None:
+            return self.contexts(texts)
+        before, after = self.chat
+        room = self.max_length - len(before) - len(after)
+        return [[*before, *self.plain(text, room), *after] for text in texts]
 
     def plain(self, text: str, limit: int) -> list[int]:
         """Return at most `limit` ids of the text without special tokens."""
@@ -160,5 +181,5 @@ class TextTokenizer:
         These include [bos]. It counts the tokens of the instruction alone, less the end token; so
         there is no bottleneck here (`instructions.pooling_fault`).
         """
-        before = self._affixes - 1
+        before = self._affixes - self._has_end
         return before + self.instruction_size(instruction) if instruction else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lbr_ds.config.section import NameOrPath, Section
 
@@ -93,8 +93,23 @@ class BottleneckConfig(Section):
         le=256,
         json_schema_extra={"unit": "tokens"},
         description="Number of bottleneck tokens K that are appended to every text. 0: a plain "
-        "backbone that is read at its end token, for baselines.",
+        "backbone, for baselines; `separator` says where it is read.",
     )
+    separator: Literal["eos", "none", "chat"] = Field(
+        default="eos",
+        description="With count 0: what ends a text. eos: the end token, which is then read. none: "
+        "nothing; its last token is read, and in stage 1 Y follows X directly (the paper's GL). "
+        "chat: like none, but in stage 1 X stands in the backbone's chat template.",
+    )
+
+    @model_validator(mode="after")
+    def _separates_without_bottleneck(self) -> BottleneckConfig:
+        if self.count and self.separator != "eos":
+            raise ValueError(
+                f"separator={self.separator} is for a backbone without bottleneck; set count to 0, "
+                "or remove separator"
+            )
+        return self
 
 
 class LoraConfig(Section):

@@ -9,8 +9,9 @@
 | `plain_sft`      | query   | answer  | X, earlier Y    | baseline without a bottleneck         |
 | `plain_lm`       |         | passage | earlier Y       | baseline without a bottleneck         |
 
-An answer is one of a record's positives. `batching/generative.py` makes the sequences; the planner
-counts their tokens and query-key pairs from the same table.
+An answer is one of a record's positives. `bottleneck.separator` says what is between X and Y of
+`plain_sft`. `batching/generative.py` makes the sequences; the planner counts their tokens and
+query-key pairs from the same table.
 """
 
 from __future__ import annotations

@@ -89,9 +89,9 @@ def _rounded(score: float | None) -> float | None:
 
 
 def contexts(model: PackedEncoder, queries: list[str], *, cut: bool) -> list[Sequence]:
-    """`[X ; B]` of each query (without a bottleneck X and the end token), as in training."""
+    """`[X ; B]` of each query (without a bottleneck X and its separator), as in training."""
     bottleneck = model.card.num_bottleneck
-    return [Sequence(ids, bottleneck, cut=cut) for ids in model.tokenizer.contexts(queries)]
+    return [Sequence(ids, bottleneck, cut=cut) for ids in model.tokenizer.prompts(queries)]
 
 
 def _longest(model: PackedEncoder, references: list[list[str]]) -> int:

@@ -58,11 +58,13 @@ def prove(source: Path, folder: Path) -> dict[str, Any]:
         the same `by_batch_size` (and by prompt), the `limit`, and the folder's `prompts`.
     """
     card = Card.load(folder)
-    texts = proof_texts(card.max_length)
     general = json.loads((folder / "config_sentence_transformers.json").read_text())
     prompts: dict[str, str] = general["prompts"]
     encoder = PackedEncoder(source, device="cpu", dtype="auto")
     use_fp32_arithmetic(encoder.model)
+    texts = proof_texts(card.max_length)
+    if not encoder.tokenizer.contexts_end:
+        texts.remove("")  # stock tools have no token to read (`bottleneck.separator=none`)
     ours = encoder.encode(texts)
     by_prompt = {name: text for name, text in prompts.items() if text}
     instructed = {

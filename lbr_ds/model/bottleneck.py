@@ -30,6 +30,7 @@ from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.errors import CheckpointError, ConfigError, DataError
 from lbr_ds.model import made_from
 from lbr_ds.model.backbone import open_backbone
+from lbr_ds.model.chat import Frame, chat_frame
 from lbr_ds.model.complete import not_finite
 from lbr_ds.model.files import Stored, in_files, save_files, save_index
 from lbr_ds.model.rope import write_legacy_rope
@@ -58,6 +59,7 @@ class Card:
     attention: str
     pool_instruction: bool = True
     head: bool = True  # False: no language-model head of its own, only encoding is possible
+    chat: Frame | None = None  # ids around X in stage 1 (`bottleneck.separator=chat`)
 
     def save(self, folder: Path) -> None:
         """Write the card into a model folder."""
@@ -109,7 +111,8 @@ def prepare_backbone(
     if model.num_layers is not None:
         _keep_layers(backbone, model.num_layers)
     new = _add_tokens(backbone, tokenizer, bottleneck.count, seed)
-    _append_to_texts(tokenizer, bottleneck.count)
+    chat = chat_frame(model, tokenizer) if bottleneck.separator == "chat" else None
+    _append_to_texts(tokenizer, bottleneck)
     with atomic_folder(folder, check=_check_ours) as part:
         if stored is None:
             for index, table in enumerate(_tables(backbone)):
@@ -128,6 +131,7 @@ def prepare_backbone(
             model.attention,
             model.pool_instruction,
             head,
+            chat,
         ).save(part)
         made_from.save_lineage(model, bottleneck, part)
         (part / made_from.NAME).write_text(json.dumps(wanted, indent=2) + "\n")
@@ -240,11 +244,13 @@ def _tables(backbone: PreTrainedModel) -> list[nn.Parameter]:
     return list({id(m.weight): m.weight for m in modules}.values())
 
 
-def _append_to_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> None:
-    """Make the tokenizer append B (or, without bottleneck, the end token) to every text."""
+def _append_to_texts(tokenizer: PreTrainedTokenizerBase, bottleneck: BottleneckConfig) -> None:
+    """Make the tokenizer append B (without bottleneck the separator) to every text."""
     before = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id][:1]
     prefix: list[str] = list(tokenizer.convert_ids_to_tokens(before))
-    suffix = [bottleneck_token(i) for i in range(count)] or [tokenizer.eos_token]
+    suffix = [bottleneck_token(i) for i in range(bottleneck.count)]
+    if bottleneck.count == 0 and bottleneck.separator == "eos":
+        suffix = [tokenizer.eos_token]
     special = [(t, tokenizer.convert_tokens_to_ids(t)) for t in dict.fromkeys(prefix + suffix)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=[*prefix, "$A", *suffix],

@@ -54,6 +54,7 @@ class PackedEncoder:
             max_length=self.card.max_length,
             num_bottleneck=self.card.num_bottleneck,
             pool_instruction=self.card.pool_instruction,
+            chat=self.card.chat,
         )
 
     @torch.inference_mode()

@@ -2,7 +2,8 @@
 
 A variant is a name, overrides of the recipe, and the stages to run. Baselines without a bottleneck
 have `bottleneck.count=0`: the plain backbone, whose embedding is the state of its end token, where
-`plain_sft` was trained to begin an answer.
+`plain_sft` was trained to begin an answer. That end token is itself a bottleneck of one token
+without the cut; "paper's form" is plain fine-tuning without it, read at a text's last token.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from lbr_ds.config import RunConfig
 from lbr_ds.errors import ConfigError
 
 _PLAIN = ("bottleneck.count=0", "stage1.objective=plain_sft", "stage1.bag_of_words=0")
+_PAPER_FORM = (*_PLAIN, "bottleneck.separator=none")
 _BIDIRECTIONAL = ("model.attention=bidirectional",)
 COUNTS = (32, 16, 8, 4, 2, 1)  # of bottleneck tokens: mild to extreme compression
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the budget that stage 1 gets
@@ -106,10 +108,14 @@ def _table3(run: RunConfig) -> Table:
         Variant("LLM+GL+CL", (1, 2), _PLAIN),
         Variant(lbr, (1, 2)),
     )
+    stages = {"LLM": (), "LLM+GL": (1,), "LLM+CL": (2,), "LLM+GL+CL": (1, 2)}
+    weak = [Variant(f"{n} (paper's form)", s, _PAPER_FORM, paper=n) for n, s in stages.items()]
     pairs = [(lbr, v.name) for v in variants if v.name != lbr]
+    pairs += [(lbr, f"{name} (paper's form)") for name in ("LLM+CL", "LLM+GL+CL")]
+    alike = [(f"LLM+GL+CL{form}", f"LLM+CL{form}") for form in ("", " (paper's form)")]
     return Table(
-        tuple(_beside(v) for v in variants),
-        (*pairs, ("LLM+GL+CL", "LLM+CL"), ("LLM+IB-GL", "LLM+GL")),
+        (*map(_beside, variants), *weak),
+        (*pairs, *alike, ("LLM+IB-GL", "LLM+GL"), ("LLM+IB-GL", "LLM+GL (paper's form)")),
     )
 
 

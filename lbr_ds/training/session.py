@@ -21,7 +21,7 @@ from lbr_ds.config import RunConfig
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.config.training import StageConfig
 from lbr_ds.distributed import World
-from lbr_ds.model.bottleneck import load_tokenizer
+from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.embedder import Embedder, build_embedder
 from lbr_ds.model.lora import adapting
 from lbr_ds.system import environment
@@ -139,6 +139,7 @@ def text_tokenizer(run: RunConfig) -> TextTokenizer:
         max_length=run.model.max_length,
         num_bottleneck=run.bottleneck.count,
         pool_instruction=run.model.pool_instruction,
+        chat=Card.load(run.run / "backbone").chat,
     )
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from lbr_ds.batching import TextTokenizer, pack
 from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
 from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig
-from lbr_ds.errors import DataError
+from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.instructions import MIN_TEXT
-from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
+from lbr_ds.model.bottleneck import Card, load_tokenizer, prepare_backbone
 from lbr_ds.records import Record
 from tests.tiny import backbone
 
@@ -131,6 +135,63 @@ def test_without_a_bottleneck_gl_learns_what_is_read(tmp_path: Path) -> None:
     learnt = generative_sequence(PAIR, "plain_sft", tokenizer, turn=0, max_target_length=64)
     assert learnt.context == tokenizer.embed([PAIR.query])[0].context
     assert not learnt.cut
+
+
+TEMPLATE = "{% for m in messages %}<s>{{ m.role }} says<s>{{ m.content }}</s>{% endfor %}then"
+
+
+def without_bottleneck(folder: Path, separator: str, **more: Any) -> TextTokenizer:
+    raw = backbone(folder / "raw")
+    config = json.loads((raw / "tokenizer_config.json").read_text())
+    (raw / "tokenizer_config.json").write_text(json.dumps({**config, **more}))
+    model = ModelConfig(backbone=str(raw), max_length=40)
+    settings = BottleneckConfig.model_validate({"count": 0, "separator": separator})
+    prepare_backbone(model, settings, folder / "made", 0)
+    chat = Card.load(folder / "made").chat
+    backend = load_tokenizer(folder / "made")
+    return TextTokenizer(backend, max_length=40, num_bottleneck=0, chat=chat)
+
+
+def test_the_paper_s_gl_has_nothing_between_question_and_answer(tmp_path: Path) -> None:
+    """The text's own last token predicts the answer and is read; an empty text has one token."""
+    made = without_bottleneck(tmp_path, "none")
+    end = made.backend.eos_token_id
+    query, answer = ids(made, PAIR.query), ids(made, PAIR.positives[0])
+    learnt = generative_sequence(PAIR, "plain_sft", made, turn=0, max_target_length=64)
+    assert [*learnt.context, *learnt.target] == [*query, *answer, end]
+    assert made.embed([PAIR.query])[0].context == learnt.context
+    batch = pack([learnt])
+    assert batch.read[0] == len(query) - 1
+    assert batch.targets is not None
+    assert batch.targets[0] == answer[0]
+    assert made.contexts(["", "a fever"]) == [[end], ids(made, "a fever")]
+
+
+def test_a_question_in_a_chat_template(tmp_path: Path) -> None:
+    """The context is what the backbone's own tokenizer makes of the question as a chat."""
+    made = without_bottleneck(tmp_path, "chat", chat_template=TEMPLATE)
+    raw = AutoTokenizer.from_pretrained(tmp_path / "raw")
+    chat = [{"role": "user", "content": PAIR.query}]
+    wanted = raw.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    learnt = generative_sequence(PAIR, "plain_sft", made, turn=0, max_target_length=64)
+    assert learnt.context == wanted
+    assert made.embed([PAIR.query])[0].context == ids(made, PAIR.query)
+    long = generative_sequence(
+        replace(PAIR, query="fever " * 90), "plain_sft", made, turn=0, max_target_length=64
+    )
+    assert len(long.context) == made.max_length
+    after = raw("</s>then", add_special_tokens=False)["input_ids"]
+    assert long.context[-len(after) :] == after
+
+
+def test_separators_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no chat template; use separator eos or none"):
+        without_bottleneck(tmp_path / "a", "chat")
+    long = TEMPLATE.replace("says", "says " * 40)
+    with pytest.raises(ConfigError, match=r"at least 8 are needed; raise model\.max_length to"):
+        without_bottleneck(tmp_path / "b", "chat", chat_template=long)
+    with pytest.raises(ValidationError, match="separator=none is for a backbone without"):
+        BottleneckConfig(count=2, separator="none")
 
 
 def test_sft_of_a_plain_passage_is_refused(tokenizer: TextTokenizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
 from lbr_ds.corpora.curate import trained_texts
+from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.evaluation import evaluate
 from lbr_ds.exporting import TOLERANCE, export, proof_texts
@@ -167,6 +169,25 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, size: float) ->
     with pytest.raises(CheckpointError, match=r"the vector of 'the' is zero, not finite or"):
         export(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("separator", ["eos", "none"])
+def test_a_plain_backbone_is_read_at_its_last_token(
+    tmp_path: Path, separator: Literal["eos", "none"]
+) -> None:
+    """By stock tools as by ours, and as transformers gives the states."""
+    model = ModelConfig(backbone=str(backbone(tmp_path / "raw")), max_length=32)
+    bottleneck = BottleneckConfig(count=0, separator=separator)
+    prepare_backbone(model, bottleneck, tmp_path / "made", 0)
+    assert export(tmp_path / "made", tmp_path / "out")["largest_difference"] <= TOLERANCE
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "raw").base_model
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "raw")
+    ids = tokenizer("acute pain in the liver", add_special_tokens=False)["input_ids"]
+    ids += [tokenizer.eos_token_id] if separator == "eos" else []
+    with torch.inference_mode():
+        state = stock(torch.tensor([ids])).last_hidden_state[0, -1]
+    vector = Encoder(tmp_path / "out").encode_queries(["acute pain in the liver"])[0]
+    np.testing.assert_allclose(vector, (state / state.norm()).numpy(), atol=1e-5)
 
 
 def test_config_attributes_of_other_names(tmp_path: Path) -> None:

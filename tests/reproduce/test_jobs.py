@@ -35,9 +35,9 @@ def plan(recipe: Path, name: str = "table3", seeds: tuple[int, ...] = (0,), *mor
 
 def test_table_3_shares_its_stage_1_runs(recipe: Path) -> None:
     rows, jobs = plan(recipe)
-    assert [job.phase for job in jobs] == [0, 0, 1, 1, 2, 2, 2]
+    assert [job.phase for job in jobs] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2]
     own = {name: row[-1] for (name, _), row in rows.items()}
-    assert len({job.folder for job in own.values()}) == 6
+    assert len({job.folder for job in own.values()}) == 10
     for first, second in (("LLM+GL", "LLM+GL+CL"), ("LLM+IB-GL", "LLM+IB-GL+CL")):
         assert ("stage1", own[first].folder / "stage1") in own[second].links
     assert [name for name, _ in own["LLM+CL"].links] == ["backbone"]
@@ -48,7 +48,7 @@ def test_table_3_shares_its_stage_1_runs(recipe: Path) -> None:
     assert own["LLM+IB-GL+CL", 0][-1].run.stage2.start_from == "best"
     assert own["LLM+CL", 0][-1].run.stage2.start_from == "backbone"
     _, both = plan(recipe, "table3", (0, 1))
-    assert len(both) == 14
+    assert len(both) == 22
     # Table 2 needs nothing more, table 4 two other readings of what table 3 has.
     names = {job.folder for job in jobs}
     assert {job.folder for job in plan(recipe, "table2")[1]} <= names
@@ -69,7 +69,7 @@ def test_a_folder_is_named_by_what_decides_its_numbers(recipe: Path) -> None:
     changed = folders("stage1.optim.lr=0.5")
     assert stage1 <= before - changed
     # Contrastive learning alone knows no stage 1.
-    assert len(before & changed) == 3
+    assert len(before & changed) == 5
     assert not before & folders("seed=3", "model.num_layers=1")
     # Where numbers lie decides none of them; how wide they are does.
     whole, cut, single = (folders(f"engine.ds_config={n}") for n in ("zero2", "zero3", "zero3_cpu"))
@@ -116,7 +116,7 @@ def test_the_list_touches_nothing(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path / "new", prepared=False)
     lines = list_jobs("table3", str(recipe), seeds=[0, 1], nproc=2, max_queries=9)
     assert lines[0] == f"# lbr-ds prepare {recipe}"
-    assert [line.split()[0] for line in lines[1:]] == [str(n) for n in range(14)]
+    assert [line.split()[0] for line in lines[1:]] == [str(n) for n in range(22)]
     assert "--stage 2 --nproc 2 && lbr-ds eval" in lines[-1]
     assert "--max-queries 9" in lines[-1]
     assert not (recipe.parent / "data").exists()
@@ -126,8 +126,8 @@ def test_the_list_touches_nothing(tmp_path: Path) -> None:
 def test_faults_are_one_line(recipe: Path) -> None:
     with pytest.raises(ConfigError, match="unknown table 'table9'; one of table1"):
         list_jobs("table9", str(recipe))
-    with pytest.raises(ConfigError, match="--only 7: table3 has jobs 0 to 6"):
-        reproduce("table3", str(recipe), only=7)
+    with pytest.raises(ConfigError, match="--only 11: table3 has jobs 0 to 10"):
+        reproduce("table3", str(recipe), only=11)
 
 
 def made_up(job: Job, number: int, generation: bool = False) -> None:
@@ -240,7 +240,7 @@ def test_the_control_has_columns_of_its_own(
     assert result is not None
     text = (tmp_path / "run" / "reproduce" / "table3" / "RESULT.md").read_text()
     means = {r["variant"]: r for r in result["rows"]}
-    assert len(result["control"]) == len(result["comparisons"]) == 7
+    assert len(result["control"]) == len(result["comparisons"]) == 11
     for c, held_out in zip(result["control"], result["comparisons"], strict=True):
         gain = means[c["a"]]["control_ndcg_at_10"] - means[c["b"]]["control_ndcg_at_10"]
         assert c["difference"] == pytest.approx(gain, abs=2e-5)

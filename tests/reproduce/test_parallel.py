@@ -62,7 +62,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table_3(recipe: Path, *more: str) -> list[Job]:
-    """The seven jobs of table 3: two backbones, two of stage 1, three of stage 2."""
+    """The jobs of table 3: three backbones, three of stage 1, five of stage 2."""
     source = RecipeSource(str(recipe), more, recipe.parent / "root")
     table = TABLES["table3"](load(recipe, list(more)))
     return sorted_jobs([jobs_of(variant, 0, source) for variant in table.variants])
@@ -106,9 +106,9 @@ def test_a_job_starts_when_what_it_needs_is_done(
             open_jobs.remove(number)
             done.add(number)
         most = max(most, len(open_jobs))
-    assert done == set(range(7))
+    assert done == set(range(11))
     assert most <= at_once
-    assert len(list((tmp_path / "logs").glob("*.log"))) == 7
+    assert len(list((tmp_path / "logs").glob("*.log"))) == 11
 
 
 def test_the_first_failure_stops_the_rest(
@@ -191,8 +191,8 @@ def test_memory_for_so_many_jobs(recipe: Path, monkeypatch: pytest.MonkeyPatch) 
     assert capacity.check_memory(jobs, 2, 1) == []
     with pytest.raises(EnvironmentProblem, match=r"--jobs 3: the largest job .*; use --jobs 2$"):
         capacity.check_memory(jobs, 3, 1)
-    # There are five trainings, however many jobs are asked for.
-    with pytest.raises(EnvironmentProblem, match=r"--jobs 5: .* use --jobs 2$"):
+    # There are eight trainings, however many jobs are asked for.
+    with pytest.raises(EnvironmentProblem, match=r"--jobs 8: .* use --jobs 2$"):
         capacity.check_memory(jobs, 9, 1)
     monkeypatch.setattr(capacity, "free_host_memory", lambda: 1 << 60)
     monkeypatch.setattr(capacity, "num_gpus", lambda: 2)

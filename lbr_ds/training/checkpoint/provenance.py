@@ -95,11 +95,12 @@ def _differences(run: RunConfig, origin: Path, prepared: bool) -> list[str]:
         )
     if was is None:
         return reasons
-    if was.bottleneck.count != run.bottleneck.count:
-        reasons.append(
-            f"{origin} was trained with bottleneck.count={was.bottleneck.count} and the recipe "
-            f"says {run.bottleneck.count}"
-        )
+    for key in ("count", "separator"):
+        trained, asked = getattr(was.bottleneck, key), getattr(run.bottleneck, key)
+        if trained != asked:
+            reasons.append(
+                f"{origin} was trained with bottleneck.{key}={trained} and the recipe says {asked}"
+            )
     if now and was.backbone and not reasons and not _descends(was, now, run, model):
         changed = was.backbone.differences(now)
         reasons.append(
