@@ -50,7 +50,14 @@ def prepare(recipe: Recipe) -> dict[str, Any]:
 
     run = _loaded(recipe)
     with show_progress() as progress:
-        return prepare_data(run.data, run.seed, progress, run.model, run.bottleneck.count)
+        return prepare_data(
+            run.data,
+            run.seed,
+            progress,
+            run.model,
+            run.bottleneck.count,
+            run.separates_sources,
+        )
 
 
 def train(recipe: Recipe, stage: int, *, nproc: int | None = None, force: bool = False) -> Path:

@@ -26,7 +26,14 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 
     run = load(recipe, overrides or [])
     with show_progress() as progress, writing(public_url(run.data.folder)):
-        curation = prepare_data(run.data, run.seed, progress, run.model, run.bottleneck.count)
+        curation = prepare_data(
+            run.data,
+            run.seed,
+            progress,
+            run.model,
+            run.bottleneck.count,
+            run.separates_sources,
+        )
     show_curation(curation, run.data.local_folder)
 
 

@@ -80,6 +80,14 @@ class DataConfig(Section):
         description="GiB of local disk for the shards of a folder that is a URL.",
     )
     sources: list[SourceConfig] = Field(default_factory=list, description="The raw corpora.")
+    size_exponent: float = Field(
+        default=1,
+        ge=0,
+        le=1,
+        description="How much the size of a source counts when training draws from several: the "
+        "share of a source is proportional to weight * records**size_exponent. 1: in full. 0: not "
+        "at all, so that weights are shares. It is 1 / temperature of multilingual sampling.",
+    )
     protocol: Literal["random", "knowledge"] = Field(
         default="random",
         description="random: the paper's split. knowledge: stage 1 reads the facts of all "
@@ -167,6 +175,32 @@ class DataConfig(Section):
         if fault := _protocol_fault(self):
             raise ValueError(fault)
         return self
+
+    @model_validator(mode="after")
+    def _one_rule_per_name(self) -> DataConfig:
+        rules = {source.name: (source.weight, source.temperature) for source in self.sources}
+        for source in self.sources:
+            if (source.weight, source.temperature) != rules[source.name]:
+                raise ValueError(
+                    f"sources: several are named {source.name!r} and differ in weight or "
+                    "temperature; give them the same, or different names"
+                )
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of sources that have one, by name."""
+        return {s.name: s.weight for s in self.sources if s.weight is not None}
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """The temperatures of sources that have one, by name."""
+        return {s.name: s.temperature for s in self.sources if s.temperature is not None}
+
+    @property
+    def weighs_sources(self) -> bool:
+        """Whether sources are drawn by weight."""
+        return bool(self.weights) or self.size_exponent != 1
 
     @property
     def split_names(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from lbr_ds.config.data import DataConfig
 from lbr_ds.config.mining import MiningConfig
+from lbr_ds.config.mixing import Mixing
 from lbr_ds.config.model import BottleneckConfig, LoraConfig, ModelConfig
 from lbr_ds.config.objectives import OBJECTIVES
 from lbr_ds.config.operation import (
@@ -93,6 +94,18 @@ class RunConfig(Section):
         """Return the section of stage 1 or 2."""
         return self.stage1 if number == 1 else self.stage2
 
+    @property
+    def separates_sources(self) -> bool:
+        """Whether each shard must contain one source, because a stage draws by source."""
+        return self.data.weighs_sources or self.stage2.homogeneous
+
+    def mixing(self, stage: int) -> Mixing | None:
+        """Return how a stage draws from several sources; None: all records alike."""
+        homogeneous = stage == 2 and self.stage2.homogeneous
+        if not (self.data.weighs_sources or homogeneous):
+            return None
+        return Mixing(self.data.weights, self.data.size_exponent, homogeneous)
+
     def keeps_best(self, stage: int) -> bool:
         """Return whether the best checkpoint of a stage is kept beside the newest ones."""
         chosen = stage == 2 or self.stage2.start_from == "best"
@@ -116,6 +129,13 @@ class RunConfig(Section):
         if self.lora.rank is None:
             plain.pop("lora")
         plain.pop(f"stage{3 - stage}")
+        if self.data.weighs_sources:
+            plain["data"] = {
+                "weights": self.data.weights,
+                "size_exponent": self.data.size_exponent,
+            }
+        if stage == 2 and self.data.temperatures:
+            plain["stage2"]["temperatures"] = self.data.temperatures
         for name in ("activation_checkpointing", "attention_kernel", "compile"):
             plain["model"].pop(name)
         for memory_only in ("micro_batch_tokens", "chunk_tokens", "patience"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lbr_ds.config.section import MAX_COUNT, Address, Section
 
@@ -182,6 +182,21 @@ class SourceConfig(Section):
         description="Written into each record as its source, unless it has one. Empty: derived "
         "from the path.",
     )
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="How often training draws from this source: its share of the samples is "
+        "proportional to weight * records**data.size_exponent. Needs `name`. null: 1, and without "
+        "any weight every record is drawn once per epoch.",
+    )
+    temperature: float | None = Field(
+        default=None,
+        ge=1e-4,
+        le=100,
+        description="Temperature of InfoNCE for queries of this source. Needs `name`. null: "
+        "stage2.temperature.",
+    )
     license: str = Field(default="", description="Licence of the corpus, for curation.json.")
     origin: str = Field(default="", description="Whom to cite, for curation.json.")
     keep_lines: bool | None = Field(
@@ -203,6 +218,15 @@ class SourceConfig(Section):
         json_schema_extra={"unit": "records"},
         description="Read no more than this many records. null: all.",
     )
+
+    @model_validator(mode="after")
+    def _named_where_training_refers_to_it(self) -> SourceConfig:
+        for key in ("weight", "temperature"):
+            if getattr(self, key) is not None and not self.name:
+                raise ValueError(
+                    f"{key} belongs to the records of one name; give the source a name"
+                )
+        return self
 
     @field_validator("instruction", mode="before", json_schema_input_type=InstructionConfig | str)
     @classmethod

@@ -202,6 +202,11 @@ class Stage2Config(StageConfig):
         default=CropConfig(), description="For pairs: crop: the lengths of the spans."
     )
     temperature: float = Field(default=0.02, ge=1e-4, le=100, description="Temperature of InfoNCE.")
+    homogeneous: bool = Field(
+        default=False,
+        description="Draw all samples of a step from one source, so that in-batch negatives are of "
+        "one kind. Each source must then have samples_per_step records.",
+    )
     num_negatives: int = Field(
         default=0,
         ge=0,

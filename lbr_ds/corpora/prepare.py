@@ -41,6 +41,7 @@ from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, ShardFile, write_split
 from lbr_ds.shards.in_use import refuse_in_use
 from lbr_ds.shards.manifest import NAME
+from lbr_ds.shards.sources import OTHERS
 from lbr_ds.system.atomic import (
     atomic_folder,
     check_replaceable,
@@ -63,6 +64,7 @@ def prepare(
     progress: Progress = no_progress,
     model: ModelConfig | None = None,
     bottleneck: int = 0,
+    by_source: bool = False,
 ) -> dict[str, Any]:
     """Make `data.folder` from `data.sources`, or reuse it if it was made from the same.
 
@@ -76,6 +78,8 @@ def prepare(
         model: The backbone whose tokenizer counts for `data.min_tokens`, `data.max_tokens` and
             instructions.
         bottleneck: The number of tokens that are added to each text.
+        by_source: Whether each shard gets records of one source; it does also where
+            `data.weighs_sources`.
 
     Returns:
         The content of curation.json, and `reused`.
@@ -95,7 +99,8 @@ def prepare(
     corpora = [sources.find(s, f"data.sources.{n}") for n, s in enumerate(data.sources)]
     table = [corpus.provenance() for corpus in corpora]
     tokenizer = _tokenizer(data, model)
-    fingerprint = _fingerprint(data, seed, table, tokenizer)
+    apart = {corpus.name for corpus in corpora} if by_source or data.weighs_sources else set()
+    fingerprint = _fingerprint(data, seed, table, tokenizer, bool(apart))
     recover(folder, keep=fingerprint)
     if (kept := _reusable(folder, fingerprint)) is not None:
         try_recover(folder)
@@ -114,7 +119,7 @@ def prepare(
         if space := room(model, bottleneck, str(counter or "")):
             space.check(_stated_instructions(corpora))
         collected = collect(data, corpora, str(counter or ""), store, progress)
-        made = _make(data, collected, store, manifest, space, progress)
+        made = _make(data, collected, store, manifest, space, apart, progress)
     return {**made, "reused": False}
 
 
@@ -124,9 +129,13 @@ def _make(
     store: Store,
     manifest: Manifest,
     space: Room | None,
+    apart: set[str],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Divide what was read and write it to `manifest.folder`; return the audit."""
+    """Divide what was read and write it to `manifest.folder`; return the audit.
+
+    apart: The sources that get shards of their own; none: shards mix all sources.
+    """
     dropped, removed = collected.records, collected.texts
     known = data.protocol == "knowledge"
     split = knowledge.divide_entities if known else divide
@@ -154,7 +163,7 @@ def _make(
     manifest = replace(manifest, instructions=used)
     stored = {name: Stored(store, name) for name in data.split_names}
     for name in stored:
-        manifest.splits[name] = _write(stored[name], name, store, manifest, data, progress)
+        manifest.splits[name] = _write(stored[name], name, store, manifest, data, apart, progress)
     manifest.save()
     made = _curation(data, stored, store, manifest, collected)
     made["leaks"] = leaks.prove_no_leaks(manifest.folder, store, progress)
@@ -182,6 +191,13 @@ class Stored(Sequence[Record]):
         )
         self.seqs = array("q", (seq for (seq,) in ordered))
 
+    def sources(self, names: set[str]) -> list[str]:
+        """Return the source of each record; OTHERS for one that is not among `names`."""
+        rows = self._store.db.execute("SELECT seq, json_extract(body, '$.source') FROM records")
+        known = {name: name for name in names}  # one string for all records of a source
+        found = {seq: known.get(source, OTHERS) for seq, source in rows}
+        return [found[seq] for seq in self.seqs]
+
     def __len__(self) -> int:
         return len(self.seqs)
 
@@ -201,6 +217,7 @@ def _write(
     store: Store,
     manifest: Manifest,
     data: DataConfig,
+    apart: set[str],
     progress: Progress,
 ) -> list[ShardFile]:
     """Write one split, unless an earlier run did."""
@@ -214,6 +231,7 @@ def _write(
         records,
         seed=manifest.seed,
         records_per_shard=data.records_per_shard,
+        sources=records.sources(apart) if apart else (),
         progress=progress,
     )
     with store.step():
@@ -261,15 +279,21 @@ def _tokenizer(data: DataConfig, model: ModelConfig | None) -> str:
     return tokenizer_json(model)
 
 
-def _fingerprint(data: DataConfig, seed: int, table: list[dict[str, Any]], tokenizer: str) -> str:
+def _fingerprint(
+    data: DataConfig, seed: int, table: list[dict[str, Any]], tokenizer: str, by_source: bool
+) -> str:
     """Return the hash of everything that decides the shards' bytes, provenance included."""
     plain = [_RULES, lbr_ds.__version__, seed, _settings(data), table, tokenizer]
+    plain += ["by source"] if by_source else []
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
     """Return the settings of the recipe that decide the bytes."""
-    settings: dict[str, Any] = json.loads(data.model_dump_json(exclude={"folder", "workers"}))
+    unread = {"folder", "workers", "size_exponent"}
+    settings: dict[str, Any] = json.loads(data.model_dump_json(exclude=unread))
+    for source in settings["sources"]:
+        del source["weight"], source["temperature"]  # training reads these
     if data.protocol == "random":
         del settings["protocol"], settings["splits"]["control"]
         for source in settings["sources"]:

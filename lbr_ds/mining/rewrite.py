@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lbr_ds
 from lbr_ds.corpora.curate import leaks, trained_texts
@@ -27,6 +27,8 @@ from lbr_ds.system.atomic import atomic_folder
 from lbr_ds.system.failures import writing
 from lbr_ds.system.locate import file_sha256
 from lbr_ds.system.progress import Progress, no_progress
+
+T = TypeVar("T")
 
 
 def source_split(manifest: Manifest) -> str:
@@ -49,12 +51,16 @@ def rewrite(
     folder = manifest.folder
     with writing(folder), atomic_folder(folder, check=Manifest.load) as new:
         given = _link_all(manifest, new)
+        owners = [
+            s.source for s in manifest.shards(source_split(manifest)) for _ in range(s.records)
+        ]
         shards = write_split(
             new,
             "cl",
             _before_shuffle(records, manifest.seed),
             seed=manifest.seed,
             records_per_shard=records_per_shard,
+            sources=_before_shuffle(owners, manifest.seed) if any(owners) else (),
             progress=progress,
         )
         _write_audit(new, audit)
@@ -96,12 +102,12 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)  # keeps the times, by which an index knows that it is fresh
 
 
-def _before_shuffle(records: Sequence[Record], seed: int) -> list[Record]:
-    """Return the order that `write_split` shuffles into the order of `records`."""
-    order = permutation(len(records), seed, WRITE)
-    given: list[Record] = list(records)
+def _before_shuffle(items: Sequence[T], seed: int) -> list[T]:
+    """Return the order that `write_split` shuffles into the order of `items`."""
+    order = permutation(len(items), seed, WRITE)
+    given = list(items)
     for place, number in enumerate(order.tolist()):
-        given[number] = records[place]
+        given[number] = items[place]
     return given
 
 

@@ -28,12 +28,21 @@ _AGAIN = "run `lbr-ds prepare` again"
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One tar: its path below the folder, number of records, length in bytes and hash."""
+    """One tar: its path below the folder, number of records, length in bytes and hash.
+
+    source: That of all its records, where shards are of one source each; else "".
+    """
 
     file: str
     records: int
     bytes: int
     sha256: str
+    source: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        entry = asdict(self)
+        return entry if self.source else {k: v for k, v in entry.items() if k != "source"}
 
     def is_valid(self) -> bool:
         """Return whether the entry is plausible and names no file outside its folder."""
@@ -138,7 +147,7 @@ class Manifest:
         splits = {
             name: {
                 "records": sum(shard.records for shard in shards),
-                "shards": [asdict(shard) for shard in shards],
+                "shards": [shard.plain() for shard in shards],
             }
             for name, shards in self.splits.items()
         }

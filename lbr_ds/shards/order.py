@@ -90,6 +90,10 @@ class Order:
         nth = bisect_right(starts, position) - 1
         return Place(block.epoch, block.shards[nth], position - starts[nth])
 
+    def replacements(self, lane: int, step: int) -> int:
+        """Return how many records may take the place of this sample: all others."""
+        return self.total - 1
+
     def _enter(self, lane: int, step: int) -> _Block:
         """Return the block of `lane` at `step`."""
         first = lane * self.total // self.lanes

@@ -14,12 +14,15 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from lbr_ds.config.mixing import Mixing
 from lbr_ds.config.training import check_world
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 from lbr_ds.shards.manifest import Manifest
+from lbr_ds.shards.mixture import Mixture, mixture_of
 from lbr_ds.shards.order import Order, Place
 from lbr_ds.shards.reader import Tars, decode, decode_valid
+from lbr_ds.shards.sources import shard_sources, tracked_sources
 from lbr_ds.system.urls import CACHE_GIB
 
 if TYPE_CHECKING:
@@ -41,11 +44,15 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """A rank's samples of one optimizer step by ascending lane, `skipped` of them replacements."""
+    """A rank's samples of one optimizer step by ascending lane, `skipped` of them replacements.
+
+    sources: The names of the split's sources, where there are several (`tracked_sources`).
+    """
 
     index: int
     samples: list[Sample]
     skipped: int
+    sources: tuple[str, ...] = ()
 
 
 class Places(NamedTuple):
@@ -67,7 +74,7 @@ class Draw:
     """First part of the pipeline: yield the places of a rank's samples for each step."""
 
     def __init__(
-        self, order: Order, *, lanes: range, first: int, stop: int | None, stride: int
+        self, order: Order | Mixture, *, lanes: range, first: int, stop: int | None, stride: int
     ) -> None:
         self.order = order
         self.lanes = lanes
@@ -113,12 +120,18 @@ class Decode:
     """
 
     def __init__(
-        self, tars: Tars, order: Order, lanes: range, on_error: Literal["strict", "skip"]
+        self,
+        tars: Tars,
+        order: Order | Mixture,
+        lanes: range,
+        on_error: Literal["strict", "skip"],
+        sources: tuple[str, ...],
     ) -> None:
         self.tars = tars
         self.order = order
         self.lanes = lanes
         self.on_error = on_error
+        self.sources = sources
         self.num_logged = 0
 
     def __call__(self, raws: Iterator[Raw]) -> Iterator[Step]:
@@ -132,7 +145,7 @@ class Decode:
                 Sample(lane, turn[0], record, place[1], place[2])
                 for lane, turn, record, place in drawn
             ]
-            yield Step(raw.step, samples, skipped)
+            yield Step(raw.step, samples, skipped, self.sources)
 
     def _one_by_one(self, raw: Raw) -> tuple[list[Record], list[Place], int]:
         """Return records, places and number of replacements of a step with an unreadable record."""
@@ -155,13 +168,13 @@ class Decode:
         return decode(data, self.tars.where(place.shard, place.record))
 
     def _substitute(self, lane: int, step: int, error: DataError) -> tuple[Record, Place]:
-        for attempt in range(1, self.order.total):
+        for attempt in range(1, 1 + self.order.replacements(lane, step)):
             place = self.order.place(lane, step, attempt)
             try:
                 return self._record(place), place
             except DataError:
                 continue
-        raise DataError(f"{error}; and no other record of the split can be read: prepare again")
+        raise DataError(f"{error}; and no other record like it can be read: prepare again")
 
     def _log(self, error: DataError) -> None:
         """Log the first few skipped records."""
@@ -191,6 +204,7 @@ def steps(
     on_error: Literal["strict", "skip"] = "strict",
     cache_gib: float = CACHE_GIB,
     fingerprint: str = "",
+    mixing: Mixing | None = None,
 ) -> DataPipeline:
     """Return the pipeline that yields this rank's `Step`s start+worker, +workers, ... < stop.
 
@@ -210,6 +224,7 @@ def steps(
         on_error: Whether an unreadable record ends the run or is replaced.
         cache_gib: Space on this disk for the shards of a URL.
         fingerprint: Of the expected data; empty: any.
+        mixing: How to draw from several sources (`mixture.py`); None: every record once per epoch.
 
     Raises:
         ConfigError: `world` does not divide `samples_per_step`.
@@ -222,17 +237,23 @@ def steps(
     check_world(samples_per_step, world)
     manifest = Manifest.load(folder, cache_gib)
     _check_split(manifest, split, samples_per_step, on_error, fingerprint)
+    if mixing is not None:
+        _check_sources(manifest, split, samples_per_step, mixing)
     # webdataset imports torch, which reading a manifest does not need.
     from webdataset import DataPipeline
 
     shards = manifest.shards(split)
-    order = Order([shard.records for shard in shards], seed=seed, lanes=samples_per_step)
+    order: Order | Mixture
+    if mixing is not None:
+        order = mixture_of(shards, mixing, seed=seed, lanes=samples_per_step)
+    else:
+        order = Order([shard.records for shard in shards], seed=seed, lanes=samples_per_step)
     lanes = range(rank, samples_per_step, world)
     tars = Tars(manifest, split, partial=on_error == "skip")
     return DataPipeline(
         Draw(order, lanes=lanes, first=start + worker, stop=stop, stride=workers),
         Read(tars, on_error),
-        Decode(tars, order, lanes, on_error),
+        Decode(tars, order, lanes, on_error, tracked_sources(manifest, split)),
     )
 
 
@@ -252,4 +273,22 @@ def _check_split(
         raise DataError(
             f"{manifest.place}: split {split!r} has {total} records, fewer than "
             f"samples_per_step={samples_per_step}; lower samples_per_step or prepare more data"
+        )
+
+
+def _check_sources(manifest: Manifest, split: str, samples_per_step: int, mixing: Mixing) -> None:
+    """Raise DataError unless the split can be drawn by source."""
+    sizes = shard_sources(manifest.shards(split))
+    if not sizes:
+        raise DataError(
+            f"{manifest.place}: its shards have records of several sources each, and the recipe "
+            "draws by source (weight, data.size_exponent or stage2.homogeneous); run `lbr-ds "
+            "prepare` again with this recipe"
+        )
+    smallest = min(sizes, key=lambda name: sizes[name])
+    if mixing.homogeneous and sizes[smallest] < samples_per_step:
+        raise DataError(
+            f"{manifest.place}: source {smallest!r} has {sizes[smallest]} records in split "
+            f"{split!r}, fewer than samples_per_step={samples_per_step} of a homogeneous step; "
+            "lower samples_per_step, give two sources one name, or leave the source out"
         )

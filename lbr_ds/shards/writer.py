@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lbr_ds.records import Record
 from lbr_ds.shards import index
@@ -20,21 +24,33 @@ def write_split(
     *,
     seed: int,
     records_per_shard: int,
+    sources: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> list[ShardFile]:
     """Shuffle `records` by seed and write `folder/split/00000.tar` ..., each with its index.
 
     The key of a record is its number in the split. The folder of the split must not exist yet.
 
+    Args:
+        folder: The prepared folder.
+        split: The name of the split.
+        records: Its records.
+        seed: Decides their order.
+        records_per_shard: Records of a tar; the last one of a source may have fewer.
+        sources: The source of each record: every shard then has records of one source, and the
+            sources follow one another by name. Empty: records of all sources are mixed.
+        progress: Called with the records written.
+
     Returns:
         The manifest's entry for each tar.
     """
     (folder / split).mkdir(parents=True)
     order = permutation(len(records), seed, WRITE)
+    if sources:
+        order = np.array(sorted(order.tolist(), key=sources.__getitem__), dtype=np.int64)
     shards = []
-    for number, first in enumerate(range(0, len(records), records_per_shard)):
+    for number, (first, last) in enumerate(_spans(order, sources, records_per_shard)):
         tar = folder / split / f"{number:05d}.tar"
-        last = min(first + records_per_shard, len(records))
         _write_tar(tar, first, [records[i] for i in order[first:last]])
         with tar.open("rb") as file:
             made = index.make(file.fileno(), str(tar))
@@ -42,9 +58,22 @@ def write_split(
         sha256 = file_sha256(tar)
         index.save(tar, made, sha256)
         size = tar.stat().st_size
-        shards.append(ShardFile(f"{split}/{tar.name}", last - first, size, sha256))
+        source = sources[order[first]] if sources else ""
+        shards.append(ShardFile(f"{split}/{tar.name}", last - first, size, sha256, source))
         progress(f"write {split}", last, len(records))
     return shards
+
+
+def _spans(
+    order: NDArray[np.int64], sources: Sequence[str], records_per_shard: int
+) -> Iterator[tuple[int, int]]:
+    """Yield the begin and end in `order` of each shard."""
+    sizes = [len(list(own)) for _, own in groupby(order, sources.__getitem__)] if sources else []
+    begin = 0
+    for size in sizes or [len(order)]:
+        for first in range(begin, begin + size, records_per_shard):
+            yield first, min(first + records_per_shard, begin + size)
+        begin += size
 
 
 def _write_tar(tar: Path, first: int, records: list[Record]) -> None:

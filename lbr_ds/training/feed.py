@@ -62,6 +62,7 @@ class _Feed(IterableDataset):
             on_error=self.run.data.on_error,
             cache_gib=self.run.data.cache_gib,
             fingerprint=self.fingerprint,
+            mixing=self.run.mixing(self.stage.number),
         )
         for step in pipeline:
             if step.skipped and (error := self._changed()):

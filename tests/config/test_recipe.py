@@ -9,6 +9,7 @@ import yaml
 
 from lbr_ds.config import load
 from lbr_ds.config.ds_config import OWNED_BY_RECIPE
+from lbr_ds.config.mixing import Mixing
 from lbr_ds.errors import ConfigError
 from lbr_ds.system import resources
 from lbr_ds.training.deepspeed.engine import load_layout
@@ -181,6 +182,42 @@ def test_result_settings_move_with_the_numbers_and_only_with_them() -> None:
     base = load("demo").result_settings(2)
     assert load("demo", ["stage2.chunk_tokens=99"]).result_settings(2) == base
     assert load("demo", ["stage2.false_negative_margin=0.1"]).result_settings(2) != base
+    assert load("demo", [SOURCES.format("license: CC0")]).result_settings(2) == base
+
+
+SOURCES = "data.sources=[{{path: a, name: a, {}}}, {{path: b}}]"
+
+
+def test_how_sources_are_drawn_is_part_of_the_result() -> None:
+    plain, weighed, warmer = (
+        load("demo", [SOURCES.format(key)])
+        for key in ("license: CC0", "weight: 2", "temperature: 1")
+    )
+    assert plain.mixing(1) is plain.mixing(2) is None
+    assert weighed.mixing(1) == weighed.mixing(2) == Mixing({"a": 2.0})
+    assert weighed.result_settings(1)["data"] == {"weights": {"a": 2.0}, "size_exponent": 1}
+    assert warmer.result_settings(1) == plain.result_settings(1)
+    assert warmer.result_settings(2) != plain.result_settings(2)
+    flat = load("demo", ["data.size_exponent=0.5", "stage2.homogeneous=true"])
+    assert flat.mixing(1) == Mixing({}, 0.5)
+    assert flat.mixing(2) == Mixing({}, 0.5, True)
+    alike = load("demo", ["stage2.homogeneous=true"])
+    assert alike.mixing(1) is None
+    assert alike.separates_sources
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        ("[{path: a, weight: 2}]", "weight belongs to .* give the source a name"),
+        ("[{path: a, temperature: 2}]", "temperature belongs to .* give the source a name"),
+        ("[{path: a, name: x, weight: 2}, {path: b, name: x}]", "'x' and differ in weight"),
+        ("[{path: a, name: x, weight: 0}]", "weight: .*greater than 0"),
+    ],
+)
+def test_a_weight_that_means_nothing(sources: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load("demo", [f"data.sources={sources}"])
 
 
 def test_epochs_become_steps() -> None:

@@ -230,3 +230,20 @@ def test_what_is_wrong_is_one_line(run: RunConfig, tmp_path: Path) -> None:
     shutil.rmtree(run.data.folder)
     with pytest.raises(DataError, match="run `lbr-ds prepare`"):
         mine(run)
+
+
+def test_shards_of_one_source_stay_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    raw = tmp_path / "raw.jsonl"
+    rows = [json.loads(line) for line in raw.read_text().splitlines()]
+    named = [{**row, "source": "own" if n % 3 else "toy"} for n, row in enumerate(rows)]
+    raw.write_text("".join(json.dumps(row) + "\n" for row in named))
+    prepare(run.data, run.seed, by_source=True)
+    manifest = Manifest.load(run.data.folder)
+    before = [record.id for record in read_split(run.data.folder, "cl")]
+    mine(run)
+    mined = Manifest.load(run.data.folder)
+    facts = [[(s.source, s.records) for s in m.shards("cl")] for m in (manifest, mined)]
+    assert len({source for source, _ in facts[0]}) == 2
+    assert facts[0] == facts[1]
+    assert [record.id for record in read_split(run.data.folder, "cl")] == before
