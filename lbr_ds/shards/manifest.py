@@ -93,42 +93,16 @@ class Manifest:
 
     @classmethod
     def _parse(cls, text: bytes, folder: Path, remote: Remote | None) -> Manifest:
-        path = f"{remote.place if remote else folder}/{NAME}"
-        try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: not JSON ({short(error)}); {_AGAIN}") from None
-        version = raw.get("version") if isinstance(raw, dict) else None
-        if isinstance(raw, dict) and "version" in raw and version != VERSION:
-            raise DataError(f"{path}: version {short(repr(version))}, not {VERSION}; {_AGAIN}")
-        try:
-            content = _Content.model_validate_json(text, strict=True)
-            instructions = Instructions.of(content.instructions)
-        except ValidationError as error:
-            raise DataError(f"{path}: not a manifest ({_first(error)}); {_AGAIN}") from None
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"instructions: {type(error).__name__}: {short(error)}"
-            raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
-        splits = {name: split.shards for name, split in content.splits.items()}
-        for shard in (shard for shards in splits.values() for shard in shards):
-            if not shard.is_valid():
-                raise DataError(f"{path}: not a shard: {short(repr(shard))}; {_AGAIN}")
-        if wrong := _disorder(content):
-            raise DataError(f"{path}: {wrong}; copy it there again, or {_AGAIN}")
-        if content.sha256 != _digest(raw):
-            raise DataError(
-                f"{path}: has been changed since it was written (its own sha256 differs); copy it "
-                f"there again, or {_AGAIN}"
-            )
+        content = _content(text, f"{remote.place if remote else folder}/{NAME}")
         return cls(
             folder,
-            splits,
-            content.sources,
+            {name: list(split.shards) for name, split in content.splits.items()},
+            [dict(source) for source in content.sources],
             content.seed,
             content.fingerprint,
             content.program,
             remote,
-            instructions,
+            Instructions.of(content.instructions),
             {name: file.model_dump() for name, file in content.files.items()},
         )
 
@@ -210,6 +184,24 @@ class Manifest:
             raise DataError(f"{path}: {what}; copy the file again or {_AGAIN}")
         return content
 
+    def located(self, name: str) -> Path | None:
+        """Return the path of a large file beside the manifest, None if the manifest has none.
+
+        It is read once to check it, and not kept in memory. Raises as `beside` does.
+        """
+        listed = self.files.get(name)
+        if listed is None:
+            path = self.folder / name
+            return path if self.remote is None and path.is_file() else None
+        if self.remote is not None:
+            return self.remote.file(name, listed["bytes"], listed["sha256"])
+        path = self.folder / name
+        if not path.is_file():
+            raise DataError(f"{path}: missing; copy the file again or {_AGAIN}")
+        if path.stat().st_size != listed["bytes"] or file_sha256(path) != listed["sha256"]:
+            raise DataError(f"{path}: altered; copy the file again or {_AGAIN}")
+        return path
+
     def with_file(self, name: str) -> Manifest:
         """Return this manifest with the present size and hash of the file `name` beside it."""
         facts = _facts_of((self.folder / name).read_bytes())
@@ -226,12 +218,17 @@ class Manifest:
         """Return the number of records of `split`."""
         return sum(shard.records for shard in self.shards(split))
 
-    def check(self, split: str) -> None:
+    def check(self, split: str, part: int = 0, parts: int = 1) -> None:
         """Raise DataError unless every shard of `split` exists and has its length.
 
         Shards of a URL are checked when they are fetched.
+
+        Args:
+            split: The split.
+            part: This process, of those that check every `parts`-th shard each.
+            parts: The number of these processes.
         """
-        for shard in self.shards(split) if self.remote is None else ():
+        for shard in self.shards(split)[part::parts] if self.remote is None else ():
             try:
                 length = (self.folder / shard.file).stat().st_size
             except FileNotFoundError:
@@ -268,6 +265,37 @@ class _Content(BaseModel):
     instructions: dict[str, Any] | None = None
     files: dict[str, _File] = Field(default_factory=dict)
     sha256: str
+
+
+@lru_cache(maxsize=2)  # a stage loads one manifest about ten times, and loader processes inherit it
+def _content(text: bytes, path: str) -> _Content:
+    """Return the checked content of a manifest, which the callers do not change."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({short(error)}); {_AGAIN}") from None
+    version = raw.get("version") if isinstance(raw, dict) else None
+    if isinstance(raw, dict) and "version" in raw and version != VERSION:
+        raise DataError(f"{path}: version {short(repr(version))}, not {VERSION}; {_AGAIN}")
+    try:
+        content = _Content.model_validate_json(text, strict=True)
+        Instructions.of(content.instructions)
+    except ValidationError as error:
+        raise DataError(f"{path}: not a manifest ({_first(error)}); {_AGAIN}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"instructions: {type(error).__name__}: {short(error)}"
+        raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
+    for shard in (shard for split in content.splits.values() for shard in split.shards):
+        if not shard.is_valid():
+            raise DataError(f"{path}: not a shard: {short(repr(shard))}; {_AGAIN}")
+    if wrong := _disorder(content):
+        raise DataError(f"{path}: {wrong}; copy it there again, or {_AGAIN}")
+    if content.sha256 != _digest(raw):
+        raise DataError(
+            f"{path}: has been changed since it was written (its own sha256 differs); copy it "
+            f"there again, or {_AGAIN}"
+        )
+    return content
 
 
 def _first(error: ValidationError) -> str:

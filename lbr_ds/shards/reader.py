@@ -6,7 +6,8 @@ import json
 import os
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -18,6 +19,8 @@ from lbr_ds.shards.manifest import Manifest, ShardFile, check_size
 from lbr_ds.system.urls import CACHE_GIB
 
 _OPEN_FILES = 256  # below the usual limit of 1024 per process
+_INDEX_BYTES = 128 << 20  # of the indexes in memory: those of about 1,600 shards of 4,096 records
+_AT_ONCE = 8  # shards of a URL that a process fetches at the same time
 _OPEN_TRIES = 5  # of a shard that other processes keep removing from the cache
 
 
@@ -27,11 +30,17 @@ class _Shard(NamedTuple):
     spans: array[int]  # offset, size, offset, size, ...
     checksums: array[int] | None  # None: the tar was checked when it was fetched
 
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return 20 * (len(self.spans) // 2)
+
 
 class Tars:
     """Random access to the records of a split. Picklable; opens files on demand.
 
-    Holds 20 bytes per record of the shards that were opened, and at most 256 open files.
+    Holds 20 bytes per record of the shards that were opened last, 128 MiB at most, and at most 256
+    open files.
 
     Args:
         manifest: Of the prepared folder.
@@ -44,12 +53,19 @@ class Tars:
         self.manifest = manifest
         self.shards = manifest.shards(split)
         self.partial = partial
-        self._known: dict[int, _Shard] = {}
+        self._known: OrderedDict[int, _Shard] = OrderedDict()  # the one opened last is at the end
+        self._held = 0  # bytes of _known
         self._lost: dict[int, str] = {}  # partial: shards that cannot be read at all, and why
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files belong to one process.
-        return {**self.__dict__, "_known": {}, "_lost": {}, "_files": OrderedDict()}
+        return {
+            **self.__dict__,
+            "_known": OrderedDict(),
+            "_held": 0,
+            "_lost": {},
+            "_files": OrderedDict(),
+        }
 
     def __del__(self) -> None:
         for descriptor in self._files.values():
@@ -85,8 +101,36 @@ class Tars:
         known = self._known.get(shard)
         return f"{name}: record {record}" + (f" at byte {known.spans[2 * record]}" if known else "")
 
+    def fetch(self, shards: Iterable[int]) -> None:
+        """Fetch the shards of a URL that are not open into the cache, several at the same time.
+
+        Nothing is fetched where they would fill more than half of the cache and displace each
+        other.
+
+        Raises:
+            DataError: A shard is missing or altered, and `partial` is False.
+            EnvironmentProblem: The URL cannot be reached.
+        """
+        remote = self.manifest.remote
+        if remote is None:
+            return
+        absent = [s for s in dict.fromkeys(shards) if s not in self._files and s not in self._lost]
+        size = sum(self.shards[shard].bytes for shard in absent)
+        if len(absent) < 2 or size > remote.cache_gib * 2**30 / 2:
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            fetched = [pool.submit(self.manifest.file, self.shards[shard]) for shard in absent]
+            for shard, done in zip(absent, fetched, strict=True):
+                try:
+                    done.result()
+                except DataError as error:
+                    if not self.partial:
+                        pool.shutdown(cancel_futures=True)
+                        raise
+                    self._lost[shard] = str(error)
+
     def _open(self, shard: int) -> int:
-        """Open a shard, compare it with the manifest, and read its index the first time."""
+        """Open a shard, compare it with the manifest, and read its index if it is not known."""
         if shard in self._lost:
             raise DataError(self._lost[shard])
         try:
@@ -107,12 +151,24 @@ class Tars:
             if not self.partial:
                 name = self.manifest.where(stated)
                 check_size(name, stated, os.fstat(descriptor).st_size)
-            if shard not in self._known:
-                self._known[shard] = self._checked_index(path, descriptor, stated)
+            if shard in self._known:
+                self._known.move_to_end(shard)
+            else:
+                self._keep(shard, self._checked_index(path, descriptor, stated))
         except BaseException:
             os.close(descriptor)
             raise
         return descriptor
+
+    def _keep(self, shard: int, index: _Shard) -> None:
+        """Keep an index, and forget those that were opened longest ago, with their files."""
+        self._known[shard] = index
+        self._held += index.size
+        while self._held > _INDEX_BYTES and len(self._known) > 1:
+            oldest, forgotten = self._known.popitem(last=False)
+            self._held -= forgotten.size
+            if oldest in self._files:
+                os.close(self._files.pop(oldest))
 
     def _descriptor(self, stated: ShardFile) -> tuple[int, Path]:
         """Return the open tar; another process may remove a cached one before it is opened."""

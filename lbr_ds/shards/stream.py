@@ -99,7 +99,14 @@ class Read:
     def __call__(self, drawn: Iterator[Places]) -> Iterator[Raw]:
         """Yield the bytes of each step."""
         for step, places in drawn:
+            self._fetch(places)
             yield Raw(step, places, [self._read(shard, record) for _, shard, record in places])
+
+    def _fetch(self, places: list[Place]) -> None:
+        try:
+            self.tars.fetch(place.shard for place in places)
+        except DataError as error:
+            raise _with_cure(error) from None
 
     def _read(self, shard: int, record: int) -> bytes:
         try:
@@ -208,7 +215,9 @@ def steps(
 ) -> DataPipeline:
     """Return the pipeline that yields this rank's `Step`s start+worker, +workers, ... < stop.
 
-    Taking the workers' steps in turn gives every step from `start` on, in order.
+    Taking the workers' steps in turn gives every step from `start` on, in order. With `strict` the
+    processes of a job share the check that all shards exist and have their lengths: a shared file
+    system is asked once about each.
 
     Args:
         folder: A prepared folder or its URL.
@@ -236,7 +245,9 @@ def steps(
     assert 0 <= worker < workers
     check_world(samples_per_step, world)
     manifest = Manifest.load(folder, cache_gib)
-    _check_split(manifest, split, samples_per_step, on_error, fingerprint)
+    _check_split(manifest, split, samples_per_step, fingerprint)
+    if on_error == "strict":
+        manifest.check(split, rank * workers + worker, world * workers)
     if mixing is not None:
         _check_sources(manifest, split, samples_per_step, mixing)
     # webdataset imports torch, which reading a manifest does not need.
@@ -257,17 +268,13 @@ def steps(
     )
 
 
-def _check_split(
-    manifest: Manifest, split: str, samples_per_step: int, on_error: str, fingerprint: str
-) -> None:
+def _check_split(manifest: Manifest, split: str, samples_per_step: int, fingerprint: str) -> None:
     """Raise DataError unless the split can be read as `steps` describes."""
     if fingerprint and manifest.fingerprint != fingerprint:
         raise DataError(
             f"{manifest.place} was prepared anew while the training started (data {fingerprint} -> "
             f"{manifest.fingerprint}); start it again"
         )
-    if on_error == "strict":
-        manifest.check(split)
     total = manifest.records(split)
     if total < samples_per_step:
         raise DataError(

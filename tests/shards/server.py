@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ class Server:
     url: str = ""
     asked: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)  # one a request for a tar: the first is next
+    delay: float = 0.0  # seconds that a tar takes
+    under_way: int = 0  # tars
+    tars_at_once: int = 0  # the most that were under way together
     password: str = ""  # USER:PASSWORD that a request must bring
 
     @property
@@ -30,7 +34,7 @@ class Server:
 @contextmanager
 def serve(folder: Path) -> Iterator[Server]:
     """Serve `folder` below /data while the block runs."""
-    state = Server(folder)
+    state, counting = Server(folder), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -47,6 +51,14 @@ def serve(folder: Path) -> Iterator[Server]:
                 self.connection.close()
             elif not file.is_file():
                 self.send_error(404)
+            elif path.endswith(".tar"):
+                with counting:
+                    state.under_way += 1
+                    state.tars_at_once = max(state.tars_at_once, state.under_way)
+                time.sleep(state.delay)
+                with counting:
+                    state.under_way -= 1
+                self.answer(file.read_bytes(), fault)
             else:
                 self.answer(file.read_bytes(), fault)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,11 +36,11 @@ def server(prepared: Path) -> Iterator[Server]:
         yield running
 
 
-def stream(folder: Path | str, stop: int = 40, cache_gib: float = 1, **more: int) -> list[Step]:
-    place = {"rank": 0, "world": 1, **more}
-    return list(
-        steps(folder, "gl", seed=3, samples_per_step=6, stop=stop, cache_gib=cache_gib, **place)
-    )
+def stream(
+    folder: Path | str, stop: int = 40, cache_gib: float = 1, per_step: int = 6, **more: int
+) -> list[Step]:
+    place = {"rank": 0, "world": 1, "samples_per_step": per_step, **more}
+    return list(steps(folder, "gl", seed=3, stop=stop, cache_gib=cache_gib, **place))
 
 
 def in_memory(folder: Path) -> str:
@@ -103,13 +104,32 @@ def test_one_bad_answer_is_asked_for_again(
 def test_what_stays_bad_is_named(
     server: Server, cache: Path, fault: str, kind: type[Exception], words: str
 ) -> None:
-    server.faults = [fault] * 3
+    server.faults = [fault] * 9  # three answers about each of three shards
     with pytest.raises(kind, match=words):
         stream(server.url)
-    assert len(server.tars) == 3
+    assert max(Counter(server.tars).values()) == 3
+    server.faults = []
     assert not list(cache.glob("*.tar"))
     assert not list(cache.glob("*.part"))
     assert stream(server.url) == stream(server.folder)
+
+
+def test_the_shards_of_a_step_are_fetched_together(server: Server, cache: Path) -> None:
+    """And no others: here one of three, two with room for them, or one after the other."""
+    local = Manifest.load(server.folder)
+    only = next(iter(stream(server.url, stop=1, per_step=1)))
+    assert server.tars == [f"/data/{local.shards('gl')[only.samples[0].shard].file}"]
+    shutil.rmtree(cache)
+    server.tars_at_once = 0
+    server.delay = 0.2
+    assert stream(server.url, stop=1) == stream(server.folder, stop=1)
+    assert server.tars_at_once == 3
+    shutil.rmtree(cache)
+    server.tars_at_once = 0
+    limit = sum(shard.bytes for shard in local.shards("gl"))
+    small = stream(server.url, stop=1, cache_gib=limit / GIB)
+    assert small == stream(server.folder, stop=1)
+    assert server.tars_at_once == 1
 
 
 def test_missing_shard_manifest_and_server(server: Server, prepared: Path) -> None:

@@ -168,6 +168,41 @@ def test_few_open_files(shared_prepared: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(pipe.pipeline[1].tars._files) == 1
 
 
+def test_few_indexes_in_memory(shared_prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were opened last, 20 bytes a record: an epoch does not collect all of them."""
+    monkeypatch.setattr("lbr_ds.shards.reader._INDEX_BYTES", 20 * 70)
+    pipe = steps(shared_prepared, "gl", seed=3, samples_per_step=6, rank=0, world=1, stop=60)
+    tars = pipe.pipeline[1].tars
+    for step, expected in zip(pipe, read(shared_prepared, 6), strict=True):
+        assert step == expected
+        held = 20 * sum(tars.shards[shard].records for shard in tars._known)
+        assert held == tars._held <= 20 * 70
+        assert set(tars._files) <= set(tars._known)
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_the_processes_of_a_job_share_the_check(prepared: Path, world: int, workers: int) -> None:
+    """A missing shard is found before it is read, by exactly one of them."""
+    (prepared / "gl" / "00001.tar").unlink()
+    found: list[DataError] = []
+    for rank, worker in itertools.product(range(world), range(workers)):
+        try:
+            steps(
+                prepared,
+                "gl",
+                seed=3,
+                samples_per_step=6,
+                rank=rank,
+                world=world,
+                worker=worker,
+                workers=workers,
+            )
+        except DataError as error:
+            found.append(error)
+    (only,) = found
+    assert "gl/00001.tar: the manifest names this shard and it is missing" in str(only)
+
+
 def test_world_must_divide(shared_prepared: Path) -> None:
     with pytest.raises(ConfigError, match=r"samples_per_step=10 .* world=4 ranks; use 8 or 12"):
         steps(shared_prepared, "gl", seed=0, samples_per_step=10, rank=0, world=4)

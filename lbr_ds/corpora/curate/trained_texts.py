@@ -3,10 +3,11 @@
 Checkpoints and exports contain the file, and `evaluate` reads it before it scores, so that a model
 is not evaluated unnoticed on texts that it was trained on.
 
-Format: one line of JSON (version, the data's fingerprint, the number of hashes), then that many
-little-endian u64 in ascending order. A hash is the first 8 bytes of `segmentation.key`, so texts
-are compared after `normalise`; a million texts take 8 MB. The file of a model that was trained on
-several datasets contains one such block for each.
+Format: one line of JSON (version, the data's fingerprint, the number of hashes), filled with blanks
+to a multiple of 8 bytes, then that many little-endian u64 in ascending order. A hash is the first 8
+bytes of `segmentation.key`, so texts are compared after `normalise`. The hashes of 100 million
+texts take 800 MB, so they are mapped and not read into memory. The file of a model that was trained
+on several datasets contains one such block for each.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ CURE = (  # for the file in prepared data
     "an address: prepare and upload it again)"
 )
 VERSION = 1
+_PART = 1 << 20  # hashes that are written at once
+_HEAD = 4096  # bytes that a line of JSON may have
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,8 @@ def of_data(place: Path | str) -> list[TrainedTexts]:
         EnvironmentProblem: The URL cannot be reached.
     """
     manifest = Manifest.load(place)
-    content = manifest.beside(NAME)
-    if content is None:
-        return []
-    return _parse(content, f"{manifest.place}/{NAME}", DataError, CURE)
+    path = manifest.located(NAME)
+    return [] if path is None else _parse(path, f"{manifest.place}/{NAME}", DataError, CURE)
 
 
 def load(folder: Path) -> list[TrainedTexts]:
@@ -91,11 +92,11 @@ def load(folder: Path) -> list[TrainedTexts]:
     """
     path = folder / NAME
     cure = "restore it from a copy of this folder, or use another checkpoint"
-    return _parse(path.read_bytes(), str(path), CheckpointError, cure) if path.is_file() else []
+    return _parse(path, str(path), CheckpointError, cure) if path.is_file() else []
 
 
 def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
-    """Write `folder/trained.u64` atomically; nothing for no texts.
+    """Write `folder/trained.u64` atomically; nothing for no texts, or if it is the same already.
 
     Texts of the same prepared data become one block. Mining adds negatives to data that an earlier
     stage may have used without them: the block then has the hashes of both, and the later
@@ -104,38 +105,63 @@ def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
     united: dict[str, TrainedTexts] = {}
     for texts in trained:
         known = united.get(texts.prepared)
-        hashes = texts.hashes if known is None else np.union1d(known.hashes, texts.hashes)
-        united[texts.prepared] = replace(texts, hashes=hashes)
-    if not united:
+        if known is not None and not np.array_equal(known.hashes, texts.hashes):
+            texts = replace(texts, hashes=np.union1d(known.hashes, texts.hashes))
+        united[texts.prepared] = texts
+    if not united or _are_in(folder, list(united.values())):
         return
     with atomic_file(folder / NAME) as file:
         for texts in united.values():
-            head = {
-                "version": VERSION,
-                "fingerprint": texts.fingerprint,
-                "count": len(texts.hashes),
-            }
-            file.write(json.dumps(head).encode() + b"\n")
-            file.write(texts.hashes.astype("<u8").tobytes())
+            head = json.dumps(
+                {
+                    "version": VERSION,
+                    "fingerprint": texts.fingerprint,
+                    "count": len(texts.hashes),
+                }
+            ).encode()
+            file.write(head + b" " * (-(len(head) + 1) % 8) + b"\n")
+            for first in range(0, len(texts.hashes), _PART):
+                file.write(texts.hashes[first : first + _PART].astype("<u8").tobytes())
 
 
-def _parse(content: bytes, where: str, kind: type[LbrError], cure: str) -> list[TrainedTexts]:
+def _are_in(folder: Path, texts: list[TrainedTexts]) -> bool:
+    """Return whether the folder's file has exactly these texts."""
+    try:
+        now = load(folder)
+    except CheckpointError:
+        return False
+    return [t.fingerprint for t in now] == [t.fingerprint for t in texts] and all(
+        np.array_equal(a.hashes, b.hashes) for a, b in zip(now, texts, strict=True)
+    )
+
+
+def _parse(path: Path, where: str, kind: type[LbrError], cure: str) -> list[TrainedTexts]:
     blocks: list[TrainedTexts] = []
-    place = 0
-    while place < len(content) or not blocks:
-        end = content.find(b"\n", place) + 1
-        try:
-            head = json.loads(content[place:end])
-            place = end + 8 * int(head["count"])
-            whole = head["version"] == VERSION and end <= place <= len(content)
-            fingerprint = str(head["fingerprint"])
-        except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise kind(f"{where}: not a valid {NAME}; {cure}")
-        hashes = np.frombuffer(content, "<u8", (place - end) // 8, end).astype(np.uint64)
-        blocks.append(TrainedTexts(fingerprint, hashes))
+    place, length = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < length or not blocks:
+            file.seek(place)
+            line = file.readline(_HEAD)
+            end = place + len(line)
+            try:
+                head = json.loads(line)
+                place = end + 8 * int(head["count"])
+                whole = head["version"] == VERSION and end <= place <= length
+                fingerprint = str(head["fingerprint"])
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            if not whole:
+                raise kind(f"{where}: not a valid {NAME}; {cure}")
+            blocks.append(TrainedTexts(fingerprint, _mapped(path, end, (place - end) // 8)))
     return blocks
+
+
+def _mapped(path: Path, start: int, count: int) -> NDArray[np.uint64]:
+    """Return `count` hashes from byte `start` of a file, which stay there."""
+    if not count:
+        return np.empty(0, np.uint64)
+    hashes = np.memmap(path, "<u8", "r", start, (count,))
+    return hashes if start % 8 == 0 else hashes.astype(np.uint64)
 
 
 def _texts(folder: Path, split: str) -> Iterator[str]:

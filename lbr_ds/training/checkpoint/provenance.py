@@ -166,24 +166,25 @@ def begin(run: RunConfig, number: int, split: str, origin: Path, *, resumed: boo
     """
     folder, parents = run.run / f"stage{number}", [weights_of(origin), run.run / "backbone"]
     folder.mkdir(parents=True, exist_ok=True)
-    known = [earlier for parent in parents if (earlier := lineage.load(parent))]
+    known = [before for parent in parents if (before := lineage.load(parent))]
     data = Dataset.of(run.data.folder)
-    texts = trained_texts.of_data(run.data.folder)
-    if not texts:
+    earlier = [texts for parent in parents for texts in trained_texts.load(parent)]
+    # A run that resumes has the texts of its data in its checkpoint, which may be a gigabyte.
+    resumes = any(texts.fingerprint == data.fingerprint for texts in earlier)
+    texts = [] if resumes else trained_texts.of_data(run.data.folder)
+    if not resumes and not texts:
         log.warning(
             "data.folder=%s has no %s, so eval cannot tell which texts this model has seen; run "
             "`lbr-ds prepare` again",
             data.place,
             trained_texts.NAME,
         )
-    elif texts[0].fingerprint != data.fingerprint:
+    elif texts and texts[0].fingerprint != data.fingerprint:
         raise DataError(
             f"{data.place}/{trained_texts.NAME} belongs to data {texts[0].fingerprint}, but the "
             f"manifest to {data.fingerprint}; {trained_texts.CURE}"
         )
-    trained_texts.save(
-        [*(t for parent in parents for t in trained_texts.load(parent)), *texts], folder
-    )
+    trained_texts.save([*earlier, *texts], folder)
     dimensions = tuple(sorted(run.stage2.matryoshka, reverse=True)) if number == 2 else ()
     training = Training(
         stage=number, split=split, steps=0, samples=0, data=data, dimensions=dimensions
