@@ -18,7 +18,7 @@ from lbr_ds.errors import ConfigError, LbrError
 from lbr_ds.system.atomic import write_json
 
 ALL = ("attention", "stage1", "stage2", "encode", "peers")  # about half an hour on two cores
-SUITES = {name: f"tests.benchmarks.{name}" for name in (*ALL, "prepare_memory")}
+SUITES = {name: f"tests.benchmarks.{name}" for name in (*ALL, "prepare_memory", "stream")}
 
 log = logging.getLogger(__name__ if __name__ != "__main__" else "tests.benchmarks")
 
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__ if __name__ != "__main__" else "tests.benchmark
 def main() -> int:
     """Run what the command line names, print the rows and write them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("suite", help=f"all ({', '.join(ALL)}), one of these, or prepare_memory")
+    parser.add_argument(
+        "suite", help=f"all ({', '.join(ALL)}), one of these, prepare_memory or stream"
+    )
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--plot", type=Path, help="also plot a step by length: a .png or .html")
     parser.add_argument("--data", type=Path, help="records or a prepared folder; default: demo's")

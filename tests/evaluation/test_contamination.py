@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -103,3 +104,27 @@ def test_a_damaged_file_is_named(model: Path, tmp_path: Path, cut: slice) -> Non
     (tmp_path / trained_texts.NAME).write_bytes((model / trained_texts.NAME).read_bytes()[cut])
     with pytest.raises(CheckpointError, match=r"trained\.u64: not a valid trained\.u64; restore"):
         trained_texts.load(tmp_path)
+
+
+def test_the_hashes_stay_on_disk_and_unchanged_files_too(tmp_path: Path) -> None:
+    """They are mapped; a file that is the same already keeps its place; a shifted one is read."""
+    texts = trained_texts.TrainedTexts("print", np.arange(1000, dtype=np.uint64) * np.uint64(7))
+    other = trained_texts.TrainedTexts("mined-other", np.arange(5, dtype=np.uint64))
+    trained_texts.save([texts, other], tmp_path / "a")
+    found = trained_texts.load(tmp_path / "a")
+    for block, given in zip(found, (texts, other), strict=True):
+        assert isinstance(block.hashes, np.memmap)
+        assert block.hashes.flags.aligned
+        assert block.fingerprint == given.fingerprint
+        assert np.array_equal(block.hashes, given.hashes)
+    before = (tmp_path / "a" / trained_texts.NAME).stat()
+    trained_texts.save([*found, *found], tmp_path / "a")
+    assert (tmp_path / "a" / trained_texts.NAME).stat().st_ino == before.st_ino
+    later = trained_texts.TrainedTexts("again-other", np.arange(3, 9, dtype=np.uint64))
+    trained_texts.save([*found, later], tmp_path / "a")
+    united = trained_texts.load(tmp_path / "a")[1]
+    assert (united.fingerprint, united.hashes.tolist()) == ("again-other", list(range(9)))
+    head = b'{"version": 1, "fingerprint": "f", "count": 2}\n'  # not filled with blanks
+    assert len(head) % 8
+    (tmp_path / trained_texts.NAME).write_bytes(head + np.array([3, 5], "<u8").tobytes())
+    assert trained_texts.load(tmp_path)[0].hashes.tolist() == [3, 5]
