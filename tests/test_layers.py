@@ -32,6 +32,7 @@ ORDER = [
     "exporting",
     "merging",
     "mining",
+    "synthesis",
     "report",
     "reproduce",
     "cluster",
@@ -54,6 +55,7 @@ TORCH = {
     "exporting",
     "merging",
     "mining",
+    "synthesis",
     "cluster",
     "bench",
     "examples",
@@ -70,6 +72,7 @@ DOORS = {
     "webdataset": {"shards", "bench"},  # bench: the peer that the loader is measured against
     "mteb": {"evaluation"},
     "bm25s": {"mining/bm25.py"},
+    "requests": {"synthesis/endpoint.py"},
     "datasets": {"corpora", "evaluation"},  # evaluation: the types that mteb takes
     "yaml": {"system/yaml_json.py", "config/recipe.py", "exporting/card.py"},
 }
@@ -79,6 +82,8 @@ FORBIDDEN = {
     ("batching", "shards"),
     ("mining", "training"),
     ("mining", "evaluation"),
+    ("synthesis", "training"),
+    ("synthesis", "evaluation"),
 }
 MAX_FILE, MAX_FUNCTION = 350, 60
 

@@ -31,6 +31,7 @@ from lbr_ds.cli import (
     push,
     report,
     reproduce,
+    synthesize,
     train,
 )
 from lbr_ds.cli.app import app
@@ -51,6 +52,7 @@ _VERBS: dict[str, Callable[..., None]] = {  # in the order of `lbr-ds --help`
     "init": init.init,
     "config": config.config,
     "prepare": prepare.prepare,
+    "synthesize": synthesize.synthesize,
     "mine": mine.mine,
     "train": train.train,
     "eval": eval.evaluate,

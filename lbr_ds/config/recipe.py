@@ -29,6 +29,7 @@ from lbr_ds.config.operation import (
     GuardConfig,
 )
 from lbr_ds.config.section import LocalPath, Section
+from lbr_ds.config.synthesis import SynthesisConfig
 from lbr_ds.config.training import Stage1Config, Stage2Config
 from lbr_ds.config.validation import describe_error
 from lbr_ds.errors import ConfigError, short
@@ -61,6 +62,7 @@ class RunConfig(Section):
     stage1: Stage1Config
     stage2: Stage2Config
     mining: MiningConfig = MiningConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
     engine: EngineConfig = EngineConfig()
     guard: GuardConfig = GuardConfig()
     every: EveryConfig = EveryConfig()
@@ -122,8 +124,8 @@ class RunConfig(Section):
         Left out are folders, how often things happen, and evaluation. The data has a fingerprint
         of its own, in its manifest.
         """
-        other = {"run", "name", "every", "evaluation", "engine", "guard", "data", "mining", "card"}
-        plain = json.loads(self.model_dump_json(exclude=other))
+        other = {"run", "name", "every", "evaluation", "engine", "guard", "data", "card"}
+        plain = json.loads(self.model_dump_json(exclude=other | {"mining", "synthesis"}))
         if self.guard.spike_sigmas is not None:
             plain["guard"] = {"spike_sigmas": self.guard.spike_sigmas}
         if self.lora.rank is None:

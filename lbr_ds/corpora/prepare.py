@@ -54,7 +54,9 @@ from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 CURATION = "curation.json"
-MINING, GIVEN = "mining.json", "given"  # added by `mine`: its audit, and cl as prepare wrote it
+# Added by `mine` and `synthesize`: an audit, and cl as it was before.
+MINING, GIVEN = "mining.json", "given"
+SYNTHESIS, PASSAGES = "synthesis.json", "passages"
 _RULES = 6  # increment it when the shards of a recipe change, so that old folders are remade
 
 
@@ -302,7 +304,7 @@ def _settings(data: DataConfig) -> dict[str, Any]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise ConfigError if `folder` contains anything that prepare or mine did not write."""
+    """Raise ConfigError if `folder` contains anything that lbr-ds did not write."""
     if not folder.exists():
         return
     cure = "choose another data.folder, or move it away"
@@ -312,8 +314,9 @@ def refuse_foreign(folder: Path) -> None:
     if entries and not (folder / NAME).is_file():
         raise ConfigError(f"data.folder={folder} has {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
-        ours = path.name in (NAME, CURATION, trained_texts.NAME, MINING) or is_unfinished(path.name)
-        if path.name in (*SPLITS, CONTROL, GIVEN) and path.is_dir():
+        files = (NAME, CURATION, trained_texts.NAME, MINING, SYNTHESIS)
+        ours = path.name in files or is_unfinished(path.name)
+        if path.name in (*SPLITS, CONTROL, GIVEN, PASSAGES) and path.is_dir():
             ours = all(
                 below.suffix in (".tar", ".idx") or is_unfinished(below.name)
                 for below in path.iterdir()

@@ -1,7 +1,9 @@
 """Replace the records of cl in a prepared folder; everything else keeps its bytes.
 
+`mine` adds negatives to the records of cl, `synthesize` replaces its passages by pairs.
+
 1. Beside the folder: every file linked (copied where the disk cannot link), cl as it was becomes
-   `given/`, the new cl is written in the order of the old one.
+   `given/` (or `passages/`), and the new cl is written.
 2. Every shard is read again and compared with its hash; eval is proved apart from training.
 3. One rename puts the new folder in place; until then the old one is unchanged.
 """
@@ -11,14 +13,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lbr_ds
 from lbr_ds.corpora.curate import leaks, trained_texts
-from lbr_ds.corpora.prepare import GIVEN, MINING
+from lbr_ds.corpora.prepare import GIVEN, MINING, PASSAGES, SYNTHESIS
+from lbr_ds.instructions import Instructions
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, verify, write_split
 from lbr_ds.shards.manifest import NAME, ShardFile
@@ -31,9 +34,38 @@ from lbr_ds.system.progress import Progress, no_progress
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Verb:
+    """A verb that remakes cl.
+
+    Attributes:
+        format: Of its entry among the manifest's sources.
+        title: The name of that entry.
+        kept: The split that keeps cl as it was before.
+        audit: The file that says what was done.
+        undone: The verb whose result is lost with this one: negatives belong to their queries.
+    """
+
+    format: str
+    title: str
+    kept: str
+    audit: str
+    undone: Verb | None = None
+
+    def source_split(self, manifest: Manifest) -> str:
+        """Return the split with cl as it was before this verb."""
+        if self.kept in manifest.splits:
+            return self.kept
+        return self.undone.source_split(manifest) if self.undone else "cl"
+
+
+MINE = Verb("mine", "mined negatives", GIVEN, MINING)
+SYNTHESIZE = Verb("synthesize", "synthetic queries", PASSAGES, SYNTHESIS, MINE)
+
+
 def source_split(manifest: Manifest) -> str:
-    """Return the split with cl as `prepare` wrote it, without mined negatives."""
-    return GIVEN if GIVEN in manifest.splits else "cl"
+    """Return the split with cl as it was before `mine`, without mined negatives."""
+    return MINE.source_split(manifest)
 
 
 def rewrite(
@@ -42,18 +74,27 @@ def rewrite(
     audit: dict[str, Any],
     records_per_shard: int,
     progress: Progress = no_progress,
+    *,
+    verb: Verb = MINE,
+    check: Callable[[Path], object] = leaks.prove_no_equal_texts,
+    instructions: Instructions | None = None,
+    sources: Sequence[str] | None = None,
 ) -> None:
-    """Put `records` (in file order) into cl of `manifest.folder`, and `audit` into mining.json.
+    """Put `records` (in file order) into cl of `manifest.folder`, and `audit` into its file.
+
+    check: Proves from the new folder that eval shares nothing with training.
+    instructions: Of all records; None: as before.
+    sources: Of each record, for shards of one source; None: the records have the shards of before.
 
     Raises DataError when what was written does not verify or shares a text with eval,
     EnvironmentProblem when the disk is full. The old folder is then unchanged.
     """
     folder = manifest.folder
     with writing(folder), atomic_folder(folder, check=Manifest.load) as new:
-        given = _link_all(manifest, new)
-        owners = [
-            s.source for s in manifest.shards(source_split(manifest)) for _ in range(s.records)
-        ]
+        given = _link_all(manifest, new, verb)
+        shards = manifest.shards(verb.source_split(manifest))
+        before = [shard.source for shard in shards for _ in range(shard.records)]
+        owners = before if sources is None else sources
         shards = write_split(
             new,
             "cl",
@@ -63,35 +104,49 @@ def rewrite(
             sources=_before_shuffle(owners, manifest.seed) if any(owners) else (),
             progress=progress,
         )
-        _write_audit(new, audit)
-        splits = {**manifest.splits, "cl": shards, GIVEN: given}
+        _write_audit(new / verb.audit, audit)
+        splits = {**manifest.splits, "cl": shards, verb.kept: given}
+        for lost in [verb.undone] if verb.undone else []:
+            splits.pop(lost.kept, None)
         made = replace(
             manifest,
             folder=new,
             splits=splits,
             program=lbr_ds.__version__,
-            sources=_with_mining(manifest.sources, new / MINING),
-            fingerprint=f"{audit['fingerprint']}-{manifest.prepared}",
+            instructions=manifest.instructions if instructions is None else instructions,
+            sources=_with_entry(manifest.sources, new / verb.audit, verb),
+            fingerprint=f"{audit['fingerprint']}-{_fingerprint_before(manifest, verb)}",
         )
         made.save()
         trained_texts.write(new)
         verify(new, progress)
-        leaks.prove_no_equal_texts(new)
+        check(new)
 
 
-def _link_all(manifest: Manifest, new: Path) -> list[ShardFile]:
-    """All files that stay, in `new`; returns the shards of `given/`."""
+def _fingerprint_before(manifest: Manifest, verb: Verb) -> str:
+    """Return the fingerprint of the data without what this verb, and those it undoes, made."""
+    parts = manifest.fingerprint.split("-")
+    for each in (verb, verb.undone):
+        if each and each.kept in manifest.splits:
+            parts = parts[1:]
+    return "-".join(parts)
+
+
+def _link_all(manifest: Manifest, new: Path, verb: Verb) -> list[ShardFile]:
+    """All files that stay, in `new`; returns the shards of cl as it was before."""
     old = manifest.folder
-    remade = {"cl", GIVEN, NAME, MINING, trained_texts.NAME}
+    remade = {"cl", verb.kept, NAME, verb.audit, trained_texts.NAME}
+    remade |= {verb.undone.kept, verb.undone.audit} if verb.undone else set()
 
     def apart(folder: str, names: list[str]) -> set[str]:
         return remade & set(names) if Path(folder) == old else set()
 
     shutil.copytree(old, new, copy_function=_link, ignore=apart, dirs_exist_ok=True)
-    split = source_split(manifest)
-    shutil.copytree(old / split, new / GIVEN, copy_function=_link)
+    split = verb.source_split(manifest)
+    shutil.copytree(old / split, new / verb.kept, copy_function=_link)
     return [
-        replace(shard, file=f"{GIVEN}/{Path(shard.file).name}") for shard in manifest.shards(split)
+        replace(shard, file=f"{verb.kept}/{Path(shard.file).name}")
+        for shard in manifest.shards(split)
     ]
 
 
@@ -111,18 +166,19 @@ def _before_shuffle(items: Sequence[T], seed: int) -> list[T]:
     return given
 
 
-def _write_audit(folder: Path, audit: dict[str, Any]) -> None:
+def _write_audit(path: Path, audit: dict[str, Any]) -> None:
     text = json.dumps(audit, indent=1, ensure_ascii=False)
-    (folder / MINING).write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
 
 
-def _with_mining(sources: list[dict[str, Any]], audit: Path) -> list[dict[str, Any]]:
-    """Return the manifest's sources, the audit last: where the negatives come from."""
-    kept = [source for source in sources if source.get("format") != "mine"]
+def _with_entry(sources: list[dict[str, Any]], audit: Path, verb: Verb) -> list[dict[str, Any]]:
+    """Return the manifest's sources, the audit last: where negatives or queries come from."""
+    remade = {verb.format, verb.undone.format if verb.undone else verb.format}
+    kept = [source for source in sources if source.get("format") not in remade]
     entry = {
-        "name": "mined negatives",
-        "path": MINING,
-        "format": "mine",
+        "name": verb.title,
+        "path": verb.audit,
+        "format": verb.format,
         "license": "",
         "bytes": audit.stat().st_size,
         "sha256": file_sha256(audit),

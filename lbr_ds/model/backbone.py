@@ -80,6 +80,30 @@ def open_backbone(model: ModelConfig) -> Backbone:
     return Backbone(module, tokenizer, stored, head)
 
 
+def open_generator(
+    what: str, model: ModelConfig
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Open a causal language model to generate text with, and its tokenizer.
+
+    Args:
+        what: the recipe's key and value, for messages.
+        model: names it, as for `open_backbone`.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is not complete.
+    """
+    name, options = _place(model)
+    _check_files(what, Path(name), options)
+    try:
+        with no_pickles(what):
+            tokenizer = open_tokenizer(what, name, **options)
+            return _loaded(what, name, options), tokenizer
+    except (ConfigError, DataError, EnvironmentProblem):
+        raise
+    except Exception as error:  # transformers, safetensors and remote code raise many kinds
+        raise ConfigError(f"{what} cannot be loaded: {why_not(error)}") from None
+
+
 def _place(model: ModelConfig) -> tuple[str, dict[str, Any]]:
     """Return the name or folder for `from_pretrained`, and its options."""
     name: str = model.backbone

@@ -81,6 +81,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 VERBS = {
     "init": "init {disk}/new",
     "prepare": "prepare {recipe} data.folder={disk}/data",
+    "synthesize": "synthesize {recipe} data.folder={disk}/data",
     "mine": "mine {recipe} data.folder={disk}/data",
     "train": "train {recipe} --stage 1 --nproc 1 run={disk}/run",
     "export": "export {run} {disk}/model",
@@ -116,7 +117,7 @@ def test_a_disk_that_takes_nothing(
 ) -> None:
     data = recipe.parent / "data"
     with disk(tmp_path / "disk", "4m") as bad:
-        if verb == "mine":
+        if verb in ("mine", "synthesize"):
             shutil.copytree(data, bad / "data")
         spoil(bad)
         words = VERBS[verb].format(
