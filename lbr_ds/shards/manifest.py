@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
-
-from lbr_ds.errors import DataError, short
+from lbr_ds.errors import DataError
 from lbr_ds.instructions import Instructions
+from lbr_ds.shards.manifest_file import AGAIN, VERSION, ShardFile, digest, parse
 from lbr_ds.shards.remote import Remote
 from lbr_ds.system.locate import file_sha256
 from lbr_ds.system.progress import Progress, no_progress
 from lbr_ds.system.urls import CACHE_GIB, is_url
 
 NAME = "manifest.json"
-VERSION = 3  # of the format; a folder of another version is refused
-_FILE = re.compile(r"[a-z]+/[0-9]{5,}\.tar")  # a manifest can name nothing outside its folder
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_AGAIN = "run `lbr-ds prepare` again"
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One tar: its path below the folder, number of records, length in bytes and hash.
-
-    source: That of all its records, where shards are of one source each; else "".
-    """
-
-    file: str
-    records: int
-    bytes: int
-    sha256: str
-    source: str = ""
-
-    def plain(self) -> dict[str, Any]:
-        """Return the entry as JSON has it."""
-        entry = asdict(self)
-        return entry if self.source else {k: v for k, v in entry.items() if k != "source"}
-
-    def is_valid(self) -> bool:
-        """Return whether the entry is plausible and names no file outside its folder."""
-        named = _FILE.fullmatch(self.file) and _SHA256.fullmatch(self.sha256)
-        return bool(named) and self.records >= 1 and self.bytes >= 1
+__all__ = ["NAME", "Manifest", "ShardFile", "check_size", "verify"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +64,7 @@ class Manifest:
 
     @classmethod
     def _parse(cls, text: bytes, folder: Path, remote: Remote | None) -> Manifest:
-        content = _content(text, f"{remote.place if remote else folder}/{NAME}")
+        content = parse(text, f"{remote.place if remote else folder}/{NAME}")
         return cls(
             folder,
             {name: list(split.shards) for name, split in content.splits.items()},
@@ -137,7 +108,7 @@ class Manifest:
             plain["files"] = self.files
         if self.instructions.any:
             plain["instructions"] = self.instructions.plain()
-        plain["sha256"] = _digest(plain)
+        plain["sha256"] = digest(plain)
         text = json.dumps(plain, indent=1, ensure_ascii=False)
         (self.folder / NAME).write_text(text + "\n", encoding="utf-8")
 
@@ -181,7 +152,7 @@ class Manifest:
         content = path.read_bytes() if path.is_file() else None
         if listed is not None and (content is None or _facts_of(content) != listed):
             what = "missing" if content is None else "altered"
-            raise DataError(f"{path}: {what}; copy the file again or {_AGAIN}")
+            raise DataError(f"{path}: {what}; copy the file again or {AGAIN}")
         return content
 
     def located(self, name: str) -> Path | None:
@@ -197,9 +168,9 @@ class Manifest:
             return self.remote.file(name, listed["bytes"], listed["sha256"])
         path = self.folder / name
         if not path.is_file():
-            raise DataError(f"{path}: missing; copy the file again or {_AGAIN}")
+            raise DataError(f"{path}: missing; copy the file again or {AGAIN}")
         if path.stat().st_size != listed["bytes"] or file_sha256(path) != listed["sha256"]:
-            raise DataError(f"{path}: altered; copy the file again or {_AGAIN}")
+            raise DataError(f"{path}: altered; copy the file again or {AGAIN}")
         return path
 
     def with_file(self, name: str) -> Manifest:
@@ -233,92 +204,9 @@ class Manifest:
                 length = (self.folder / shard.file).stat().st_size
             except FileNotFoundError:
                 raise DataError(
-                    f"{self.where(shard)}: the manifest names this shard and it is missing; "
-                    f"{_AGAIN}"
+                    f"{self.where(shard)}: the manifest names this shard and it is missing; {AGAIN}"
                 ) from None
             check_size(self.where(shard), shard, length)
-
-
-class _Split(BaseModel):
-    """A split in the file."""
-
-    records: int
-    shards: list[ShardFile]
-
-
-class _File(BaseModel):
-    """Another file beside the manifest."""
-
-    bytes: Annotated[int, Field(ge=1)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class _Content(BaseModel):
-    """The whole file; `sha256` is that of all other entries (`_digest`)."""
-
-    version: int
-    program: str
-    fingerprint: str
-    seed: int
-    sources: list[dict[str, Any]]
-    splits: dict[Annotated[str, Field(pattern="^[a-z]+$")], _Split]
-    instructions: dict[str, Any] | None = None
-    files: dict[str, _File] = Field(default_factory=dict)
-    sha256: str
-
-
-@lru_cache(maxsize=2)  # a stage loads one manifest about ten times, and loader processes inherit it
-def _content(text: bytes, path: str) -> _Content:
-    """Return the checked content of a manifest, which the callers do not change."""
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({short(error)}); {_AGAIN}") from None
-    version = raw.get("version") if isinstance(raw, dict) else None
-    if isinstance(raw, dict) and "version" in raw and version != VERSION:
-        raise DataError(f"{path}: version {short(repr(version))}, not {VERSION}; {_AGAIN}")
-    try:
-        content = _Content.model_validate_json(text, strict=True)
-        Instructions.of(content.instructions)
-    except ValidationError as error:
-        raise DataError(f"{path}: not a manifest ({_first(error)}); {_AGAIN}") from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = f"instructions: {type(error).__name__}: {short(error)}"
-        raise DataError(f"{path}: not a manifest ({reason}); {_AGAIN}") from None
-    for shard in (shard for split in content.splits.values() for shard in split.shards):
-        if not shard.is_valid():
-            raise DataError(f"{path}: not a shard: {short(repr(shard))}; {_AGAIN}")
-    if wrong := _disorder(content):
-        raise DataError(f"{path}: {wrong}; copy it there again, or {_AGAIN}")
-    if content.sha256 != _digest(raw):
-        raise DataError(
-            f"{path}: has been changed since it was written (its own sha256 differs); copy it "
-            f"there again, or {_AGAIN}"
-        )
-    return content
-
-
-def _first(error: ValidationError) -> str:
-    """Return the first error in a manifest's content, and where it is."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    return short(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}")
-
-
-def _disorder(content: _Content) -> str:
-    """Return the first contradiction between a manifest's entries, or ""."""
-    for name, split in content.splits.items():
-        if split.records != (total := sum(shard.records for shard in split.shards)):
-            return f"split {name} has {split.records} records and its shards {total}"
-        files = [shard.file for shard in split.shards]
-        if len(set(files)) < len(files):
-            return f"split {name} names a shard twice"
-    return ""
-
-
-def _digest(plain: dict[str, Any]) -> str:
-    """Return the sha256 of a manifest's content without this hash, to notice lost entries."""
-    rest = {name: value for name, value in plain.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _facts_of(content: bytes) -> dict[str, Any]:
@@ -344,7 +232,7 @@ def check_size(where: str, shard: ShardFile, length: int) -> None:
         what = "truncated" if length < shard.bytes else "too long"
         raise DataError(
             f"{where}: {what}: {length} bytes, but the manifest lists {shard.bytes}; "
-            f"copy the file again or {_AGAIN}"
+            f"copy the file again or {AGAIN}"
         )
 
 
@@ -363,7 +251,7 @@ def verify(folder: Path | str, progress: Progress = no_progress) -> Manifest:
         if sha256 != shard.sha256:
             raise DataError(
                 f"{manifest.where(shard)}: altered: its sha256 is {sha256[:12]}.., but the "
-                f"manifest lists {shard.sha256[:12]}..; copy the file again or {_AGAIN}"
+                f"manifest lists {shard.sha256[:12]}..; copy the file again or {AGAIN}"
             )
         progress("verify", done, len(shards))
     return manifest
