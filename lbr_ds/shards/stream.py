@@ -216,8 +216,7 @@ def steps(
     """Return the pipeline that yields this rank's `Step`s start+worker, +workers, ... < stop.
 
     Taking the workers' steps in turn gives every step from `start` on, in order. With `strict` the
-    processes of a job share the check that all shards exist and have their lengths: a shared file
-    system is asked once about each.
+    processes of a job share the check of all shards' lengths.
 
     Args:
         folder: A prepared folder or its URL.
@@ -246,19 +245,12 @@ def steps(
     check_world(samples_per_step, world)
     manifest = Manifest.load(folder, cache_gib)
     _check_split(manifest, split, samples_per_step, fingerprint)
+    order = _order(manifest, split, seed, samples_per_step, mixing)
     if on_error == "strict":
         manifest.check(split, rank * workers + worker, world * workers)
-    if mixing is not None:
-        _check_sources(manifest, split, samples_per_step, mixing)
     # webdataset imports torch, which reading a manifest does not need.
     from webdataset import DataPipeline
 
-    shards = manifest.shards(split)
-    order: Order | Mixture
-    if mixing is not None:
-        order = mixture_of(shards, mixing, seed=seed, lanes=samples_per_step)
-    else:
-        order = Order([shard.records for shard in shards], seed=seed, lanes=samples_per_step)
     lanes = range(rank, samples_per_step, world)
     tars = Tars(manifest, split, partial=on_error == "skip")
     return DataPipeline(
@@ -266,6 +258,16 @@ def steps(
         Read(tars, on_error),
         Decode(tars, order, lanes, on_error, tracked_sources(manifest, split)),
     )
+
+
+def _order(
+    manifest: Manifest, split: str, seed: int, lanes: int, mixing: Mixing | None
+) -> Order | Mixture:
+    shards = manifest.shards(split)
+    if mixing is None:
+        return Order([shard.records for shard in shards], seed=seed, lanes=lanes)
+    _check_sources(manifest, split, lanes, mixing)
+    return mixture_of(shards, mixing, seed=seed, lanes=lanes)
 
 
 def _check_split(manifest: Manifest, split: str, samples_per_step: int, fingerprint: str) -> None:
