@@ -131,7 +131,7 @@ def export(run: str | Path, out: str | Path, **options: Any) -> dict[str, Any]:
         run: A run folder, or one checkpoint of it.
         out: A new folder.
         options: What `lbr_ds.exporting.export` takes besides: `checkpoint`, `causal_lm`,
-            `onnx`, `int8`.
+            `onnx`, `int8`, `bottleneck`.
 
     Returns:
         The content of parity.json: texts, the trainer's vectors, and the largest difference.

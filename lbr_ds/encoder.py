@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lbr_ds.errors import ConfigError
 from lbr_ds.instructions import Instructed, Instructions, Side, bare
 from lbr_ds.runs import resolve_model
 from lbr_ds.system.locate import cached_sha256
@@ -50,6 +51,8 @@ class Encoder:
             device. It changes speed and memory, not the vectors.
         batch_size: Texts per forward pass of sentence-transformers, which pads them.
         trust_remote_code: Whether code from a model's repository may run.
+        bottleneck: Read texts with so many of the model's bottleneck tokens; None: as it was
+            trained. For models that were trained with `bottleneck.nested` or `bottleneck.ratio`.
         instructions_of: The data source whose instructions are the default, for an lbr-ds model
             whose sources had different ones. Without it such a model uses none by default.
 
@@ -76,13 +79,19 @@ class Encoder:
         batch_size: int = 64,
         trust_remote_code: bool = False,
         instructions_of: str = "",
+        bottleneck: int | None = None,
     ) -> None:
         self.name = str(model)
         resolved = resolve_model(self.name)
         self.folder, self.ours, self.packed = resolved.folder, resolved.ours, resolved.packed
         self.device, self.dtype = device, dtype
         self.batch_tokens, self.batch_size = batch_tokens, batch_size
-        self.trust_remote_code = trust_remote_code
+        self.trust_remote_code, self.bottleneck = trust_remote_code, bottleneck
+        if bottleneck is not None and not self.packed:
+            raise ConfigError(
+                f"{self.name}: bottleneck={bottleneck} needs a run, a checkpoint or a model "
+                "folder; an export has a fixed number of tokens (lbr-ds export --bottleneck)"
+            )
         self.instructions = Instructions()
         if self.ours and self.folder is not None:
             self.instructions = Instructions.load(self.folder)
@@ -174,6 +183,8 @@ class Encoder:
         programs decide where its files are.
         """
         digest = hashlib.sha256()
+        if self.bottleneck is not None:
+            digest.update(f"bottleneck={self.bottleneck} ".encode())
         if self.folder is not None:
             for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
                 digest.update(f"{path.relative_to(self.folder)} {cached_sha256(path)}\n".encode())
@@ -195,7 +206,11 @@ class Encoder:
 
         assert self.folder is not None
         return PackedEncoder(
-            self.folder, self.device, self.dtype, trust_remote_code=self.trust_remote_code
+            self.folder,
+            self.device,
+            self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            bottleneck=self.bottleneck,
         )
 
     @cached_property

@@ -51,13 +51,13 @@ def generative_sequence(
     if not kind.bottleneck:
         question = record.instructed_query() if kind.x == "query" and record.query else ""
         return _plain(question, passage, tokenizer, max_target_length)
-    bottleneck = tokenizer.num_bottleneck
     if kind.x == "prefix":
         ids = tokenizer.plain(passage, tokenizer.max_length + max_target_length)
         before = tokenizer.instruction_ids(record.instructed_passage(""))
         half = min(len(ids) // 2, tokenizer.max_text - len(before))
         target = [*ids[half:], tokenizer.backend.eos_token_id][:max_target_length]
-        return Sequence(tokenizer.wrap([*before, *ids[:half]]), bottleneck, target, cut=kind.cut)
+        context = tokenizer.wrap([*before, *ids[:half]])
+        return Sequence(context, tokenizer.bottleneck_of(context), target, cut=kind.cut)
     if kind.x == "query" and record.text:
         raise DataError(
             f"record {record.id}: objective {objective} needs a query; plain passages serve "
@@ -65,7 +65,8 @@ def generative_sequence(
         )
     source = record.instructed_query() if kind.x == "query" else record.instructed_passage(passage)
     target = tokenizer.target(passage, max_target_length)
-    return Sequence(tokenizer.contexts([source])[0], bottleneck, target, cut=kind.cut)
+    context = tokenizer.contexts([source])[0]
+    return Sequence(context, tokenizer.bottleneck_of(context), target, cut=kind.cut)
 
 
 def with_bag(sequence: Sequence, tokenizer: TextTokenizer) -> Sequence:

@@ -7,11 +7,14 @@ encodes it.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from lbr_ds.errors import ConfigError
 from lbr_ds.instructions import Instructed, check_room, instruction_of
 
 _SIZES_KEPT = 4096  # instructions whose length is cached
@@ -47,7 +50,8 @@ class TextTokenizer:
     Attributes:
         backend: the tokenizer of transformers.
         max_length: tokens of a context at most, bottleneck included.
-        num_bottleneck: K.
+        num_bottleneck: K; with a ratio at most so many.
+        ratio: tokens of text for each bottleneck token, or None: every text has K.
         pool_instruction: whether mean pooling includes the tokens of a text's instruction.
         special_ids: ids of the special tokens.
         chat: ids before and after X where stage 1 trains in a chat template, or None.
@@ -62,20 +66,56 @@ class TextTokenizer:
         num_bottleneck: int,
         pool_instruction: bool = True,
         chat: tuple[list[int], list[int]] | None = None,
+        ratio: float | None = None,
     ) -> None:
         self.backend = tokenizer
         self.max_length = max_length
         self.num_bottleneck = num_bottleneck
+        self.ratio = ratio
         self.pool_instruction = pool_instruction
         self._sizes: dict[str, int] = {"": 0}  # tokens of the instructions that leave room
         self.chat = chat
         # Tokens that the tokenizer adds to a text: [bos] and the bottleneck tokens.
         affixes = tokenizer("")["input_ids"]
         self._affixes = len(affixes)
+        self._bottleneck = affixes[len(affixes) - num_bottleneck :]  # ids that the backend appends
         self._has_end = affixes[-1:] == [tokenizer.eos_token_id]
         self.contexts_end = num_bottleneck > 0 or self._has_end
         self.special_ids = frozenset(tokenizer.all_special_ids)  # slow to compute
         self._parts: dict[int, bool] = {}
+
+    def at(self, count: int) -> TextTokenizer:
+        """Return the tokenizer of a model with the first `count` bottleneck tokens alone.
+
+        Raises:
+            ConfigError: this one does not have so many.
+        """
+        if not 1 <= count <= self.num_bottleneck:
+            raise ConfigError(
+                f"{count} bottleneck tokens: the model has {self.num_bottleneck}; give a number "
+                f"from 1 to {self.num_bottleneck}"
+            )
+        fewer = copy.copy(self)
+        fewer.num_bottleneck, fewer.ratio, fewer._sizes = count, None, {"": 0}
+        fewer._affixes = self._affixes - self.num_bottleneck + count
+        return fewer
+
+    def bottleneck_of(self, context: list[int]) -> int:
+        """Return how many bottleneck tokens a context ends with."""
+        if self.ratio is None:
+            return self.num_bottleneck
+        own = frozenset(self._bottleneck)
+        others = (i for i, token in enumerate(reversed(context)) if token not in own)
+        return next(others, len(context))
+
+    def _fit(self, ids: list[int]) -> list[int]:
+        """Keep of a text with all K tokens its own number, and what of the text fits before it."""
+        end = len(ids) - len(self._bottleneck)
+        count = self.num_bottleneck
+        if self.ratio is not None:
+            text = min(end - (self._affixes - count), self.max_length)
+            count = min(count, max(1, math.ceil(text / self.ratio)))
+        return [*ids[: min(end, self.max_length - count)], *self._bottleneck[:count]]
 
     def contexts(self, texts: list[str]) -> list[list[int]]:
         """Return `[X ; B]` of each text: at most `max_length` ids, the bottleneck always complete.
@@ -84,7 +124,11 @@ class TextTokenizer:
             DataError: the instruction of an `Instructed` text leaves no room for the text.
         """
         self.check(texts)
-        found = self.backend(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        fixed = self.ratio is None and self.num_bottleneck == len(self._bottleneck)
+        limit = self.max_length + (0 if fixed else len(self._bottleneck))
+        found = self.backend(texts, truncation=True, max_length=limit)["input_ids"]
+        if not fixed:
+            found = [self._fit(ids) for ids in found]
         # With `bottleneck.separator=none` an empty text has no token that could be read.
         return [ids or [self.backend.eos_token_id] for ids in found]
 
@@ -122,9 +166,8 @@ class TextTokenizer:
     def wrap(self, ids: list[int]) -> list[int]:
         """Return `[X ; B]` of the ids of X."""
         empty = self.backend("")["input_ids"]
-        ids = ids[: self.max_text]
-        split = len(empty) - self.num_bottleneck
-        return [*empty[:split], *ids, *empty[split:]]
+        split = len(empty) - len(self._bottleneck)
+        return self._fit([*empty[:split], *ids, *empty[split:]])
 
     def is_part(self, token: int) -> bool:
         """Return whether a token is only some bytes of a character, which cannot be decoded."""
@@ -169,9 +212,9 @@ class TextTokenizer:
         """Return the sequences whose pooled states are the texts' vectors."""
         contexts = self.contexts(texts)
         if self.pool_instruction:
-            return [Sequence(ids, self.num_bottleneck) for ids in contexts]
+            return [Sequence(ids, self.bottleneck_of(ids)) for ids in contexts]
         return [
-            Sequence(ids, self.num_bottleneck, unpooled=self._unpooled(instruction_of(text)))
+            Sequence(ids, self.bottleneck_of(ids), unpooled=self._unpooled(instruction_of(text)))
             for ids, text in zip(contexts, texts, strict=True)
         ]
 

@@ -62,6 +62,9 @@ Quantized = Annotated[
     bool,
     typer.Option("--quantized", help="Also score the vectors of --data as int8 and binary ones."),
 ]
+Bottleneck = Annotated[
+    str, typer.Option(help="Also score with so many bottleneck tokens, as 1,2,4 (nested, ratio).")
+]
 
 
 def evaluate(
@@ -80,6 +83,7 @@ def evaluate(
     checkpoint: CheckpointChoice = "best",
     dimensions: Dimensions = "",
     quantized: Quantized = False,
+    bottleneck: Bottleneck = "",
     nproc: EncodingRanks = None,
 ) -> None:
     """Score a model's retrieval with MTEB, on the held-out split or on official tasks.
@@ -113,6 +117,7 @@ def evaluate(
                 checkpoint=checkpoint,
                 dimensions=_numbers(dimensions),
                 quantized=quantized,
+                bottleneck=_numbers(bottleneck, "bottleneck") or (),
             ),
             world=world,
         )
@@ -137,7 +142,7 @@ def check_start(model: str, data: str | None) -> None:
         manifest_of(data)
 
 
-def _numbers(text: str) -> tuple[int, ...] | None:
+def _numbers(text: str, option: str = "dimensions") -> tuple[int, ...] | None:
     """Return the whole numbers of a comma-separated list; None for an empty one."""
     if not text:
         return None
@@ -146,7 +151,8 @@ def _numbers(text: str) -> tuple[int, ...] | None:
     except ValueError:
         found = ()
     if not found or min(found) < 1:
-        raise ConfigError(f"--dimensions {text!r}: give numbers of components, as 256,128")
+        example = {"dimensions": "of components, as 256,128", "bottleneck": "of tokens, as 1,2,4"}
+        raise ConfigError(f"--{option} {text!r}: give numbers {example[option]}")
     return found
 
 
@@ -197,6 +203,12 @@ def show_scores(result: dict[str, Any]) -> None:
         console.print(written)
     if "states" in result:
         _show_states(console, result["states"])
+    if "bottleneck" in result:
+        counted = Table("bottleneck tokens", "R@10", "N@10")
+        for row in result["bottleneck"]:
+            figures = (f"{row[key]:.4f}" for key in ("recall_at_10", "ndcg_at_10"))
+            counted.add_row(str(row["bottleneck"]), *figures)
+        console.print(counted)
 
 
 def _show_compressed(console: Console, task: str, rows: list[dict[str, Any]]) -> None:

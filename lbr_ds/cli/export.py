@@ -32,6 +32,10 @@ def export(
             help="Also write ONNX with 8-bit weights and measure the loss of accuracy.",
         ),
     ] = False,
+    bottleneck: Annotated[
+        int | None,
+        typer.Option(min=1, help="Append only so many bottleneck tokens (nested, ratio)."),
+    ] = None,
 ) -> None:
     """Export a checkpoint for sentence-transformers, MTEB and servers, and verify its vectors.
 
@@ -44,7 +48,13 @@ def export(
 
     with writing(out):
         parity = export_model(
-            run, out, checkpoint=checkpoint, causal_lm=causal_lm, onnx=onnx, int8=onnx_int8
+            run,
+            out,
+            checkpoint=checkpoint,
+            causal_lm=causal_lm,
+            onnx=onnx,
+            int8=onnx_int8,
+            bottleneck=bottleneck,
         )
     typer.echo(
         f"{out}: {len(parity['texts'])} texts agree with the trainer's own vectors, "

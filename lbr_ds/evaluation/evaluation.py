@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import time
@@ -26,6 +27,7 @@ from mteb.models import MTEBModels
 from lbr_ds import lineage
 from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.errors import ConfigError
+from lbr_ds.evaluation.by_bottleneck import score_counts
 from lbr_ds.evaluation.compression import check_dimensions, score_compressed
 from lbr_ds.evaluation.contamination import check_overlap
 from lbr_ds.evaluation.generation import score_generation
@@ -65,6 +67,8 @@ class EvalOptions:
         checkpoint: Of a run or a stage: best, last, or a step (`runs.model_folder`).
         dimensions: Also score the held-out vectors truncated to these lengths; None: to those that
             an lbr-ds model was trained for (`stage2.matryoshka`).
+        bottleneck: Also score the held-out texts read with these numbers of bottleneck tokens
+            (lbr-ds models; `by_bottleneck.py`).
         quantized: Also score them as int8 and binary vectors (`compression.py`).
     """
 
@@ -82,6 +86,7 @@ class EvalOptions:
     checkpoint: str = BEST
     dimensions: tuple[int, ...] | None = None
     quantized: bool = False
+    bottleneck: tuple[int, ...] = ()
 
 
 _DEFAULTS = EvalOptions()
@@ -109,9 +114,10 @@ def evaluate(
     Returns:
         {"model", "data", "seed", "seconds", "environment", "max_queries", "tasks": {name: scores},
         "per_query": {name: {query id: nDCG@10}}}, with data also "protocol", on request "examples",
-        "generation" and "states". Scores are "recall_at_10", "ndcg_at_10", "mrr_at_10" (or
-        "main_score" and "metric" where a task is not retrieval), "queries" and "documents"; for a
-        held-out task also those of `geometry.measure`, and "compressed" of `score_compressed`.
+        "generation", "states" and "bottleneck". Scores are "recall_at_10", "ndcg_at_10",
+        "mrr_at_10" (or "main_score" and "metric" where a task is not retrieval), "queries" and
+        "documents"; for a held-out task also those of `geometry.measure`, and "compressed" of
+        `score_compressed`.
 
     Raises:
         ConfigError: An unknown task or model, or nothing to score on.
@@ -168,10 +174,11 @@ def _check_inspectable(
         raise ConfigError(
             f"{model}: --dimensions and --quantized score the vectors of held-out data; give --data"
         )
-    if (options.generation or options.states) and not (resolved.ours and data is not None):
+    inspected = options.generation or options.states or options.bottleneck
+    if inspected and not (resolved.ours and data is not None):
         raise ConfigError(
-            f"{model}: --generation and --states need a run, a checkpoint or a folder of lbr-ds, "
-            "and --data; leave them out for other models"
+            f"{model}: --generation, --states and --bottleneck need a run, a checkpoint or a "
+            "folder of lbr-ds, and --data; leave them out for other models"
         )
 
 
@@ -203,6 +210,8 @@ def _inspect(
     wanted: dict[str, Callable[[Path, Judgements], Any]] = {}
     wanted |= {"generation": score_generation} if options.generation else {}
     wanted |= {"states": score_layers} if options.states else {}
+    counts = functools.partial(score_counts, counts=options.bottleneck)
+    wanted |= {"bottleneck": counts} if options.bottleneck else {}
     if not wanted:
         return {}
     assert resolved.folder is not None

@@ -90,8 +90,8 @@ def _rounded(score: float | None) -> float | None:
 
 def contexts(model: PackedEncoder, queries: list[str], *, cut: bool) -> list[Sequence]:
     """`[X ; B]` of each query (without a bottleneck X and its separator), as in training."""
-    bottleneck = model.card.num_bottleneck
-    return [Sequence(ids, bottleneck, cut=cut) for ids in model.tokenizer.prompts(queries)]
+    own = model.tokenizer
+    return [Sequence(ids, own.bottleneck_of(ids), cut=cut) for ids in own.prompts(queries)]
 
 
 def _longest(model: PackedEncoder, references: list[list[str]]) -> int:

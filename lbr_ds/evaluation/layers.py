@@ -71,7 +71,11 @@ def states(model: PackedEncoder, texts: list[str]) -> dict[str, np.ndarray]:
         batch = pack([sequences[i] for i in chosen]).to(model.device)
         layers = model.model.states(batch)
         begins, ends = batch.starts[:-1].tolist(), batch.starts[1:].tolist()
-        starts = {"last": [e - 1 for e in ends], "bottleneck": [e - own for e in ends]}
+        counts = [sequences[i].num_bottleneck for i in chosen]
+        starts = {
+            "last": [e - 1 for e in ends],
+            "bottleneck": [e - k for e, k in zip(ends, counts, strict=True)],
+        }
         for read in reads:
             rows = zip(starts.get(read, begins), ends, strict=True)
             pooled = torch.stack([layers[:, a:b].mean(1) for a, b in rows], dim=1)

@@ -26,7 +26,7 @@ from lbr_ds.exporting.folder import write_dimensions, write_sentence_transformer
 from lbr_ds.exporting.layout import write_weights
 from lbr_ds.exporting.onnx_graph import check_installed, prove_onnx, write_onnx
 from lbr_ds.exporting.prove import TOLERANCE, proof_texts, prove
-from lbr_ds.model.bottleneck import Card
+from lbr_ds.model.bottleneck import Card, keep_first
 from lbr_ds.model.rope import write_legacy_rope
 from lbr_ds.system.atomic import atomic_folder
 from lbr_ds.system.progress import show_progress
@@ -45,6 +45,7 @@ def export(
     causal_lm: bool = False,
     onnx: bool = False,
     int8: bool = False,
+    bottleneck: int | None = None,
 ) -> dict[str, Any]:
     """Export a run's best checkpoint, or the given one, to a folder with a proof.
 
@@ -56,6 +57,8 @@ def export(
             and generation, instead of the base model that embedding servers load.
         onnx: Whether to write `onnx/` too.
         int8: Whether to write 8-bit weights in ONNX too; implies `onnx`.
+        bottleneck: Append only the first so many bottleneck tokens; for a model that was trained
+            with `bottleneck.nested` or `bottleneck.ratio`.
 
     Returns:
         The content of parity.json.
@@ -70,16 +73,11 @@ def export(
     if onnx or int8:
         check_installed()
     source, card = _find(place, checkpoint)
+    _check_count(source, card, bottleneck)
     log.info("exporting %s", runs.choice(source, checkpoint))
     with show_progress() as progress, atomic_folder(out) as part:
         progress("export", 0, 3)
-        shutil.copytree(
-            source, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_NOT_COPIED)
-        )
-        write_weights(source, part, causal_lm=causal_lm)
-        needs = _needs(write_legacy_rope(part))
-        write_sentence_transformers(part, card)
-        write_dimensions(part)
+        needs = _write(source, part, card, bottleneck=bottleneck, causal_lm=causal_lm)
         progress("export", 1, 3)
         parity = {**_proved(source, part, out), "needs": needs}
         progress("export", 2, 3)
@@ -96,6 +94,18 @@ def export(
             path.chmod(0o755 if path.is_dir() else 0o644)  # weights are saved for their owner only
         progress("export", 3, 3)
     return parity
+
+
+def _write(source: Path, part: Path, card: Card, *, bottleneck: int | None, causal_lm: bool) -> str:
+    """Write weights, tokenizer and settings; return what a user must know before loading them."""
+    shutil.copytree(source, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+    write_weights(source, part, causal_lm=causal_lm)
+    if bottleneck is not None:
+        card = keep_first(part, bottleneck)
+    needs = _needs(write_legacy_rope(part))
+    write_sentence_transformers(part, card)
+    write_dimensions(part)
+    return needs
 
 
 def _proved(source: Path, part: Path, out: Path) -> dict[str, Any]:
@@ -125,6 +135,20 @@ def _find(place: Path, checkpoint: str) -> tuple[Path, Card]:
             "score this baseline with `lbr-ds eval RUN`"
         )
     return source, card
+
+
+def _check_count(source: Path, card: Card, bottleneck: int | None) -> None:
+    """Raise ConfigError unless every text of the export has one number of bottleneck tokens."""
+    if bottleneck is None and card.ratio is not None:
+        raise ConfigError(
+            f"{source}: bottleneck.ratio={card.ratio:g} gives each text its own number of tokens, "
+            "which stock tools cannot do; export a fixed number with --bottleneck (1 to "
+            f"{card.num_bottleneck}), or encode with lbr_ds.Encoder"
+        )
+    if bottleneck is not None and not 1 <= bottleneck <= card.num_bottleneck:
+        raise ConfigError(
+            f"--bottleneck {bottleneck}: {source} has {card.num_bottleneck} bottleneck tokens"
+        )
 
 
 def _needs(lacks: str) -> str:

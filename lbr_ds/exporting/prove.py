@@ -60,7 +60,9 @@ def prove(source: Path, folder: Path) -> dict[str, Any]:
     card = Card.load(folder)
     general = json.loads((folder / "config_sentence_transformers.json").read_text())
     prompts: dict[str, str] = general["prompts"]
-    encoder = PackedEncoder(source, device="cpu", dtype="auto")
+    encoder = PackedEncoder(
+        source, device="cpu", dtype="auto", bottleneck=card.num_bottleneck or None
+    )
     use_fp32_arithmetic(encoder.model)
     texts = proof_texts(card.max_length)
     if not encoder.tokenizer.contexts_end:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Card:
     attention: str
     pool_instruction: bool = True
     head: bool = True  # False: no language-model head of its own, only encoding is possible
+    ratio: float | None = None  # tokens of text for each bottleneck token; None: all have K
     chat: Frame | None = None  # ids around X in stage 1 (`bottleneck.separator=chat`)
 
     def save(self, folder: Path) -> None:
@@ -131,6 +132,7 @@ def prepare_backbone(
             model.attention,
             model.pool_instruction,
             head,
+            bottleneck.ratio,
             chat,
         ).save(part)
         made_from.save_lineage(model, bottleneck, part)
@@ -260,6 +262,26 @@ def _append_to_texts(tokenizer: PreTrainedTokenizerBase, bottleneck: BottleneckC
     tokenizer.chat_template = None
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
+
+
+def keep_first(folder: Path, count: int) -> Card:
+    """Make a model folder append only the first `count` of its bottleneck tokens to every text.
+
+    Returns its new card.
+    """
+    card = Card.load(folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    dropped = {bottleneck_token(i) for i in range(count, card.num_bottleneck)}
+    processor = content["post_processor"]
+    for form in ("single", "pair"):
+        parts = processor[form]
+        kept = [part for part in parts if part.get("SpecialToken", {}).get("id") not in dropped]
+        processor[form] = kept
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    card = replace(card, num_bottleneck=count, ratio=None)
+    card.save(folder)
+    return card
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

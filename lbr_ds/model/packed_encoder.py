@@ -27,6 +27,7 @@ class PackedEncoder:
         dtype: torch.dtype | str | None = None,
         *,
         trust_remote_code: bool = False,
+        bottleneck: int | None = None,
     ) -> None:
         """Load the model.
 
@@ -36,6 +37,7 @@ class PackedEncoder:
             dtype: "auto": as the weights are stored; None: likewise, but fp32 on a CPU that has no
                 instructions for bf16.
             trust_remote_code: whether code that the model brings may run.
+            bottleneck: read texts with so many of its bottleneck tokens; None: as it was trained.
 
         Raises:
             CheckpointError: the folder is not complete (see `complete.py`).
@@ -55,7 +57,10 @@ class PackedEncoder:
             num_bottleneck=self.card.num_bottleneck,
             pool_instruction=self.card.pool_instruction,
             chat=self.card.chat,
+            ratio=self.card.ratio,
         )
+        if bottleneck is not None:
+            self.tokenizer = self.tokenizer.at(bottleneck)
 
     @torch.inference_mode()
     def encode(

@@ -22,10 +22,10 @@ def compare(evals: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
     Returns [{"task", "about", "queries", "documents", "rows": [{"key", "label", <metric>, "gain"}],
     "pairs": {"better", "worse", "same", "gain", "low", "high", "p"} or None, "mixed",
-    "compressed": rows of `evaluation/compression.py` of the last model}]. about: the
-    protocol, and which of its tasks it is; mixed:
-    the rows were judged on different numbers of queries or passages. gain: nDCG@10 against
-    the base; pairs: the last trained model against the base, query by query.
+    "compressed": rows of `evaluation/compression.py` of the last model, "by_bottleneck": those of
+    `evaluation/by_bottleneck.py`, for the held-out task}]. about: the protocol, and which of its
+    tasks it is; mixed: the rows were judged on different numbers of queries or passages. gain:
+    nDCG@10 against the base; pairs: the last trained model against the base, query by query.
     """
     names = dict.fromkeys(task for result in evals.values() for task in result.get("tasks", {}))
     return [_table(task, evals) for task in names]
@@ -59,7 +59,14 @@ def _table(task: str, evals: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "pairs": pairs,
         "mixed": len(different) > 1,
         "compressed": last.get("compressed", []),
+        "by_bottleneck": _by_bottleneck(task, evals[list(found)[-1]]),
     }
+
+
+def _by_bottleneck(task: str, last: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows by the number of bottleneck tokens; they are of the first held-out task."""
+    held_out = next(iter(last.get("per_query", {})), None)
+    return list(last.get("bottleneck", [])) if task == held_out else []
 
 
 def _about(task: str, evals: dict[str, dict[str, Any]]) -> str:

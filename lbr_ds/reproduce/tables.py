@@ -17,7 +17,8 @@ from lbr_ds.errors import ConfigError
 _PLAIN = ("bottleneck.count=0", "stage1.objective=plain_sft", "stage1.bag_of_words=0")
 _PAPER_FORM = (*_PLAIN, "bottleneck.separator=none")
 _BIDIRECTIONAL = ("model.attention=bidirectional",)
-COUNTS = (32, 16, 8, 4, 2, 1)  # of bottleneck tokens: mild to extreme compression
+COUNTS = (32, 16, 8, 4, 2, 1)  # of bottleneck tokens
+RATIOS = (2, 4, 8, 16, 32, 64)  # tokens of text for each: mild to extreme compression
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the budget that stage 1 gets
 
 
@@ -130,6 +131,19 @@ def _table4(run: RunConfig) -> Table:
 
 
 def _table5(run: RunConfig) -> Table:
+    """Give a text of n tokens n / r bottleneck tokens; the cap is that of the longest text."""
+    length = run.model.max_length
+    rows = [
+        Variant(f"r={r}", (1,), (f"bottleneck.count={cap}", f"bottleneck.ratio={r}"))
+        for r in RATIOS
+        for cap in [min(256, -(-length // (r + 1)))]
+    ]
+    names = [row.name for row in rows]
+    return Table(tuple(rows), tuple(zip(names[1:], names[:-1], strict=True)))
+
+
+def _counts(run: RunConfig) -> Table:
+    """Return a table that the paper lacks: every text has the same number K of tokens."""
     fit = [k for k in COUNTS if 2 * k <= run.model.max_length]  # the text keeps half at least
     rows = [Variant(f"K={k}", (1,), (f"bottleneck.count={k}",)) for k in fit]
     names = [row.name for row in rows]
@@ -224,5 +238,6 @@ TABLES: dict[str, Callable[[RunConfig], Table]] = {
     "table5": _table5,
     "table6": _table6,
     "figure3": _figure3,
+    "counts": _counts,
     "bottleneck": _bottleneck,
 }

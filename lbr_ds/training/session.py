@@ -136,6 +136,7 @@ def text_tokenizer(run: RunConfig) -> TextTokenizer:
     """Return the tokenizer of the prepared backbone, with the lengths of the recipe."""
     return TextTokenizer(
         load_tokenizer(run.run / "backbone"),
+        ratio=run.bottleneck.ratio,
         max_length=run.model.max_length,
         num_bottleneck=run.bottleneck.count,
         pool_instruction=run.model.pool_instruction,

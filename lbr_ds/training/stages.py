@@ -218,7 +218,7 @@ def rehearse(session: Session) -> None:
     eos = tokenizer.backend.eos_token_id
     target = [eos] * run.stage1.max_target_length if session.stage.number == 1 else []
     ids = tokenizer.wrap([eos] * tokenizer.max_length)
-    sequence = Sequence(ids, run.bottleneck.count, target, cut=run.bottleneck.count > 0)
+    sequence = Sequence(ids, tokenizer.bottleneck_of(ids), target, cut=run.bottleneck.count > 0)
     fits = max(1, session.config.micro_tokens // len(sequence))
     result = session.engine.forward(pack([sequence] * fits).to(session.world.device))
     # The zero gradients stay on the engine and the first real ones are added to them.

@@ -17,6 +17,7 @@ from lbr_ds.batching import PackedBatch, Sequence, TextTokenizer, fill_by_tokens
 from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
 from lbr_ds.batching.crop import crop
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
+from lbr_ds.batching.nested import tokenizer_of_step
 from lbr_ds.batching.pack import with_tensors
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
@@ -125,6 +126,7 @@ def collate_generative(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> 
     The draw does not depend on earlier steps, so a mixture of objectives resumes exactly.
     """
     sequences = []
+    tokenizer = tokenizer_of_step(tokenizer, run.bottleneck, run.seed, step.index)
     for sample in step.samples:
         key = (run.seed, sample.epoch, step.index, sample.lane)
         objective = draw(run.stage1.objective, *key)
@@ -156,6 +158,7 @@ def collate_contrastive(run: RunConfig, tokenizer: TextTokenizer, step: Step) ->
     """
     records = [_pair(run, sample) for sample in step.samples]
     turns = [sample.epoch for sample in step.samples]
+    tokenizer = tokenizer_of_step(tokenizer, run.bottleneck, run.seed, step.index)
     pairs = contrastive_pairs(records, turns, tokenizer, run.stage2.num_negatives)
     budget = whole = run.stage2.micro_tokens
     if sum(len(sequence) for sequence in pairs.sequences) > whole:
