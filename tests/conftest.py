@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -11,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and several processes at a time
 
 from lbr_ds.config import RunConfig, load
+from lbr_ds.corpora.prepare import prepare
 from tests.ranks import run_cli
 from tests.tiny import tiny_recipe
 
@@ -29,10 +31,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "slurm" not in item.path.parts)
 
 
+def with_scores(line: str) -> str:
+    """The JSON line of a record with a teacher's scores, if it has a negative."""
+    raw = json.loads(line)
+    if raw["negatives"]:
+        raw |= {"positive_scores": [len(raw["query"]) / 4], "negative_scores": [1.5]}
+    return json.dumps(raw) + "\n"
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A tiny run that went through both stages on two ZeRO-3 ranks, by the command line."""
-    recipe = tiny_recipe(tmp_path_factory.mktemp("trained"), stage2__matryoshka=[8, 4])
+    """A tiny run that went through both stages on two ZeRO-3 ranks, by the command line.
+
+    Stage 2 also learns from a teacher's scores, which two thirds of the records have.
+    """
+    folder = tmp_path_factory.mktemp("trained")
+    taught = {"loss": "kl", "teacher_temperature": 2.0}
+    recipe = tiny_recipe(
+        folder, prepared=False, stage2__matryoshka=[8, 4], stage2__distillation=taught
+    )
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(map(with_scores, corpus.read_text().splitlines())))
+    run = load(recipe)
+    prepare(run.data, run.seed)
     for stage in ("1", "2"):
         done = run_cli("train", str(recipe), "--stage", stage, "--nproc", "2")
         assert done.returncode == 0, done.stderr

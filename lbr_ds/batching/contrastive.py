@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lbr_ds.batching.pack import with_tensors
 from lbr_ds.batching.tokenizer import Sequence, TextTokenizer
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
+
+Teacher = Callable[[list[str], list[str]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,10 @@ class Pairs:
         known: (n, P) int64, the hashes of all positives of its record; -1 fills up.
         text: (n*(1+M),) int64, the hash of each candidate's text.
         real: (n*(1+M),) bool, False for a placeholder, where a record had fewer than M negatives.
+        scores: (n, 1+M) float32, a teacher's of each query's positive and negatives; nan: none.
+            None: not asked for.
+        teacher: (n + n*(1+M), E), a teacher's vectors of the sequences; a row of nan: none. None:
+            not asked for.
     """
 
     sequences: list[Sequence]
@@ -31,6 +40,8 @@ class Pairs:
     known: Tensor
     text: Tensor
     real: Tensor
+    scores: Tensor | None = None
+    teacher: Tensor | None = None
 
     @property
     def num_queries(self) -> int:
@@ -58,7 +69,13 @@ def hashed(text: str) -> int:
 
 
 def contrastive_pairs(
-    records: list[Record], turns: list[int], tokenizer: TextTokenizer, num_negatives: int
+    records: list[Record],
+    turns: list[int],
+    tokenizer: TextTokenizer,
+    num_negatives: int,
+    *,
+    scored: bool = False,
+    teacher: Teacher | None = None,
 ) -> Pairs:
     """Return the pairs of a rank's share of a step.
 
@@ -67,6 +84,8 @@ def contrastive_pairs(
         turns: for each record, which of its positives and negatives, modulo their number.
         tokenizer: the prepared one.
         num_negatives: M.
+        scored: whether to return the records' scores too.
+        teacher: takes n queries and their candidates and returns its vectors of both, in order.
 
     Raises:
         DataError: a record has no query, or its instruction leaves no room for it.
@@ -82,8 +101,8 @@ def contrastive_pairs(
     negatives: list[str] = []
     real = [True] * len(records)
     for record, turn, positive in zip(records, turns, positives, strict=True):
-        have = min(num_negatives, len(record.negatives))
-        chosen = [record.negatives[(turn * have + i) % len(record.negatives)] for i in range(have)]
+        chosen = [record.negatives[place] for place in _drawn(record, turn, num_negatives)]
+        have = len(chosen)
         # Every rank must hold the same number of candidates; a placeholder is encoded, and masked.
         negatives += chosen + [positive] * (num_negatives - have)
         real += [True] * have + [False] * (num_negatives - have)
@@ -101,4 +120,31 @@ def contrastive_pairs(
         known=torch.tensor([k + [-1] * (most - len(k)) for k in known]),
         text=torch.tensor([hashed(text) for text in texts]),
         real=torch.tensor(real),
+        scores=_scores(records, turns, num_negatives) if scored else None,
+        teacher=_vectors(teacher, queries, passages, real) if teacher else None,
     )
+
+
+def _vectors(teacher: Teacher, queries: list[str], passages: list[str], real: list[bool]) -> Tensor:
+    """Return the teacher's vectors of queries and candidates; placeholders have none."""
+    found = torch.from_numpy(teacher(queries, passages))
+    found[len(queries) :][~torch.tensor(real)] = torch.nan
+    return found
+
+
+def _drawn(record: Record, turn: int, num_negatives: int) -> list[int]:
+    """Return the places of the record's negatives that are used at this turn, at most M."""
+    have = min(num_negatives, len(record.negatives))
+    return [(turn * have + i) % len(record.negatives) for i in range(have)]
+
+
+def _scores(records: list[Record], turns: list[int], num_negatives: int) -> Tensor:
+    """Return (n, 1+M) float32: the scores of the drawn positive and negatives, nan for none."""
+    found = torch.full((len(records), 1 + num_negatives), float("nan"))
+    for row, record, turn in zip(found, records, turns, strict=True):
+        if record.positive_scores and record.negative_scores:
+            places = _drawn(record, turn, num_negatives)
+            scores = [record.positive_scores[turn % len(record.positives)]]
+            scores += [record.negative_scores[place] for place in places]
+            row[: len(scores)] = torch.tensor(scores)
+    return found

@@ -6,6 +6,7 @@ README.md describes how they work and lists the modules.
 from __future__ import annotations
 
 from lbr_ds.config.data import CONTROL, SPLITS, DataConfig, SplitConfig
+from lbr_ds.config.distillation import DistillationConfig
 from lbr_ds.config.mining import MiningConfig
 from lbr_ds.config.model import BottleneckConfig, LoraConfig, ModelConfig
 from lbr_ds.config.objectives import OBJECTIVES
@@ -24,6 +25,7 @@ __all__ = [
     "CardConfig",
     "ColumnsConfig",
     "DataConfig",
+    "DistillationConfig",
     "GuardConfig",
     "LoraConfig",
     "MiningConfig",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
+from lbr_ds.config.distillation import DistillationConfig
 from lbr_ds.config.objectives import OBJECTIVES
 from lbr_ds.config.section import MAX_COUNT, NameOrPath, Section
 from lbr_ds.errors import ConfigError
@@ -237,6 +238,9 @@ class Stage2Config(StageConfig):
         "prefixes too. A list gives each the weight 1: [256, 128, 64]; a mapping other weights: "
         "{256: 1, 64: 0.5}. The whole vector has the weight 1.",
     )
+    distillation: DistillationConfig = Field(
+        default=DistillationConfig(), description="What a teacher contributes to the loss."
+    )
     chunk_tokens: int | None = Field(
         default=None,
         ge=16,
@@ -256,6 +260,15 @@ class Stage2Config(StageConfig):
         if len(set(map(str, value))) < len(value):
             raise ValueError("a length is given twice")
         return dict.fromkeys(value, 1.0)
+
+    @model_validator(mode="after")
+    def _candidates_for_the_teacher(self) -> Stage2Config:
+        if self.distillation.by_scores and not self.num_negatives:
+            raise ValueError(
+                f"distillation.loss={self.distillation.loss} compares a query's positive with its "
+                "hard negatives, and num_negatives is 0; raise num_negatives"
+            )
+        return self
 
     @model_validator(mode="after")
     def _chunk_within_micro_batch(self) -> Stage2Config:

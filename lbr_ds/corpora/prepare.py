@@ -38,7 +38,7 @@ from lbr_ds.corpora.token_counts import Room, room, tokenizer_json
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.records import Record
-from lbr_ds.shards import Manifest, ShardFile, write_split
+from lbr_ds.shards import Manifest, ShardFile, teacher, write_split
 from lbr_ds.shards.in_use import refuse_in_use
 from lbr_ds.shards.manifest import NAME
 from lbr_ds.shards.sources import OTHERS
@@ -314,7 +314,7 @@ def refuse_foreign(folder: Path) -> None:
     if entries and not (folder / NAME).is_file():
         raise ConfigError(f"data.folder={folder} has {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
-        files = (NAME, CURATION, trained_texts.NAME, MINING, SYNTHESIS)
+        files = (NAME, CURATION, trained_texts.NAME, MINING, SYNTHESIS, *teacher.FILES)
         ours = path.name in files or is_unfinished(path.name)
         if path.name in (*SPLITS, CONTROL, GIVEN, PASSAGES) and path.is_dir():
             ours = all(

@@ -175,8 +175,13 @@ class Manifest:
 
     def with_file(self, name: str) -> Manifest:
         """Return this manifest with the present size and hash of the file `name` beside it."""
-        facts = _facts_of((self.folder / name).read_bytes())
-        return replace(self, files={**self.files, name: facts})
+        return replace(self, files={**self.files, name: _facts_of_file(self.folder / name)})
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of a listed file on this disk; fetch and check it first if necessary."""
+        if self.remote is None:
+            return self.folder / name
+        return self.remote.file(name, self.files[name]["bytes"], self.files[name]["sha256"])
 
     def shards(self, split: str) -> list[ShardFile]:
         """Return the shards of `split` in file order. Raises DataError for an unknown split."""
@@ -212,6 +217,11 @@ class Manifest:
 def _facts_of(content: bytes) -> dict[str, Any]:
     """Return a manifest's entry for a file."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _facts_of_file(path: Path) -> dict[str, Any]:
+    """Return the entry for a file that may not fit into memory."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 @lru_cache(maxsize=16)

@@ -46,10 +46,17 @@ def check_negatives(run: RunConfig, stage: int, manifest: Manifest) -> None:
 
 
 def warn_without_negatives(step: int, stats: Mapping[str, object], *, first: bool) -> None:
-    """Log a warning when no query of a run's first step had a negative.
+    """Log a warning when no query of a run's first step had a negative, or a teacher.
 
-    The metric `no_negatives` says for every step which share of its queries had none.
+    The metrics `no_negatives` and `distilled` say for every step which share of its queries had
+    none, and which share learnt from the teacher.
     """
+    if first and stats.get("distilled") == 0:
+        log.warning(
+            "step %d: no record has what stage2.distillation learns from; write scores with "
+            "`lbr-ds mine --score-with MODEL`, or vectors with --teacher-vectors MODEL",
+            step,
+        )
     if first and stats.get("no_negatives") == 1:
         log.warning(
             "step %d: no query has a negative (one sample, or one group), so the loss has no "

@@ -28,6 +28,7 @@ from lbr_ds.training.auto import settle
 from lbr_ds.training.checkpoint import provenance
 from lbr_ds.training.checkpoint.resume import find_checkpoint, load_checkpoint
 from lbr_ds.training.deepspeed.engine import load_layout
+from lbr_ds.training.distillation import check_teacher
 from lbr_ds.training.feed import open_feed
 from lbr_ds.training.held_out import read_held_out_sample
 from lbr_ds.training.logs import open_log
@@ -64,6 +65,7 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
     ):
         open_log(folder / "log", world)
         check_negatives(run, number, manifest)
+        check_teacher(run, number, manifest, world)
         checkpoint = find_checkpoint(run, number, world, force=force)
         origin = checkpoint or starting_point(run, number, world)
         start = step_of(checkpoint) if checkpoint else 0

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from lbr_ds.batching import PackedBatch, Sequence, TextTokenizer, pack
 from lbr_ds.batching.contrastive import Pairs
-from lbr_ds.config import RunConfig, stages
+from lbr_ds.config import DistillationConfig, RunConfig, stages
 from lbr_ds.distributed import World
 from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.gradient_caching import chunk_loss, vector_gradients
 from lbr_ds.objectives.info_nce import NO_PREFIXES, info_nce
 from lbr_ds.shards import Step
+from lbr_ds.training.distillation import distillation_loss
 from lbr_ds.training.transfer import ahead
 from lbr_ds.training.work import Counts, Work, collate_contrastive, collate_generative
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lbr_ds.training.session import Session
 
 Stats = dict[str, float]
+_NO_TEACHER = DistillationConfig()
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def forward_backward_contrastive(session: Session, work: Work) -> Totals:
         temperature=config.temperature,
         margin=config.false_negative_margin,
         prefixes=config.matryoshka,
+        distillation=config.distillation,
     )
     counts = work.counts(world)
     if counts.micro_batches == 1:
@@ -128,8 +131,11 @@ def contrastive_loss(
     temperature: float,
     margin: float | None = None,
     prefixes: Mapping[int, float] = NO_PREFIXES,
+    distillation: DistillationConfig = _NO_TEACHER,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return InfoNCE of this rank's queries against the candidates of all ranks.
+
+    A teacher's loss is added with its weight; a query without one has 0 there.
 
     Args:
         vectors: (n + n * (1 + M), D) of unit length: the queries, then their candidates.
@@ -139,6 +145,7 @@ def contrastive_loss(
         temperature: see `info_nce`.
         margin: see `info_nce`.
         prefixes: see `info_nce`.
+        distillation: the teacher's loss, and both weights.
 
     Returns:
         The loss, whose mean over the ranks (DeepSpeed's average) is the mean over all queries, and
@@ -158,6 +165,18 @@ def contrastive_loss(
         prefixes=prefixes,
         reduction="sum",
     )
+    if distillation.loss:
+        taught, more = distillation_loss(
+            vectors,
+            candidates,
+            pairs,
+            world,
+            distillation,
+            temperature=temperature,
+            prefixes=prefixes,
+        )
+        loss = distillation.info_nce * loss + distillation.weight * taught
+        stats = {**stats, **more}
     return loss / (n * world.size) * world.size, stats
 
 

@@ -23,6 +23,7 @@ from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
+from lbr_ds.shards.teacher import teacher_vectors
 
 SampleName = tuple[str, int, int]  # record id, number of its shard, row in the shard
 
@@ -159,7 +160,17 @@ def collate_contrastive(run: RunConfig, tokenizer: TextTokenizer, step: Step) ->
     records = [_pair(run, sample) for sample in step.samples]
     turns = [sample.epoch for sample in step.samples]
     tokenizer = tokenizer_of_step(tokenizer, run.bottleneck, run.seed, step.index)
-    pairs = contrastive_pairs(records, turns, tokenizer, run.stage2.num_negatives)
+    distillation, data = run.stage2.distillation, run.data
+    pairs = contrastive_pairs(
+        records,
+        turns,
+        tokenizer,
+        run.stage2.num_negatives,
+        scored=distillation.by_scores,
+        teacher=teacher_vectors(data.folder, data.cache_gib).of
+        if distillation.by_vectors
+        else None,
+    )
     budget = whole = run.stage2.micro_tokens
     if sum(len(sequence) for sequence in pairs.sequences) > whole:
         budget = run.stage2.chunk_tokens or whole

@@ -59,6 +59,9 @@ def test_resumed_equals_uninterrupted(trained: RunConfig, copied: Path, stage: i
     assert weights(folder) == weights(trained.run / f"stage{stage}")
     assert evaluations(folder) == evaluations(trained.run / f"stage{stage}")
     assert metrics(folder) == metrics(trained.run / f"stage{stage}")
+    if stage == 2:  # from a teacher's scores, which some records lack
+        assert all(line["distillation_loss"] > 0 for line in metrics(folder))
+        assert all(0 < line["distilled"] < 1 for line in metrics(folder))
 
 
 def test_preempted_run_saves_exits_85_and_goes_on(trained: RunConfig, copied: Path) -> None:

@@ -1,0 +1,55 @@
+"""The section `stage2.distillation`: what a teacher contributes to the loss of stage 2."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lbr_ds.config.section import Section
+
+
+class DistillationConfig(Section):
+    """Learn a teacher's scores or similarities, beside InfoNCE or in its place."""
+
+    loss: Literal["kl", "margin_mse", "batch_kl", "batch_cosine"] | None = Field(
+        default=None,
+        description="From the scores of the records (positive_scores, negative_scores), over a "
+        "query's own candidates: kl or margin_mse; it needs num_negatives. From the teacher's "
+        "vectors (mining.teacher_vectors), over the candidates of all ranks: batch_kl or "
+        "batch_cosine. Records without scores or vectors only take part in InfoNCE. null: none.",
+    )
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of this loss.")
+    info_nce: float = Field(
+        default=1.0, ge=0, le=1e6, description="Weight of InfoNCE beside it. 0: only the teacher."
+    )
+    temperature: float | None = Field(
+        default=None,
+        ge=1e-4,
+        le=100,
+        description="The student's cosines are divided by it. null: stage2.temperature.",
+    )
+    teacher_temperature: float | None = Field(
+        default=None,
+        ge=1e-4,
+        le=1e4,
+        description="The teacher's scores are divided by it. 1 suits the logits of a cross-encoder "
+        "and 0.02 to 0.05 the cosines of an embedder. null: 1 for scores, and the student's "
+        "temperature for vectors.",
+    )
+
+    @property
+    def by_scores(self) -> bool:
+        """Whether the teacher is known by its scores in the records."""
+        return self.loss in ("kl", "margin_mse")
+
+    @property
+    def by_vectors(self) -> bool:
+        """Whether the teacher is known by its vectors beside the shards."""
+        return self.loss in ("batch_kl", "batch_cosine")
+
+    def temperatures(self, info_nce: float) -> tuple[float, float]:
+        """Return the student's and the teacher's, where InfoNCE has the temperature `info_nce`."""
+        student = info_nce if self.temperature is None else self.temperature
+        teacher = 1.0 if self.by_scores else student
+        return student, teacher if self.teacher_temperature is None else self.teacher_temperature
