@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from lbr_ds.cli import run
-from lbr_ds.config import RunConfig
+from lbr_ds.config import RunConfig, load
+from lbr_ds.corpora.prepare import prepare
 from tests.test_cli import verbs
 from tests.tiny import tiny_recipe
 
@@ -76,12 +77,23 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_recipe(tmp_path_factory.mktemp("disks"), count=120)
 
 
-# What is typed; {disk}: the bad disk, {recipe}: the recipe, {run}: a trained run on a good disk,
-# {moved}: the same on the bad one.
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with plain passages and no queries."""
+    recipe = tiny_recipe(tmp_path_factory.mktemp("documents"), prepared=False)
+    lines = [json.dumps({"text": f"passage {i} of {i * i}"}) + "\n" for i in range(60)]
+    (recipe.parent / "corpus.jsonl").write_text("".join(lines))
+    made = load(recipe)
+    prepare(made.data, made.seed)
+    return recipe
+
+
+# What is typed; {disk}: the bad disk, {recipe} and {documents}: the recipes, {run}: a trained run on
+# a good disk, {moved}: the same on the bad one.
 VERBS = {
     "init": "init {disk}/new",
     "prepare": "prepare {recipe} data.folder={disk}/data",
-    "synthesize": "synthesize {recipe} data.folder={disk}/data",
+    "synthesize": "synthesize {documents} data.folder={disk}/data synthesis.max_tokens=8",
     "mine": "mine {recipe} data.folder={disk}/data",
     "train": "train {recipe} --stage 1 --nproc 1 run={disk}/run",
     "export": "export {run} {disk}/model",
@@ -111,17 +123,22 @@ def test_a_disk_that_takes_nothing(
     verb: str,
     spoil: Callable[[Path], None],
     recipe: Path,
+    documents: Path,
     trained: RunConfig,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    data = recipe.parent / "data"
+    data = (documents if verb == "synthesize" else recipe).parent / "data"
     with disk(tmp_path / "disk", "4m") as bad:
         if verb in ("mine", "synthesize"):
             shutil.copytree(data, bad / "data")
         spoil(bad)
         words = VERBS[verb].format(
-            disk=bad, recipe=recipe, run=trained.run, data=trained.data.folder
+            disk=bad,
+            recipe=recipe,
+            documents=documents,
+            run=trained.run,
+            data=trained.data.folder,
         )
         capfd.readouterr()
         code, lines = command(*words.split())
