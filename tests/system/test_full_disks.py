@@ -88,7 +88,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recipe
 
 
-# What is typed; {disk}: the bad disk, {recipe} and {documents}: the recipes, {run}: a trained run on
+# What is typed; {disk}: the bad disk, {recipe}, {documents}: the recipes, {run}: a trained run on
 # a good disk, {moved}: the same on the bad one.
 VERBS = {
     "init": "init {disk}/new",
