@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,6 +111,19 @@ class World:
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def announce(self, what: str) -> None:
+        """Tell the ranks that `await_news` of it."""
+        if self.store is not None:
+            self.store.set(f"news/{what}", "1")
+
+    def await_news(self, what: str) -> None:
+        """Wait until a rank announces it, for any time; a collective would have a limit.
+
+        Raises a torch.distributed error when the host of the store, rank 0, is gone.
+        """
+        while self.store is not None and not self.store.check([f"news/{what}"]):
+            time.sleep(0.2)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -230,3 +230,20 @@ class Encoder:
 
         assert self.folder is not None
         return Exported(self.folder, self.sentence_model)
+
+
+def folder_hash(folder: Path) -> str:
+    """Return 16 hex digits of the names and bytes of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder)} {cached_sha256(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_hash(name: str, weights: Mapping[str, torch.Tensor]) -> str:
+    """Return 16 hex digits of a model's name and weights."""
+    digest = hashlib.sha256(name.encode())
+    for key, tensor in sorted(weights.items()):
+        digest.update(key.encode())
+        digest.update(tensor.cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -26,7 +26,8 @@ class MiningConfig(Section):
         "sentence-transformers loads.",
     )
     trust_remote_code: bool = Field(
-        default=False, description="Let the repositories of model and guide run their own code."
+        default=False,
+        description="Let the repositories of model, guide and teachers run their own code.",
     )
     guide: NameOrPath = Field(
         default="",
@@ -66,6 +67,24 @@ class MiningConfig(Section):
         description="Drop candidates that score less than this below the positive. "
         "null: no such limit.",
     )
+
+    score_with: NameOrPath = Field(
+        default="",
+        description="A teacher that scores the positives and negatives of every record, for "
+        "stage2.distillation: a cross-encoder of sentence-transformers, or an embedder, named like "
+        "mining.model. Empty: the records keep the scores they came with.",
+    )
+    teacher_vectors: NameOrPath = Field(
+        default="",
+        description="An embedder, named like mining.model, whose vectors of the texts of cl are "
+        "written beside the shards, for stage2.distillation.loss batch_kl and batch_cosine. "
+        "Empty: none.",
+    )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher has anything to say."""
+        return bool(self.score_with or self.teacher_vectors)
 
     @model_validator(mode="after")
     def _complete(self) -> MiningConfig:

@@ -57,6 +57,7 @@ CURATION = "curation.json"
 # Added by `mine` and `synthesize`: an audit, and cl as it was before.
 MINING, GIVEN = "mining.json", "given"
 SYNTHESIS, PASSAGES = "synthesis.json", "passages"
+TEACHING, UNTAUGHT = "teacher.json", "untaught"
 _RULES = 6  # increment it when the shards of a recipe change, so that old folders are remade
 
 
@@ -314,9 +315,9 @@ def refuse_foreign(folder: Path) -> None:
     if entries and not (folder / NAME).is_file():
         raise ConfigError(f"data.folder={folder} has {entries[0].name!r} and no {NAME}; {cure}")
     for path in entries:
-        files = (NAME, CURATION, trained_texts.NAME, MINING, SYNTHESIS, *teacher.FILES)
+        files = (NAME, CURATION, trained_texts.NAME, MINING, SYNTHESIS, TEACHING, *teacher.FILES)
         ours = path.name in files or is_unfinished(path.name)
-        if path.name in (*SPLITS, CONTROL, GIVEN, PASSAGES) and path.is_dir():
+        if path.name in (*SPLITS, CONTROL, GIVEN, PASSAGES, UNTAUGHT) and path.is_dir():
             ours = all(
                 below.suffix in (".tar", ".idx") or is_unfinished(below.name)
                 for below in path.iterdir()

@@ -32,7 +32,7 @@ from lbr_ds.encoder import Encoder
 from lbr_ds.errors import DataError
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
-from lbr_ds.mining.rewrite import rewrite, source_split
+from lbr_ds.mining.rewrite import TEACH, fingerprint_before, rewrite, source_split
 from lbr_ds.mining.rules import Chooser, Guide, Negative
 from lbr_ds.mining.vectors import Vectors, cache_key, embed, embed_share, is_key
 from lbr_ds.records import Record
@@ -45,11 +45,12 @@ from lbr_ds.system.progress import Progress, no_progress
 log = logging.getLogger(__name__)
 EXAMPLES = 10
 _RULES = 2  # increase it when the same settings would give other negatives
+_TEACHERS = {"score_with", "teacher_vectors"}  # keys of `teach.py`
 _CHARS = 600  # of a text shown in the audit
 
 
 def mine(
-    run: RunConfig, progress: Progress = no_progress, world: World = ALONE
+    run: RunConfig, progress: Progress = no_progress, world: World = ALONE, *, stay: bool = False
 ) -> dict[str, Any] | None:
     """Add hard negatives to the cl records of `run.data.folder`, after those that they came with.
 
@@ -60,6 +61,7 @@ def mine(
         run: The recipe.
         progress: Called with the part, what is done and the total.
         world: Its ranks share the encoding; the first does the rest.
+        stay: Whether the ranks stay joined, for `teach`.
 
     Returns:
         The content of DATA/mining.json and "reused"; None on other ranks than the first.
@@ -72,12 +74,12 @@ def mine(
     """
     folder = check_replaceable(run.data.local_folder)
     if not world.first:
-        encode(run, world)
+        encode(run, world, stay=stay)
         return None
     recover(folder)
     with lock_folder(folder, beside=True, cure="wait until it has ended"):
         if world.size > 1:
-            encode(run, world, progress)
+            encode(run, world, progress, stay=stay)
         return _mine(run, folder, progress)
 
 
@@ -90,36 +92,42 @@ def _mine(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
         return {**json.loads((folder / MINING).read_bytes()), "reused": True}
     refuse_in_use(folder, ["cl"])  # stage 1 may go on: the other splits keep their bytes
     records, pool = _read(run, manifest)
-    chooser, chosen = _search(run, pool, encoders, _work(manifest), progress)
+    chooser, chosen = _search(run, pool, encoders, work_folder(manifest), progress)
     audit = _audit(run, pool, chooser, chosen, encoders, fingerprint)
     mined = _with_negatives(records, pool, chosen)
     rewrite(manifest, mined, audit, run.data.records_per_shard, progress)
     return {**audit, "reused": False}
 
 
-def encode(run: RunConfig, world: World, progress: Progress = no_progress) -> None:
+def encode(
+    run: RunConfig, world: World, progress: Progress = no_progress, *, stay: bool = False
+) -> None:
     """Encode this rank's share of the vectors, which `mine` then reads from disk.
 
-    Every rank calls it, and leaves the process group when all vectors exist. It does nothing
+    Every rank calls it, and leaves the process group when all vectors exist, or meets the others
+    and stays. It does nothing
     without a model in the recipe, or if the folder has these negatives. Errors as for `mine`.
     """
     manifest = Manifest.load(run.data.local_folder.resolve())
-    encoders, work = _encoders(run.mining), _work(manifest)
+    encoders, work = _encoders(run.mining), work_folder(manifest)
     if encoders and not _holds(manifest, _fingerprint(run, manifest, encoders)):
         _, pool = _read(run, manifest)
         for encoder in encoders.values():
             embed_share(_queries(pool), encoder, "query", work, world, progress)
             embed_share(pool.instructed, encoder, "document", work, world, progress)
-    leave()
+    if stay:
+        world.barrier()
+    else:
+        leave()
 
 
 def _holds(manifest: Manifest, fingerprint: str) -> bool:
     """Return whether the data has these negatives already."""
-    same = manifest.fingerprint.partition("-")[0] == fingerprint
+    same = fingerprint_before(manifest, TEACH).partition("-")[0] == fingerprint
     return same and (manifest.folder / MINING).is_file()
 
 
-def _work(manifest: Manifest) -> Path:
+def work_folder(manifest: Manifest) -> Path:
     """Return the folder of the vectors."""
     return manifest.folder.with_name(f"{manifest.folder.name}.mining")
 
@@ -156,7 +164,7 @@ def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, Encoder
         for s in manifest.splits.get(name, [])
     ]
     settings = json.loads(
-        run.mining.model_dump_json(exclude={"model", "guide", "trust_remote_code"})
+        run.mining.model_dump_json(exclude={"model", "guide", "trust_remote_code", *_TEACHERS})
     )
     models = {part: encoder.fingerprint for part, encoder in encoders.items()}
     plain = [
@@ -238,7 +246,10 @@ def _with_negatives(
     made = []
     for record in records:
         found = [pool.passages[n.passage] for n in next(mined)] if record.query else []
-        made.append(replace(record, negatives=record.negatives + found))
+        # Mined negatives have no score of the teacher who scored the given ones.
+        scores = [] if found else record.negative_scores
+        negatives = record.negatives + found
+        made.append(replace(record, negatives=negatives, negative_scores=scores))
     return made
 
 
@@ -258,7 +269,7 @@ def _audit(
         "fingerprint": fingerprint,
         "program": lbr_ds.__version__,
         "seed": run.seed,
-        "settings": json.loads(run.mining.model_dump_json()),
+        "settings": json.loads(run.mining.model_dump_json(exclude=_TEACHERS)),
         "models": {
             part: {"name": e.name, "fingerprint": e.fingerprint} for part, e in encoders.items()
         },

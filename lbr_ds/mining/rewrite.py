@@ -1,9 +1,10 @@
 """Replace the records of cl in a prepared folder; everything else keeps its bytes.
 
-`mine` adds negatives to the records of cl, `synthesize` replaces its passages by pairs.
+`mine` adds negatives to the records of cl and then a teacher's scores, `synthesize` replaces its
+passages by pairs.
 
 1. Beside the folder: every file linked (copied where the disk cannot link), cl as it was becomes
-   `given/` (or `passages/`), and the new cl is written.
+   `given/` (or `passages/`, `untaught/`), and the new cl is written.
 2. Every shard is read again and compared with its hash; eval is proved apart from training.
 3. One rename puts the new folder in place; until then the old one is unchanged.
 """
@@ -20,10 +21,10 @@ from typing import Any, TypeVar
 
 import lbr_ds
 from lbr_ds.corpora.curate import leaks, trained_texts
-from lbr_ds.corpora.prepare import GIVEN, MINING, PASSAGES, SYNTHESIS
+from lbr_ds.corpora.prepare import GIVEN, MINING, PASSAGES, SYNTHESIS, TEACHING, UNTAUGHT
 from lbr_ds.instructions import Instructions
 from lbr_ds.records import Record
-from lbr_ds.shards import Manifest, verify, write_split
+from lbr_ds.shards import Manifest, teacher, verify, write_split
 from lbr_ds.shards.manifest import NAME, ShardFile
 from lbr_ds.shards.order import WRITE, permutation
 from lbr_ds.system.atomic import atomic_folder
@@ -43,7 +44,9 @@ class Verb:
         title: The name of that entry.
         kept: The split that keeps cl as it was before.
         audit: The file that says what was done.
-        undone: The verb whose result is lost with this one: negatives belong to their queries.
+        undone: The verb whose result is lost with this one: negatives belong to their queries, and
+            scores to their passages.
+        files: Other files that it may write.
     """
 
     format: str
@@ -51,6 +54,11 @@ class Verb:
     kept: str
     audit: str
     undone: Verb | None = None
+    files: tuple[str, ...] = ()
+
+    def chain(self) -> list[Verb]:
+        """Return this verb and all whose results are lost with it."""
+        return [self, *(self.undone.chain() if self.undone else ())]
 
     def source_split(self, manifest: Manifest) -> str:
         """Return the split with cl as it was before this verb."""
@@ -59,7 +67,8 @@ class Verb:
         return self.undone.source_split(manifest) if self.undone else "cl"
 
 
-MINE = Verb("mine", "mined negatives", GIVEN, MINING)
+TEACH = Verb("teach", "teacher", UNTAUGHT, TEACHING, files=teacher.FILES)
+MINE = Verb("mine", "mined negatives", GIVEN, MINING, TEACH)
 SYNTHESIZE = Verb("synthesize", "synthetic queries", PASSAGES, SYNTHESIS, MINE)
 
 
@@ -79,12 +88,14 @@ def rewrite(
     check: Callable[[Path], object] = leaks.prove_no_equal_texts,
     instructions: Instructions | None = None,
     sources: Sequence[str] | None = None,
+    write: Callable[[Path], object] | None = None,
 ) -> None:
     """Put `records` (in file order) into cl of `manifest.folder`, and `audit` into its file.
 
     check: Proves from the new folder that eval shares nothing with training.
     instructions: Of all records; None: as before.
     sources: Of each record, for shards of one source; None: the records have the shards of before.
+    write: Writes the verb's `files` into the new folder; None: there are none.
 
     Raises DataError when what was written does not verify or shares a text with eval,
     EnvironmentProblem when the disk is full. The old folder is then unchanged.
@@ -106,28 +117,40 @@ def rewrite(
         )
         _write_audit(new / verb.audit, audit)
         splits = {**manifest.splits, "cl": shards, verb.kept: given}
-        for lost in [verb.undone] if verb.undone else []:
-            splits.pop(lost.kept, None)
+        lost = verb.chain()[1:]
+        for each in lost:
+            splits.pop(each.kept, None)
         made = replace(
             manifest,
             folder=new,
             splits=splits,
+            files=_files(manifest, verb),
             program=lbr_ds.__version__,
             instructions=manifest.instructions if instructions is None else instructions,
             sources=_with_entry(manifest.sources, new / verb.audit, verb),
-            fingerprint=f"{audit['fingerprint']}-{_fingerprint_before(manifest, verb)}",
+            fingerprint=f"{audit['fingerprint']}-{fingerprint_before(manifest, verb)}",
         )
+        if write:
+            write(new)
+            for name in verb.files:
+                made = made.with_file(name)
         made.save()
         trained_texts.write(new)
         verify(new, progress)
         check(new)
 
 
-def _fingerprint_before(manifest: Manifest, verb: Verb) -> str:
+def _files(manifest: Manifest, verb: Verb) -> dict[str, dict[str, Any]]:
+    """Return the manifest's entries of files that this verb leaves."""
+    gone = {name for each in verb.chain() for name in each.files}
+    return {name: facts for name, facts in manifest.files.items() if name not in gone}
+
+
+def fingerprint_before(manifest: Manifest, verb: Verb) -> str:
     """Return the fingerprint of the data without what this verb, and those it undoes, made."""
     parts = manifest.fingerprint.split("-")
-    for each in (verb, verb.undone):
-        if each and each.kept in manifest.splits:
+    for each in verb.chain():
+        if each.kept in manifest.splits:
             parts = parts[1:]
     return "-".join(parts)
 
@@ -135,8 +158,9 @@ def _fingerprint_before(manifest: Manifest, verb: Verb) -> str:
 def _link_all(manifest: Manifest, new: Path, verb: Verb) -> list[ShardFile]:
     """All files that stay, in `new`; returns the shards of cl as it was before."""
     old = manifest.folder
-    remade = {"cl", verb.kept, NAME, verb.audit, trained_texts.NAME}
-    remade |= {verb.undone.kept, verb.undone.audit} if verb.undone else set()
+    remade = {"cl", NAME, trained_texts.NAME}
+    for each in verb.chain():
+        remade |= {each.kept, each.audit, *each.files}
 
     def apart(folder: str, names: list[str]) -> set[str]:
         return remade & set(names) if Path(folder) == old else set()
@@ -173,7 +197,7 @@ def _write_audit(path: Path, audit: dict[str, Any]) -> None:
 
 def _with_entry(sources: list[dict[str, Any]], audit: Path, verb: Verb) -> list[dict[str, Any]]:
     """Return the manifest's sources, the audit last: where negatives or queries come from."""
-    remade = {verb.format, verb.undone.format if verb.undone else verb.format}
+    remade = {each.format for each in verb.chain()}
     kept = [source for source in sources if source.get("format") not in remade]
     entry = {
         "name": verb.title,

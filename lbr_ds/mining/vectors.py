@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,9 @@ def embed(
     blocks = []
     for first in range(0, len(texts), ROWS):
         part = list(texts[first : first + ROWS])
-        blocks.append(_block(folder, first // ROWS, part, encoder, side))
+        blocks.append(
+            block_of(folder, first // ROWS, len(part), partial(encoder.encode, part, side))
+        )
         progress(f"encode {side} ({encoder.name})", first + len(part), len(texts))
     return Vectors(blocks, len(texts))
 
@@ -82,19 +85,19 @@ def embed_share(
     folder = work / cache_key(texts, encoder, side)
     for first in range(world.rank * ROWS, len(texts), world.size * ROWS):
         part = list(texts[first : first + ROWS])
-        _block(folder, first // ROWS, part, encoder, side)
+        block_of(folder, first // ROWS, len(part), partial(encoder.encode, part, side))
         progress(f"encode {side} ({encoder.name})", first + len(part), len(texts))
 
 
-def _block(
-    folder: Path, number: int, texts: list[str], encoder: Encoder, side: Side
+def block_of(
+    folder: Path, number: int, count: int, make: Callable[[], NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """Return block `number`, memory-mapped; make it when it is missing or incomplete."""
+    """Return block `number`, of `count` rows, memory-mapped; make it if it is not complete."""
     path = folder / f"{number:05d}.npy"
-    block = _load(path, len(texts))
+    block = _load(path, count)
     if block is None:
-        _save(path, encoder.encode(texts, side))
-        block = _load(path, len(texts))
+        _save(path, make())
+        block = _load(path, count)
         assert block is not None, path
     return block
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_ds.errors import CheckpointError, EnvironmentProblem, LbrError
+from lbr_ds.errors import CheckpointError, ConfigError, EnvironmentProblem, LbrError
 from lbr_ds.model.complete import check_finite, check_positions, complete
 from lbr_ds.model.tokens import ensure_padding, lacking
 from lbr_ds.model.trust import SAFE, no_pickles, why_not
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
 
 def load_sentences(
@@ -49,6 +49,47 @@ def load_sentences(
     if config is not None and longest is not None:
         check_positions(name, config, {"max_seq_length": longest})
     return model
+
+
+def load_cross_encoder(name: str, *, trust_remote_code: bool = False) -> CrossEncoder:
+    """Load a folder or a hub name that gives a pair of texts one score. Raises as above.
+
+    Raises:
+        ConfigError: also, it gives a pair several numbers.
+    """
+    from sentence_transformers import CrossEncoder
+
+    try:
+        with no_pickles(name), complete(name):
+            model = CrossEncoder(name, trust_remote_code=trust_remote_code, model_kwargs=dict(SAFE))
+    except LbrError:
+        raise
+    except Exception as error:
+        raise cannot_load(name, error) from error
+    check_finite(name, model.state_dict().items())
+    ensure_padding(name, model.tokenizer)
+    if model.num_labels != 1:
+        raise ConfigError(
+            f"{name}: gives a pair of texts {model.num_labels} numbers; a teacher needs one score"
+        )
+    return model
+
+
+def is_cross_encoder(name: str, *, trust_remote_code: bool = False) -> bool:
+    """Return whether a folder or a hub name is a model that classifies sequences.
+
+    Raises as `load_sentences` does.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        if (Path(name) / "modules.json").is_file():
+            return False  # a sentence-transformers model need not be one of transformers
+        raise cannot_load(name, error) from error
+    kinds = config.architectures or ()
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
 
 
 def cannot_load(name: str, error: Exception) -> LbrError:

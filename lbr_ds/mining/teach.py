@@ -1,0 +1,219 @@
+"""Add what a teacher says to cl: scores in the records, vectors beside the shards.
+
+It reads cl as it is, mined or not, and writes the same records in the same order: with
+`positive_scores` and `negative_scores` (`mining.score_with`), and `teacher-keys.npy` and
+`teacher-vectors.npy` (`mining.teacher_vectors`). cl as it was becomes `untaught/`, from which the
+next teacher starts, so one command names all that is wanted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lbr_ds
+from lbr_ds.config import RunConfig
+from lbr_ds.corpora.prepare import TEACHING
+from lbr_ds.distributed import ALONE, World, leave
+from lbr_ds.encoder import Encoder
+from lbr_ds.errors import DataError
+from lbr_ds.mining.mine import work_folder
+from lbr_ds.mining.rewrite import TEACH, fingerprint_before, rewrite
+from lbr_ds.mining.teachers import Embedder, Reranker, Texts, scorer
+from lbr_ds.records import Record
+from lbr_ds.shards import Manifest, read_split
+from lbr_ds.shards.in_use import refuse_in_use
+from lbr_ds.shards.teacher import text_key, write_teacher
+from lbr_ds.system.atomic import check_replaceable, recover
+from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.progress import Progress, no_progress
+
+log = logging.getLogger(__name__)
+_RULES = 1  # increase it when the same settings would give other scores or vectors
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_MINED = "mined"  # what rank 0 announces
+
+
+class _Teachers:
+    """The models of the recipe; one name is loaded once."""
+
+    def __init__(self, run: RunConfig) -> None:
+        mining, trust = run.mining, run.mining.trust_remote_code
+        self.scores: Embedder | Reranker | None = None
+        self.vectors: Encoder | None = None
+        if mining.score_with:
+            self.scores = scorer(mining.score_with, trust_remote_code=trust)
+        if mining.teacher_vectors:
+            same = mining.teacher_vectors == mining.score_with and isinstance(self.scores, Embedder)
+            self.vectors = (
+                self.scores.encoder
+                if same and isinstance(self.scores, Embedder)
+                else Encoder(mining.teacher_vectors, trust_remote_code=trust)
+            )
+
+    def fingerprint(self, run: RunConfig, manifest: Manifest) -> str:
+        """Return a hash of all that decides what is written."""
+        models = [m.fingerprint if m else "" for m in (self.scores, self.vectors)]
+        plain = [_RULES, models, run.data.records_per_shard, fingerprint_before(manifest, TEACH)]
+        return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+def mined(world: World) -> None:
+    """Tell the other ranks that cl has its negatives; rank 0 calls it before `teach`."""
+    world.announce(_MINED)
+
+
+def teach(
+    run: RunConfig,
+    progress: Progress = no_progress,
+    world: World = ALONE,
+    *,
+    after_mining: bool = False,
+) -> dict[str, Any] | None:
+    """Add the scores and vectors of `run.mining`'s teachers to cl of `run.data.folder`.
+
+    The same data, models and settings give the same bytes, so a folder that has them already is not
+    changed.
+
+    Args:
+        run: The recipe; it names a teacher.
+        progress: Called with the part, what is done and the total.
+        world: Its ranks share the scoring and leave the process group; the first does the rest.
+        after_mining: Whether other ranks than the first wait for `mined`.
+
+    Returns:
+        The content of DATA/teacher.json and "reused"; None on other ranks than the first.
+
+    Raises:
+        ConfigError: A model's folder holds no model.
+        DataError: The data is missing or damaged, or cl has no query.
+        EnvironmentProblem: A model cannot be loaded, the disk is full, or another process writes
+            the folder.
+    """
+    folder = check_replaceable(run.data.local_folder)
+    if not world.first:
+        if after_mining:
+            world.await_news(_MINED)
+        _share(run, folder, world)
+        return None
+    recover(folder)
+    with lock_folder(folder, beside=True, cure="wait until it has ended"):
+        if world.size > 1:
+            _share(run, folder, world, progress)
+        return _teach(run, folder, progress)
+
+
+def _share(run: RunConfig, folder: Path, world: World, progress: Progress = no_progress) -> None:
+    """Do this rank's share of the models' work, and leave the process group when all is done."""
+    manifest, teachers = Manifest.load(folder.resolve()), _Teachers(run)
+    if not _holds(manifest, teachers.fingerprint(run, manifest)):
+        records, work = _read(manifest), work_folder(manifest)
+        if teachers.scores:
+            teachers.scores.share(records, work, world, progress)
+        if teachers.vectors:
+            Texts.of(records).encode_share(teachers.vectors, work, world, progress)
+    leave()
+
+
+def _teach(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
+    manifest, teachers = Manifest.load(folder.resolve()), _Teachers(run)
+    fingerprint = teachers.fingerprint(run, manifest)
+    if _holds(manifest, fingerprint):
+        log.info("%s holds what this teacher says already, reused", folder)
+        return {**json.loads((folder / TEACHING).read_bytes()), "reused": True}
+    refuse_in_use(folder, ["cl"])
+    records, work = _read(manifest), work_folder(manifest)
+    audit: dict[str, Any] = {"fingerprint": fingerprint, "program": lbr_ds.__version__}
+    taught = records
+    if teachers.scores:
+        taught = _with_scores(records, teachers.scores, work, progress)
+        audit["scores"] = _audit(taught, teachers.scores)
+    write = None
+    if encoder := teachers.vectors:
+        texts = Texts.of(records)
+        queries, passages = texts.encode(encoder, work, progress)
+        dimension = queries.blocks[0].shape[1]
+        keys = [text_key(text, "query") for text in texts.queries]
+        keys += [text_key(text, "document") for text in texts.passages]
+        assert len(set(keys)) == len(keys)
+        blocks = [*queries.blocks, *passages.blocks]
+        audit["vectors"] = {
+            "name": encoder.name,
+            "fingerprint": encoder.fingerprint,
+            "queries": len(texts.queries),
+            "passages": len(texts.passages),
+            "dimension": dimension,
+        }
+
+        def write(new: Path) -> None:
+            write_teacher(new, keys, iter(blocks), dimension)
+
+    rewrite(manifest, taught, audit, run.data.records_per_shard, progress, verb=TEACH, write=write)
+    return {**audit, "reused": False}
+
+
+def _holds(manifest: Manifest, fingerprint: str) -> bool:
+    """Return whether the data has what these teachers say already."""
+    same = TEACH.kept in manifest.splits and manifest.fingerprint.startswith(f"{fingerprint}-")
+    return same and (manifest.folder / TEACHING).is_file()
+
+
+def _read(manifest: Manifest) -> list[Record]:
+    records = list(read_split(manifest.folder, TEACH.source_split(manifest)))
+    if not any(record.query for record in records):
+        raise DataError(
+            f"{manifest.folder}: cl holds no query, only passages; a teacher scores passages for "
+            "queries"
+        )
+    return records
+
+
+def _with_scores(
+    records: list[Record], teacher: Embedder | Reranker, work: Path, progress: Progress
+) -> list[Record]:
+    """Return the records with the teacher's scores in place of any others."""
+    found = teacher.scores(records, work, progress)
+    made = []
+    for record in records:
+        if record.query:
+            scores = [round(float(score), 6) for score in next(found)]
+            count = len(record.positives)
+            record = replace(record, positive_scores=scores[:count], negative_scores=scores[count:])
+        made.append(record)
+    return made
+
+
+def _audit(records: list[Record], teacher: Embedder | Reranker) -> dict[str, Any]:
+    """Return what the scores look like; of several positives the lowest counts."""
+    scored = [record for record in records if record.query]
+    margins = np.array(
+        [min(r.positive_scores) - score for r in scored for score in r.negative_scores]
+    )
+    above = sum(any(score > min(r.positive_scores) for score in r.negative_scores) for r in scored)
+    every = list(chain.from_iterable(r.positive_scores for r in scored))
+    audit: dict[str, Any] = {
+        "name": teacher.name,
+        "kind": teacher.kind,
+        "fingerprint": teacher.fingerprint,
+        "queries": len(scored),
+        "positives": len(every),
+        "negatives": len(margins),
+        "queries_without_negatives": sum(not r.negatives for r in scored),
+        "negatives_above_the_positive": int((margins < 0).sum()),
+        "queries_with_a_negative_above": above,
+        "mean_positive_score": round(float(np.mean(every)), 4),
+    }
+    if len(margins):
+        quantiles = np.quantile(margins, _QUANTILES)
+        names = [f"p{round(100 * q)}" for q in _QUANTILES]
+        audit["margins"] = {
+            name: round(float(value), 4) for name, value in zip(names, quantiles, strict=True)
+        }
+    return audit
