@@ -102,6 +102,7 @@ def evaluate(
     model: str | Path,
     data: str | Path | None = None,
     tasks: Sequence[str] = (),
+    general: str | Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Score retrieval with MTEB on the held-out split of prepared data, or on official tasks.
@@ -110,6 +111,7 @@ def evaluate(
         model: A run, a checkpoint, an export, "bm25", or a name that MTEB knows.
         data: A prepared folder or its URL.
         tasks: Names of official tasks or benchmarks, such as "NFCorpus".
+        general: Another prepared folder, of texts outside the domain, scored beside `data`.
         options: Fields of `lbr_ds.evaluation.EvalOptions`, such as `max_queries=200`.
 
     Returns:
@@ -121,7 +123,8 @@ def evaluate(
     from lbr_ds.evaluation import EvalOptions
     from lbr_ds.evaluation import evaluate as score
 
-    return score(str(model), data=data, tasks=tasks, options=EvalOptions(**options))
+    chosen = EvalOptions(**options)
+    return score(str(model), data=data, general=general, tasks=tasks, options=chosen)
 
 
 def export(run: str | Path, out: str | Path, **options: Any) -> dict[str, Any]:

@@ -17,12 +17,16 @@ from lbr_ds.config import RunConfig
 from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError, ConfigError
+from lbr_ds.evaluation import evaluate
 from lbr_ds.exporting import TOLERANCE, export
 from lbr_ds.instructions import NAME as INSTRUCTIONS
 from lbr_ds.instructions import Instructions, Used
 from lbr_ds.merging import last_checkpoints, merge
+from lbr_ds.records import Record
 from lbr_ds.runs import changed, checkpoints, model_folder, seal_folder
+from lbr_ds.shards import Manifest, write_split
 from tests.ranks import run_cli
+from tests.tiny import records
 
 pytestmark = pytest.mark.slow
 TEXTS = ["what is a cyst", "\u809d\u708e", "acute pain"]
@@ -169,3 +173,64 @@ def test_a_checkpoint_of_a_run_is_the_best_the_last_or_a_step(
     assert last_checkpoints(run, 2) == checkpoints(run / "stage2")[-2:]
     done = run_cli("merge", str(run), "--last", "3", "--out", str(tmp_path / "mean"))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def general(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data of other texts, with the ids of the run's data."""
+    folder = tmp_path_factory.mktemp("others") / "general"
+    other = [
+        Record(
+            id=row["id"],
+            source="others",
+            query=f"where is {row['positives'][0][-20:]}",
+            positives=[f"at {row['query']}"],
+        )
+        for row in records(30, seed=5)
+    ]
+    files = write_split(folder, "eval", other, seed=0, records_per_shard=16)
+    Manifest(folder, {"eval": files}, [], 0, "others", "test").save()
+    return folder
+
+
+def test_general_data_is_scored_beside_the_domain(
+    trained: RunConfig, general: Path, sides: tuple[Path, Path]
+) -> None:
+    """As each alone, although both corpora have the same ids."""
+    domain = trained.data.folder
+    both = evaluate(str(sides[0]), data=domain, general=general)
+    alone = [evaluate(str(sides[0]), data=place)["tasks"] for place in (domain, general)]
+    assert both["tasks"] == {**alone[0], **alone[1]}
+    assert list(both["tasks"]) == ["data-eval", "general-eval"]
+    assert both["general"] == str(general)
+    assert both["protocol"] == "random split"
+    with pytest.raises(ConfigError, match="rename one of the folders"):
+        evaluate(str(sides[0]), data=domain, general=domain)
+    with pytest.raises(ConfigError, match="give both"):
+        evaluate(str(sides[0]), general=general, tasks=["NFCorpus"])
+
+
+def test_each_weight_is_scored_on_both_sides(
+    trained: RunConfig, general: Path, sides: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "trade"
+    places = ("--data", str(trained.data.folder), "--general", str(general))
+    asked = ("merge", *map(str, sides), "--weights", "1,0.25,0", "--out", str(out))
+    done = run_cli(*asked, *places)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "trade.json").read_text())
+    merge(sides, tmp_path / "by-hand", weight=0.25)
+    models = {0: sides[1], 0.25: tmp_path / "by-hand", 1: sides[0]}
+    assert [row["weight"] for row in found["rows"]] == list(models)
+    for row in found["rows"]:
+        wanted = evaluate(str(models[row["weight"]]), data=trained.data.folder, general=general)[
+            "tasks"
+        ]
+        assert row["domain"] == wanted["data-eval"]
+        assert row["general"] == wanted["general-eval"]
+        line = f"{row['domain']['ndcg_at_10']:.4f}"
+        assert line in done.stdout
+    assert (out / "weight-0.25" / "lbr.json").exists()
+    for wrong in (("0,2", *places), ("0,x", *places), ("0,1",)):
+        done = run_cli("merge", *map(str, sides), "--out", str(out), "--weights", *wrong)
+        assert done.returncode == 2, done.stderr

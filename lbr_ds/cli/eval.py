@@ -22,6 +22,10 @@ Model = Annotated[
 Data = Annotated[
     str | None, typer.Option(help="A prepared folder or its URL: score on its held-out split.")
 ]
+General = Annotated[
+    str | None,
+    typer.Option(help="Another prepared folder, outside the domain: scored beside --data."),
+]
 Tasks = Annotated[str, typer.Option(help="MTEB tasks or benchmarks, comma-separated.")]
 Output = Annotated[
     Path | None,
@@ -70,6 +74,7 @@ Bottleneck = Annotated[
 def evaluate(
     model: Model,
     data: Data = None,
+    general: General = None,
     tasks: Tasks = "",
     out: Output = None,
     max_queries: MaxQueries = None,
@@ -92,7 +97,7 @@ def evaluate(
 
     Example: `lbr-ds eval runs/demo --data data/icd10cm`
     """
-    check_start(model, data)
+    check_start(model, data, general)
     import lbr_ds.evaluation as evaluation
     from lbr_ds.evaluation.baselines import check_ranks
 
@@ -103,6 +108,7 @@ def evaluate(
         result = evaluation.evaluate(
             model,
             data=data,
+            general=general,
             tasks=evaluation.split_names(tasks),
             output=output,
             options=evaluation.EvalOptions(
@@ -126,7 +132,7 @@ def evaluate(
         _report_files(Path(model).expanduser(), output, result)
 
 
-def check_start(model: str, data: str | None) -> None:
+def check_start(model: str, *data: str | None) -> None:
     """Check what can be checked before torch and mteb are imported, which takes seconds.
 
     Raises:
@@ -138,8 +144,9 @@ def check_start(model: str, data: str | None) -> None:
     from lbr_ds.evaluation.judgements import manifest_of
 
     runs.resolve_model(model)
-    if data is not None:
-        manifest_of(data)
+    for place in data:
+        if place is not None:
+            manifest_of(place)
 
 
 def _numbers(text: str, option: str = "dimensions") -> tuple[int, ...] | None:

@@ -96,6 +96,7 @@ def evaluate(
     model: str,
     *,
     data: Path | str | None = None,
+    general: Path | str | None = None,
     tasks: Sequence[str] = (),
     output: Path | None = None,
     options: EvalOptions = _DEFAULTS,
@@ -106,6 +107,7 @@ def evaluate(
     Args:
         model: A folder, a run, a checkpoint, or a name; see `load_model`.
         data: A prepared data folder or its URL.
+        general: Another one, of texts outside the domain: what the model can do beside it.
         tasks: Names of mteb tasks or benchmarks.
         output: A JSON file for the result.
         options: How to score.
@@ -113,11 +115,11 @@ def evaluate(
 
     Returns:
         {"model", "data", "seed", "seconds", "environment", "max_queries", "tasks": {name: scores},
-        "per_query": {name: {query id: nDCG@10}}}, with data also "protocol", on request "examples",
-        "generation", "states" and "bottleneck". Scores are "recall_at_10", "ndcg_at_10",
-        "mrr_at_10" (or "main_score" and "metric" where a task is not retrieval), "queries" and
-        "documents"; for a held-out task also those of `geometry.measure`, and "compressed" of
-        `score_compressed`.
+        "per_query": {name: {query id: nDCG@10}}}, "general" if it is given, with data also
+        "protocol", on request "examples", "generation", "states" and "bottleneck". Scores are
+        "recall_at_10", "ndcg_at_10", "mrr_at_10" (or "main_score" and "metric" where a task is not
+        retrieval), "queries" and "documents"; for a held-out task also those of
+        `geometry.measure`, and "compressed" of `score_compressed`.
 
     Raises:
         ConfigError: An unknown task or model, or nothing to score on.
@@ -129,8 +131,9 @@ def evaluate(
     _check_inspectable(model, resolved, data, options)
     place = _place(model, resolved, options.checkpoint)
     started = time.perf_counter()
-    chosen = _choose_tasks(data, tasks, options, options.instructed and not resolved.ours)
-    held_out = [task for task in chosen if isinstance(task, HeldOutTask)]
+    chosen = _choose_tasks(data, general, tasks, options, instructed=not resolved.ours)
+    of_data = [task for task in chosen if isinstance(task, HeldOutTask)]
+    held_out = [task for task in of_data if general is None or task.place != public_url(general)]
     with silence_libraries():
         overlap = check_overlap(place, chosen, options.allow_overlap, fetch)
         scores = _score_all(_load(place, options, world), resolved, chosen, options, world)
@@ -141,9 +144,10 @@ def evaluate(
         "seed": options.seed,
         "seconds": round(time.perf_counter() - started, 2),
         "tasks": scores,
-        "per_query": {task.metadata.name: task.per_query for task in held_out},
+        "per_query": {task.metadata.name: task.per_query for task in of_data},
         "environment": _environment(),
     }
+    result |= {} if general is None else {"general": public_url(general)}
     result |= {"overlap": overlap} if overlap else {}
     if held_out:
         result["protocol"] = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
@@ -219,17 +223,36 @@ def _inspect(
 
 
 def _choose_tasks(
-    data: Path | str | None, names: Sequence[str], options: EvalOptions, instructed: bool
+    data: Path | str | None,
+    general: Path | str | None,
+    names: Sequence[str],
+    options: EvalOptions,
+    *,
+    instructed: bool,
 ) -> list[AbsTask]:
-    """Return the tasks of the data, then the official ones. Raises ConfigError for none."""
+    """Return the tasks of the data, of the general data, and the official ones.
+
+    Raises:
+        ConfigError: There is none, or two have one name.
+    """
     if data is None and not names:
         raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
-    chosen: list[AbsTask] = list(official_tasks(names))
-    if data is not None:
-        chosen[:0] = held_out_tasks(
-            data, max_queries=options.max_queries, seed=options.seed, instructed=instructed
+    if general is not None and data is None:
+        raise ConfigError("general data is scored beside data of the domain; give both")
+    chosen: list[AbsTask] = []
+    for place in (data, general):
+        if place is not None:
+            chosen += held_out_tasks(
+                place,
+                max_queries=options.max_queries,
+                seed=options.seed,
+                instructed=instructed and options.instructed,
+            )
+    if len({task.metadata.name for task in chosen}) < len(chosen):
+        raise ConfigError(
+            f"{data} and {general}: their scores would have one name; rename one of the folders"
         )
-    return chosen
+    return chosen + official_tasks(names)
 
 
 def _load(model: str, options: EvalOptions, world: World) -> MTEBModels:
@@ -255,12 +278,14 @@ def _score_all(
     if isinstance(encoder, OwnModel) and not all(isinstance(task, HeldOutTask) for task in tasks):
         encoder.warn_of_several_instructions()
     measure = _compression(encoder, resolved, options)
-    documents: dict[str, np.ndarray] = {}  # vectors of the held-out tasks, which share one corpus
+    # Vectors of the held-out tasks, by data folder: its tasks share one corpus.
+    documents: dict[str, dict[str, np.ndarray]] = {}
     scores = {}
     with show_progress() if world.first else nullcontext(no_progress) as progress:
         for number, task in enumerate(tasks, 1):
+            known = documents.setdefault(getattr(task, "place", ""), {})
             scores[task.metadata.name] = score_task(
-                encoder, task, options.batch_size, show, documents, measure
+                encoder, task, options.batch_size, show, known, measure
             )
             progress("eval: tasks", number, len(tasks))
     if world.size > 1:

@@ -30,6 +30,7 @@ class HeldOutTask(AbsTaskRetrieval):
         facts_in: Under protocol knowledge the fingerprint of the data, whose gl states facts about
             these queries on purpose; "" otherwise.
         wanted: `data.languages`, for mteb's metadata (`languages.py`).
+        place: The prepared folder or URL; tasks of one place share their documents.
         instructed: Whether mteb gets the texts with the instructions of the data. If not, it gets
             the bare texts, and an lbr-ds model gets those of `texts`.
         per_query: After scoring, {query id: nDCG@10}.
@@ -46,6 +47,7 @@ class HeldOutTask(AbsTaskRetrieval):
         wanted: Sequence[str] = (),
         *,
         instructed: bool = False,
+        place: str = "",
     ) -> None:
         self.metadata = mteb.TaskMetadata(
             name=name,
@@ -62,6 +64,7 @@ class HeldOutTask(AbsTaskRetrieval):
         super().__init__()
         self.judged = judged
         self.facts_in, self.wanted, self.instructed = facts_in, wanted, instructed
+        self.place = place
         self.per_query: dict[str, float] = {}
         self.rankings: dict[str, dict[str, float]] = {}
         self.load_data()
@@ -124,7 +127,16 @@ def held_out_tasks(
         if max_queries is not None:
             own = own.select(own.sample(max_queries, seed))
         name = f"{Path(public_url(data)).resolve().name}-{part.split}"
-        tasks.append(HeldOutTask(name, own, part.facts_in, part.languages, instructed=instructed))
+        tasks.append(
+            HeldOutTask(
+                name,
+                own,
+                part.facts_in,
+                part.languages,
+                instructed=instructed,
+                place=public_url(data),
+            )
+        )
     return tasks
 
 
