@@ -72,6 +72,12 @@ class EveryConfig(Section):
         json_schema_extra={"unit": "steps"},
         description="Steps between two lines of the log.",
     )
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=("tensorboard",),
+        description="Where metrics, the recipe and retrieved passages go beside metrics.jsonl. "
+        "wandb and mlflow read their servers and keys from the environment (WANDB_MODE=offline, "
+        "MLFLOW_TRACKING_URI); pip install accelerate wandb mlflow.",
+    )
     evaluate: Literal["save"] | Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
         default="save",
         json_schema_extra={"unit": "steps"},

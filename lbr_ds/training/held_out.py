@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import math
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from lbr_ds.evaluation import geometry
 from lbr_ds.evaluation.across_ranks import encode_across_ranks
 from lbr_ds.evaluation.judgements import Judgements, read_held_out
 from lbr_ds.evaluation.retrieval_metrics import rank_scores
+from lbr_ds.instructions import bare
 from lbr_ds.records import Record
 from lbr_ds.training.meter import EVALUATIONS
 from lbr_ds.training.stages import agreed_count
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Figures = dict[str, float | None]
+EXAMPLE_COLUMNS = ("query", "nearest answer", "its rank", "first", "second", "third")
+_EXAMPLES, _EXAMPLE_LETTERS = 8, 300
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def measure(session: Session, sample: HeldOutSample) -> Figures:
         None for a figure that is not defined, for example of vectors that are not finite. {} on
         other ranks, and when a signal ended the evaluation.
     """
-    began, judged = time.perf_counter(), sample.judged
+    began, judged, run = time.perf_counter(), sample.judged, session.run
     texts = [*judged.queries.values(), *judged.documents.values()]
     figures: Figures = {}
     try:
@@ -171,6 +175,7 @@ def measure(session: Session, sample: HeldOutSample) -> Figures:
     if not session.world.first:
         return {}
     figures |= _scores(vectors, judged)
+    session.meter.examples(session.step, EXAMPLE_COLUMNS, examples(vectors, judged, run.seed))
     sizes = {"queries": len(judged.queries), "passages": len(judged.documents)}
     seconds = round(time.perf_counter() - began, 3)
     return {**{k: _finite(v) for k, v in figures.items()}, **sizes, "seconds": seconds}
@@ -244,6 +249,35 @@ def _scores(vectors: np.ndarray, judged: Judgements) -> Figures:
         **rank_scores(queries, passages, judged),
         **geometry.measure(queries, passages, *judged.document_indices()),
     }
+
+
+def examples(vectors: np.ndarray, judged: Judgements, seed: int) -> list[list[str | int]]:
+    """Return a few queries with what the model finds, by EXAMPLE_COLUMNS.
+
+    Args:
+        vectors: (Q + N, D): of Q queries, then of N documents.
+        judged: Their texts and judgements.
+        seed: Of the choice of queries, the same at every evaluation.
+    """
+    if not np.isfinite(vectors).all():
+        return []
+    queries, passages = np.split(geometry.normalised(vectors), [len(judged.queries)])
+    ids, row = list(judged.documents), {name: i for i, name in enumerate(judged.queries)}
+    rows: list[list[str | int]] = []
+    for chosen in judged.sample(_EXAMPLES, seed):
+        cosines = passages @ queries[row[chosen]]
+        order = np.argsort(-cosines, kind="stable")
+        right = judged.relevant[chosen]
+        rank = next(rank for rank, i in enumerate(order, 1) if ids[i] in right)
+        answer = judged.documents[ids[order[rank - 1]]]
+        found = [f"{cosines[i]:.3f} {_text(judged.documents[ids[i]])}" for i in order[:3]]
+        found += [""] * (3 - len(found))
+        rows.append([_text(judged.queries[chosen]), _text(answer), rank, *found])
+    return rows
+
+
+def _text(text: str) -> str:
+    return textwrap.shorten(bare(text), _EXAMPLE_LETTERS, placeholder=" ...")
 
 
 def _finite(value: float | None) -> float | None:

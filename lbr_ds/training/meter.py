@@ -1,8 +1,8 @@
-"""Write metrics to metrics.jsonl, TensorBoard, the log and a progress bar. Rank 0 only.
+"""Write metrics to metrics.jsonl, the trackers, the log and a progress bar. Rank 0 only.
 
-Evaluations are written to evaluations.jsonl, and to TensorBoard as `evaluation/...`. A line is
-complete when `log` returns, so a killed run keeps all steps but the one that it was in. This is the
-only module that imports tensorboard.
+Evaluations are written to evaluations.jsonl, and to the trackers (`trackers.py`) as
+`evaluation/...`. A line is complete when `log` returns, so a killed run keeps all steps but the one
+that it was in.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -19,11 +19,11 @@ import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from lbr_ds.distributed import World
 from lbr_ds.system.atomic import write_text
 from lbr_ds.system.failures import writing
+from lbr_ds.training.trackers import Rows, Trackers
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
@@ -56,12 +56,20 @@ def free_memory(world: World) -> float:
 class Meter:
     """Context manager of a stage: `with Meter(...) as meter: meter.log(step, ...)`."""
 
-    def __init__(self, folder: Path, *, start: int, stop: int, every: int, world: World) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start: int,
+        stop: int,
+        every: int,
+        world: World,
+        trackers: Trackers,
+    ) -> None:
         self.folder, self.start, self.stop, self.every = folder, start, stop, every
-        self.world = world
+        self.world, self.trackers = world, trackers
         self._began = self._last_line = time.perf_counter()
         self._file: IO[str] | None = None
-        self._board: SummaryWriter | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -69,7 +77,7 @@ class Meter:
         if self.world.first:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / METRICS).open("a", encoding="utf-8")
-            self._board = SummaryWriter(self.folder / "tensorboard", purge_step=self.start + 1)
+            self.trackers.open(self.start)
             self._open_bar()
         return self
 
@@ -100,15 +108,14 @@ class Meter:
         Raises:
             EnvironmentProblem: The disk is full.
         """
-        if self._file is None or self._board is None:
+        if self._file is None:
             return
         if step % self.every == 0 or step == self.stop:
             with writing(self._file.name):
                 self._file.write(json.dumps({"step": step, **values}) + "\n")
                 self._file.flush()
-            for name, value in values.items():
-                if not isinstance(value, list):
-                    self._board.add_scalar(name, value, step)
+            single = {name: v for name, v in values.items() if not isinstance(v, list)}
+            self.trackers.scalars(METRICS, single, step)
         note = f"loss {values['loss']:.4f}"
         if "accuracy" in values:
             note += f"  accuracy {values['accuracy']:.2f}"
@@ -125,37 +132,48 @@ class Meter:
         Raises:
             EnvironmentProblem: The disk is full.
         """
-        if self._board is None or not figures:
+        if self._file is None or not figures:
             return
         path = self.folder / EVALUATIONS
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
-        for name, value in figures.items():
-            if value is not None:
-                self._board.add_scalar(f"evaluation/{name}", value, step)
+        shown = {f"evaluation/{name}": v for name, v in figures.items() if v is not None}
+        self.trackers.scalars(EVALUATIONS, shown, step)
         known = {
             title: value for k, title in _TITLES.items() if (value := figures.get(k)) is not None
         }
         line = "  ".join(f"{title} {value:.3f}" for title, value in known.items())
         log.info("step %d, held out: %s (%.1f s)", step, line, figures["seconds"])
 
+    def examples(self, step: int, columns: Sequence[str], rows: Rows) -> None:
+        """Send held-out queries with the passages that the model found to the trackers."""
+        if self._file is not None:
+            self.trackers.table(EVALUATIONS, "retrieval", columns, rows, step)
+
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._file is not None and self._board is not None:
+        if self._file is not None:
             self._file.close()
-            self._board.close()
+            self.trackers.close()
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the lines about steps after `step`, and incomplete lines, from a JSON Lines file."""
+def forget_after(path: Path, step: int) -> int:
+    """Drop the lines about steps after `step`, and incomplete lines, from a JSON Lines file.
+
+    Returns:
+        The last step that the file was about; 0: none.
+    """
     if not path.exists():
-        return
-    kept = []
+        return 0
+    kept, last = [], 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            about = json.loads(line)["step"]
         except ValueError:
             continue
+        last = max(last, about)
+        if about <= step:
+            kept.append(line + "\n")
     write_text(path, "".join(kept))
+    return last

@@ -36,6 +36,7 @@ from lbr_ds.training.meter import Meter
 from lbr_ds.training.preempt import Preemption
 from lbr_ds.training.stages import STAGES, Stage
 from lbr_ds.training.starts import starting_point
+from lbr_ds.training.trackers import Trackers
 from lbr_ds.training.watch import Watch
 from lbr_ds.training.work import Work
 
@@ -123,7 +124,14 @@ def build_session(
         engine=engine,
         guard=Guard(run.guard, folder, world),
         watch=watch or Watch(world, run.engine.timeout_minutes),
-        meter=Meter(folder, start=start, stop=num_steps, every=run.every.log, world=world),
+        meter=Meter(
+            folder,
+            start=start,
+            stop=num_steps,
+            every=run.every.log,
+            world=world,
+            trackers=Trackers(run, folder),
+        ),
         saver=Saver(run, number, engine),
         preemption=Preemption(world),
         feed=iter(feed),

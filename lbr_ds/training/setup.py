@@ -36,6 +36,7 @@ from lbr_ds.training.negatives import check_negatives
 from lbr_ds.training.session import Session, build_engine, build_session, text_tokenizer
 from lbr_ds.training.stages import STAGES, Stage
 from lbr_ds.training.starts import note_start, starting_point
+from lbr_ds.training.trackers import check_packages
 from lbr_ds.training.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
     """
     stage, folder = STAGES[number], run.run / f"stage{number}"
     load_layout(run.engine.ds_config)  # a wrong name is an error before the ranks meet
+    check_packages(run.every.trackers)
     manifest = Manifest.load(run.data.folder)
     num_samples = manifest.records(stage.split)
     stop = run.stage(number).steps(num_samples)
@@ -82,7 +84,7 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
         session.guard.load_state_dict(counters)
         note_start(folder, start, origin, world)
         session.held_out = read_held_out_sample(run, world)
-        forget_steps_after(folder, start, world)
+        session.meter.trackers.sent = forget_steps_after(folder, start, world)
         watch.mark(start, "starts")
         log.info(
             "stage %d: world size %d, %s, %d samples, steps %d to %d",
@@ -97,11 +99,14 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
             yield session
 
 
-def forget_steps_after(folder: Path, start: int, world: World) -> None:
-    """Rank 0: drop the lines about steps after `start` from the files of a stage."""
-    if world.first:
-        for name in (meter.METRICS, meter.EVALUATIONS, guard.SKIPPED):
-            meter.forget_after(folder / name, start)
+def forget_steps_after(folder: Path, start: int, world: World) -> dict[str, int]:
+    """Rank 0: drop the lines about steps after `start` from the files of a stage.
+
+    Returns:
+        The last step that each file was about.
+    """
+    names = (meter.METRICS, meter.EVALUATIONS, guard.SKIPPED) if world.first else ()
+    return {name: meter.forget_after(folder / name, start) for name in names}
 
 
 @contextlib.contextmanager
