@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from lbr_ds import lineage
 from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.exporting import export
+from lbr_ds.lineage import Dataset, Training
 from lbr_ds.model.bottleneck import prepare_backbone
 from tests.tiny import backbone
 
 _LENGTH = 512
+DIMENSIONS = (128, 64)  # to which the vectors may be truncated
 # Heads of 64 numbers: vLLM has kernels for the usual sizes alone.
 _SHAPE: dict[str, Any] = {
     "hidden_size": 256,
@@ -48,5 +51,10 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     source = backbone(folder / "backbone", family, **shape)
     model = ModelConfig(backbone=str(source), max_length=_LENGTH)
     prepare_backbone(model, BottleneckConfig(count=4), folder / "prepared", seed=0)
+    made = lineage.load(folder / "prepared")
+    assert made is not None
+    data = Dataset(name="made up", place="", fingerprint="0-0", protocol="random", splits={})
+    training = Training(stage=2, split="cl", steps=1, samples=1, data=data, dimensions=DIMENSIONS)
+    made.trained(training).save(folder / "prepared")
     export(folder / "prepared", folder / "model")
     return folder / "model"

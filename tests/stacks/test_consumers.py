@@ -11,10 +11,15 @@ import json
 import re
 import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
+from tests.stacks.conftest import DIMENSIONS
 from tests.stacks.environments import Installed, installed
 from tests.stacks.servers import serving
 
@@ -114,7 +119,30 @@ def test_vllm(vllm: Installed, exported: Path, tmp_path: Path) -> None:
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_TARGET_DEVICE": "cpu"}
     with serving(vllm, tmp_path / "log", *arguments, health="/health", **variables) as url:
         done = vllm.run(*_check(exported), "--url", f"{url}/v1/embeddings")
-    assert agreed(done) <= 1e-5
+        assert agreed(done) <= 1e-5
+        check_dimensions(exported, f"{url}/v1/embeddings")
+
+
+def check_dimensions(exported: Path, url: str) -> None:
+    """Vectors of a trained length are those of sentence-transformers; others are refused."""
+    texts = ["acute pain of the liver", "a stone"]
+    for size in (256, *DIMENSIONS):
+        here = SentenceTransformer(str(exported), truncate_dim=size, device="cpu")
+        wanted = here.encode(texts, normalize_embeddings=True)
+        found = np.array(embeddings(url, texts, size))
+        assert found.shape == (2, size)
+        assert np.abs(found - wanted).max() <= 1e-5
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        embeddings(url, texts, 100)
+    assert refused.value.code == 400
+    assert "only supports Matryoshka dimensions [256, 128, 64]" in refused.value.read().decode()
+
+
+def embeddings(url: str, texts: list[str], dimensions: int) -> list[list[float]]:
+    body = json.dumps({"model": "model", "input": texts, "dimensions": dimensions}).encode()
+    asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=600) as answer:
+        return [row["embedding"] for row in json.load(answer)["data"]]
 
 
 def _check(exported: Path) -> tuple[str, ...]:
