@@ -12,6 +12,7 @@ from lbr_ds.config import BottleneckConfig, ModelConfig
 from lbr_ds.exporting import export
 from lbr_ds.lineage import Dataset, Training
 from lbr_ds.model.bottleneck import prepare_backbone
+from lbr_ds.runs import seal_folder
 from tests.tiny import backbone
 
 _LENGTH = 512
@@ -56,5 +57,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     data = Dataset(name="made up", place="", fingerprint="0-0", protocol="random", splits={})
     training = Training(stage=2, split="cl", steps=1, samples=1, data=data, dimensions=DIMENSIONS)
     made.trained(training).save(folder / "prepared")
+    (folder / "prepared" / "files.json").unlink()
+    seal_folder(folder / "prepared")
     export(folder / "prepared", folder / "model")
     return folder / "model"
