@@ -213,8 +213,8 @@ def show_scores(result: dict[str, Any]) -> None:
     if "bottleneck" in result:
         counted = Table("bottleneck tokens", "R@10", "N@10")
         for row in result["bottleneck"]:
-            figures = (f"{row[key]:.4f}" for key in ("recall_at_10", "ndcg_at_10"))
-            counted.add_row(str(row["bottleneck"]), *figures)
+            both = (f"{row[key]:.4f}" for key in ("recall_at_10", "ndcg_at_10"))
+            counted.add_row(str(row["bottleneck"]), *both)
         console.print(counted)
 
 
