@@ -148,6 +148,9 @@ PAPER = {
     "counts": PaperTable(
         "Number of bottleneck tokens", (), {}, note="The paper gives ratios: see table5."
     ),
+    "beyond": PaperTable(
+        "Variants of LBR at equal samples", (), {}, note="The paper has no such table."
+    ),
     "bottleneck": PaperTable(
         "What of a gain is the bottleneck's", (), {}, note="The paper has no such table."
     ),

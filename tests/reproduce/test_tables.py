@@ -75,6 +75,17 @@ def test_every_variant_of_every_table_loads(recipe: str) -> None:
             load(recipe, [*v.learn, *v.data, *v.represent])
 
 
+def test_cl_alone_gets_the_samples_of_both_stages() -> None:
+    run = load("demo", ["stage1.num_steps=30", "stage2.num_steps=20"])
+    rows = {v.name: v for v in TABLES["beyond"](run).variants}
+    longer = load("demo", rows["CL, samples of both stages"].learn).stage2
+    of_lbr = 30 * run.stage1.samples_per_step + 20 * run.stage2.samples_per_step
+    assert longer.num_steps is not None
+    assert 0 <= longer.num_steps * longer.samples_per_step - of_lbr < longer.samples_per_step
+    epochs = load("demo", ["stage1.num_steps=null", "stage1.num_epochs=1"])
+    assert len(TABLES["beyond"](epochs).variants) == len(rows) - 1
+
+
 @pytest.mark.parametrize("splits", ["{gl: 0.55, cl: 0.35, eval: 0.1}", "{gl: 70, cl: 30, eval: 9}"])
 def test_the_budget_of_figure_3_is_fixed(splits: str) -> None:
     overrides = [f"data.splits={splits}"]
