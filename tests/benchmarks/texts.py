@@ -41,6 +41,11 @@ def pairs(data: Path | None, count: int) -> list[Record]:
     return [records[i * len(records) // count] for i in range(count)]
 
 
+def real_passages(data: Path | None) -> list[str]:
+    """Return the answers and plain passages of `data`, see `pairs`."""
+    return [text for record in _records(data) for text in (*record.positives, record.text) if text]
+
+
 def _records(data: Path | None) -> list[Record]:
     if data is not None and (data / "manifest.json").is_file():
         return list(read_split(data, "cl"))

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import random
+from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasketch import MinHash
 
-from lbr_ds.corpora.curate.near_duplicates import Comparison, families, signature
+from lbr_ds.corpora.curate.near_duplicates import (
+    PERMUTATIONS,
+    Comparison,
+    families,
+    signature,
+)
 from lbr_ds.corpora.curate.segmentation import jaccard, shingles
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import DataError
 from tests.corpora.toy import pair, read_all, recipe
 
+MIXED = "\u4e2d\u6587\u5b57\u7b26 and Stra\u00dfe \u0e01\u0e32\u0e23"
 WORDS = [f"word{number}" for number in range(3000)]
 
 
@@ -53,6 +61,16 @@ def test_families_equal_brute_force(tmp_path: Path) -> None:
 def test_a_signature_is_the_same_everywhere() -> None:
     assert signature("Same  text.") == signature("same text")
     assert signature("one")[:8].hex() == "604aaf330ae0fc9a"
+
+
+@pytest.mark.parametrize("text", ["one", "", "...", "Two words", "words " * 300, MIXED])
+def test_signature_is_datasketchs(text: str) -> None:
+    def hashed(data: bytes) -> int:
+        return int.from_bytes(blake2b(data, digest_size=4).digest(), "little")
+
+    theirs = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=hashed, scheme="affine32")
+    theirs.update_batch([run.encode() for run in shingles(text)])
+    assert signature(text) == theirs.hashvalues.astype("<u4").tobytes()
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ def without_invisible(text: str) -> str:
     return _FORMAT.sub("", _CONTROLS.sub(" ", text))
 
 
+@lru_cache(maxsize=64)  # a text is normalised once for its key and its shingles
 def normalise(text: str) -> str:
     """Return the text as it is compared: equal texts differ at most in case, spacing, punctuation.
 
