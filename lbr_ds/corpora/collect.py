@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -16,14 +16,15 @@ from lbr_ds.config import DataConfig
 from lbr_ds.corpora.curate.cleaning import Cleaned, Rules, clean_record
 from lbr_ds.corpora.curate.knowledge import IS_PAIR
 from lbr_ds.corpora.curate.near_duplicates import signature
-from lbr_ds.corpora.curate.tally import Tally
+from lbr_ds.corpora.curate.tally import EXAMPLE_CHARS, Tally
+from lbr_ds.corpora.formats.interface import Skipped
 from lbr_ds.corpora.formats.shapes import Outcome
-from lbr_ds.corpora.process_pool import map_in_order
 from lbr_ds.corpora.sources import Corpus
-from lbr_ds.corpora.store import Store, roles
+from lbr_ds.corpora.store import Entry, Store, Use, roles
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 from lbr_ds.system.locate import refetch_hint
+from lbr_ds.system.process_pool import map_in_order
 from lbr_ds.system.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,30 @@ class Job(NamedTuple):
 
     outcomes: list[Outcome]
     rules: Rules
+    role: str  # of the source
     signed: bool  # whether MinHash signatures are needed
+
+
+class Kept(NamedTuple):
+    """A record that cleaning keeps, and an example for the tally if it is a duplicate."""
+
+    entry: Entry
+    example: str
+    removed: list[tuple[str, str]]
+
+
+class Left(NamedTuple):
+    """A record that cleaning drops: its id, rule and example, and the texts that it lost before."""
+
+    id: str
+    dropped: tuple[str, str]
+    removed: list[tuple[str, str]]
 
 
 class Done(NamedTuple):
     """The rows of a job with their records cleaned, and the signatures of the texts by key."""
 
-    outcomes: list[tuple[str, Cleaned | Any]]
+    outcomes: list[tuple[str, Kept | Left | DataError | Skipped]]
     signatures: dict[bytes, bytes]
 
 
@@ -157,21 +175,11 @@ def _read(
 ) -> None:
     outcomes = islice(corpus.read(), collected.read[number], corpus.source.max_records)
     signed, role = data.near_duplicate < 1, corpus.source.role
-    done = map_in_order(_work, (Job(chunk, rules, signed) for chunk in _chunks(outcomes)))
+    done = map_in_order(_work, (Job(chunk, rules, role, signed) for chunk in _chunks(outcomes)))
     while first := next(done, None):
         with store.step():
             for chunk in chain([first], islice(done, _CHUNKS_A_STEP - 1)):
-                any_valid = any(isinstance(entry, Cleaned) for _, entry in chunk.outcomes)
-                for where, entry in chunk.outcomes:
-                    if isinstance(entry, DataError):
-                        collected.bad[number] += 1
-                        _refuse(data, "bad_record", str(entry), collected, any_valid)
-                    elif isinstance(entry, Cleaned):
-                        signatures = chunk.signatures
-                        kept = _take(data, where, entry, signatures, store, collected, role)
-                        collected.kept[number] += kept
-                    else:
-                        collected.records.add(entry.rule, entry.example)
+                _take(data, chunk, number, store, collected)
                 collected.read[number] += len(chunk.outcomes)
                 progress(f"read {corpus.name}", collected.read[number], None)
             store.remember("collected", collected.to_dict())
@@ -193,19 +201,43 @@ def _chunks(outcomes: Iterator[Outcome]) -> Iterator[list[Outcome]]:
 
 def _work(job: Job) -> Done:
     """Clean a chunk and sign its texts; runs in any process."""
-    outcomes: list[tuple[str, Any]] = []
+    outcomes: list[tuple[str, Kept | Left | DataError | Skipped]] = []
     signatures: dict[bytes, bytes] = {}
-    for where, entry in job.outcomes:
-        if not isinstance(entry, Record):
-            outcomes.append((where, entry))
+    for where, outcome in job.outcomes:
+        if not isinstance(outcome, Record):
+            outcomes.append((where, outcome))
             continue
-        cleaned = clean_record(entry, job.rules)
-        outcomes.append((where, cleaned))
-        for _, name, texts in roles(cleaned.record) if cleaned.keys else ():
-            for known, text in zip(cleaned.keys[name], texts, strict=True):
-                if known not in signatures:
-                    signatures[known] = signature(text) if job.signed else _UNSIGNED
+        cleaned = clean_record(outcome, job.rules)
+        if cleaned.dropped:
+            left = Left(cleaned.record.id, cleaned.dropped, cleaned.removed)
+            outcomes.append((where, left))
+            continue
+        record, entry = cleaned.record, _entry(cleaned, job.role)
+        example = f"{record.id}: {record.query or record.text}"[: EXAMPLE_CHARS + 1]
+        outcomes.append((where, Kept(entry, example, cleaned.removed)))
+        for use in entry.uses:
+            if use.key not in signatures:
+                signatures[use.key] = signature(use.text) if job.signed else _UNSIGNED
     return Done(outcomes, signatures)
+
+
+def _entry(cleaned: Cleaned, role: str) -> Entry:
+    record = cleaned.record
+    # A fact is no duplicate of an equal pair, nor is what evaluates one of what trains.
+    kind = b"eval" if role == "eval" else b"fact" if role == "fact" and record.query else b""
+    return Entry(
+        record.id,
+        record.group,
+        IS_PAIR[role] if record.query else False,
+        role == "eval",
+        (replace(record, group="") if record.group else record).to_json(),
+        cleaned.identity + kind,
+        [
+            Use(number, place, known, text)
+            for number, name, texts in roles(record)
+            for place, (known, text) in enumerate(zip(cleaned.keys[name], texts, strict=True))
+        ],
+    )
 
 
 def _refuse(data: DataConfig, rule: str, fault: str, collected: Collected, any_valid: bool) -> None:
@@ -222,41 +254,38 @@ def _refuse(data: DataConfig, rule: str, fault: str, collected: Collected, any_v
     collected.records.add(rule, fault)
 
 
-def _take(
-    data: DataConfig,
-    where: str,
-    cleaned: Cleaned,
-    signatures: dict[bytes, bytes],
-    store: Store,
-    collected: Collected,
-    role: str,
-) -> bool:
-    """Add one record to the store, or count why not."""
-    first = store.take_id(cleaned.record.id, where)
-    if first is None:
-        return _keep(cleaned, signatures, store, collected, role)
-    fault = f"{where}: id {cleaned.record.id!r:.80} is already used at {first}"
-    _refuse(data, "duplicate_id", fault, collected, any_valid=True)
-    return False
-
-
-def _keep(
-    cleaned: Cleaned,
-    signatures: dict[bytes, bytes],
-    store: Store,
-    collected: Collected,
-    role: str,
-) -> bool:
-    record = cleaned.record
-    # A fact is no duplicate of an equal pair, nor is what evaluates one of what trains.
-    kind = b"eval" if role == "eval" else b"fact" if role == "fact" and record.query else b""
-    for rule, example in cleaned.removed:
-        collected.texts.add(rule, example)
-    if cleaned.dropped:
-        collected.records.add(*cleaned.dropped)
-        return False
-    if not store.is_new(cleaned.identity + kind):
-        collected.records.add("duplicate", f"{record.id}: {record.query or record.text}")
-        return False
-    store.add(record, cleaned.keys, signatures, IS_PAIR[role], judges=role == "eval")
-    return True
+def _take(data: DataConfig, done: Done, number: int, store: Store, collected: Collected) -> None:
+    """Add the records of a chunk to the store, or count why not."""
+    any_valid = any(isinstance(entry, Kept | Left) for _, entry in done.outcomes)
+    kept = [one.entry for _, one in done.outcomes if isinstance(one, Kept)]
+    left = [one for _, one in done.outcomes if isinstance(one, Left)]
+    used = store.places_of_ids([entry.id for entry in (*kept, *left)])
+    known = store.known_identities([entry.identity for entry in kept])
+    ids: dict[str, str] = {}
+    new: list[Entry] = []
+    for where, one in done.outcomes:
+        if isinstance(one, DataError):
+            collected.bad[number] += 1
+            _refuse(data, "bad_record", str(one), collected, any_valid)
+            continue
+        if isinstance(one, Skipped):
+            collected.records.add(one.rule, one.example)
+            continue
+        name = one.entry.id if isinstance(one, Kept) else one.id
+        if (first := used.get(name)) is not None:
+            fault = f"{where}: id {name!r:.80} is already used at {first}"
+            _refuse(data, "duplicate_id", fault, collected, any_valid=True)
+            continue
+        used[name] = ids[name] = where
+        for rule, example in one.removed:
+            collected.texts.add(rule, example)
+        if isinstance(one, Left):
+            collected.records.add(*one.dropped)
+        elif one.entry.identity in known:
+            collected.records.add("duplicate", one.example)
+        else:
+            known.add(one.entry.identity)
+            new.append(one.entry)
+            collected.kept[number] += 1
+    store.take_ids(ids)
+    store.add(new, done.signatures)

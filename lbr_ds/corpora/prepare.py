@@ -50,6 +50,7 @@ from lbr_ds.system.atomic import (
     try_recover,
 )
 from lbr_ds.system.failures import writing
+from lbr_ds.system.process_pool import kept_processes
 from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def prepare(
         writing(folder),
         atomic_folder(folder, key=fingerprint, check=refuse_foreign) as new,
         closing(Store(new.parent)) as store,
+        kept_processes(),
     ):
         manifest = Manifest(new, {}, table, seed, fingerprint, lbr_ds.__version__)
         counter = new.parent / "tokenizer.json" if tokenizer else None
@@ -156,10 +158,12 @@ def _make(
     }
     for name, work in stages.items():
         if not store.recall(name):
+            progress(name, 0, 1)
             with store.step():
                 work()
                 store.remember("collected", collected.to_dict())
                 store.remember(name, True)
+            progress(name, 1, 1)
     used = audit.instructions(store, data.split_names)
     if space:
         space.check(used.stated())

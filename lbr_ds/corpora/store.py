@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from lbr_ds.corpora.curate.near_duplicates import SIGNATURE_BYTES
@@ -30,6 +30,7 @@ from lbr_ds.records import Record
 
 QUERY, POSITIVE, PASSAGE, NEGATIVE = range(4)  # the roles of a text in a record
 _CACHE_KIB = 4_096
+_AT_ONCE = 256  # values that one query looks for
 _TABLES = """
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;
@@ -47,6 +48,37 @@ CREATE TABLE IF NOT EXISTS components
     (component INTEGER PRIMARY KEY, label TEXT, draw BLOB, size INTEGER, pairs INTEGER);
 CREATE TABLE IF NOT EXISTS placed (seq INTEGER PRIMARY KEY, component INTEGER, split TEXT);
 """
+
+
+class Use(NamedTuple):
+    """A text of a record: its role, its place among those of this role, and its key."""
+
+    role: int
+    place: int
+    key: bytes
+    text: str
+
+
+class Entry(NamedTuple):
+    """A cleaned record as it is stored.
+
+    Attributes:
+        id: Its id.
+        group: The source's group.
+        pair: The value of the column `pair`.
+        judges: Whether it only evaluates.
+        body: The record without its group, as JSON.
+        identity: Equal for exact duplicates.
+        uses: Its texts.
+    """
+
+    id: str
+    group: str
+    pair: bool | None
+    judges: bool
+    body: str
+    identity: bytes
+    uses: list[Use]
 
 
 class Store:
@@ -97,48 +129,50 @@ class Store:
         text = json.dumps(value)
         self.db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, text))
 
-    def take_id(self, name: str, place: str) -> str | None:
-        """Take an id; return where it was used before, None if it is new."""
-        row = self.db.execute("SELECT place FROM ids WHERE id = ?", (name,)).fetchone()
-        if row:
-            return str(row[0])
-        self.db.execute("INSERT INTO ids VALUES (?, ?)", (name, place))
-        return None
+    def places_of_ids(self, ids: list[str]) -> dict[str, str]:
+        """Return where the ids that are already taken were read."""
+        return dict(self._found("SELECT id, place FROM ids WHERE id IN", ids))
 
-    def is_new(self, identity: bytes) -> bool:
-        """Return whether no earlier record has this identity."""
-        query = "INSERT OR IGNORE INTO identities VALUES (?)"
-        return self.db.execute(query, (identity,)).rowcount == 1
+    def known_identities(self, identities: list[bytes]) -> set[bytes]:
+        """Return which of the identities earlier records have."""
+        query = "SELECT identity FROM identities WHERE identity IN"
+        return {identity for (identity,) in self._found(query, identities)}
 
-    def add(
-        self,
-        record: Record,
-        keys: dict[str, list[bytes]],
-        signatures: dict[bytes, bytes],
-        is_pair: bool | None = True,
-        *,
-        judges: bool = False,
-    ) -> None:
-        """Append a record and its texts; is_pair: the value of `pair` for a question."""
-        body = replace(record, group="").to_json()
-        pair = is_pair if record.query else False
-        row = (self.records, record.id, record.group, pair, judges, body)
-        self.db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", row)
-        for role, name, texts in roles(record):
-            for place, (known, text) in enumerate(zip(keys[name], texts, strict=True)):
-                number = self._text(known, text, signatures)
-                use = (self.records, role, place, number, len(text))
-                self.db.execute("INSERT INTO uses VALUES (?, ?, ?, ?, ?)", use)
-        self.records += 1
+    def nums_of(self, keys: list[bytes]) -> dict[bytes, int]:
+        """Return the numbers of the texts with these keys, as far as they are known."""
+        return dict(self._found("SELECT key, num FROM texts WHERE key IN", keys))
 
-    def _text(self, known: bytes, text: str, signatures: dict[bytes, bytes]) -> int:
-        number = self.num_of(known)
-        if number is not None:
-            return number
-        self.db.execute("INSERT INTO texts VALUES (?, ?, ?)", (self.texts, known, text))
-        self._signatures.write(signatures[known])
-        self.texts += 1
-        return self.texts - 1
+    def _found(self, query: str, values: list[Any]) -> Iterator[Any]:
+        """Yield the rows for the values, `_AT_ONCE` of them in one query."""
+        for first in range(0, len(values), _AT_ONCE):
+            part = values[first : first + _AT_ONCE]
+            yield from self.db.execute(f"{query} ({', '.join('?' * len(part))})", part)
+
+    def take_ids(self, places: dict[str, str]) -> None:
+        """Take ids that are new; places: where each was read."""
+        self.db.executemany("INSERT INTO ids VALUES (?, ?)", places.items())
+
+    def add(self, entries: list[Entry], signatures: dict[bytes, bytes]) -> None:
+        """Append records with new identities, and their texts with their signatures by key."""
+        numbers = self.nums_of(list(dict.fromkeys(use.key for e in entries for use in e.uses)))
+        texts: list[tuple[int, bytes, str]] = []
+        rows: list[tuple[Any, ...]] = []
+        uses: list[tuple[int, int, int, int, int]] = []
+        for seq, entry in enumerate(entries, self.records):
+            rows.append((seq, entry.id, entry.group, entry.pair, entry.judges, entry.body))
+            for role, place, known, text in entry.uses:
+                number = numbers.setdefault(known, self.texts)
+                if number == self.texts:
+                    texts.append((number, known, text))
+                    self._signatures.write(signatures[known])
+                    self.texts += 1
+                uses.append((seq, role, place, number, len(text)))
+        self.records += len(entries)
+        identities = ((entry.identity,) for entry in entries)
+        self.db.executemany("INSERT INTO identities VALUES (?)", identities)
+        self.db.executemany("INSERT INTO texts VALUES (?, ?, ?)", texts)
+        self.db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
+        self.db.executemany("INSERT INTO uses VALUES (?, ?, ?, ?, ?)", uses)
 
     def num_of(self, known: bytes) -> int | None:
         """Return the number of the text with this key, None if there is none."""

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 
 from lbr_ds.config import ds_config as layouts
-from lbr_ds.corpora.process_pool import cores
 from lbr_ds.errors import ConfigError, EnvironmentProblem
 from lbr_ds.plan import auto
 from lbr_ds.plan.fit import GIB, fill, memory_on, reserve
@@ -16,6 +15,7 @@ from lbr_ds.plan.shape import prepared_shape
 from lbr_ds.plan.work import work_of
 from lbr_ds.reproduce.jobs import Job
 from lbr_ds.system.environment import free_host_memory
+from lbr_ds.system.process_pool import cores
 
 log = logging.getLogger(__name__)
 

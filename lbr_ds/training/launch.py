@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from lbr_ds.config.training import check_world
-from lbr_ds.corpora.process_pool import cores
 from lbr_ds.distributed import HOSTED_STORE, heartbeat_store, host_store, launched_ranks
 from lbr_ds.errors import ConfigError, EnvironmentProblem, LbrError, LostRank
 from lbr_ds.system import children
 from lbr_ds.system.environment import free_host_memory
+from lbr_ds.system.process_pool import cores
 from lbr_ds.training.watch import last_heartbeat, report_failure
 
 _GRACE_SECONDS = 10  # between the end of a rank and killing the others

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import DataConfig
-from lbr_ds.corpora import process_pool
 from lbr_ds.corpora.curate import leaks
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import EnvironmentProblem
+from lbr_ds.system import process_pool
 from lbr_ds.system.atomic import atomic_folder
 from tests.benchmarks.prepare_memory import peak_memory_ratio, write_corpus
 from tests.corpora.test_groups import templated
@@ -48,7 +48,7 @@ def test_same_bytes_by_one_process_and_by_three(
 
 
 STOPS = [  # where it is interrupted, at which call
-    ("lbr_ds.corpora.collect._take", 400),
+    ("lbr_ds.corpora.collect._take", 25),
     ("lbr_ds.corpora.prepare.find_families", 1),
     ("lbr_ds.corpora.prepare.group_records", 1),
     ("lbr_ds.corpora.curate.leaks.remove_leaking_negatives", 1),

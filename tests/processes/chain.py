@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from lbr_ds.corpora.process_pool import map_in_order
 from lbr_ds.system import children
+from lbr_ds.system.process_pool import map_in_order
 
 FOREVER = 600
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lbr_ds.corpora.curate.near_duplicates import BANDS, MARGIN, PERMUTATIONS, Comparison
 from lbr_ds.corpora.curate.segmentation import jaccard, shingles
-from lbr_ds.corpora.process_pool import map_in_order
+from lbr_ds.system.process_pool import map_in_order
 
 MOST = 16384  # texts of a family clustered at once; a larger one is cut to bound memory
 _TEXTS_PER_JOB = 2048  # texts in one job, or one family

@@ -19,11 +19,11 @@ from typing import NamedTuple
 from lbr_ds.config import CONTROL, SPLITS
 from lbr_ds.corpora.curate.segmentation import key
 from lbr_ds.corpora.curate.tally import Tally
-from lbr_ds.corpora.process_pool import map_in_order
 from lbr_ds.corpora.store import NEGATIVE, POSITIVE, Store
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
+from lbr_ds.system.process_pool import map_in_order
 from lbr_ds.system.progress import Progress, no_progress
 
 TRAINED = tuple(name for name in SPLITS if name != "eval")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.corpora.curate.segmentation import jaccard, shingles
-from lbr_ds.corpora.process_pool import map_in_order
+from lbr_ds.system.process_pool import map_in_order
 from lbr_ds.system.progress import Progress, no_progress
 
 PERMUTATIONS, BANDS = 128, 32

@@ -128,7 +128,7 @@ def _records(
         if raw.get("text"):
             raw.pop("instruction", None)  # a plain passage has no query
         try:
-            yield row.where, Record.from_dict(raw, row.where)
+            yield row.where, Record.from_valid(raw) or Record.from_dict(raw, row.where)
         except DataError as error:
             yield row.where, error
 
