@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -136,27 +136,27 @@ def dropped_table(records: Tally, texts: Tally) -> dict[str, Any]:
     return {"dropped_records": records.to_dict(), "dropped_texts": texts.to_dict()}
 
 
-def split_table(store: Store, name: str, seqs: Iterator[int], sizes: SplitConfig) -> dict[str, Any]:
+def split_table(
+    store: Store, name: str, records: Sequence[Record], sizes: SplitConfig
+) -> dict[str, Any]:
     """Return sizes, sources, lengths in characters and four samples of a split."""
-    sources: dict[str, int] = {}
-    samples: list[dict[str, Any]] = []
-    for seq in seqs:
-        record = store.record(seq)
-        sources[record.source] = sources.get(record.source, 0) + 1
-        if len(samples) < _SAMPLES:
-            samples.append(_sample(record))
+    by_source = store.db.execute(
+        "SELECT json_extract(body, '$.source'), count(*) FROM placed JOIN records USING (seq)"
+        " WHERE split = ? GROUP BY 1",
+        (name,),
+    )
     counted = "SELECT count(DISTINCT component) FROM placed WHERE split = ?"
     lengths = {kind: _lengths(store, name, role) for kind, role in _KINDS.items()}
     return {
         "requested": getattr(sizes, name) or None,  # None: gl of protocol knowledge
-        "records": sum(sources.values()),
+        "records": len(records),
         "components": store.number(counted, name),
         "groups": store.number(
             "SELECT count(DISTINCT grp) FROM placed JOIN members USING (seq) WHERE split = ?", name
         ),
-        "by_source": dict(sorted(sources.items())),
+        "by_source": dict(sorted(by_source)),
         "characters": {kind: quantiles for kind, quantiles in lengths.items() if quantiles},
-        "samples": samples,
+        "samples": [_sample(record) for record in records[:_SAMPLES]],
     }
 
 

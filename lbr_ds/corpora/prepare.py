@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -33,7 +32,7 @@ from lbr_ds.corpora.collect import Collected, collect
 from lbr_ds.corpora.curate import knowledge, language, leaks, trained_texts
 from lbr_ds.corpora.curate.groups import drop_near_duplicates, find_families, group_records
 from lbr_ds.corpora.curate.splits import divide
-from lbr_ds.corpora.store import Store
+from lbr_ds.corpora.store import AT_ONCE, Records, Store
 from lbr_ds.corpora.token_counts import Room, room, tokenizer_json
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.instructions import SIDES, Instructed
@@ -42,6 +41,7 @@ from lbr_ds.shards import Manifest, ShardFile, teacher, write_split
 from lbr_ds.shards.in_use import refuse_in_use
 from lbr_ds.shards.manifest import NAME
 from lbr_ds.shards.sources import OTHERS
+from lbr_ds.shards.writer import Lazy
 from lbr_ds.system.atomic import (
     atomic_folder,
     check_replaceable,
@@ -168,42 +168,37 @@ def _make(
     if space:
         space.check(used.stated())
     manifest = replace(manifest, instructions=used)
-    stored = {name: Stored(store, name) for name in data.split_names}
-    for name in stored:
-        manifest.splits[name] = _write(stored[name], name, store, manifest, data, apart, progress)
+    with closing(Records(store.path)) as records:
+        stored = {name: Stored(records, store.seqs_of(name)) for name in data.split_names}
+        for name in stored:
+            manifest.splits[name] = _write(
+                stored[name], name, store, manifest, data, apart, progress
+            )
+        splits = {
+            name: audit.split_table(store, name, records, data.splits)
+            for name, records in stored.items()
+        }
     manifest.save()
-    made = _curation(data, stored, store, manifest, collected)
-    made["leaks"] = leaks.prove_no_leaks(manifest.folder, store, progress)
+    made = _curation(data, splits, store, manifest, collected)
+    proof = leaks.prove_no_leaks(manifest.folder, store, progress)
+    made["leaks"] = proof.shared
     if known:
         made |= {
             "protocol": data.protocol,
             "entities": knowledge.entities_table(store),
             "eval_texts_in_gl": knowledge.eval_texts_in_gl(store),
         }
-    trained_texts.write(manifest.folder)
+    trained_texts.write(manifest.folder, proof.trained)
     text = json.dumps(made, indent=1, ensure_ascii=False)
     (manifest.folder / CURATION).write_text(text + "\n", encoding="utf-8")
     return made
 
 
-class Stored(Sequence[Record]):
-    """The records of a split, each read from the store when it is accessed."""
+class Stored(Lazy):
+    """Records of the store, each read when it is accessed."""
 
-    def __init__(self, store: Store, split: str) -> None:
-        self._store = store
-        ordered = store.db.execute(
-            "SELECT seq FROM placed JOIN components USING (component) JOIN records USING (seq)"
-            " WHERE split = ? ORDER BY draw, id",
-            (split,),
-        )
-        self.seqs = array("q", (seq for (seq,) in ordered))
-
-    def sources(self, names: set[str]) -> list[str]:
-        """Return the source of each record; OTHERS for one that is not among `names`."""
-        rows = self._store.db.execute("SELECT seq, json_extract(body, '$.source') FROM records")
-        known = {name: name for name in names}  # one string for all records of a source
-        found = {seq: known.get(source, OTHERS) for seq, source in rows}
-        return [found[seq] for seq in self.seqs]
+    def __init__(self, read: Records, seqs: array[int]) -> None:
+        self._read, self.seqs = read, seqs
 
     def __len__(self) -> int:
         return len(self.seqs)
@@ -214,8 +209,16 @@ class Stored(Sequence[Record]):
     def __getitem__(self, place: slice) -> list[Record]: ...
     def __getitem__(self, place: int | slice) -> Record | list[Record]:
         if isinstance(place, slice):
-            return [self._store.record(seq) for seq in self.seqs[place]]
-        return self._store.record(self.seqs[place])
+            return self._read(self.seqs[place])
+        return self._read([self.seqs[place]])[0]
+
+    def __iter__(self) -> Iterator[Record]:
+        for first in range(0, len(self.seqs), AT_ONCE):
+            yield from self._read(self.seqs[first : first + AT_ONCE])
+
+    def part(self, places: Sequence[int]) -> Stored:
+        """Return those of the records that are at `places`."""
+        return Stored(self._read, array("q", (self.seqs[place] for place in places)))
 
 
 def _write(
@@ -231,14 +234,14 @@ def _write(
     kept = store.recall(f"write {split}")
     if kept:
         return [ShardFile(**shard) for shard in kept]
-    shutil.rmtree(manifest.folder / split, ignore_errors=True)
     shards = write_split(
         manifest.folder,
         split,
         records,
         seed=manifest.seed,
         records_per_shard=data.records_per_shard,
-        sources=records.sources(apart) if apart else (),
+        resume=True,
+        sources=_sources(store, records.seqs, apart) if apart else (),
         progress=progress,
     )
     with store.step():
@@ -246,9 +249,17 @@ def _write(
     return shards
 
 
+def _sources(store: Store, seqs: array[int], names: set[str]) -> list[str]:
+    """Return the source of each record; OTHERS for one that is not among `names`."""
+    rows = store.db.execute("SELECT seq, json_extract(body, '$.source') FROM records")
+    known = {name: name for name in names}  # one string for all records of a source
+    found = {seq: known.get(source, OTHERS) for seq, source in rows}
+    return [found[seq] for seq in seqs]
+
+
 def _curation(
     data: DataConfig,
-    stored: dict[str, Stored],
+    splits: dict[str, Any],
     store: Store,
     manifest: Manifest,
     collected: Collected,
@@ -262,10 +273,7 @@ def _curation(
         **audit.dropped_table(collected.records, collected.texts),
         "components": audit.components_table(store),
         "groups": audit.groups_table(store, data.near_duplicate),
-        "splits": {
-            name: audit.split_table(store, name, iter(records.seqs), data.splits)
-            for name, records in stored.items()
-        },
+        "splits": splits,
     }
 
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -30,7 +30,7 @@ from lbr_ds.records import Record
 
 QUERY, POSITIVE, PASSAGE, NEGATIVE = range(4)  # the roles of a text in a record
 _CACHE_KIB = 4_096
-_AT_ONCE = 256  # values that one query looks for
+AT_ONCE = 256  # values that one query looks for
 _TABLES = """
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;
@@ -143,9 +143,9 @@ class Store:
         return dict(self._found("SELECT key, num FROM texts WHERE key IN", keys))
 
     def _found(self, query: str, values: list[Any]) -> Iterator[Any]:
-        """Yield the rows for the values, `_AT_ONCE` of them in one query."""
-        for first in range(0, len(values), _AT_ONCE):
-            part = values[first : first + _AT_ONCE]
+        """Yield the rows for the values, `AT_ONCE` of them in one query."""
+        for first in range(0, len(values), AT_ONCE):
+            part = values[first : first + AT_ONCE]
             yield from self.db.execute(f"{query} ({', '.join('?' * len(part))})", part)
 
     def take_ids(self, places: dict[str, str]) -> None:
@@ -179,51 +179,70 @@ class Store:
         row = self.db.execute("SELECT num FROM texts WHERE key = ?", (known,)).fetchone()
         return row[0] if row else None
 
-    def record(self, seq: int) -> Record:
-        """Return a record as it will be written: with its group and the negatives that are left."""
-        body, label = self.db.execute(
-            "SELECT body, label FROM records JOIN members USING (seq) JOIN groups"
-            " USING (grp) WHERE seq = ?",
-            (seq,),
-        ).fetchone()
-        record = Record(**json.loads(body))
-        if not record.negatives:
-            return replace(record, group=label)
-        left = self.db.execute(
-            "SELECT place FROM uses WHERE seq = ? AND role = ? ORDER BY place", (seq, NEGATIVE)
+    def seqs_of(self, split: str) -> array[int]:
+        """Return the records of a split, in random order that does not depend on the reading."""
+        ordered = self.db.execute(
+            "SELECT seq FROM placed JOIN components USING (component) JOIN records USING (seq)"
+            " WHERE split = ? ORDER BY draw, id",
+            (split,),
         )
-        places = [place for (place,) in left]
-        return replace(
-            record,
-            group=label,
-            negatives=[record.negatives[place] for place in places],
-            negative_scores=[record.negative_scores[place] for place in places]
-            if record.negative_scores
-            else [],
-        )
+        return array("q", (seq for (seq,) in ordered))
 
 
-class Texts:
-    """Return the text with a number. A copy sent to another process opens the file again."""
+class _Reader:
+    """Read the file of a store. A copy sent to another process opens it again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._db: sqlite3.Connection | None = None
+        self._open: sqlite3.Connection | None = None
 
-    def __reduce__(self) -> tuple[type[Texts], tuple[Path]]:
-        return Texts, (self._path,)
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return type(self), (self._path,)
 
-    def __call__(self, number: int) -> str:
-        """Return a text."""
-        if self._db is None:
-            self._db = sqlite3.connect(f"file:{quote(str(self._path))}?mode=ro", uri=True)
-        query = "SELECT text FROM texts WHERE num = ?"
-        return str(self._db.execute(query, (number,)).fetchone()[0])
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._open is None:
+            self._open = sqlite3.connect(f"file:{quote(str(self._path))}?mode=ro", uri=True)
+        return self._open
 
     def close(self) -> None:
         """Close this process's connection."""
-        if self._db is not None:
-            self._db.close()
+        if self._open is not None:
+            self._open.close()
+
+
+class Texts(_Reader):
+    """Return the text with a number."""
+
+    def __call__(self, number: int) -> str:
+        """Return a text."""
+        query = "SELECT text FROM texts WHERE num = ?"
+        return str(self._db.execute(query, (number,)).fetchone()[0])
+
+
+class Records(_Reader):
+    """Return records as they will be written: with their groups and the negatives that are left."""
+
+    def __call__(self, seqs: Sequence[int]) -> list[Record]:
+        """Return the records with these numbers, which are distinct."""
+        query = (
+            "SELECT seq, body, label FROM records JOIN members USING (seq) JOIN groups USING (grp)"
+            f" WHERE seq IN ({', '.join('?' * len(seqs))})"
+        )
+        rows = {seq: (body, label) for seq, body, label in self._db.execute(query, list(seqs))}
+        return [self._record(seq, *rows[seq]) for seq in seqs]
+
+    def _record(self, seq: int, body: str, label: str) -> Record:
+        fields = {**json.loads(body), "group": label}
+        if "negatives" in fields:
+            left = self._db.execute(
+                "SELECT place FROM uses WHERE seq = ? AND role = ? ORDER BY place", (seq, NEGATIVE)
+            )
+            places = [place for (place,) in left]
+            for name in ("negatives", "negative_scores"):
+                if name in fields:
+                    fields[name] = [fields[name][place] for place in places]
+        return Record(**fields)
 
 
 def roles(record: Record) -> list[tuple[int, str, list[str]]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lbr_ds.shards.manifest import Manifest, ShardFile, verify
 
 if TYPE_CHECKING:
-    from lbr_ds.shards.reader import read_split
+    from lbr_ds.shards.reader import read_records, read_split
     from lbr_ds.shards.stream import Sample, Step, steps
     from lbr_ds.shards.writer import write_split
 
@@ -26,12 +26,13 @@ __all__ = [
     "Sample",
     "ShardFile",
     "Step",
+    "read_records",
     "read_split",
     "steps",
     "verify",
     "write_split",
 ]
-_MODULES = {"read_split": "reader", "write_split": "writer"}
+_MODULES = {"read_records": "reader", "read_split": "reader", "write_split": "writer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,7 @@ def index_of(tar: Path, descriptor: int, name: str, sha256: str) -> Index:
     Raises:
         DataError: There is no index, and the tar has another sha256.
     """
-    index = _load(tar, sha256)
+    index = load(tar, sha256)
     if index is None:
         if (now := _hash(descriptor)) != sha256:
             scan(descriptor, name)  # names the place where it can
@@ -84,7 +84,7 @@ def save(tar: Path, index: Index, sha256: str) -> None:
         pass  # it is only a cache
 
 
-def _load(tar: Path, sha256: str) -> Index | None:
+def load(tar: Path, sha256: str) -> Index | None:
     """Return the stored index, or None if it is missing, damaged or of another tar."""
     try:
         raw = tar.with_suffix(".idx").read_bytes()

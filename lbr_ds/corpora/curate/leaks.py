@@ -12,23 +12,25 @@ its own component. eval and control share no group with cl, and control shares n
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lbr_ds.config import CONTROL, SPLITS
 from lbr_ds.corpora.curate.segmentation import key
 from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import NEGATIVE, POSITIVE, Store
 from lbr_ds.errors import DataError
-from lbr_ds.records import Record
-from lbr_ds.shards import Manifest, read_split
+from lbr_ds.shards import Manifest, read_records
 from lbr_ds.system.process_pool import map_in_order
 from lbr_ds.system.progress import Progress, no_progress
 
 TRAINED = tuple(name for name in SPLITS if name != "eval")
 JUDGED = ("eval", CONTROL)
-_CHUNK = 256
+_RECORDS_ALONE = 1 << 13  # records read by this process before others are started
 _IS_JUDGED = f"split IN {JUDGED}"
 _FAMILIES = "FROM placed JOIN members USING (seq) JOIN uses USING (seq) JOIN families USING (num)"
 
@@ -111,12 +113,12 @@ def prove_no_equal_texts(folder: Path) -> dict[str, int]:
     """
     pairs = _kept_apart(Manifest.load(folder).splits)
     judged = {
-        name: {k for seen in _of_split(folder, name) for k in seen.keys}
+        name: {k for seen in read_keys(folder, name) for k in seen.keys}
         for name in dict.fromkeys(judged for judged, _ in pairs)
     }
     shared_keys: dict[tuple[str, str], set[bytes]] = {pair: set() for pair in pairs}
     for name in TRAINED:
-        for seen in _of_split(folder, name):
+        for seen in read_keys(folder, name):
             for judge, trained in pairs:
                 if trained == name:
                     shared_keys[judge, name].update(k for k in seen.keys if k in judged[judge])
@@ -125,16 +127,23 @@ def prove_no_equal_texts(folder: Path) -> dict[str, int]:
     return shared
 
 
-def prove_no_leaks(folder: Path, store: Store, progress: Progress = no_progress) -> dict[str, int]:
+class Proof(NamedTuple):
+    """What `prove_no_leaks` counts, and the first 8 bytes of the keys of the training texts."""
+
+    shared: dict[str, int]
+    trained: NDArray[np.uint64]
+
+
+def prove_no_leaks(folder: Path, store: Store, progress: Progress = no_progress) -> Proof:
     """Count the equal texts and the near duplicates that eval shares with gl and with cl.
 
     They are counted from the shards as written.
 
     Returns:
-        {"eval_gl": 0, "eval_cl": 0, "near_eval_gl": 0, "near_eval_cl": 0}: texts equal after
-        normalisation, and families of near duplicates. Under the knowledge protocol also the counts
-        of control and, as `group_*`, of groups in both; `eval_gl` then counts the texts in both
-        that more than one component has.
+        `shared` is {"eval_gl": 0, "eval_cl": 0, "near_eval_gl": 0, "near_eval_cl": 0}: texts equal
+        after normalisation, and families of near duplicates. Under the knowledge protocol also the
+        counts of control and, as `group_*`, of groups in both; `eval_gl` then counts the texts in
+        both that more than one component has.
 
     Raises:
         DataError: A count is not 0.
@@ -148,20 +157,24 @@ def prove_no_leaks(folder: Path, store: Store, progress: Progress = no_progress)
     )
     manifest = Manifest.load(folder)
     splits = manifest.splits
+    trained = [np.empty(0, np.uint64)]
     for name in splits:
         done, total = 0, manifest.records(name)
-        for seen in _of_split(folder, name):
-            for known in seen.keys:
-                number = store.num_of(known)
-                if number is None:
-                    raise DataError(
-                        f"{folder}: {name} contains a text of no record; report this bug"
-                    )
-                store.db.execute("INSERT OR IGNORE INTO shown VALUES (?, ?)", (name, number))
-            owners = ((name, owner) for owner in seen.groups)
-            store.db.executemany("INSERT OR IGNORE INTO owners VALUES (?, ?)", owners)
-            done += _CHUNK
-            progress(f"prove {name}", min(done, total), total)
+        for seen in read_keys(folder, name):
+            numbers = store.nums_of(list(dict.fromkeys(seen.keys)))
+            if missing := sum(known not in numbers for known in seen.keys):
+                raise DataError(
+                    f"{folder}: {name} contains {missing} text(s) of no record; report this bug"
+                )
+            shown = ((name, number) for number in numbers.values())
+            owners = ((name, owner) for owner in seen.groups if CONTROL in splits)
+            with store.step():
+                store.db.executemany("INSERT OR IGNORE INTO shown VALUES (?, ?)", shown)
+                store.db.executemany("INSERT OR IGNORE INTO owners VALUES (?, ?)", owners)
+            if name in TRAINED:
+                trained.append(np.unique(seen.hashes()))
+            done += seen.records
+            progress(f"prove {name}", done, total)
     pairs = _kept_apart(splits)
     kinds = {"": ("num", "shown"), "near_": ("family", "shown JOIN families USING (num)")}
     if CONTROL in splits:
@@ -178,7 +191,7 @@ def prove_no_leaks(folder: Path, store: Store, progress: Progress = no_progress)
     _refuse(folder, shared)
     store.db.execute("DROP TABLE shown")
     store.db.execute("DROP TABLE owners")
-    return shared
+    return Proof(shared, np.unique(np.concatenate(trained)))
 
 
 def _in_both(what: str, table: str) -> str:
@@ -208,24 +221,36 @@ def _refuse(folder: Path, shared: dict[str, int]) -> None:
         raise DataError(f"{folder}: eval shares texts with training ({shared}); report this bug")
 
 
-class _Seen(NamedTuple):
-    """The keys of the texts of some records, and their groups."""
+class _Shard(NamedTuple):
+    """One shard, with a manifest of nothing else."""
+
+    manifest: Manifest
+    split: str
+
+
+class Seen(NamedTuple):
+    """The keys of the texts of a shard, the groups of its records, and their number."""
 
     keys: list[bytes]
     groups: list[str]
+    records: int
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """Return the first 8 bytes of the keys."""
+        whole = np.frombuffer(b"".join(self.keys), ">u8").astype(np.uint64)
+        return whole[::2]
 
 
-def _of_split(folder: Path, split: str) -> Iterator[_Seen]:
-    """Yield what `_CHUNK` records at a time contain."""
-    return map_in_order(_seen, _chunks(folder, split))
+def read_keys(folder: Path, split: str) -> Iterator[Seen]:
+    """Yield what each shard of a split contains."""
+    manifest = Manifest.load(folder)
+    shards = manifest.shards(split)
+    alone = 1 + _RECORDS_ALONE // max((shard.records for shard in shards), default=1)
+    jobs = (_Shard(replace(manifest, splits={split: [shard]}), split) for shard in shards)
+    return map_in_order(_seen, jobs, alone)
 
 
-def _chunks(folder: Path, split: str) -> Iterator[list[Record]]:
-    records = read_split(folder, split)
-    while chunk := list(islice(records, _CHUNK)):
-        yield chunk
-
-
-def _seen(records: list[Record]) -> _Seen:
-    texts = [text for record in records for text in record.texts()]
-    return _Seen(list(map(key, texts)), [r.group for r in records if r.group])
+def _seen(shard: _Shard) -> Seen:
+    records = list(read_records(shard.manifest, shard.split))
+    texts = (text for record in records for text in record.texts())
+    return Seen(list(map(key, texts)), [r.group for r in records if r.group], len(records))

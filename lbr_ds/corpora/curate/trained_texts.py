@@ -13,17 +13,17 @@ on several datasets contains one such block for each.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lbr_ds.corpora.curate.leaks import TRAINED
+from lbr_ds.corpora.curate.leaks import TRAINED, read_keys
 from lbr_ds.corpora.curate.segmentation import key
 from lbr_ds.errors import CheckpointError, DataError, LbrError
-from lbr_ds.shards import Manifest, read_split
+from lbr_ds.shards import Manifest
 from lbr_ds.system.atomic import atomic_file
 
 NAME = "trained.u64"
@@ -57,17 +57,23 @@ class TrainedTexts:
         return self.hashes[places] == hashes
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, hashes: NDArray[np.uint64] | None = None) -> None:
     """Write `folder/trained.u64` from the shards of gl and cl; 8 bytes of memory per text.
 
     The manifest is written again with the size and hash of the file.
+
+    Args:
+        folder: The prepared data.
+        hashes: What has been read from the shards already, sorted and distinct.
 
     Raises:
         DataError: A shard cannot be read.
     """
     manifest = Manifest.load(folder)
-    splits = [name for name in TRAINED if name in manifest.splits]
-    hashes = np.unique(_hashes(text for name in splits for text in _texts(folder, name)))
+    if hashes is None:
+        splits = [name for name in TRAINED if name in manifest.splits]
+        seen = [shard.hashes() for name in splits for shard in read_keys(folder, name)]
+        hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *seen]))
     save([TrainedTexts(manifest.fingerprint, hashes)], folder)
     manifest.with_file(NAME).save()
 
@@ -162,11 +168,6 @@ def _mapped(path: Path, start: int, count: int) -> NDArray[np.uint64]:
         return np.empty(0, np.uint64)
     hashes = np.memmap(path, "<u8", "r", start, (count,))
     return hashes if start % 8 == 0 else hashes.astype(np.uint64)
-
-
-def _texts(folder: Path, split: str) -> Iterator[str]:
-    for record in read_split(folder, split):
-        yield from record.texts()  # without instructions: they make no text another one
 
 
 def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:
