@@ -19,11 +19,11 @@ import hashlib
 import json
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import lbr_ds
 from lbr_ds.config import CONTROL, SPLITS, DataConfig, ModelConfig
@@ -32,16 +32,14 @@ from lbr_ds.corpora.collect import Collected, collect
 from lbr_ds.corpora.curate import knowledge, language, leaks, trained_texts
 from lbr_ds.corpora.curate.groups import drop_near_duplicates, find_families, group_records
 from lbr_ds.corpora.curate.splits import divide
-from lbr_ds.corpora.store import AT_ONCE, Records, Store
+from lbr_ds.corpora.store import Records, Store, Stored
 from lbr_ds.corpora.token_counts import Room, room, tokenizer_json
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.instructions import SIDES, Instructed
-from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, ShardFile, teacher, write_split
 from lbr_ds.shards.in_use import refuse_in_use
 from lbr_ds.shards.manifest import NAME
 from lbr_ds.shards.sources import OTHERS
-from lbr_ds.shards.writer import Lazy
 from lbr_ds.system.atomic import (
     atomic_folder,
     check_replaceable,
@@ -93,11 +91,7 @@ def prepare(
         DataError: The input is invalid, or a split cannot be filled.
         EnvironmentProblem: The disk is full.
     """
-    if not data.sources:
-        raise ConfigError("data.sources is empty; name at least one corpus")
-    for source in data.sources:
-        sources.check(source)
-    language.check(data.languages)
+    _check(data)
     folder = check_replaceable(data.local_folder)
     refuse_foreign(folder)
     corpora = [sources.find(s, f"data.sources.{n}") for n, s in enumerate(data.sources)]
@@ -126,6 +120,15 @@ def prepare(
         collected = collect(data, corpora, str(counter or ""), store, progress)
         made = _make(data, collected, store, manifest, space, apart, progress)
     return {**made, "reused": False}
+
+
+def _check(data: DataConfig) -> None:
+    """Raise ConfigError for settings that nothing can be prepared with."""
+    if not data.sources:
+        raise ConfigError("data.sources is empty; name at least one corpus")
+    for source in data.sources:
+        sources.check(source)
+    language.check(data.languages)
 
 
 def _make(
@@ -168,16 +171,7 @@ def _make(
     if space:
         space.check(used.stated())
     manifest = replace(manifest, instructions=used)
-    with closing(Records(store.path)) as records:
-        stored = {name: Stored(records, store.seqs_of(name)) for name in data.split_names}
-        for name in stored:
-            manifest.splits[name] = _write(
-                stored[name], name, store, manifest, data, apart, progress
-            )
-        splits = {
-            name: audit.split_table(store, name, records, data.splits)
-            for name, records in stored.items()
-        }
+    splits = _write_splits(data, store, manifest, apart, progress)
     manifest.save()
     made = _curation(data, splits, store, manifest, collected)
     proof = leaks.prove_no_leaks(manifest.folder, store, progress)
@@ -194,31 +188,18 @@ def _make(
     return made
 
 
-class Stored(Lazy):
-    """Records of the store, each read when it is accessed."""
-
-    def __init__(self, read: Records, seqs: array[int]) -> None:
-        self._read, self.seqs = read, seqs
-
-    def __len__(self) -> int:
-        return len(self.seqs)
-
-    @overload
-    def __getitem__(self, place: int) -> Record: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Record]: ...
-    def __getitem__(self, place: int | slice) -> Record | list[Record]:
-        if isinstance(place, slice):
-            return self._read(self.seqs[place])
-        return self._read([self.seqs[place]])[0]
-
-    def __iter__(self) -> Iterator[Record]:
-        for first in range(0, len(self.seqs), AT_ONCE):
-            yield from self._read(self.seqs[first : first + AT_ONCE])
-
-    def part(self, places: Sequence[int]) -> Stored:
-        """Return those of the records that are at `places`."""
-        return Stored(self._read, array("q", (self.seqs[place] for place in places)))
+def _write_splits(
+    data: DataConfig, store: Store, manifest: Manifest, apart: set[str], progress: Progress
+) -> dict[str, Any]:
+    """Write all splits and name their shards in the manifest; return their audits."""
+    with closing(Records(store.path)) as read:
+        stored = {name: Stored(read, store.seqs_of(name)) for name in data.split_names}
+        for name, records in stored.items():
+            manifest.splits[name] = _write(records, name, store, manifest, data, apart, progress)
+        return {
+            name: audit.split_table(store, name, records, data.splits)
+            for name, records in stored.items()
+        }
 
 
 def _write(

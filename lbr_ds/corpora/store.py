@@ -22,15 +22,16 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 from urllib.parse import quote
 
 from lbr_ds.corpora.curate.near_duplicates import SIGNATURE_BYTES
 from lbr_ds.records import Record
+from lbr_ds.shards.writer import Lazy
 
 QUERY, POSITIVE, PASSAGE, NEGATIVE = range(4)  # the roles of a text in a record
 _CACHE_KIB = 4_096
-AT_ONCE = 256  # values that one query looks for
+_AT_ONCE = 256  # values that one query looks for
 _TABLES = """
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;
@@ -143,9 +144,9 @@ class Store:
         return dict(self._found("SELECT key, num FROM texts WHERE key IN", keys))
 
     def _found(self, query: str, values: list[Any]) -> Iterator[Any]:
-        """Yield the rows for the values, `AT_ONCE` of them in one query."""
-        for first in range(0, len(values), AT_ONCE):
-            part = values[first : first + AT_ONCE]
+        """Yield the rows for the values, `_AT_ONCE` of them in one query."""
+        for first in range(0, len(values), _AT_ONCE):
+            part = values[first : first + _AT_ONCE]
             yield from self.db.execute(f"{query} ({', '.join('?' * len(part))})", part)
 
     def take_ids(self, places: dict[str, str]) -> None:
@@ -243,6 +244,33 @@ class Records(_Reader):
                 if name in fields:
                     fields[name] = [fields[name][place] for place in places]
         return Record(**fields)
+
+
+class Stored(Lazy):
+    """Records of the store, each read when it is accessed."""
+
+    def __init__(self, read: Records, seqs: array[int]) -> None:
+        self._read, self.seqs = read, seqs
+
+    def __len__(self) -> int:
+        return len(self.seqs)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Record]: ...
+    def __getitem__(self, place: int | slice) -> Record | list[Record]:
+        if isinstance(place, slice):
+            return self._read(self.seqs[place])
+        return self._read([self.seqs[place]])[0]
+
+    def __iter__(self) -> Iterator[Record]:
+        for first in range(0, len(self.seqs), _AT_ONCE):
+            yield from self._read(self.seqs[first : first + _AT_ONCE])
+
+    def part(self, places: Sequence[int]) -> Stored:
+        """Return those of the records that are at `places`."""
+        return Stored(self._read, array("q", (self.seqs[place] for place in places)))
 
 
 def roles(record: Record) -> list[tuple[int, str, list[str]]]:
