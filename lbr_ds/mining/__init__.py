@@ -6,6 +6,7 @@
 1. The passages of cl (and gl) are the pool, eval is never read for candidates (`pool.py`).
 2. Each method ranks the pool for each query: `bm25.py` by words, `dense.py` by a model's vectors.
 3. `rules.py` leaves out what may be an answer; `mine.py` writes what is kept.
+4. If the recipe names a teacher, `teach.py` adds its scores and vectors.
 
 The only door for bm25s. Never imports mteb, `evaluate` or `train`.
 """

@@ -61,6 +61,7 @@ class Panel:
 
 PANELS = (
     Panel("Loss", ("loss",)),
+    Panel("Distillation loss", ("distillation_loss",), (2,), "of the teacher's scores or vectors"),
     Panel("In-batch accuracy", ("accuracy",), (2,), "queries whose answer ranks first"),
     Panel(
         "Cosine to the query",
