@@ -33,6 +33,8 @@ class Pairs:
             None: not asked for.
         teacher: (n + n*(1+M), E), a teacher's vectors of the sequences; a row of nan: none. None:
             not asked for.
+        temperature: (n,) float64, of each query; None: that of the recipe for all.
+        kind: (n,) int64, the number of each query's source, for statistics, -1 for none; or None.
     """
 
     sequences: list[Sequence]
@@ -42,6 +44,8 @@ class Pairs:
     real: Tensor
     scores: Tensor | None = None
     teacher: Tensor | None = None
+    temperature: Tensor | None = None
+    kind: Tensor | None = None
 
     @property
     def num_queries(self) -> int:

@@ -47,6 +47,8 @@ class PackedBatch:
         bags: what the bag-of-words loss predicts, or None.
         unpooled: (N,) int64, rows at the start of each sequence that mean pooling leaves out, or
             None.
+        kind: (R,) int64, the kind of each target's sequence, or None: no statistics by kind.
+        num_kinds: How many kinds there are.
     """
 
     ids: Tensor
@@ -57,6 +59,13 @@ class PackedBatch:
     starts: Tensor
     bags: Bags | None = None
     unpooled: Tensor | None = None
+    kind: Tensor | None = None
+    num_kinds: int = 0
+
+    @property
+    def kinds(self) -> tuple[Tensor, int] | None:
+        """`kind` and `num_kinds` in one."""
+        return None if self.kind is None else (self.kind, self.num_kinds)
 
     @property
     def num_tokens(self) -> int:
@@ -84,8 +93,11 @@ def with_tensors(part: T, change: Callable[[Tensor], Tensor]) -> T:
     return cast("T", whole)
 
 
-def pack(sequences: list[Sequence]) -> PackedBatch:
-    """Pack sequences into one batch: generative if any has a target, else for embedding."""
+def pack(sequences: list[Sequence], num_kinds: int = 0) -> PackedBatch:
+    """Pack sequences into one batch: generative if any has a target, else for embedding.
+
+    num_kinds: With targets, how many kinds of sequences the loss is also summed for.
+    """
     ids: list[int] = []
     positions: list[int] = []
     read: list[int] = []
@@ -122,7 +134,14 @@ def pack(sequences: list[Sequence]) -> PackedBatch:
         starts=torch.tensor(starts),
         bags=_bags(bagged, bags),
         unpooled=torch.tensor(unpooled) if any(unpooled) else None,
+        kind=_kinds(sequences) if num_kinds and generative else None,
+        num_kinds=num_kinds,
     )
+
+
+def _kinds(sequences: list[Sequence]) -> Tensor:
+    """Return the kind of each target."""
+    return torch.tensor([seq.kind for seq in sequences for _ in seq.target])
 
 
 def _bags(read: list[int], bags: list[list[int]]) -> Bags | None:

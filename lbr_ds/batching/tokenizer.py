@@ -31,6 +31,7 @@ class Sequence:
         cut: whether Y sees only B and itself (the information bottleneck), or all of `context`.
         bag: distinct ids that the state at the end of `context` predicts, whatever their order.
         unpooled: ids at the start of `context` (the instruction's) that mean pooling leaves out.
+        kind: number of the sequence's source, for statistics; -1: none.
     """
 
     context: list[int]
@@ -39,6 +40,7 @@ class Sequence:
     cut: bool = True
     bag: list[int] = field(default_factory=list)
     unpooled: int = 0
+    kind: int = -1
 
     def __len__(self) -> int:
         return len(self.context) + len(self.target)

@@ -55,12 +55,12 @@ class Embedder(nn.Module):
         """Return losses or vectors, depending on the batch.
 
         Returns:
-            With targets the sum of the rows' losses, an fp32 scalar; with bags also theirs, (2,).
+            With targets the sum of the rows' losses, an fp32 scalar, or what `Head` returns.
             Without targets (N, D) fp32 of unit length, one vector for each sequence.
         """
         hidden = self._body(batch, read=self._read(batch)).last_hidden_state[0]
         if batch.targets is not None:
-            return self.head(hidden[batch.read], batch.targets, batch.bags)
+            return self.head(hidden[batch.read], batch.targets, batch.bags, batch.kinds)
         if self.pooling == "mean":
             pooled = _means(hidden.float(), batch)
         else:

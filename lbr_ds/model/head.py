@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lbr_ds.batching import Bags
 from lbr_ds.objectives.bag_of_words import bag_of_words_loss
 from lbr_ds.objectives.generative import ib_generative_loss
+from lbr_ds.objectives.kinds import Kinds
 
 
 class Head(nn.Module):
@@ -30,19 +31,30 @@ class Head(nn.Module):
         """Count the weight's rows `at` (K,) as themselves plus `added` (K, D) from now on."""
         self.added, self.at = added, at
 
-    def forward(self, hidden: Tensor, targets: Tensor, bags: Bags | None = None) -> Tensor:
-        """Return the sum of the rows' losses, an fp32 scalar; with bags also theirs, (2,).
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        bags: Bags | None = None,
+        kinds: Kinds | None = None,
+    ) -> Tensor:
+        """Return the sum of the rows' losses, an fp32 scalar.
+
+        With K kinds (1 + K,): also the part of each kind. With bags one more: their loss.
 
         Args:
             hidden: (R, D) final states.
             targets: (R,) int64 token ids.
             bags: what the bag-of-words loss predicts.
+            kinds: see `linear_cross_entropy`.
         """
         rows = (self.added, self.at)
-        loss = ib_generative_loss(hidden, self.weight, targets, reduction="sum", added_rows=rows)
+        loss = ib_generative_loss(
+            hidden, self.weight, targets, reduction="sum", added_rows=rows, kinds=kinds
+        )
         if bags is None:
             return loss
         bag_loss = bag_of_words_loss(
             hidden[bags.read], self.weight, bags.tokens, reduction="sum", added_rows=rows
         )
-        return torch.stack([loss, bag_loss])
+        return torch.cat([torch.atleast_1d(loss), bag_loss[None]])

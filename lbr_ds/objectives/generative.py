@@ -32,6 +32,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lbr_ds.objectives.kinds import Kinds
 from lbr_ds.objectives.linear_cross_entropy import NO_ROWS, AddedRows, linear_cross_entropy
 
 
@@ -42,9 +43,10 @@ def ib_generative_loss(
     *,
     reduction: Literal["mean", "sum"] = "mean",
     added_rows: AddedRows = NO_ROWS,
+    kinds: Kinds | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Return the next-token loss of the supervised rows, an fp32 scalar.
+    """Return the next-token loss of the supervised rows, an fp32 scalar; with K kinds (1 + K,).
 
     fp32 whatever the inputs' dtype: a sum in bf16 would be wrong by percents.
 
@@ -54,9 +56,10 @@ def ib_generative_loss(
         targets: (R,) int64, the token that each row predicts.
         reduction: over the rows.
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
+        kinds: see `linear_cross_entropy`.
         chunk: rows of logits held at a time; None: as `head_chunk` chooses.
     """
     loss = linear_cross_entropy(
-        hidden, weight, targets[:, None], added_rows=added_rows, chunk=chunk
+        hidden, weight, targets[:, None], added_rows=added_rows, kinds=kinds, chunk=chunk
     )
     return loss / len(targets) if reduction == "mean" else loss

@@ -49,6 +49,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lbr_ds.objectives.kinds import Kinds, sum_by_kind
+
 TILE = 1 << 20  # scores in one tile: 4 MiB of fp32
 # Rows of a tile at least. Every tile reads all candidates and their gradients, so with few rows the
 # time of a batch grows with its cube.
@@ -63,11 +65,12 @@ def info_nce(
     queries: Tensor,
     candidates: Tensor,
     *,
-    temperature: float,
+    temperature: float | Tensor,
     positives: Tensor | None = None,
     mask: Mask | None = None,
     margin: float | None = None,
     prefixes: Mapping[int, float] = NO_PREFIXES,
+    kinds: Kinds | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     tile: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,7 +81,7 @@ def info_nce(
     Args:
         queries: (n, D), of unit length.
         candidates: (C, D), of unit length.
-        temperature: tau.
+        temperature: tau, or (n,) one of each query.
         positives: (n,) int64, the candidate that answers each query; None: candidate i of query i.
         mask: (n, C) bool, True for a candidate that is no negative of a query, or a function that
             returns such rows for a slice; a query's own positive is never masked.
@@ -88,6 +91,7 @@ def info_nce(
             below, as the absolute margin of NV-Retriever (arXiv 2407.15831). The choice has no
             gradient. None: no margin.
         prefixes: {number of leading components: weight of its loss}, for Matryoshka.
+        kinds: (n,) int64 and K: the kind of each query, a number below K, for statistics by kind.
         reduction: over the queries.
         tile: scores held at a time (at least one row); None: TILE, or those of MIN_ROWS rows.
 
@@ -95,16 +99,18 @@ def info_nce(
         The loss, and without gradient, of the whole vectors: `loss`, `accuracy` (share of queries
         whose positive scores highest), `positive_cosine`, `negative_cosine` (mean over a query's
         negatives) and `no_negatives` (share of queries that have none). Of each prefix d: `loss_d`
-        and `accuracy_d`.
+        and `accuracy_d`. Of each kind k: `loss/k` and `accuracy/k`, the part of it that the
+        queries of that kind make up.
     """
     if positives is None:
         positives = torch.arange(len(queries), device=queries.device)
     tile = max(TILE, MIN_ROWS * len(candidates)) if tile is None else tile
-    scoring = _Scoring(temperature, margin, dict(prefixes), tile)
+    scoring = _Scoring(temperature, margin, dict(prefixes), tile, kinds)
     loss, stats = _InfoNCE.apply(queries, candidates, positives, mask, scoring)
     if reduction == "mean":
         loss, stats = loss / len(queries), stats / len(queries)
     names = [*STATS, *(f"{name}_{size}" for size in prefixes for name in STATS[:2])]
+    names += [f"{name}/{kind}" for name in STATS[:2] for kind in range(kinds[1] if kinds else 0)]
     return loss, dict(zip(names, stats, strict=True))
 
 
@@ -112,10 +118,21 @@ def info_nce(
 class _Scoring:
     """What `info_nce` takes beside tensors, as described there."""
 
-    temperature: float
+    temperature: float | Tensor
     margin: float | None
     prefixes: dict[int, float]
     tile: int
+    kinds: Kinds | None
+
+    def temperature_of(self, rows: slice, like: Tensor) -> float | Tensor:
+        """Return tau of these queries: a number, or (rows, 1) of the dtype of `like`."""
+        if isinstance(self.temperature, Tensor):
+            return self.temperature[rows, None].to(like.dtype)
+        return self.temperature
+
+    def by_kind(self, rows: slice, sums: Tensor) -> Tensor:
+        """Return (2, K), the rows of loss and accuracy of `sums` (5, rows), summed by kind."""
+        return sum_by_kind(sums[:2], self.kinds, rows)
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -137,13 +154,16 @@ class _InfoNCE(torch.autograd.Function):
         total = 1 + sum(scoring.prefixes.values())
         parts = [_Prefix(q, c, d, w / total, grads) for d, w in scoring.prefixes.items()]
         stats = q.new_zeros(len(STATS))
+        by_kind = q.new_zeros(2, scoring.kinds[1] if scoring.kinds else 0)
         count = max(1, scoring.tile // len(c))
         for start in range(0, len(q), count):
             rows = slice(start, start + count)
             blocked, own = _mask_rows(mask, rows, len(q[rows]), c), positives[rows, None]
             cosines = q[rows] @ c.T
-            slope, sums = _score(cosines, own, blocked, scoring.temperature, scoring.margin)
-            stats += sums
+            temperature = scoring.temperature_of(rows, q)
+            slope, sums = _score(cosines, own, blocked, temperature, scoring.margin)
+            stats += sums.sum(1)
+            by_kind += scoring.by_kind(rows, sums)
             if parts:
                 slope /= total
             if grads[0] is not None:
@@ -151,13 +171,13 @@ class _InfoNCE(torch.autograd.Function):
             if grads[1] is not None:
                 grads[1].addmm_(slope.T, q[rows])
             for part in parts:
-                part.add(rows, own, blocked, scoring.temperature)
+                part.add(rows, own, blocked, temperature)
         loss = stats[0] / total
         for part in parts:
             loss = loss + part.weight * part.stats[0]
             part.finish()
         ctx.grads, ctx.dtypes = grads, (queries.dtype, candidates.dtype)
-        every = torch.cat([stats, *(part.stats for part in parts)])
+        every = torch.cat([stats, *(part.stats for part in parts), by_kind.flatten()])
         ctx.mark_non_differentiable(every)
         return loss.clone(), every
 
@@ -188,12 +208,12 @@ class _Prefix:
         self.along = torch.zeros_like(self.c_scale)  # g . s x[:d] of each candidate so far
         self.stats = q.new_zeros(2)
 
-    def add(self, rows: slice, own: Tensor, blocked: Tensor, temperature: float) -> None:
+    def add(self, rows: slice, own: Tensor, blocked: Tensor, temperature: float | Tensor) -> None:
         """Add one tile of queries."""
         q, q_scale = self.q[rows], self.q_scale[rows]
         cosines = (q @ self.c.T).mul_(q_scale).mul_(self.c_scale.T)
         slope, sums = _score(cosines.clone(), own, blocked, temperature, None)
-        self.stats += sums[:2]
+        self.stats += sums[:2].sum(1)
         slope *= self.weight
         cosines *= slope
         slope.mul_(q_scale).mul_(self.c_scale.T)
@@ -218,12 +238,16 @@ def _mask_rows(mask: Mask | None, rows: slice, count: int, candidates: Tensor) -
 
 
 def _score(
-    cosines: Tensor, own: Tensor, blocked: Tensor, temperature: float, margin: float | None
+    cosines: Tensor,
+    own: Tensor,
+    blocked: Tensor,
+    temperature: float | Tensor,
+    margin: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return one tile's (d loss / d cosines (rows, C), stats as sums over the rows).
+    """Return one tile's (d loss / d cosines (rows, C), STATS of each row (5, rows)).
 
     cosines (rows, C): the result is written over them. own (rows, 1): each query's positive.
-    blocked (rows, C): is written to.
+    blocked (rows, C): is written to. temperature: a number, or (rows, 1).
     """
     positive = cosines.gather(1, own)
     if margin is not None:
@@ -234,12 +258,12 @@ def _score(
     count = left.clamp_min(1)
     negative = (cosines.masked_fill_(blocked, 0.0).sum(1) - positive[:, 0]) / count
     scores = cosines.masked_fill_(blocked, float("-inf")).div_(temperature)
-    right = (scores.argmax(1) == own[:, 0]).sum()
+    right = scores.argmax(1) == own[:, 0]
     total = scores.logsumexp(1, keepdim=True)
     losses = total - scores.gather(1, own)
     # d loss / d scores = softmax - one_hot, written over the scores.
     slope = scores.sub_(total).exp_()
     slope.scatter_add_(1, own, torch.full_like(positive, -1.0))
-    sums = [losses.sum(), right, positive.sum(), negative.sum(), (left == 0).sum()]
-    stats = torch.stack([number.to(total.dtype) for number in sums])
+    rows = [losses[:, 0], right, positive[:, 0], negative, left == 0]
+    stats = torch.stack([row.to(total.dtype) for row in rows])
     return slope.div_(temperature), stats

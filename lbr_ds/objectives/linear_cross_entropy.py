@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lbr_ds.objectives.head_chunk import head_block, head_chunk
+from lbr_ds.objectives.kinds import Kinds, sum_by_kind
 
 # (K, D) and (K,): what is added to which rows of a weight; it has a gradient of its own.
 AddedRows = tuple[Tensor | None, Tensor | None]
@@ -29,11 +30,13 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     added_rows: AddedRows = NO_ROWS,
+    kinds: Kinds | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """Return sum_r -mean_m log softmax(hidden[r] @ weight.T)[targets[r, m]], an fp32 scalar.
 
-    fp64 if the states are.
+    fp64 if the states are. With K kinds (1 + K,): that sum, and without gradient the part of it
+    that the rows of each kind make up.
 
     Args:
         hidden: (R, D) states.
@@ -41,12 +44,13 @@ def linear_cross_entropy(
         targets: (R, M) int64 token ids, distinct within a row; -1 fills up a row that has fewer,
             but at least one.
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
+        kinds: the kind of each row; None: no sums by kind.
         chunk: rows of logits held at a time; None: as `head_chunk` chooses.
     """
     added, at = added_rows
     if not torch.is_grad_enabled():  # the forward below would compute gradients nevertheless
         weight, added = weight.detach(), None if added is None else added.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, added, at, targets, chunk)
+    return _LinearCrossEntropy.apply(hidden, weight, added, at, targets, kinds, chunk)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -58,11 +62,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         added: Tensor | None,
         at: Tensor | None,
         targets: Tensor,
+        kinds: Kinds | None,
         chunk: int | None,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(weight.dtype, torch.float32)
         loss = torch.zeros((), dtype=wide, device=hidden.device)
+        by_kind = loss.new_zeros(kinds[1] if kinds else 0)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight, grad_added = None, None
         real = targets >= 0
@@ -80,7 +86,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits.index_copy_(1, at, torch.mm(part, (weight[at] + added).T))
             own = logits.gather(1, targets[rows]).to(wide)
             total = _softmax_(logits, wide)
-            loss += (total - (own * real[rows]).sum(1, keepdim=True) * share[rows]).sum()
+            losses = total - (own * real[rows]).sum(1, keepdim=True) * share[rows]
+            loss += losses.sum()
+            by_kind += sum_by_kind(losses[:, 0], kinds, rows)
             # d loss / d logits = softmax - share of the targets, written over the logits. The
             # targets' from the exact softmax: one near 1 leaves a difference that bf16 would lose.
             own.sub_(total).exp_().sub_(share[rows])
@@ -96,12 +104,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight = _add_product(grad_weight, slope.T, part, only)
             del logits, slope  # before the next chunk's are allocated
         ctx.grads, ctx.dtype = (grad_hidden, grad_weight, grad_added), weight.dtype
-        return loss
+        return loss if kinds is None else torch.cat([loss[None], by_kind])
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None  # scaled in place, so once
-        return (*(_scaled(grad, slope, ctx.dtype) for grad in grads), None, None, None)
+        slope = slope[0] if slope.dim() else slope  # the sums by kind have no gradient
+        return (*(_scaled(grad, slope, ctx.dtype) for grad in grads), *[None] * 4)
 
 
 def _softmax_(logits: Tensor, wide: torch.dtype) -> Tensor:

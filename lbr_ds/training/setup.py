@@ -25,6 +25,7 @@ from lbr_ds.system.locks import lock_folder
 from lbr_ds.system.masking import mask_secrets
 from lbr_ds.training import guard, meter
 from lbr_ds.training.auto import settle
+from lbr_ds.training.by_source import check_sources
 from lbr_ds.training.checkpoint import provenance
 from lbr_ds.training.checkpoint.resume import find_checkpoint, load_checkpoint
 from lbr_ds.training.deepspeed.engine import load_layout
@@ -68,6 +69,7 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
         open_log(folder / "log", world)
         check_negatives(run, number, manifest)
         check_teacher(run, number, manifest, world)
+        check_sources(run, manifest)
         checkpoint = find_checkpoint(run, number, world, force=force)
         origin = checkpoint or starting_point(run, number, world)
         start = step_of(checkpoint) if checkpoint else 0

@@ -23,7 +23,7 @@ from lbr_ds.config import DistillationConfig, RunConfig, stages
 from lbr_ds.distributed import World
 from lbr_ds.objectives.false_negatives import FalseNegatives
 from lbr_ds.objectives.gradient_caching import chunk_loss, vector_gradients
-from lbr_ds.objectives.info_nce import NO_PREFIXES, info_nce
+from lbr_ds.objectives.info_nce import NO_PREFIXES, STATS, info_nce
 from lbr_ds.shards import Step
 from lbr_ds.training.distillation import distillation_loss
 from lbr_ds.training.transfer import ahead
@@ -57,8 +57,17 @@ class Totals:
 
     def stats(self, sums: list[float]) -> Stats:
         """Return the statistics, from the sums over the ranks."""
-        means = zip(self.divisors.items(), sums, strict=True)
-        return {**{name: number / divisor for (name, divisor), number in means}, **self.known}
+        means = {
+            name: number / divisor
+            for (name, divisor), number in zip(self.divisors.items(), sums, strict=True)
+            if divisor  # a step may have no sample of a source
+        }
+        by_source = {
+            f"{what}/{name}": float(getattr(own, what))
+            for what in ("samples", "tokens")
+            for name, own in self.counts.by_source.items()
+        }
+        return {**means, **by_source, **self.known}
 
 
 @dataclass(frozen=True)
@@ -84,16 +93,17 @@ def forward_backward_generative(session: Session, work: Work) -> Totals:
     engine, world = session.engine, session.world
     counts = work.counts(world)
     divisors: dict[str, float] = {"loss": counts.targets}
+    divisors |= {f"loss/{name}": own.targets for name, own in counts.by_source.items()}
     # DeepSpeed averages over ranks; times size / targets makes that the mean over the step.
-    weights = [world.size / counts.targets]
+    weights = {0: world.size / counts.targets}
     if counts.bags:
+        weights[len(divisors)] = session.run.stage1.bag_of_words / counts.bags * world.size
         divisors["bag_loss"] = counts.bags
-        weights.append(session.run.stage1.bag_of_words / counts.bags * world.size)
-    totals = torch.zeros(len(weights), dtype=torch.float64, device=world.device)
+    totals = torch.zeros(len(divisors), dtype=torch.float64, device=world.device)
     for index, batch, included in micro_batches(session, work, counts.micro_batches):
         # The losses themselves are computed in model/head.py, inside the engine's forward.
         sums = torch.atleast_1d(engine.forward(batch))
-        loss = sum(sums[i] * (weights[i] * included) for i in range(len(sums)))
+        loss = sum(sums[i] * (w * included) for i, w in weights.items() if i < len(sums))
         engine.backward(loss, last=index == counts.micro_batches - 1)
         totals[: len(sums)] += sums.detach().double() * included
     return Totals(totals, divisors, counts, {"target_tokens": float(counts.targets)})
@@ -111,6 +121,7 @@ def forward_backward_contrastive(session: Session, work: Work) -> Totals:
         margin=config.false_negative_margin,
         prefixes=config.matryoshka,
         distillation=config.distillation,
+        sources=tuple(work.by_source),
     )
     counts = work.counts(world)
     if counts.micro_batches == 1:
@@ -120,7 +131,12 @@ def forward_backward_contrastive(session: Session, work: Work) -> Totals:
     else:
         stats = _backward_cached(session, work, counts.micro_batches, loss_of)
     sums = torch.stack([stats[name].double() for name in stats])
-    return Totals(sums, dict.fromkeys(stats, float(counts.samples)), counts)
+    own = {
+        f"{name}/{source}": float(part.samples)
+        for name in STATS[:2]
+        for source, part in counts.by_source.items()
+    }
+    return Totals(sums, {name: own.get(name, float(counts.samples)) for name in stats}, counts)
 
 
 def contrastive_loss(
@@ -132,6 +148,7 @@ def contrastive_loss(
     margin: float | None = None,
     prefixes: Mapping[int, float] = NO_PREFIXES,
     distillation: DistillationConfig = _NO_TEACHER,
+    sources: tuple[str, ...] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return InfoNCE of this rank's queries against the candidates of all ranks.
 
@@ -142,27 +159,30 @@ def contrastive_loss(
         pairs: the texts' hashes, which say which candidates are not negatives of a query; on the
             device of the vectors.
         world: this rank's place among all ranks.
-        temperature: see `info_nce`.
+        temperature: of queries without one of their own in `pairs`.
         margin: see `info_nce`.
         prefixes: see `info_nce`.
         distillation: the teacher's loss, and both weights.
+        sources: what the numbers in `pairs.kind` mean, for statistics.
 
     Returns:
         The loss, whose mean over the ranks (DeepSpeed's average) is the mean over all queries, and
         statistics as sums over this rank's queries.
     """
     n, device = pairs.num_queries, vectors.device
+    kinds = (pairs.kind, len(sources)) if sources and pairs.kind is not None else None
     candidates = world.gather(vectors[n:])
     groups, texts, real = world.gather(pairs.candidate_labels()).T.contiguous()
     mask = FalseNegatives(pairs.group, pairs.known, groups, texts, real > 0)
     loss, stats = info_nce(
         vectors[:n],
         candidates,
-        temperature=temperature,
+        temperature=temperature if pairs.temperature is None else pairs.temperature,
         positives=world.rank * len(pairs.text) + torch.arange(n, device=device),
         mask=mask,
         margin=margin,
         prefixes=prefixes,
+        kinds=kinds,
         reduction="sum",
     )
     if distillation.loss:
@@ -177,6 +197,9 @@ def contrastive_loss(
         )
         loss = distillation.info_nce * loss + distillation.weight * taught
         stats = {**stats, **more}
+    for number, source in enumerate(sources):
+        for name in STATS[:2]:
+            stats[f"{name}/{source}"] = stats.pop(f"{name}/{number}")
     return loss / (n * world.size) * world.size, stats
 
 

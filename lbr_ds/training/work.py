@@ -7,7 +7,10 @@ lanes: to balance tokens between ranks, each rank would have to read the whole s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, starmap
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -24,6 +27,13 @@ from lbr_ds.distributed import World
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
 from lbr_ds.shards.teacher import teacher_vectors
+from lbr_ds.training.by_source import (
+    SourceCounts,
+    count_by_source,
+    kinds_of,
+    query_tokens,
+    with_sources,
+)
 
 SampleName = tuple[str, int, int]  # record id, number of its shard, row in the shard
 
@@ -38,6 +48,7 @@ class Counts(NamedTuple):
         tokens: tokens that go through the model.
         samples: samples.
         skipped: samples that could not be read.
+        by_source: what each source has, where there are several.
     """
 
     micro_batches: int
@@ -46,6 +57,7 @@ class Counts(NamedTuple):
     tokens: int
     samples: int
     skipped: int
+    by_source: Mapping[str, SourceCounts] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class Work:
         members: For each micro-batch the indices of its sequences within the share, int64.
         names: Of each sample, for messages.
         pairs: Stage 2: which sequence is a query and which of the others are its candidates.
+        by_source: What the share has of each source, where there are several.
     """
 
     step: int
@@ -69,6 +82,7 @@ class Work:
     members: list[Tensor]
     names: list[SampleName]
     pairs: Pairs | None = None
+    by_source: dict[str, SourceCounts] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -94,8 +108,11 @@ class Work:
             self.samples,
             self.skipped,
         )
-        columns = [[int(number) for number in column] for column in world.exchange(*own).T]
-        return Counts(max(columns[0]), *map(sum, columns[1:]))
+        found = world.exchange(*own, *chain(*self.by_source.values()))
+        sums = [int(number) for number in found.sum(0)]
+        each = zip(*[iter(sums[len(own) :])] * len(SourceCounts._fields), strict=True)
+        by_source = zip(self.by_source, starmap(SourceCounts, each), strict=True)
+        return Counts(int(found[:, 0].max()), *sums[1 : len(own)], by_source=dict(by_source))
 
     @property
     def num_bags(self) -> int:
@@ -109,15 +126,15 @@ def sample_names(step: Step) -> list[SampleName]:
 
 
 def split_into_micro_batches(
-    sequences: list[Sequence], max_tokens: int
+    sequences: list[Sequence], max_tokens: int, num_kinds: int = 0
 ) -> tuple[list[PackedBatch], list[Tensor]]:
-    """Pack sequences into micro-batches of at most `max_tokens` tokens.
+    """Pack sequences into micro-batches of at most `max_tokens` tokens; num_kinds: see `pack`.
 
     Returns:
         The micro-batches, and for each of them the indices of its sequences, int64.
     """
     chosen = fill_by_tokens(sequences, max_tokens)
-    batches = [pack([sequences[i] for i in numbers]) for numbers in chosen]
+    batches = [pack([sequences[i] for i in numbers], num_kinds) for numbers in chosen]
     return batches, [torch.tensor(numbers) for numbers in chosen]
 
 
@@ -126,9 +143,9 @@ def collate_generative(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> 
 
     The draw does not depend on earlier steps, so a mixture of objectives resumes exactly.
     """
-    sequences = []
+    sequences, kinds = [], kinds_of(step)
     tokenizer = tokenizer_of_step(tokenizer, run.bottleneck, run.seed, step.index)
-    for sample in step.samples:
+    for sample, kind in zip(step.samples, kinds, strict=True):
         key = (run.seed, sample.epoch, step.index, sample.lane)
         objective = draw(run.stage1.objective, *key)
         sequence = generative_sequence(
@@ -138,9 +155,21 @@ def collate_generative(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> 
             turn=sample.epoch,
             max_target_length=run.stage1.max_target_length,
         )
-        sequences.append(with_bag(sequence, tokenizer) if run.stage1.bag_of_words else sequence)
-    batches, members = split_into_micro_batches(sequences, run.stage1.micro_tokens)
-    return Work(step.index, len(sequences), step.skipped, batches, members, sample_names(step))
+        sequence = with_bag(sequence, tokenizer) if run.stage1.bag_of_words else sequence
+        sequences.append(replace(sequence, kind=kind))
+    budget, names = run.stage1.micro_tokens, step.sources
+    batches, members = split_into_micro_batches(sequences, budget, len(names))
+    targets = [len(sequence.target) for sequence in sequences]
+    counts = count_by_source(names, kinds, map(len, sequences), targets)
+    return Work(
+        step.index,
+        len(sequences),
+        step.skipped,
+        batches,
+        members,
+        sample_names(step),
+        by_source=counts,
+    )
 
 
 def _pair(run: RunConfig, sample: Sample) -> Record:
@@ -175,5 +204,17 @@ def collate_contrastive(run: RunConfig, tokenizer: TextTokenizer, step: Step) ->
     if sum(len(sequence) for sequence in pairs.sequences) > whole:
         budget = run.stage2.chunk_tokens or whole
     batches, members = split_into_micro_batches(pairs.sequences, budget)
+    kinds = kinds_of(step)
+    counts = count_by_source(step.sources, kinds, query_tokens(pairs), [0] * len(kinds))
+    pairs = with_sources(pairs, run, records, kinds)
     pairs = replace(pairs, sequences=[])  # they are in the micro-batches
-    return Work(step.index, len(records), step.skipped, batches, members, sample_names(step), pairs)
+    return Work(
+        step.index,
+        len(records),
+        step.skipped,
+        batches,
+        members,
+        sample_names(step),
+        pairs,
+        counts,
+    )

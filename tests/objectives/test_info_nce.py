@@ -271,3 +271,43 @@ def test_a_tile_has_rows_enough_however_many_candidates_there_are(
 
 def test_the_planner_knows_the_tile() -> None:
     assert (memory._TILE, memory._TILE_ROWS) == (room.TILE, room.MIN_ROWS)
+
+
+@pytest.mark.parametrize("tile", [1, 100, 1 << 20])
+@pytest.mark.parametrize("weights", [{}, {5: 0.5, 2: 2.0}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_query_with_its_temperature_equals_autograd(
+    tile: int, weights: dict[int, float], dtype: torch.dtype
+) -> None:
+    """And the sums by kind are those of its queries; a query of kind -1 is in none."""
+    n, step = 13, made_up(13, 2)
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(n * 4, 8, generator=generator, dtype=dtype)
+    temperature = torch.rand(n, generator=generator, dtype=torch.float64) + 0.05
+    kind = torch.tensor([0, 2, -1] + [0, 2] * 5)
+    mask = mask_of(step)(slice(0, n))
+    x = normalize(vectors, dim=-1).requires_grad_()
+    options: dict[str, Any] = {"temperature": temperature, "prefixes": weights, "kinds": (kind, 3)}
+    loss, stats = info_nce(x[:n], x[n:], mask=mask, tile=tile, reduction="sum", **options)
+    (slope,) = torch.autograd.grad(3.0 * loss, x)
+
+    blocked = mask & ~torch.eye(n, len(x) - n, dtype=torch.bool)
+    total, share = torch.zeros((), dtype=dtype), 1 + sum(weights.values())
+    for size, weight in {8: 1.0, **weights}.items():
+        part = normalize(x[:, :size], dim=-1)
+        scores = part[:n] @ part[n:].T / temperature[:, None].to(dtype)
+        scores = scores.masked_fill(blocked, float("-inf"))
+        losses = cross_entropy(scores, torch.arange(n), reduction="none")
+        total = total + weight / share * losses.sum()
+        if size == 8:
+            right = scores.argmax(1) == torch.arange(n)
+            for number in range(3):
+                own = kind == number
+                torch.testing.assert_close(stats[f"loss/{number}"], losses[own].sum().detach())
+                assert stats[f"accuracy/{number}"] == right[own].sum()
+    (wanted,) = torch.autograd.grad(3.0 * total, x)
+    near = {torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(loss, total, rtol=near, atol=near)
+    torch.testing.assert_close(slope, wanted, rtol=near, atol=10 * near)
+    by_kind = sum(stats[f"loss/{number}"] for number in range(3))
+    assert by_kind < stats["loss"]

@@ -14,6 +14,7 @@ from lbr_ds.bench.peak_memory import peak_bytes
 from lbr_ds.objectives.bag_of_words import bag_of_words_loss
 from lbr_ds.objectives.generative import ib_generative_loss
 from lbr_ds.objectives.head_chunk import head_block, head_chunk
+from lbr_ds.objectives.linear_cross_entropy import linear_cross_entropy
 
 WORDS = torch.tensor([[3, 9, 49, -1], [7, -1, -1, -1], [0, 3, -1, -1], [11, 12, 13, 14]])
 
@@ -169,3 +170,25 @@ def test_a_gpu_holds_at_most_a_gibibyte_of_logits() -> None:
         count = -(-rows // chunk)
         # One chunk fewer would not fit.
         assert count == 1 or -(-rows // (count - 1)) * vocab * width > 2**30
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_sums_by_kind_are_those_of_the_rows_and_have_no_gradient(chunk: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(11, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(17, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    targets = torch.randint(0, 17, (11, 1), generator=generator)
+    kind = torch.tensor([0, 2, -1] + [0, 2] * 4)
+    found = linear_cross_entropy(hidden, weight, targets, kinds=(kind, 3), chunk=chunk)
+    whole = linear_cross_entropy(hidden, weight, targets, chunk=chunk)
+    losses = cross_entropy(hidden @ weight.T, targets[:, 0], reduction="none")
+    assert found[0] == whole
+    wanted = torch.stack([losses[kind == number].sum() for number in range(3)])
+    torch.testing.assert_close(found[1:], wanted)
+    # Whatever stands before the sums by kind changes nothing.
+    slopes = torch.autograd.grad(
+        (found * torch.tensor([3.0, 5.0, 7.0, 9.0])).sum(), (hidden, weight)
+    )
+    expected = torch.autograd.grad(3.0 * losses.sum(), (hidden, weight))
+    for ours, theirs in zip(slopes, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
