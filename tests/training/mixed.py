@@ -1,0 +1,76 @@
+"""Steps and a resumed training on data of several sources, on real ZeRO-3 ranks.
+
+`python -m tests.training.mixed RECIPE OUT`: OUT/CASE-WORLD.pt with the statistics and gradients of
+one step, and the runs OUT/whole-WORLD and OUT/resumed-WORLD with four homogeneous steps of stage 2;
+the second of them was closed after two steps and opened again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from lbr_ds.config import load
+from lbr_ds.distributed import World, end, join, leave
+from lbr_ds.shards import steps
+from lbr_ds.training.loop import take_step
+from lbr_ds.training.session import build_engine, build_session
+from lbr_ds.training.setup import open_session
+from tests.training.probe import update
+
+# name: (stage, overrides)
+CASES = {
+    "gl": (1, ["stage1.micro_batch_tokens=100", "stage1.bag_of_words=0.5"]),
+    "cl-whole": (2, ["stage2.micro_batch_tokens=4096"]),
+    "cl-cached": (2, ["stage2.micro_batch_tokens=100", "stage2.matryoshka={8: 0.5}"]),
+}
+
+
+def probe(name: str, recipe: str, out: Path, world: World) -> None:
+    """One step from the backbone."""
+    number, overrides = CASES[name]
+    run = load(recipe, ["stage2.from=backbone", *overrides])
+    engine = build_engine(run, number, world)
+    session = build_session(run, number, engine)
+    stream = steps(
+        run.data.folder,
+        session.stage.split,
+        seed=run.seed,
+        samples_per_step=session.config.samples_per_step,
+        rank=world.rank,
+        world=world.size,
+        stop=1,
+        mixing=run.mixing(number),
+    )
+    work = session.stage.collate(run, session.tokenizer, next(iter(stream)))
+    totals = session.stage.forward_backward(session, work)
+    grads = dict(engine.gradients())
+    _, stats = update(engine, totals)
+    found = {"stats": stats, "grads": grads, "micro_batches": len(work.micro_batches)}
+    if world.first:
+        torch.save(found, out / f"{name}-{world.size}.pt")
+
+
+def train(recipe: str, folder: Path, *stops: int) -> None:
+    """Homogeneous steps of stage 2 up to each of `stops`, each in a session of its own."""
+    run = load(recipe, [f"run={folder}", "stage2.from=backbone", "stage2.homogeneous=true"])
+    for stop in stops:
+        with open_session(run, 2) as session:
+            while session.step < stop:
+                metrics = take_step(session, 1e-3)
+                session.saver.poll()
+                session.meter.log(session.step, metrics)
+            session.saver.save(session.step, session.guard.state_dict())
+
+
+if __name__ == "__main__":
+    place = join(timeout_minutes=2)
+    given, target = sys.argv[1], Path(sys.argv[2])
+    for case in CASES:
+        probe(case, given, target, place)
+    train(given, target / f"whole-{place.size}", 4)
+    train(given, target / f"resumed-{place.size}", 2, 4)
+    leave()
+    end(0)
