@@ -197,6 +197,7 @@ def show_scores(result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     for name, score in result["tasks"].items():
+        _show_by_source(console, name, score.get("by_source", {}))
         if score.get("compressed"):
             _show_compressed(console, name, score["compressed"])
     if "protocol" in result:
@@ -216,6 +217,17 @@ def show_scores(result: dict[str, Any]) -> None:
             both = (f"{row[key]:.4f}" for key in ("recall_at_10", "ndcg_at_10"))
             counted.add_row(str(row["bottleneck"]), *both)
         console.print(counted)
+
+
+def _show_by_source(console: Console, task: str, parts: dict[str, dict[str, Any]]) -> None:
+    """Print the scores of the queries of each source, if there are several."""
+    if not parts:
+        return
+    table = Table("source", "R@10", "N@10", "queries", title=f"{task}: by source")
+    for source, score in parts.items():
+        figures = (f"{score[key]:.4f}" for key in ("recall_at_10", "ndcg_at_10"))
+        table.add_row(source, *figures, f"{score['queries']:,}")
+    console.print(table)
 
 
 def _show_compressed(console: Console, task: str, rows: list[dict[str, Any]]) -> None:

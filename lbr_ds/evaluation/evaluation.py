@@ -119,7 +119,8 @@ def evaluate(
         "protocol", on request "examples", "generation", "states" and "bottleneck". Scores are
         "recall_at_10", "ndcg_at_10", "mrr_at_10" (or "main_score" and "metric" where a task is not
         retrieval), "queries" and "documents"; for a held-out task also those of
-        `geometry.measure`, and "compressed" of `score_compressed`.
+        `geometry.measure`, "compressed" of `score_compressed`, and "by_source" where its queries
+        are of several sources.
 
     Raises:
         ConfigError: An unknown task or model, or nothing to score on.

@@ -26,6 +26,12 @@ class _Compressed(_Part):
     ndcg_at_10: float
 
 
+class _Source(_Part):
+    queries: int
+    recall_at_10: float
+    ndcg_at_10: float
+
+
 class _Task(_Part):
     recall_at_10: float | None = None
     ndcg_at_10: float | None = None
@@ -35,6 +41,7 @@ class _Task(_Part):
     queries: int | None = None
     documents: int | None = None
     compressed: list[_Compressed] = []
+    by_source: dict[str, _Source] = {}
 
 
 class _Passage(_Part):

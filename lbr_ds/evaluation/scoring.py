@@ -71,7 +71,9 @@ def score_task(
     scores |= _sizes(task)
     if not isinstance(task, HeldOutTask):
         task.unload_data()
-    elif all(seen.values()):
+        return scores
+    scores |= {"by_source": parts} if (parts := task.by_source()) else {}
+    if all(seen.values()):
         queries = np.stack([seen["query"][i] for i in task.judged.queries])
         documents = np.stack([seen["document"][i] for i in task.judged.documents])
         own = task.judged.document_indices()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import mteb
@@ -17,6 +19,7 @@ from lbr_ds.errors import ConfigError
 from lbr_ds.evaluation.judgements import Judgements, read_held_out
 from lbr_ds.evaluation.languages import languages_of
 from lbr_ds.instructions import Side, bare
+from lbr_ds.shards.sources import OTHERS, largest
 from lbr_ds.system.urls import public_url
 
 SPLIT = "test"
@@ -33,7 +36,9 @@ class HeldOutTask(AbsTaskRetrieval):
         place: The prepared folder or URL; tasks of one place share their documents.
         instructed: Whether mteb gets the texts with the instructions of the data. If not, it gets
             the bare texts, and an lbr-ds model gets those of `texts`.
+        sources: {query id: source of its record}.
         per_query: After scoring, {query id: nDCG@10}.
+        recalls: After scoring, {query id: Recall@10}.
         rankings: After scoring, {query id: {document id: score}}.
     """
 
@@ -48,6 +53,7 @@ class HeldOutTask(AbsTaskRetrieval):
         *,
         instructed: bool = False,
         place: str = "",
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         self.metadata = mteb.TaskMetadata(
             name=name,
@@ -65,7 +71,9 @@ class HeldOutTask(AbsTaskRetrieval):
         self.judged = judged
         self.facts_in, self.wanted, self.instructed = facts_in, wanted, instructed
         self.place = place
+        self.sources = dict(sources or {})
         self.per_query: dict[str, float] = {}
+        self.recalls: dict[str, float] = {}
         self.rankings: dict[str, dict[str, float]] = {}
         self.load_data()
 
@@ -101,8 +109,29 @@ class HeldOutTask(AbsTaskRetrieval):
     ) -> dict[str, float]:
         """Keep the scores and rankings; mteb calls this after scoring."""
         self.per_query = {i: round(s["ndcg_cut_10"], 5) for i, s in scores.items()}
+        self.recalls = {i: s["recall_10"] for i, s in scores.items()}
         self.rankings = results
         return {}
+
+    def by_source(self) -> dict[str, dict[str, float]]:
+        """Return what the queries of each source score; {} where they are all of one.
+
+        After scoring. Every query is compared with the documents of all sources. More than
+        MAX_TRACKED sources: the largest, and the others together.
+        """
+        shown = largest(Counter(self.sources[i] for i in self.per_query if i in self.sources))
+        parts: dict[str, list[str]] = {name: [] for name in shown}
+        for query in self.per_query if shown else ():
+            name = self.sources.get(query, OTHERS)
+            parts.setdefault(name if name in parts else OTHERS, []).append(query)
+        return {
+            name: {
+                "queries": len(queries),
+                "recall_at_10": round(fmean(self.recalls[i] for i in queries), 5),
+                "ndcg_at_10": round(fmean(self.per_query[i] for i in queries), 5),
+            }
+            for name, queries in parts.items()
+        }
 
 
 def held_out_tasks(
@@ -126,6 +155,7 @@ def held_out_tasks(
         own = part.judged
         if max_queries is not None:
             own = own.select(own.sample(max_queries, seed))
+        sources = dict(zip(part.judged.queries, (r.source for r in part.records), strict=True))
         name = f"{Path(public_url(data)).resolve().name}-{part.split}"
         tasks.append(
             HeldOutTask(
@@ -135,6 +165,7 @@ def held_out_tasks(
                 part.languages,
                 instructed=instructed,
                 place=public_url(data),
+                sources=sources,
             )
         )
     return tasks

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.errors import ConfigError
+from lbr_ds.report.by_source import contributions
 from lbr_ds.report.collect import Run, read_run
 from lbr_ds.report.compare import compare
 from lbr_ds.report.reading import plain
@@ -50,6 +51,7 @@ def _summary(run: Run) -> dict[str, Any]:
             "retrieval": compare(run.evals),
             "examples": run.examples(),
             "data": run.data,
+            "contributions": contributions(run),
             "trained_on": run.trained_on,
             "environment": run.environment,
             "commands": run.commands(),

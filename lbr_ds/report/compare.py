@@ -6,6 +6,7 @@ from typing import Any
 
 from lbr_ds.config import STAGES
 from lbr_ds.evaluation import bootstrap
+from lbr_ds.report.by_source import held_out
 
 METRICS = {"recall_at_10": "Recall@10", "ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10"}
 LABELS = {
@@ -22,10 +23,11 @@ def compare(evals: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
     Returns [{"task", "about", "queries", "documents", "rows": [{"key", "label", <metric>, "gain"}],
     "pairs": {"better", "worse", "same", "gain", "low", "high", "p"} or None, "mixed",
-    "compressed": rows of `evaluation/compression.py` of the last model, "by_bottleneck": those of
-    `evaluation/by_bottleneck.py`, for the held-out task}]. about: the protocol, and which of its
-    tasks it is; mixed: the rows were judged on different numbers of queries or passages. gain:
-    nDCG@10 against the base; pairs: the last trained model against the base, query by query.
+    "compressed": rows of `evaluation/compression.py` of the last model, "by_source": see
+    `by_source.held_out`, "by_bottleneck": rows of `evaluation/by_bottleneck.py`, for the held-out
+    task}]. about: the protocol, and which of its tasks it is; mixed: the rows were judged on
+    different numbers of queries or passages. gain: nDCG@10 against the base; pairs: the last
+    trained model against the base, query by query.
     """
     names = dict.fromkeys(task for result in evals.values() for task in result.get("tasks", {}))
     return [_table(task, evals) for task in names]
@@ -59,23 +61,24 @@ def _table(task: str, evals: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "pairs": pairs,
         "mixed": len(different) > 1,
         "compressed": last.get("compressed", []),
+        "by_source": held_out(found),
         "by_bottleneck": _by_bottleneck(task, evals[list(found)[-1]]),
     }
 
 
 def _by_bottleneck(task: str, last: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows by the number of bottleneck tokens; they are of the first held-out task."""
-    held_out = next(iter(last.get("per_query", {})), None)
-    return list(last.get("bottleneck", [])) if task == held_out else []
+    first = next(iter(last.get("per_query", {})), None)
+    return list(last.get("bottleneck", [])) if task == first else []
 
 
 def _about(task: str, evals: dict[str, dict[str, Any]]) -> str:
     """Return the protocol by which the task's texts were held out; "" for official tasks."""
     for result in evals.values():
-        held_out = list(result.get("per_query", {}))
-        if task in held_out and "protocol" in result:
+        tasks = list(result.get("per_query", {}))
+        if task in tasks and "protocol" in result:
             which = ("", ", known from stage 1 only", ", control: in no training split")
-            known = 1 + held_out.index(task) if len(held_out) > 1 else 0
+            known = 1 + tasks.index(task) if len(tasks) > 1 else 0
             return f"{result['protocol'].capitalize()}{which[known]}."
     return ""
 

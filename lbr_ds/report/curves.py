@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from lbr_ds.report.by_source import sources_of
 from lbr_ds.report.collect import Run, Stage
 
 MAX_SERIES = 6  # colours in the palette that stay apart for colour-blind eyes
@@ -102,7 +103,8 @@ def draw_stage(runs: list[Run], number: int) -> list[dict[str, Any]]:
     """
     stages = [(n, s) for n, run in enumerate(runs) for s in run.stages if s.number == number]
     panels = []
-    for panel in PANELS:
+    by_source = _by_source(stages[0][1]) if len(runs) == 1 and stages else ()
+    for panel in (*PANELS, *by_source):
         shown = [(n, s) for n, s in stages if any(s.has(key) for key in panel.keys)]
         if number in panel.stages and shown:
             panels.append(
@@ -114,6 +116,17 @@ def draw_stage(runs: list[Run], number: int) -> list[dict[str, Any]]:
                 }
             )
     return panels
+
+
+def _by_source(stage: Stage) -> list[Panel]:
+    """Return the panels of measures by source; of more than MAX_SERIES sources the first ones."""
+    names = tuple(sources_of(stage)[:MAX_SERIES])
+    titles = {"loss": "Loss by source", "accuracy": "In-batch accuracy by source"}
+    return [
+        Panel(title, tuple(f"{key}/{name}" for name in names), names=names)
+        for key, title in titles.items()
+        if names
+    ]
 
 
 def _legend(panel: Panel, several: bool) -> list[dict[str, str]]:
@@ -150,6 +163,8 @@ def _draw(panel: Panel, shown: list[tuple[int, Stage]], several: bool, salt: str
 def _line(axes: Any, stage: Stage, key: str, color: str, dash: str) -> None:
     """Draw the values, faint, with their running mean on top if there are enough of them."""
     steps, values = (np.asarray(part) for part in stage.series(key))
+    if "/" in key and not key.startswith("evaluation/"):  # a step may have no sample of a source
+        steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
     if not len(steps):
         return
     steps, values = _thin(steps, values)

@@ -27,7 +27,8 @@ def read_data(folder: Path | str) -> dict[str, Any]:
 
     A URL is asked once, with the tries that shards get; what cannot be reached is {} too.
 
-    {"splits": [{"name", "use", "records", "groups", "query_chars", "passage_chars"}],
+    {"splits": [{"name", "use", "records", "groups", "by_source": {source: records},
+    "query_chars", "passage_chars"}],
     "sources": [{"name", "license", "read", "kept"}], "left_out": [{"what", "rule", "count"}],
     "leaks": {pair of splits: texts in both}, "protocol"}; lengths are medians.
     """
@@ -81,6 +82,7 @@ def _split(name: str, counts: dict[str, Any]) -> dict[str, Any]:
         "use": USES.get(name, ""),
         "records": counts.get("records"),
         "groups": counts.get("groups", counts.get("components")),
+        "by_source": counts.get("by_source") or {},
         "query_chars": (lengths.get("query") or {}).get("p50"),
         "passage_chars": (lengths.get("positives") or lengths.get("text") or {}).get("p50"),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lbr_ds.shards.manifest import Manifest, ShardFile
 
@@ -36,14 +36,18 @@ def split_sources(manifest: Manifest, split: str) -> dict[str, int]:
 
 
 def tracked_sources(manifest: Manifest, split: str) -> tuple[str, ...]:
-    """Return the sources that get metrics of their own; () where there is only one.
+    """Return the sources of a split that get metrics of their own; see `largest`."""
+    return largest(split_sources(manifest, split))
+
+
+def largest(sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the names of sources that are shown one by one; () where there is only one.
 
     Of more than MAX_TRACKED the largest, and OTHERS for the rest.
     """
-    sizes = split_sources(manifest, split)
     if len(sizes) < 2:
         return ()
     if len(sizes) <= MAX_TRACKED:
-        return tuple(sizes)
-    largest = sorted(sizes, key=lambda name: -sizes[name])[: MAX_TRACKED - 1]
-    return (*sorted(set(largest) - {OTHERS}), OTHERS)
+        return tuple(sorted(sizes))
+    kept = sorted(sizes, key=lambda name: (-sizes[name], name))[: MAX_TRACKED - 1]
+    return (*sorted(set(kept) - {OTHERS}), OTHERS)

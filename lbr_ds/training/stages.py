@@ -197,9 +197,12 @@ def contrastive_loss(
         )
         loss = distillation.info_nce * loss + distillation.weight * taught
         stats = {**stats, **more}
-    for number, source in enumerate(sources):
-        for name in STATS[:2]:
-            stats[f"{name}/{source}"] = stats.pop(f"{name}/{number}")
+    named = {
+        f"{name}/{number}": f"{name}/{source}"
+        for name in STATS[:2]
+        for number, source in enumerate(sources)
+    }
+    stats = {named.get(name, name): value for name, value in stats.items()}
     return loss / (n * world.size) * world.size, stats
 
 
