@@ -104,6 +104,8 @@ def probe(recipe: str, out: Path, world: World) -> None:
             works = [session.stage.collate(run, session.tokenizer, step) for step in stream]
             assert (len(works[2].micro_batches) == 1) is (least == 1)
             assert len(works[2].micro_batches) >= least
+            assert len(works[2].by_source) == 3
+            assert number == 1 or works[2].pairs.temperature is not None
             session.feed = iter(works)
             for _ in range(2):  # ZeRO-3 records the order of modules
                 take_step(session, 1e-4)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lbr_ds.config import load
+from lbr_ds.corpora.prepare import prepare
 from lbr_ds.model.bottleneck import prepare_backbone
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
@@ -26,7 +27,14 @@ def test_reads_are_seen() -> None:
 
 
 def test_a_step_reads_twice_whatever_its_micro_batches(tmp_path: Path) -> None:
-    run = load(tiny_recipe(tmp_path))
+    recipe = tiny_recipe(tmp_path, prepared=False)
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    several = [{**row, "source": f"part {n % 3}"} for n, row in enumerate(rows)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in several))
+    sources = f"[{{path: {corpus}, name: part 1, temperature: 0.1}}]"
+    run = load(recipe, [f"data.sources={sources}"])
+    prepare(run.data, run.seed)
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     (run.run / "recipe.yaml").write_text(run.dump())
     run_ranks("tests.training.reads", 1, str(run.run / "recipe.yaml"), str(run.run))
