@@ -170,4 +170,4 @@ class Mixture:
         seed = self._seed(f"turns/{name}")
         words = [seed & 0xFFFFFFFF, seed >> 32, block]
         raw = np.random.PCG64(np.random.SeedSequence(words)).random_raw(count)
-        return (np.asarray(raw, np.uint64) >> np.uint64(11)) * 2.0**-53
+        return (np.asarray(raw, np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -112,7 +112,9 @@ class Work:
         sums = [int(number) for number in found.sum(0)]
         each = zip(*[iter(sums[len(own) :])] * len(SourceCounts._fields), strict=True)
         by_source = zip(self.by_source, starmap(SourceCounts, each), strict=True)
-        return Counts(int(found[:, 0].max()), *sums[1 : len(own)], by_source=dict(by_source))
+        _, targets, bags, tokens, samples, skipped = sums[: len(own)]
+        most = int(found[:, 0].max())
+        return Counts(most, targets, bags, tokens, samples, skipped, dict(by_source))
 
     @property
     def num_bags(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,30 @@ def test_eval_split_behind_a_url(
     assert far.metadata.name == near.metadata.name == "corpus-eval"
     with pytest.raises(DataError, match=r"file:///nowhere holds no manifest.json"):
         held_out_tasks("file:///nowhere")[0]
+
+
+def test_scores_of_each_source_are_means_over_its_queries(
+    encoder: Any, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [replace(r, source=f"part {n % 3}") for n, r in enumerate(records)]
+    folder = tmp_path / "several"
+    files = write_split(folder, "eval", named, seed=0, records_per_shard=16)
+    Manifest(folder, {"eval": files}, [], 0, "print", "test").save()
+    (task,) = held_out_tasks(folder)
+    scores = score_task(encoder, task)
+    assert list(scores["by_source"]) == ["part 0", "part 1", "part 2"]
+    source = {r.id: r.source for r in named}
+    for key in ("recall_at_10", "ndcg_at_10"):
+        parts = scores["by_source"].values()
+        together = sum(part[key] * part["queries"] for part in parts) / len(named)
+        assert together == pytest.approx(scores[key], abs=2e-5)
+        assert len({part[key] for part in parts}) > 1
+    for name, part in scores["by_source"].items():
+        own = [value for query, value in task.per_query.items() if source[query] == name]
+        assert part["queries"] == len(own)
+        assert part["ndcg_at_10"] == pytest.approx(np.mean(own), abs=1e-5)
+    monkeypatch.setattr("lbr_ds.shards.sources.MAX_TRACKED", 2)
+    assert {name: part["queries"] for name, part in task.by_source().items()} == {
+        "part 0": 14,
+        "others": 26,
+    }
