@@ -30,7 +30,8 @@ def read_data(folder: Path | str) -> dict[str, Any]:
     {"splits": [{"name", "use", "records", "groups", "by_source": {source: records},
     "query_chars", "passage_chars"}],
     "sources": [{"name", "license", "read", "kept"}], "left_out": [{"what", "rule", "count"}],
-    "leaks": {pair of splits: texts in both}, "protocol"}; lengths are medians.
+    "leaks": {pair of splits: texts in both}, "synthesis": {"passages", "written", "kept", "model",
+    "dropped": {reason: count}} or {}, "protocol"}; lengths are medians.
     """
     try:
         read = {name: _read(folder, f"{name}.json") for name in ("manifest", "curation")}
@@ -59,6 +60,7 @@ def read_data(folder: Path | str) -> dict[str, Any]:
             for rule, tally in (read["curation"].get(f"dropped_{what}") or {}).items()
         ],
         "leaks": read["curation"].get("leaks") or {},
+        "synthesis": _synthesis(folder, read["manifest"]),
         "protocol": f"{read['curation'].get('protocol', 'random')} split",
     }
 
@@ -73,6 +75,21 @@ def _read(folder: Path | str, name: str) -> dict[str, Any]:
     except ValueError:
         raise DataError(f"{public_url(folder)}/{name}: not JSON") from None
     return plain if isinstance(plain, dict) else {}
+
+
+def _synthesis(folder: Path | str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what `lbr-ds synthesize` did; {} for data with queries of its sources alone."""
+    if all(source.get("format") != "synthesize" for source in manifest.get("sources") or []):
+        return {}
+    audit = _read(folder, "synthesis.json")
+    dropped = {reason: n for reason, n in (audit.get("dropped") or {}).items() if n}
+    return {
+        "passages": audit.get("passages"),
+        "written": audit.get("queries_written"),
+        "kept": audit.get("kept"),
+        "model": (audit.get("settings") or {}).get("model") or "",
+        "dropped": dropped,
+    }
 
 
 def _split(name: str, counts: dict[str, Any]) -> dict[str, Any]:

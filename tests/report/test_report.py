@@ -191,6 +191,24 @@ def test_scores_without_a_base_or_of_another_kind(run: Path, tmp_path: Path) -> 
     assert "accuracy" in (tmp_path / "report.html").read_text()
 
 
+def test_written_queries_are_named(run: Path, tmp_path: Path) -> None:
+    sources = [{"name": "synthetic queries", "format": "synthesize"}]
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps({"sources": sources}))
+    audit = {
+        "passages": 6541,
+        "queries_written": 12345,
+        "kept": 9000,
+        "settings": {"model": "a <writer>"},
+        "dropped": {"near_evaluation": 45, "surplus": 0, "not_retrieved": 3300},
+    }
+    (tmp_path / "data" / "synthesis.json").write_text(json.dumps(audit))
+    write_report([run], tmp_path / "out")
+    assert (
+        "(a &lt;writer&gt;) wrote for 6,541 passages of cl: 9,000 of 12,345 were kept. Dropped: "
+        "45 near evaluation, 3,300 not retrieved."
+    ) in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_knowledge_split_is_named(run: Path, tmp_path: Path) -> None:
     for path in (run / "eval").glob("*.json"):
         result = json.loads(path.read_text())

@@ -16,6 +16,7 @@ from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
 from lbr_ds.mining.mine import mine
 from lbr_ds.records import Record
+from lbr_ds.report.data import read_data
 from lbr_ds.shards import Manifest, read_split, verify
 from lbr_ds.synthesis import judging, rules
 from lbr_ds.synthesis.synthesize import synthesize
@@ -317,3 +318,17 @@ def test_wrong_models_and_addresses(run: RunConfig) -> None:
 def test_data_without_passages(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cl holds no plain passage"):
         synthesize(make_pairs(tmp_path))
+
+
+def test_the_report_says_that_the_queries_are_written(run: RunConfig) -> None:
+    folder = Path(str(run.data.folder))
+    assert read_data(folder)["synthesis"] == {}
+    with serving(good_queries) as server:
+        synthesize(with_synthesis(run, url=server.url, model=MODEL, queries=1))
+    assert read_data(folder)["synthesis"] == {
+        "passages": 40,
+        "written": 80,
+        "kept": 40,
+        "model": MODEL,
+        "dropped": {"surplus": 40},
+    }
