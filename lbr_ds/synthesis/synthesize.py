@@ -249,7 +249,7 @@ def _judge(
 
 def _sources(manifest: Manifest) -> dict[str, str]:
     """Return {record id: source of its shard, "" where shards mix sources} of cl and gl."""
-    found = {}
+    found: dict[str, str] = {}
     for split in ("gl", SYNTHESIZE.source_split(manifest)):
         shards = manifest.shards(split)
         owners = [shard.source for shard in shards for _ in range(shard.records)]

@@ -24,6 +24,9 @@ class Fault(Exception):
 class _Http(ThreadingHTTPServer):
     request_queue_size = 64  # connections at the same time
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a client that was killed does not read its answer."""
+
 
 class Server:
     """A running server.
