@@ -130,7 +130,7 @@ VERBS = {
         Verb("report", "report {}/run", ("prepare", "mine", "train-1", "train-2", "eval")),
         Verb(
             "reproduce",
-            "reproduce table3 {}/recipe.yaml stage1.num_steps=2 stage2.num_steps=2 every.save=1 "
+            "reproduce table2 {}/recipe.yaml stage1.num_steps=2 stage2.num_steps=2 every.save=1 "
             "--json {}/table.json",
         ),
         Verb(
