@@ -256,10 +256,10 @@ def _refuse(data: DataConfig, rule: str, fault: str, collected: Collected, any_v
 
 def _take(data: DataConfig, done: Done, number: int, store: Store, collected: Collected) -> None:
     """Add the records of a chunk to the store, or count why not."""
-    any_valid = any(isinstance(entry, Kept | Left) for _, entry in done.outcomes)
+    any_valid = any(isinstance(entry, (Kept, Left)) for _, entry in done.outcomes)
     kept = [one.entry for _, one in done.outcomes if isinstance(one, Kept)]
-    left = [one for _, one in done.outcomes if isinstance(one, Left)]
-    used = store.places_of_ids([entry.id for entry in (*kept, *left)])
+    left = [one.id for _, one in done.outcomes if isinstance(one, Left)]
+    used = store.places_of_ids([*(entry.id for entry in kept), *left])
     known = store.known_identities([entry.identity for entry in kept])
     ids: dict[str, str] = {}
     new: list[Entry] = []

@@ -92,8 +92,11 @@ def _jobs(
         order = np.array(sorted(order.tolist(), key=sources.__getitem__), dtype=np.int64)
     for number, (first, last) in enumerate(_spans(order, sources, per_shard)):
         places = order[first:last].tolist()
-        lazy = isinstance(records, Lazy)
-        part = records.part(places) if lazy else [records[place] for place in places]
+        part: Sequence[Record]
+        if isinstance(records, Lazy):
+            part = records.part(places)
+        else:
+            part = [records[place] for place in places]
         source = sources[places[0]] if sources else ""
         yield _Job(folder / f"{number:05d}.tar", first, part, source)
 

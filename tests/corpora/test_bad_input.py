@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -231,3 +233,40 @@ def test_beir_by_a_recipe_alone(tmp_path: Path) -> None:
     assert {(r.id, r.query, *r.positives) for r in records} == {
         (f"q{i}", f"ask {i}", f"say {i}") for i in range(20)
     }
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "jsonl.gz"])
+def test_a_damaged_file_among_others(tmp_path: Path, kind: str) -> None:
+    """Its rest is named and counted as one invalid row; all other rows are kept."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for part in range(5):
+        rows = [{"question": f"what {part} {i}", "reply": f"that {part} {i}"} for i in range(40)]
+        write_part(folder / f"part-{part}.{kind}", rows)
+    (damaged,) = folder.glob(f"part-2.{kind}")
+    damaged.write_bytes(damaged.read_bytes()[:-60])
+    where = rf"part-2\.{kind}: .*; the rest of this file is lost, so restore it"
+    with pytest.raises(DataError, match=rf"{where}.*, or set data\.on_error=skip"):
+        prepare(sourced(tmp_path, folder, columns=PAIRS), 0)
+    made = prepare(sourced(tmp_path, folder, columns=PAIRS, on_error="skip"), 0)
+    bad = made["dropped_records"]["bad_record"]
+    assert bad["count"] == 1
+    assert damaged.name in bad["examples"][0]
+    kept = {r.query for part in read_all(tmp_path / "data").values() for r in part}
+    assert kept >= {f"what {part} {i}" for part in (0, 1, 3, 4) for i in range(40)}
+    assert made["sources"][0]["records_kept"] == len(kept)
+    assert made["sources"][0]["records_read"] == len(kept) + 1
+
+
+def write_part(path: Path, rows: list[dict[str, str]]) -> None:
+    import pyarrow.parquet
+
+    if path.name.endswith("jsonl.gz"):
+        path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
+        return
+    table = pyarrow.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+        return
+    with pyarrow.ipc.new_stream(path, table.schema) as stream:
+        stream.write_table(table)

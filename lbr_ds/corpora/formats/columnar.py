@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.formats.interface import Format, Row, files_below
+from lbr_ds.corpora.formats.interface import Format, Row, files_below, lost_rows
 from lbr_ds.corpora.formats.lines import kind_of
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, LbrError, short
 
@@ -26,33 +26,40 @@ def read_arrow(path: Path, source: SourceConfig) -> Iterator[Row]:
 
 
 def _local(path: Path, kind: str) -> Iterator[Row]:
-    from datasets import load_dataset
-
     for file in files_below(path, (f".{kind}",)):
         prefix = f"{file.stem}-" if path.is_dir() else ""
-        number = 0
         try:
-            rows = load_dataset(
-                kind,
-                # Otherwise the name is interpreted as a pattern.
-                data_files=glob.escape(str(file)),
-                split="train",
-                streaming=True,
-                trust_remote_code=False,
-            )
-            for number, row in enumerate(_plain(rows, f"{file}"), 1):
-                yield Row(f"{file}: row {number}", f"{prefix}{number}", row)
-        except LbrError:
-            raise
-        except Exception as error:  # each library that takes part raises its own kinds
-            with file.open("rb") as opened:
-                detected = kind_of(opened.read(512))
-            reason = _line(error)
-            if detected and kind not in detected[1]:
-                reason = f"it is {detected[0]}; {detected[1]}"
-            raise DataError(
-                f"{file}: not readable as {kind} after row {number} ({reason})"
-            ) from None
+            yield from _rows(file, kind, prefix)
+        except DataError as error:
+            if not path.is_dir():
+                raise
+            yield lost_rows(file, prefix, error)
+
+
+def _rows(file: Path, kind: str, prefix: str) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    number = 0
+    try:
+        rows = load_dataset(
+            kind,
+            # Otherwise the name is interpreted as a pattern.
+            data_files=glob.escape(str(file)),
+            split="train",
+            streaming=True,
+            trust_remote_code=False,
+        )
+        for number, row in enumerate(_plain(rows, f"{file}"), 1):
+            yield Row(f"{file}: row {number}", f"{prefix}{number}", row)
+    except LbrError:
+        raise
+    except Exception as error:  # each library that takes part raises its own kinds
+        with file.open("rb") as opened:
+            detected = kind_of(opened.read(512))
+        reason = _line(error)
+        if detected and kind not in detected[1]:
+            reason = f"it is {detected[0]}; {detected[1]}"
+        raise DataError(f"{file}: not readable as {kind} after row {number} ({reason})") from None
 
 
 def read_hub(path: Path, source: SourceConfig) -> Iterator[Row]:

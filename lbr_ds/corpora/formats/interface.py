@@ -11,6 +11,7 @@ To add a format, write a module like this one and add it to `FORMATS` in `format
 
 What becomes of the columns is decided by the recipe (`shapes.py`). A reader yields a `DataError`
 in place of the columns for a row that it cannot use, and raises one only if nothing can be read.
+For a damaged file among others it yields `lost_rows`.
 """
 
 from __future__ import annotations
@@ -84,6 +85,15 @@ def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not files:
         raise DataError(f"{path}: holds no file that ends in {' or '.join(suffixes)}")
     return files
+
+
+def lost_rows(file: Path, prefix: str, error: DataError) -> Row:
+    """Return the invalid row that stands for what cannot be read of a file among others.
+
+    It is counted like any invalid row, and with `on_error=skip` the other files are read.
+    """
+    fault = DataError(f"{error}; the rest of this file is lost, so restore it")
+    return Row(str(file), f"{prefix}rest", fault)
 
 
 def listing(names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.formats.interface import Format, Row, files_below
+from lbr_ds.corpora.formats.interface import Format, Row, files_below, lost_rows
 from lbr_ds.corpora.formats.lines import MAX_LINE, head, numbered_lines, pieces
 from lbr_ds.errors import DataError
 
@@ -29,16 +29,21 @@ _UNFINISHED = 16  # an error so close to the end of the text read may come from 
 def read_jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
     """Yield a row per object of a file, or of all files below a folder.
 
-    A line that is not an object is an invalid row.
+    A line that is not an object is an invalid row, as is the rest of a damaged file in a folder.
 
     Raises:
-        DataError: A file cannot be read, as a truncated gzip or an array that is not JSON.
+        DataError: The file cannot be read, as a truncated gzip or an array that is not JSON.
     """
     for file in files_below(path, (".jsonl", ".jsonl.gz", ".ndjson", ".json.gz", ".json")):
         prefix = f"{file.name.split('.')[0]}-" if path.is_dir() else ""
-        rows = _objects if _is_spread(head(file, source.encoding)) else _lines
-        for where, key, columns in rows(file, source.encoding):
-            yield Row(where, f"{prefix}{key}", columns)
+        try:
+            rows = _objects if _is_spread(head(file, source.encoding)) else _lines
+            for where, key, columns in rows(file, source.encoding):
+                yield Row(where, f"{prefix}{key}", columns)
+        except DataError as error:
+            if not path.is_dir():
+                raise
+            yield lost_rows(file, prefix, error)
 
 
 def _lines(file: Path, encoding: str) -> Iterator[tuple[str, int, dict[str, Any] | DataError]]:
