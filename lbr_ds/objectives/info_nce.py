@@ -36,12 +36,14 @@ vector retrieves well too:
 
     L = (L_D + sum_d w_d L_d) / (1 + sum_d w_d)
 
-Which candidates are negatives is decided once, by the whole vectors. A prefix costs d / D of the
-products and one more tile; no truncated copy of the vectors is made.
+Which candidates are negatives is decided once, by the whole vectors. A prefix costs no further
+matrix product, since prefixes nest: it costs the softmax of its scores, and one more tile. No
+truncated copy of the vectors is made.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -150,28 +152,39 @@ class _InfoNCE(torch.autograd.Function):
         dtype = torch.promote_types(queries.dtype, torch.float32)
         q, c = queries.to(dtype), candidates.to(dtype)
         need = ctx.needs_input_grad[:2]
-        grads = (torch.empty_like(q) if need[0] else None, torch.zeros_like(c) if need[1] else None)
+        grads = tuple(
+            torch.zeros_like(x) if wanted else None for x, wanted in zip((q, c), need, strict=True)
+        )
         total = 1 + sum(scoring.prefixes.values())
         parts = [_Prefix(q, c, d, w / total, grads) for d, w in scoring.prefixes.items()]
+        # Prefixes nest: the products of a longer one are those of the next shorter one and of the
+        # block of components between them, and all gradients of a block come from one product.
+        nested = sorted(parts, key=lambda part: part.size)
+        ends = [0, *(part.size for part in nested), q.shape[1]]
+        blocks = [slice(*pair) for pair in itertools.pairwise(ends)]
         stats = q.new_zeros(len(STATS))
         by_kind = q.new_zeros(2, scoring.kinds[1] if scoring.kinds else 0)
         count = max(1, scoring.tile // len(c))
         for start in range(0, len(q), count):
             rows = slice(start, start + count)
             blocked, own = _mask_rows(mask, rows, len(q[rows]), c), positives[rows, None]
-            cosines = q[rows] @ c.T
+            products = [q[rows, blocks[0]] @ c[:, blocks[0]].T]
+            for block in blocks[1:]:
+                products.append(torch.addmm(products[-1], q[rows, block], c[:, block].T))
             temperature = scoring.temperature_of(rows, q)
-            slope, sums = _score(cosines, own, blocked, temperature, scoring.margin)
+            slope, sums = _score(products.pop(), own, blocked, temperature, scoring.margin)
             stats += sums.sum(1)
             by_kind += scoring.by_kind(rows, sums)
             if parts:
                 slope /= total
-            if grads[0] is not None:
-                torch.mm(slope, c, out=grads[0][rows])
-            if grads[1] is not None:
-                grads[1].addmm_(slope.T, q[rows])
-            for part in parts:
-                part.add(rows, own, blocked, temperature)
+            for block in reversed(blocks):
+                if grads[0] is not None:
+                    grads[0][rows, block].addmm_(slope, c[:, block])
+                if grads[1] is not None:
+                    grads[1][:, block].addmm_(slope.T, q[rows, block])
+                if products:
+                    part = nested[len(products) - 1]
+                    slope += part.slope(products.pop(), rows, own, blocked, temperature)
         loss = stats[0] / total
         for part in parts:
             loss = loss + part.weight * part.stats[0]
@@ -189,17 +202,18 @@ class _InfoNCE(torch.autograd.Function):
 
 
 class _Prefix:
-    """The loss of the first `size` components of all vectors, added to the gradients in place.
+    """The loss of the first `size` components of all vectors, and its gradients.
 
     With s = 1 / |x[:d]|, a prefix of unit length is s x[:d]; if g is the gradient with respect to
     it, that of x[:d] is s (g - (g . s x[:d]) s x[:d]). The products g . s x[:d] are sums of slope
-    times cosine, over a row for a query and over a column for a candidate.
+    times cosine, over a row for a query and over a column for a candidate: that part is added to
+    the gradients here, and `slope` returns the factors of the other vectors.
     """
 
     def __init__(
         self, q: Tensor, c: Tensor, size: int, weight: float, grads: tuple[Tensor | None, ...]
     ) -> None:
-        self.weight = weight
+        self.size, self.weight = size, weight
         self.q, self.c = q[:, :size], c[:, :size]
         self.grads = [None if grad is None else grad[:, :size] for grad in grads]
         # As torch.nn.functional.normalize does, a vector of zeros has the scale 1e12.
@@ -208,21 +222,30 @@ class _Prefix:
         self.along = torch.zeros_like(self.c_scale)  # g . s x[:d] of each candidate so far
         self.stats = q.new_zeros(2)
 
-    def add(self, rows: slice, own: Tensor, blocked: Tensor, temperature: float | Tensor) -> None:
-        """Add one tile of queries."""
-        q, q_scale = self.q[rows], self.q_scale[rows]
-        cosines = (q @ self.c.T).mul_(q_scale).mul_(self.c_scale.T)
-        slope, sums = _score(cosines.clone(), own, blocked, temperature, None)
-        self.stats += sums[:2].sum(1)
-        slope *= self.weight
+    def slope(
+        self,
+        products: Tensor,
+        rows: slice,
+        own: Tensor,
+        blocked: Tensor,
+        temperature: float | Tensor,
+    ) -> Tensor:
+        """Return d loss / d products of one tile of queries, (rows, C).
+
+        products: q[rows, :d] @ c[:, :d].T, written over.
+        """
+        q_scale = self.q_scale[rows]
+        cosines = products.mul_(q_scale).mul_(self.c_scale.T)
+        masked = cosines.masked_fill(blocked, float("-inf"))
+        slope, losses, right = _slope(masked, own, temperature, self.weight)
+        self.stats += torch.stack([losses.sum(), right.sum().to(losses.dtype)])
         cosines *= slope
-        slope.mul_(q_scale).mul_(self.c_scale.T)
         if self.grads[0] is not None:
             along = cosines.sum(1, keepdim=True) * q_scale.square()
-            self.grads[0][rows] += (slope @ self.c).addcmul_(along, q, value=-1)
+            self.grads[0][rows].addcmul_(along, self.q[rows], value=-1)
         if self.grads[1] is not None:
             self.along += cosines.sum(0)[:, None]
-            self.grads[1].addmm_(slope.T, q)
+        return slope.mul_(q_scale).mul_(self.c_scale.T)
 
     def finish(self) -> None:
         """Add what is left of the candidates' gradients, after the last tile."""
@@ -257,13 +280,26 @@ def _score(
     left = cosines.shape[1] - 1 - blocked.sum(1)
     count = left.clamp_min(1)
     negative = (cosines.masked_fill_(blocked, 0.0).sum(1) - positive[:, 0]) / count
-    scores = cosines.masked_fill_(blocked, float("-inf")).div_(temperature)
-    right = scores.argmax(1) == own[:, 0]
-    total = scores.logsumexp(1, keepdim=True)
-    losses = total - scores.gather(1, own)
-    # d loss / d scores = softmax - one_hot, written over the scores.
-    slope = scores.sub_(total).exp_()
-    slope.scatter_add_(1, own, torch.full_like(positive, -1.0))
-    rows = [losses[:, 0], right, positive[:, 0], negative, left == 0]
-    stats = torch.stack([row.to(total.dtype) for row in rows])
-    return slope.div_(temperature), stats
+    masked = cosines.masked_fill_(blocked, float("-inf"))
+    slope, losses, right = _slope(masked, own, temperature)
+    rows = [losses, right, positive[:, 0], negative, left == 0]
+    return slope, torch.stack([row.to(losses.dtype) for row in rows])
+
+
+def _slope(
+    cosines: Tensor, own: Tensor, temperature: float | Tensor, weight: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (weight * d loss / d cosines (rows, C), losses (rows,), accuracy (rows,) bool).
+
+    cosines (rows, C): -inf where masked; the result is written over them.
+    """
+    scores = cosines.div_(temperature)
+    positive = scores.gather(1, own)
+    top, place = scores.max(1, keepdim=True)
+    odds = scores.sub_(top).exp_()
+    total = odds.sum(1, keepdim=True)
+    losses = total.log() + top - positive
+    # d loss / d scores = softmax - one_hot.
+    slope = odds.mul_(weight / (total * temperature))
+    slope.scatter_add_(1, own, torch.full_like(positive, -weight) / temperature)
+    return slope, losses[:, 0], (place == own)[:, 0]

@@ -3,7 +3,9 @@
 1. infonce_memory_16k: memory of InfoNCE and its gradients, in tiles over the score matrix whole.
 2. gradcache_memory_16x: memory of a step's learning on 16 times the pairs over once, same chunk.
 3. gradcache_over_oneshot: time of a step in chunks over the same step in one forward.
-4. gradcache_zero3_grad_error: two ZeRO-3 ranks in chunks against one graph in plain torch.
+4. matryoshka_over_plain: time of a step with the losses of four prefixes over one without.
+5. matryoshka_loss_over_plain: likewise of the loss and its gradients alone, on many candidates.
+6. gradcache_zero3_grad_error: two ZeRO-3 ranks in chunks against one graph in plain torch.
 
 Memory: see `peak`. The backbone is the demo's, cut to LAYERS where only memory or equality counts.
 """
@@ -13,9 +15,9 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,7 +32,7 @@ from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.model.bottleneck import load_tokenizer
 from lbr_ds.model.embedder import build_embedder
 from lbr_ds.objectives.false_negatives import FalseNegatives
-from lbr_ds.objectives.info_nce import info_nce
+from lbr_ds.objectives.info_nce import NO_PREFIXES, info_nce
 from lbr_ds.records import Record
 from lbr_ds.shards import Sample, Step
 from lbr_ds.training.deepspeed.library import gathered
@@ -44,6 +46,7 @@ from tests.benchmarks.texts import backbone, pairs, with_stage2
 
 LAYERS, SHORT = 2, 64  # of the cut backbone, and the tokens of its texts
 LR = 1e-5
+PREFIXES = {384: 1.0, 256: 1.0, 128: 1.0, 64: 1.0}  # of the 576 components of the demo's vectors
 QUICK = {
     "rounds": 2,
     "candidates": 1 << 12,
@@ -63,11 +66,13 @@ def suite(
     rank_pairs: int = 16,
     num_layers: int = 6,
 ) -> list[Row]:
-    """The four rows. data: see `material.pairs`."""
+    """All rows. data: see `material.pairs`."""
     return [
         infonce_memory(candidates),
         gradcache_memory(data, memory_pairs),
         gradcache_time(data, rounds, step_pairs, num_layers),
+        matryoshka_time(data, rounds, step_pairs, num_layers),
+        matryoshka_loss_time(rounds, candidates // 4),
         zero3_error(data, rank_pairs),
     ]
 
@@ -90,7 +95,13 @@ def infonce_memory(candidates: int, size: int = 576) -> Row:
     )
 
 
-def score(way: str, queries: int, candidates: int, size: int) -> Callable[[], object]:
+def score(
+    way: str,
+    queries: int,
+    candidates: int,
+    size: int,
+    prefixes: Mapping[int, float] = NO_PREFIXES,
+) -> Callable[[], object]:
     """Work for `peak`: the loss of made-up vectors and its gradients; `way`: tiled or whole."""
     generator = torch.Generator().manual_seed(0)
     q, c = (
@@ -108,7 +119,7 @@ def score(way: str, queries: int, candidates: int, size: int) -> Callable[[], ob
         return torch.autograd.grad(cross_entropy(scores, own), (q, c))
 
     def tiled() -> object:
-        loss, _ = info_nce(q, c, temperature=0.02, mask=mask)
+        loss, _ = info_nce(q, c, temperature=0.02, mask=mask, prefixes=prefixes)
         return torch.autograd.grad(loss, (q, c))
 
     return {"whole": whole, "tiled": tiled}[way]
@@ -155,16 +166,7 @@ def gradcache_time(data: Path | None, rounds: int, count: int, num_layers: int =
     chunk = max(run.model.max_length, whole.num_tokens // 4 + longest)
     cut = _work(with_stage2(run, micro_batch_tokens=chunk), session.tokenizer, records)
 
-    def step(work: Work) -> Callable[[], float]:
-        def once() -> float:
-            begin = perf_counter()
-            session.stage.forward_backward(session, work)
-            session.engine.step(LR)
-            return perf_counter() - begin
-
-        return once
-
-    measured = interleaved(step(cut), step(whole), rounds)
+    measured = interleaved(_step(session, cut), _step(session, whole), rounds)
     return ratio(
         "gradcache_over_oneshot",
         measured,
@@ -174,6 +176,65 @@ def gradcache_time(data: Path | None, rounds: int, count: int, num_layers: int =
         about=f"time of a step on {count} pairs, {whole.num_tokens} tokens, in "
         f"{len(cut.micro_batches)} chunks over one forward; backward counted as two forwards",
         theory=4 / 3,
+    )
+
+
+def _step(session: Session, work: Work) -> Callable[[], float]:
+    """A whole step with its update; returns its seconds."""
+
+    def once() -> float:
+        begin = perf_counter()
+        session.stage.forward_backward(session, work)
+        session.engine.step(LR)
+        return perf_counter() - begin
+
+    return once
+
+
+def matryoshka_time(data: Path | None, rounds: int, count: int, num_layers: int = 6) -> Row:
+    """One engine and one batch, with and without the prefixes in turn; whole steps."""
+    run = with_stage2(backbone(num_layers), micro_batch_tokens=1 << 24)
+    engine = build_engine(run, 2, join(1))
+    session = build_session(run, 2, engine)
+    work = _work(run, session.tokenizer, pairs(data, count))
+    nested = build_session(with_stage2(run, matryoshka=PREFIXES), 2, engine)
+    measured = interleaved(_step(nested, work), _step(session, work), rounds)
+    return ratio(
+        "matryoshka_over_plain",
+        measured,
+        goal=1.02,
+        better="lower",
+        floor=1.10,
+        about=f"time of a step on {count} pairs, {work.num_tokens} tokens, with prefixes of "
+        f"{', '.join(map(str, PREFIXES))} components over a step without",
+        theory=1.0,
+    )
+
+
+def matryoshka_loss_time(rounds: int, queries: int, size: int = 576) -> Row:
+    """Four candidates for each query; processor time of the loss and its gradients."""
+    plain = score("tiled", queries, 4 * queries, size)
+    nested = score("tiled", queries, 4 * queries, size, PREFIXES)
+
+    def timed(work: Callable[[], object]) -> Callable[[], float]:
+        def once() -> float:
+            begin = process_time()
+            work()
+            return process_time() - begin
+
+        return once
+
+    measured = interleaved(timed(nested), timed(plain), rounds)
+    return ratio(
+        "matryoshka_loss_over_plain",
+        measured,
+        goal=1.5,
+        better="lower",
+        floor=3.0,
+        about=f"processor time of InfoNCE and its gradients, {queries} queries x {4 * queries} "
+        f"candidates of {size} dimensions, with prefixes of {', '.join(map(str, PREFIXES))} over "
+        "without; theory: the products alone",
+        theory=1 + sum(PREFIXES) / size,
     )
 
 

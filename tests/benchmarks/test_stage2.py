@@ -38,6 +38,8 @@ def test_stage2_rows(data: Path) -> None:
             "infonce_memory_4k": (0.25, 0.10, "lower"),
             "gradcache_memory_16x": (1.10, 1.05, "lower"),
             "gradcache_over_oneshot": (1.40, 1.30, "lower"),
+            "matryoshka_over_plain": (1.10, 1.02, "lower"),
+            "matryoshka_loss_over_plain": (3.0, 1.5, "lower"),
             "gradcache_zero3_grad_error": (1e-5, 1e-6, "lower"),
         },
     )
