@@ -103,9 +103,7 @@ def rewrite(
     folder = manifest.folder
     with writing(folder), atomic_folder(folder, check=Manifest.load) as new:
         given = _link_all(manifest, new, verb)
-        shards = manifest.shards(verb.source_split(manifest))
-        before = [shard.source for shard in shards for _ in range(shard.records)]
-        owners = before if sources is None else sources
+        owners = _owners(manifest, verb) if sources is None else sources
         shards = write_split(
             new,
             "cl",
@@ -179,6 +177,12 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)  # keeps the times, by which an index knows that it is fresh
+
+
+def _owners(manifest: Manifest, verb: Verb) -> list[str]:
+    """Return the source of each record of cl as its shard has it, in file order; "": mixed."""
+    shards = manifest.shards(verb.source_split(manifest))
+    return [shard.source for shard in shards for _ in range(shard.records)]
 
 
 def _before_shuffle(items: Sequence[T], seed: int) -> list[T]:

@@ -236,12 +236,10 @@ def steps(
 
     Raises:
         ConfigError: `world` does not divide `samples_per_step`.
-        DataError: The split is missing, (strict) damaged or smaller than `samples_per_step`, or the
-            data is not the expected one.
+        DataError: The split is missing, (strict) damaged, too small, or not the expected one.
     """
-    assert start >= 0
     assert 0 <= rank < world
-    assert 0 <= worker < workers
+    assert start >= 0 <= worker < workers
     check_world(samples_per_step, world)
     manifest = Manifest.load(folder, cache_gib)
     _check_split(manifest, split, samples_per_step, fingerprint)

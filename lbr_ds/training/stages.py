@@ -197,13 +197,17 @@ def contrastive_loss(
         )
         loss = distillation.info_nce * loss + distillation.weight * taught
         stats = {**stats, **more}
-    named = {
+    return loss / (n * world.size) * world.size, _named(stats, sources)
+
+
+def _named(stats: dict[str, Tensor], sources: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the statistics with the names of sources in place of their numbers."""
+    names = {
         f"{name}/{number}": f"{name}/{source}"
         for name in STATS[:2]
         for number, source in enumerate(sources)
     }
-    stats = {named.get(name, name): value for name, value in stats.items()}
-    return loss / (n * world.size) * world.size, stats
+    return {names.get(name, name): value for name, value in stats.items()}
 
 
 def _backward_cached(
