@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import RunConfig
-from lbr_ds.corpora import process_pool
 from lbr_ds.corpora.curate.segmentation import key, similarity
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
@@ -20,6 +19,7 @@ from lbr_ds.report.data import read_data
 from lbr_ds.shards import Manifest, read_split, verify
 from lbr_ds.synthesis import judging, rules
 from lbr_ds.synthesis.synthesize import synthesize
+from lbr_ds.system import process_pool
 from tests.mining.toy import file_bytes
 from tests.mining.toy import make_run as make_pairs
 from tests.synthesis.server import MODEL, Fault, serving
@@ -29,7 +29,7 @@ from tests.synthesis.toy import good_queries, make_run, number_of, with_synthesi
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small work in many jobs: starting helper processes would take most of the time."""
-    monkeypatch.setattr(process_pool, "_JOBS_ALONE", 10_000)
+    monkeypatch.setattr(process_pool, "cores", lambda: 1)
 
 
 @pytest.fixture(scope="module")
