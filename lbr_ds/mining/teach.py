@@ -30,7 +30,7 @@ from lbr_ds.mining.teachers import Embedder, Reranker, Texts, scorer
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.shards.in_use import refuse_in_use
-from lbr_ds.shards.teacher import text_key, write_teacher
+from lbr_ds.shards.teacher import teacher_vectors, text_key, write_teacher
 from lbr_ds.system.atomic import check_replaceable, recover
 from lbr_ds.system.locks import lock_folder
 from lbr_ds.system.progress import Progress, no_progress
@@ -156,6 +156,7 @@ def _teach(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
             write_teacher(new, keys, iter(blocks), dimension)
 
     rewrite(manifest, taught, audit, run.data.records_per_shard, progress, verb=TEACH, write=write)
+    teacher_vectors.cache_clear()  # this process may train next
     return {**audit, "reused": False}
 
 
