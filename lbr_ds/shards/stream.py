@@ -215,8 +215,7 @@ def steps(
 ) -> DataPipeline:
     """Return the pipeline that yields this rank's `Step`s start+worker, +workers, ... < stop.
 
-    Taking the workers' steps in turn gives every step from `start` on, in order. With `strict` the
-    processes of a job share the check of all shards' lengths.
+    Taking the workers' steps in turn gives every step from `start` on, in order.
 
     Args:
         folder: A prepared folder or its URL.
@@ -244,10 +243,9 @@ def steps(
     manifest = Manifest.load(folder, cache_gib)
     _check_split(manifest, split, samples_per_step, fingerprint)
     order = _order(manifest, split, seed, samples_per_step, mixing)
-    if on_error == "strict":
+    if on_error == "strict":  # a share of the check for each process of the job
         manifest.check(split, rank * workers + worker, world * workers)
-    # webdataset imports torch, which reading a manifest does not need.
-    from webdataset import DataPipeline
+    from webdataset import DataPipeline  # imports torch, which reading a manifest does not need
 
     lanes = range(rank, samples_per_step, world)
     tars = Tars(manifest, split, partial=on_error == "skip")

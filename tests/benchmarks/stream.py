@@ -29,7 +29,7 @@ from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, ShardFile, steps, write_split
 from lbr_ds.shards.order import WINDOW, Order
 from lbr_ds.system import children
-from tests.shards.quality import quality
+from tests.shards.quality import distinct_shards, quality
 from tests.tiny import tiny_recipe
 
 SHARDS, RECORDS, PER_STEP = 30_000, 3_334, 64
@@ -82,7 +82,10 @@ def _settings(per_step: int) -> dict[str, Any]:
 def make(folder: Path, shards: int, records: int) -> None:
     """Write a folder of `shards` names of one tar of `records` records."""
     texts = [
-        Record(id=f"r{i}", source="made up", text=f"passage {i} of many") for i in range(records)
+        Record(
+            id=f"r{i}", source="made up", query=f"what is {i}?", positives=[f"passage {i} of many"]
+        )
+        for i in range(records)
     ]
     (one,) = write_split(folder, "gl", texts, seed=0, records_per_shard=records)
     listed = [ShardFile(f"gl/{i:05d}.tar", records, one.bytes, one.sha256) for i in range(shards)]
@@ -161,12 +164,14 @@ def _order_rows(order: Order, rounds: int, what: str) -> list[Row]:
         times.append((time.process_time() - began) / WINDOW * 1e6)
     length = order.total // order.lanes
     found = quality(order, range(min(4, order.lanes)), range(min(4 * WINDOW, length)))
-    every = quality(order, range(order.lanes), range(min(256, length)))
     about = f"{what}; {min(4 * WINDOW, length):,} of a lane's {length:,} steps an epoch"
     return [
         _ORDER.row(times, about=f"{what}: process time over the {WINDOW} samples of a window"),
         _SPAN.row([found.span / min(WINDOW, length)], about=about),
-        _DISTINCT.row([every.distinct], about=f"{what}: the fewest of 256 steps"),
+        _DISTINCT.row(
+            [distinct_shards(order, range(min(256, length)))],
+            about=f"{what}: the fewest of 256 steps",
+        ),
         _LAG.row([found.neighbours], about=about),
     ]
 

@@ -14,7 +14,6 @@ class Quality:
     """What `steps` steps of an order look like.
 
     Attributes:
-        distinct: The fewest distinct shards in a step, over the most that are possible.
         span: Steps between the first and the last sample of a shard that was drawn completely:
             the median over these shards.
         neighbours: The autocorrelation at lag 1 of a lane's record numbers within a shard: 1 in
@@ -27,7 +26,6 @@ class Quality:
             in file order.
     """
 
-    distinct: float
     span: float
     neighbours: float
     unevenness: float
@@ -39,7 +37,6 @@ def quality(order: Order, lanes: range, steps: range) -> Quality:
     places = np.array([[order.place(lane, step) for lane in lanes] for step in steps])
     assert len(np.unique(places[..., 0])) == 1
     shards, records = places[..., 1], places[..., 2]
-    distinct = min(len(set(row)) for row in shards.tolist())
     spans, uneven = [], []
     for lane in range(len(lanes)):
         for shard, count in zip(*np.unique(shards[:, lane], return_counts=True), strict=True):
@@ -50,12 +47,19 @@ def quality(order: Order, lanes: range, steps: range) -> Quality:
             inner = (drawn - drawn[0]) / (drawn[-1] - drawn[0])
             uneven.append(np.sqrt(count) * np.abs(inner - np.linspace(0, 1, count)).max())
     return Quality(
-        distinct / min(len(lanes), len(order.counts)),
         float(np.median(spans)),
         max(abs(_lag_1(records[:, lane])) for lane in range(len(lanes))),
         float(np.median(uneven)),
         abs(float(np.corrcoef(shards.T.reshape(-1), np.arange(shards.size))[0, 1])),
     )
+
+
+def distinct_shards(order: Order, steps: range) -> float:
+    """Return the fewest distinct shards in a step, over the most that are possible."""
+    fewest = min(
+        len({order.place(lane, step).shard for lane in range(order.lanes)}) for step in steps
+    )
+    return fewest / min(order.lanes, len(order.counts))
 
 
 def _lag_1(values: np.ndarray) -> float:

@@ -9,20 +9,23 @@ import pytest
 
 from lbr_ds.shards import order as order_module
 from lbr_ds.shards.order import BLOCK, SHARDS, WINDOW, Order, permutation
-from tests.shards.quality import Quality, quality
+from tests.shards.quality import Quality, distinct_shards, quality
 
 RECORDS, SHARD_COUNT, LANES = 512, 384, 16  # a lane's chunk is three windows of eight shards
 
 
+def made() -> Order:
+    return Order([RECORDS] * SHARD_COUNT, seed=3, lanes=LANES)
+
+
 def measure() -> Quality:
-    return quality(Order([RECORDS] * SHARD_COUNT, seed=3, lanes=LANES), range(4), range(3 * WINDOW))
+    return quality(made(), range(4), range(3 * WINDOW))
 
 
 def faults(found: Quality) -> set[str]:
     """The figures that are outside what draws at random give: four standard errors, or theory."""
     expected_span = WINDOW * (RECORDS - 1) / (RECORDS + 1)  # of the extremes of uniform draws
     inside = {
-        "distinct": found.distinct == 1,
         "span": abs(found.span - expected_span) < 0.01 * WINDOW,
         "neighbours": found.neighbours < 4 / np.sqrt(3 * WINDOW),
         "unevenness": 0.6 < found.unevenness < 0.9,
@@ -33,6 +36,12 @@ def faults(found: Quality) -> set[str]:
 
 def test_a_lane_draws_at_random_within_its_window() -> None:
     assert faults(measure()) == set()
+
+
+def test_the_samples_of_a_step_are_of_different_shards() -> None:
+    """As many as there are lanes, where no shard lies in the chunks of two lanes."""
+    assert distinct_shards(made(), range(200)) == 1
+    assert distinct_shards(Order([RECORDS] * 4, seed=3, lanes=LANES), range(200)) == 1
 
 
 def in_turn(length: int) -> np.ndarray:
