@@ -3,8 +3,8 @@
 Memory: the text of cl and of the passages, five times that while BM25 indexes it, and the hashes of
 eval's texts; vectors stay on disk and pass through in blocks (`vectors.py`, `dense.py`).
 
-Vectors are stored in `DATA.mining/`, beside DATA: a killed command resumes there, and mining again
-with other rules encodes nothing. It may be deleted at any time.
+Vectors and rankings are stored in `DATA.mining/`, beside DATA: a killed command resumes there, and
+mining again with other rules encodes and searches nothing. It may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -34,7 +34,7 @@ from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.mining.rewrite import TEACH, fingerprint_before, rewrite, source_split
 from lbr_ds.mining.rules import Chooser, Guide, Negative
-from lbr_ds.mining.vectors import Vectors, cache_key, embed, embed_share, is_key
+from lbr_ds.mining.vectors import Vectors, embed, embed_share, is_key
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.shards.in_use import refuse_in_use
@@ -60,7 +60,7 @@ def mine(
     Args:
         run: The recipe.
         progress: Called with the part, what is done and the total.
-        world: Its ranks share the encoding; the first does the rest.
+        world: Its ranks share the encoding and the search; the first does the rest.
         stay: Whether the ranks stay joined, for `teach`.
 
     Returns:
@@ -102,9 +102,9 @@ def _mine(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
 def encode(
     run: RunConfig, world: World, progress: Progress = no_progress, *, stay: bool = False
 ) -> None:
-    """Encode this rank's share of the vectors, which `mine` then reads from disk.
+    """Make this rank's share of the vectors and of the search, which `mine` then reads from disk.
 
-    Every rank calls it, and leaves the process group when all vectors exist, or meets the others
+    Every rank calls it, and leaves the process group when everything exists, or meets the others
     and stays. It does nothing
     without a model in the recipe, or if the folder has these negatives. Errors as for `mine`.
     """
@@ -115,6 +115,12 @@ def encode(
         for encoder in encoders.values():
             embed_share(_queries(pool), encoder, "query", work, world, progress)
             embed_share(pool.instructed, encoder, "document", work, world, progress)
+        world.barrier()
+        if "dense" in encoders:
+            from lbr_ds.mining.dense import rank_share
+
+            vectors = _vectors(pool, encoders["dense"], work)
+            rank_share(pool, *vectors, run.mining.ranks[1], work, world, progress)
     if stay:
         world.barrier()
     else:
@@ -188,13 +194,8 @@ def _search(
 ) -> tuple[Chooser, list[list[Negative]]]:
     """Rank and choose, one query after the other; return the negatives of each."""
     last = run.mining.ranks[1]
-    queries = _queries(pool)
-    vectors: dict[str, tuple[Vectors, Vectors]] = {}
-    for part, encoder in encoders.items():
-        vectors[part] = (
-            embed(queries, encoder, "query", work, progress),
-            embed(pool.instructed, encoder, "document", work, progress),
-        )
+    searched = set[str]()
+    vectors = {part: _vectors(pool, encoder, work, progress) for part, encoder in encoders.items()}
     ranked: dict[str, Iterator[Ranking]] = {}
     for method in run.mining.methods:
         if method == "bm25":
@@ -204,14 +205,16 @@ def _search(
         else:
             from lbr_ds.mining import dense
 
-            ranked[method] = dense.rank(pool, *vectors["dense"], last, progress)
+            ranked[method] = dense.rank(pool, *vectors["dense"], last, work, progress)
+            searched = {dense.rank_key(pool, *vectors["dense"], last)}
     guide = _VectorGuide(pool, *vectors["guide"]) if "guide" in vectors else None
     chooser = Chooser(pool, run.mining, run.seed, guide, near_duplicate=run.data.near_duplicate)
     chosen = [
         chooser.choose(query, dict(zip(ranked, rankings, strict=True)))
         for query, rankings in enumerate(zip(*ranked.values(), strict=True))
     ]
-    _forget_others(work, queries, pool.instructed, encoders.values())
+    used = {part.folder.name for pair in vectors.values() for part in pair} | searched
+    _forget_others(work, used)
     return chooser, chosen
 
 
@@ -227,14 +230,20 @@ class _VectorGuide(Guide):
         return self.passages.rows(passages) @ row, float(positives.min(initial=np.inf))
 
 
-def _forget_others(
-    work: Path, queries: Sequence[str], passages: Sequence[str], encoders: Iterable[Encoder]
-) -> None:
-    """Remove vectors of other texts or models, which nothing would read again."""
-    kept = {cache_key(queries, e, "query") for e in encoders}
-    kept |= {cache_key(passages, e, "document") for e in encoders}
-    for folder in work.iterdir() if kept else ():
-        if folder.name not in kept and is_key(folder.name):
+def _vectors(
+    pool: Pool, encoder: Encoder, work: Path, progress: Progress = no_progress
+) -> tuple[Vectors, Vectors]:
+    """Return the vectors of the queries and of the passages; make those that are missing."""
+    return (
+        embed(_queries(pool), encoder, "query", work, progress),
+        embed(pool.instructed, encoder, "document", work, progress),
+    )
+
+
+def _forget_others(work: Path, used: set[str]) -> None:
+    """Remove vectors and rankings of other texts or models, which nothing would read again."""
+    for folder in work.iterdir() if used else ():
+        if folder.name not in used and is_key(folder.name):
             shutil.rmtree(folder)
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,31 +19,47 @@ from numpy.typing import NDArray
 
 from lbr_ds.distributed import World
 from lbr_ds.encoder import Encoder
+from lbr_ds.errors import DataError
 from lbr_ds.instructions import Side, instruction_of
 from lbr_ds.system.atomic import atomic_file
 from lbr_ds.system.progress import Progress, no_progress
 
+_MAPPED = 256  # blocks
 ROWS = 1024  # texts per block; a killed run may lose one block
 
 
-@dataclass(frozen=True)
 class Vectors:
-    """(count, D) float32 of unit rows, memory-mapped; block i holds the rows from i * ROWS."""
+    """(count, D) float32 of unit rows on disk; block i holds the rows from i * ROWS.
 
-    blocks: list[NDArray[np.float32]]
-    count: int
+    A block is mapped when it is needed and at most 256 stay mapped: a process may have 65,530
+    mappings (Linux), and 100 million vectors are 97,657 blocks.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        """Refer to the blocks of `folder`, which exist."""
+        self.folder, self.count = folder, count
+        self._block = lru_cache(_MAPPED)(self._map)
+
+    def _map(self, number: int) -> NDArray[np.float32]:
+        block = _load(_path(self.folder, number), min(ROWS, self.count - number * ROWS))
+        if block is None:
+            raise DataError(
+                f"{_path(self.folder, number)}: missing or damaged since it was written; run the "
+                "command again, which makes it again"
+            )
+        return block
 
     def parts(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (number of the first row, its block), in order."""
-        for number, block in enumerate(self.blocks):
-            yield number * ROWS, block
+        for first in range(0, self.count, ROWS):
+            yield first, self._map(first // ROWS)
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return a copy of these rows, (len(numbers), D)."""
-        found = np.empty((len(numbers), self.blocks[0].shape[1]), np.float32)
-        for block in np.unique(numbers // ROWS):
+        found = np.empty((len(numbers), self._block(0).shape[1]), np.float32)
+        for block in np.unique(numbers // ROWS).tolist():
             chosen = numbers // ROWS == block
-            found[chosen] = self.blocks[block][numbers[chosen] % ROWS]
+            found[chosen] = self._block(block)[numbers[chosen] % ROWS]
         return found
 
 
@@ -60,14 +75,11 @@ def embed(
     Memory: one block of vectors and the model. Raises OSError when the disk is full.
     """
     folder = work / cache_key(texts, encoder, side)
-    blocks = []
     for first in range(0, len(texts), ROWS):
         part = list(texts[first : first + ROWS])
-        blocks.append(
-            block_of(folder, first // ROWS, len(part), partial(encoder.encode, part, side))
-        )
+        block_of(folder, first // ROWS, len(part), partial(encoder.encode, part, side))
         progress(f"encode {side} ({encoder.name})", first + len(part), len(texts))
-    return Vectors(blocks, len(texts))
+    return Vectors(folder, len(texts))
 
 
 def embed_share(
@@ -93,13 +105,17 @@ def block_of(
     folder: Path, number: int, count: int, make: Callable[[], NDArray[np.float32]]
 ) -> NDArray[np.float32]:
     """Return block `number`, of `count` rows, memory-mapped; make it if it is not complete."""
-    path = folder / f"{number:05d}.npy"
+    path = _path(folder, number)
     block = _load(path, count)
     if block is None:
         _save(path, make())
         block = _load(path, count)
         assert block is not None, path
     return block
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.npy"
 
 
 def cache_key(texts: Sequence[str], encoder: Encoder, side: Side) -> str:

@@ -38,6 +38,7 @@ READ = 200  # steps that a loader process has read when its memory is measured
 QUICK = {"shards": 30, "records": 50, "per_step": 8, "rounds": 1, "train": False}
 _START = Target("stream_train_start", 20.0, 15.0, "lower", "command to first step", "s")
 _RESUME = Target("stream_train_resume_over_start", 1.0, 0.9, "lower", "the same, resumed")
+_SMALL = Target("stream_train_start_over_small", 1.5, 1.1, "lower", "over that of one shard")
 _DATA = Target("stream_data_start", 2.0, 1.0, "lower", "folder to first batch", "s")
 _FAR = Target("stream_data_resume_over_start", 1.1, 1.0, "lower", "at step 1,000,000 over 0")
 _RANK = Target("stream_memory_rank", 200.0, 50.0, "lower", "manifest and order", "MiB")
@@ -56,7 +57,7 @@ def suite(
     *,
     train: bool = True,
 ) -> list[Row]:
-    """Ten rows; about three minutes, most of them for the starts of `lbr-ds train`."""
+    """Eleven rows; about three minutes, most of them for the starts of `lbr-ds train`."""
     with tempfile.TemporaryDirectory(prefix="lbr-ds-stream-") as name:
         place = Path(name)
         recipe = tiny_recipe(place, prepared=False, **_settings(per_step))
@@ -65,7 +66,8 @@ def suite(
         rows = _data_rows(place / "data", per_step, rounds, what)
         rows += _order_rows(Order([records] * shards, seed=0, lanes=per_step), rounds, what)
         if train:
-            rows += _train_rows(recipe, place / "run" / "stage1" / "metrics.jsonl", rounds, what)
+            make(place / "small", 1, records)
+            rows += _train_rows(recipe, rounds, what)
     return rows
 
 
@@ -104,7 +106,7 @@ def _data_rows(data: Path, per_step: int, rounds: int, what: str) -> list[Row]:
     about = f"{what}, in a process that has imported the libraries"
     return [
         _DATA.row([near["seconds"] for near, _ in runs], about=f"{about}: manifest, check, batch"),
-        _FAR.row([far["seconds"] / near["seconds"] for near, far in runs], about=about),
+        _FAR.row([far["cpu"] / near["cpu"] for near, far in runs], about=f"{about}: process time"),
         _RANK.row([far["rank_mib"] for _, far in runs], about=f"{about}: resident memory added"),
         _LOADER.row(
             [far["loader_mib"] for _, far in runs],
@@ -134,14 +136,14 @@ def report(data: str, per_step: str, start: str) -> None:
     import webdataset  # noqa: F401 - its import is not what is measured
 
     lanes, first = int(per_step), int(start)
-    before, began = _resident(), time.perf_counter()
+    before, began, used = _resident(), time.perf_counter(), time.process_time()
     pipe = iter(steps(data, "gl", seed=0, samples_per_step=lanes, rank=0, world=1, start=first))
     rank = _resident()
     assert len(next(pipe).samples) == lanes
-    seconds = time.perf_counter() - began
+    figures = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - used}
     for _ in range(READ):
         next(pipe)
-    figures = {"seconds": seconds, "rank_mib": rank - before, "loader_mib": _resident() - before}
+    figures |= {"rank_mib": rank - before, "loader_mib": _resident() - before}
     sys.stdout.write(json.dumps(figures) + "\n")
 
 
@@ -176,27 +178,33 @@ def _order_rows(order: Order, rounds: int, what: str) -> list[Row]:
     ]
 
 
-def _train_rows(recipe: Path, metrics: Path, rounds: int, what: str) -> list[Row]:
+def _train_rows(recipe: Path, rounds: int, what: str) -> list[Row]:
     """Start and resume `lbr-ds train` until its next step is done, then stop it by a signal."""
-    pairs = []
-    for _ in range(max(1, rounds // 2)):
-        for path in metrics.parent.parent.glob("stage*"):
-            subprocess.run(["rm", "-r", str(path)], check=True)
-        pairs.append((_until_step(recipe, metrics), _until_step(recipe, metrics)))
+    place, times = recipe.parent, []
+    for turn in range(max(1, rounds // 2)):
+        small = _until_step(recipe, place / f"small-run-{turn}", place / "small")
+        run = place / f"run-{turn}"
+        times.append((small, *(_until_step(recipe, run, place / "data") for _ in range(2))))
     about = f"`lbr-ds train` of a tiny model on {what}, one rank: seconds to the end of a step"
-    _, typical, _ = summary([start for start, _ in pairs])
+    _, one, _ = summary([small for small, *_ in times])
     return [
-        _START.row([start for start, _ in pairs], about=f"{about}, imports included"),
+        _START.row([start for _, start, _ in times], about=f"{about}, imports included"),
+        _SMALL.row(
+            [start / small for small, start, _ in times],
+            about=f"{about}, over that on one shard ({one:.1f} s)",
+        ),
         _RESUME.row(
-            [resume / start for start, resume in pairs],
-            about=f"{about}, from a checkpoint, over the first start ({typical:.1f} s)",
+            [resume / start for _, start, resume in times],
+            about=f"{about}, from a checkpoint, over the first start",
         ),
     ]
 
 
-def _until_step(recipe: Path, metrics: Path) -> float:
+def _until_step(recipe: Path, run: Path, data: Path) -> float:
+    metrics = run / "stage1" / "metrics.jsonl"
     known, began = _lines(metrics), time.perf_counter()
     command = [sys.executable, "-m", "lbr_ds", "train", str(recipe), "--stage", "1"]
+    command += [f"run={run}", f"data.folder={data}"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=children.environment(), stdout=log, stderr=log)
         try:

@@ -156,7 +156,7 @@ def test_other_texts_or_models_never_meet_old_vectors(run: RunConfig, use: Any) 
     use(first)
     mine(run)
     kept = {p.name for p in (run.data.folder.parent / "data.mining").iterdir()}
-    assert len(kept) == 2
+    assert len(kept) == 3  # two sets of vectors and the rankings
     same = Words("words")
     use(same)
     mine(with_mining(run, keep=2))

@@ -69,7 +69,7 @@ def test_blocks_equal_the_full_matrix(
     of_queries = vectors.embed(asked, encoder, "query", tmp_path)
     of_passages = vectors.embed(pool.passages, encoder, "document", tmp_path)
     full = encoder.encode(asked, "query") @ encoder.encode(pool.passages, "document").T
-    for number, ranking in enumerate(dense.rank(pool, of_queries, of_passages, 10)):
+    for number, ranking in enumerate(dense.rank(pool, of_queries, of_passages, 10, tmp_path)):
         assert ranking.positive == pytest.approx(
             full[number][pool.positives[number]].min(), abs=1e-6
         )
