@@ -139,11 +139,11 @@ def _teach(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     if encoder := teachers.vectors:
         texts = Texts.of(records)
         queries, passages = texts.encode(encoder, work, progress)
-        dimension = queries.blocks[0].shape[1]
+        dimension = queries.dimension
         keys = [text_key(text, "query") for text in texts.queries]
         keys += [text_key(text, "document") for text in texts.passages]
         assert len(set(keys)) == len(keys)
-        blocks = [*queries.blocks, *passages.blocks]
+        blocks = (block for part in (queries, passages) for _, block in part.parts())
         audit["vectors"] = {
             "name": encoder.name,
             "fingerprint": encoder.fingerprint,
@@ -153,7 +153,7 @@ def _teach(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
         }
 
         def write(new: Path) -> None:
-            write_teacher(new, keys, iter(blocks), dimension)
+            write_teacher(new, keys, blocks, dimension)
 
     rewrite(manifest, taught, audit, run.data.records_per_shard, progress, verb=TEACH, write=write)
     teacher_vectors.cache_clear()  # this process may train next

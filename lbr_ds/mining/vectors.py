@@ -49,6 +49,11 @@ class Vectors:
             )
         return block
 
+    @property
+    def dimension(self) -> int:
+        """Components of a vector."""
+        return int(self._block(0).shape[1])
+
     def parts(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (number of the first row, its block), in order."""
         for first in range(0, self.count, ROWS):
@@ -56,7 +61,7 @@ class Vectors:
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return a copy of these rows, (len(numbers), D)."""
-        found = np.empty((len(numbers), self._block(0).shape[1]), np.float32)
+        found = np.empty((len(numbers), self.dimension), np.float32)
         for block in np.unique(numbers // ROWS).tolist():
             chosen = numbers // ROWS == block
             found[chosen] = self._block(block)[numbers[chosen] % ROWS]
