@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from lbr_ds.errors import EnvironmentProblem, short
 from lbr_ds.system import environment
+from lbr_ds.system.slurm import slurm_tasks
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -163,32 +164,7 @@ def launched_ranks() -> int:
     if "RANK" in os.environ:
         size = os.environ.get("WORLD_SIZE", "1")
         return int(size) if size.isdigit() and int(size) else 1  # `join` refuses any other
-    return _slurm_tasks()
-
-
-def _slurm_tasks() -> int:
-    """Return how many tasks of this program srun started; 0: this is not one of several.
-
-    The step's own count is what matters. SLURM_NTASKS is the job's in a batch script and in shells:
-    those of `salloc` (a step of one task, with an id above all others) and of `srun --pty`. A shell
-    of `srun --pty -n2` is one of two tasks; what is typed there has the shell's terminal and is
-    not the task itself, while other tasks have no terminal.
-    """
-    env = os.environ
-    count = env.get("SLURM_STEP_NUM_TASKS", "")
-    if not count.isdigit() or int(count) < 2 or "SLURM_PROCID" not in env:
-        return 0
-    typed = _has_terminal() and env.get("SLURM_TASK_PID") != str(os.getpid())
-    return 0 if typed else int(count)
-
-
-def _has_terminal() -> bool:
-    """Return whether this process has a controlling terminal, wherever its output goes."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
+    return slurm_tasks()
 
 
 _joined: World | None = None
@@ -213,7 +189,7 @@ def join(timeout_minutes: float) -> World:
         return _joined
     # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls at every step.
     warnings.filterwarnings("ignore", r"`torch.distributed.*is deprecated", FutureWarning)
-    if "RANK" not in os.environ and (tasks := _slurm_tasks()):
+    if "RANK" not in os.environ and (tasks := slurm_tasks()):
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = str(tasks)
         os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")

@@ -14,10 +14,10 @@ class DistillationConfig(Section):
 
     loss: Literal["kl", "margin_mse", "batch_kl", "batch_cosine"] | None = Field(
         default=None,
-        description="From the scores of the records (positive_scores, negative_scores), over a "
-        "query's own candidates: kl or margin_mse; it needs num_negatives. From the teacher's "
-        "vectors (mining.teacher_vectors), over the candidates of all ranks: batch_kl or "
-        "batch_cosine. Records without scores or vectors only take part in InfoNCE. null: none.",
+        description="kl or margin_mse: from the records' scores of a query's own candidates; needs "
+        "num_negatives. batch_kl or batch_cosine: from the teacher's vectors "
+        "(mining.teacher_vectors), over the candidates of all ranks. Records without them only "
+        "take part in InfoNCE. null: none.",
     )
     weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of this loss.")
     info_nce: float = Field(

@@ -115,12 +115,10 @@ def evaluate(
 
     Returns:
         {"model", "data", "seed", "seconds", "environment", "max_queries", "tasks": {name: scores},
-        "per_query": {name: {query id: nDCG@10}}}, "general" if it is given, with data also
-        "protocol", on request "examples", "generation", "states" and "bottleneck". Scores are
-        "recall_at_10", "ndcg_at_10", "mrr_at_10" (or "main_score" and "metric" where a task is not
-        retrieval), "queries" and "documents"; for a held-out task also those of
-        `geometry.measure`, "compressed" of `score_compressed`, and "by_source" where its queries
-        are of several sources.
+        "per_query": {name: {query id: nDCG@10}}}, with data also "protocol", on request "general",
+        "examples", "generation", "states" and "bottleneck". Scores are "recall_at_10",
+        "ndcg_at_10", "mrr_at_10" (or "main_score" and "metric"), "queries" and "documents"; for a
+        held-out task also those of `geometry.measure`, "compressed", and "by_source".
 
     Raises:
         ConfigError: An unknown task or model, or nothing to score on.
@@ -148,16 +146,24 @@ def evaluate(
         "per_query": {task.metadata.name: task.per_query for task in of_data},
         "environment": _environment(),
     }
-    result |= {} if general is None else {"general": public_url(general)}
     result |= {"overlap": overlap} if overlap else {}
-    if held_out:
-        result["protocol"] = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
-        result |= _examples(held_out[0], options.examples, options.seed)
+    result |= _of_data(held_out, general, options)
     if world.first:
         result |= _inspect(resolved, held_out, options)
         if output is not None:
             write_json(output, result)
     return result
+
+
+def _of_data(
+    held_out: Sequence[HeldOutTask], general: Path | str | None, options: EvalOptions
+) -> dict[str, Any]:
+    """Return how the data was split, examples of what is found in it, and the other folder."""
+    found: dict[str, Any] = {} if general is None else {"general": public_url(general)}
+    if held_out:
+        found["protocol"] = f"{'knowledge' if len(held_out) > 1 else 'random'} split"
+        found |= _examples(held_out[0], options.examples, options.seed)
+    return found
 
 
 def _place(model: str, resolved: ResolvedModel, checkpoint: str) -> str:

@@ -54,7 +54,7 @@ def ranks(
             embed(queries, encoder, "query", work, progress),
             embed(pool.instructed, encoder, "document", work, progress),
         )
-        found = dense.rank(pool, *vectors, last, progress)
+        found = dense.rank(pool, *vectors, last, work, progress)
     for ranking in found:
         # Words have no score at or below 0 unless no word is common.
         unfound = encoder is None and ranking.positive <= 0
