@@ -10,6 +10,8 @@ import numpy as np
 from lbr_ds.batching.tokenizer import TextTokenizer
 from lbr_ds.config import BottleneckConfig
 
+_PURPOSE = 0x6E657374  # keeps this random stream apart from others of the same seed
+
 
 def nested_counts(count: int) -> list[int]:
     """Return the numbers of tokens that are trained: 1, 2, 4, ... and `count` itself."""
@@ -27,5 +29,6 @@ def tokenizer_of_step(
     if not bottleneck.nested:
         return tokenizer
     counts = nested_counts(bottleneck.count)
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, step])))
-    return tokenizer.at(counts[generator.integers(len(counts))])
+    # Raw PCG64 output: numpy guarantees it, and not what Generator's methods make of it (NEP 19).
+    raw = np.random.PCG64(np.random.SeedSequence([seed, _PURPOSE, step])).random_raw()
+    return tokenizer.at(counts[raw % len(counts)])

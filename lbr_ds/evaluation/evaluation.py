@@ -107,7 +107,7 @@ def evaluate(
     Args:
         model: A folder, a run, a checkpoint, or a name; see `load_model`.
         data: A prepared data folder or its URL.
-        general: Another one, of texts outside the domain: what the model can do beside it.
+        general: Another one, of texts outside the domain.
         tasks: Names of mteb tasks or benchmarks.
         output: A JSON file for the result.
         options: How to score.
@@ -150,8 +150,8 @@ def evaluate(
     result |= _of_data(held_out, general, options)
     if world.first:
         result |= _inspect(resolved, held_out, options)
-        if output is not None:
-            write_json(output, result)
+    if world.first and output is not None:
+        write_json(output, result)
     return result
 
 

@@ -51,7 +51,6 @@ TIMED = {
 }
 # Libraries that verbs import where they need them.
 _IMPORTED_LATE = (
-    "datasketch",
     "matplotlib.pyplot",
     "peft",
     "py3langid",
