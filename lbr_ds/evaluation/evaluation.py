@@ -146,8 +146,7 @@ def evaluate(
         "per_query": {task.metadata.name: task.per_query for task in of_data},
         "environment": _environment(),
     }
-    result |= {"overlap": overlap} if overlap else {}
-    result |= _of_data(held_out, general, options)
+    result |= ({"overlap": overlap} if overlap else {}) | _of_data(held_out, general, options)
     if world.first:
         result |= _inspect(resolved, held_out, options)
     if world.first and output is not None:
