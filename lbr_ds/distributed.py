@@ -113,17 +113,17 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
-    def announce(self, what: str) -> None:
-        """Tell the ranks that `await_news` of it."""
+    def signal(self, event: str) -> None:
+        """Signal an event to the ranks that `wait_for` it."""
         if self.store is not None:
-            self.store.set(f"news/{what}", "1")
+            self.store.set(f"events/{event}", "1")
 
-    def await_news(self, what: str) -> None:
-        """Wait until a rank announces it, for any time; a collective would have a limit.
+    def wait_for(self, event: str) -> None:
+        """Wait until a rank signals an event, without a time limit; a collective would have one.
 
         Raises a torch.distributed error when the host of the store, rank 0, is gone.
         """
-        while self.store is not None and not self.store.check([f"news/{what}"]):
+        while self.store is not None and not self.store.check([f"events/{event}"]):
             time.sleep(0.2)
 
     def barrier(self) -> None:

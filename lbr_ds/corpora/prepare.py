@@ -56,7 +56,7 @@ CURATION = "curation.json"
 # Added by `mine` and `synthesize`: an audit, and cl as it was before.
 MINING, GIVEN = "mining.json", "given"
 SYNTHESIS, PASSAGES = "synthesis.json", "passages"
-TEACHING, UNTAUGHT = "teacher.json", "untaught"
+TEACHING, UNSCORED = "teacher.json", "unscored"
 _RULES = 6  # increment it when the shards of a recipe change, so that old folders are remade
 
 
@@ -310,7 +310,7 @@ def refuse_foreign(folder: Path) -> None:
     for path in entries:
         files = (NAME, CURATION, trained_texts.NAME, MINING, SYNTHESIS, TEACHING, *teacher.FILES)
         ours = path.name in files or is_unfinished(path.name)
-        if path.name in (*SPLITS, CONTROL, GIVEN, PASSAGES, UNTAUGHT) and path.is_dir():
+        if path.name in (*SPLITS, CONTROL, GIVEN, PASSAGES, UNSCORED) and path.is_dir():
             ours = all(
                 below.suffix in (".tar", ".idx") or is_unfinished(below.name)
                 for below in path.iterdir()

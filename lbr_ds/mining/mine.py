@@ -90,7 +90,7 @@ def _mine(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     if _holds(manifest, fingerprint):
         log.info("%s holds these negatives already, reused", folder)
         return {**json.loads((folder / MINING).read_bytes()), "reused": True}
-    refuse_in_use(folder, ["cl"])  # stage 1 may go on: the other splits keep their bytes
+    refuse_in_use(folder, ["cl"])  # stage 1 may continue: the other splits keep their bytes
     records, pool = _read(run, manifest)
     chooser, chosen = _search(run, pool, encoders, work_folder(manifest), progress)
     audit = _audit(run, pool, chooser, chosen, encoders, fingerprint)

@@ -4,7 +4,7 @@
 passages by pairs.
 
 1. Beside the folder: every file linked (copied where the disk cannot link), cl as it was becomes
-   `given/` (or `passages/`, `untaught/`), and the new cl is written.
+   `given/` (or `passages/`, `unscored/`), and the new cl is written.
 2. Every shard is read again and compared with its hash; eval is proved apart from training.
 3. One rename puts the new folder in place; until then the old one is unchanged.
 """
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import lbr_ds
 from lbr_ds.corpora.curate import leaks, trained_texts
-from lbr_ds.corpora.prepare import GIVEN, MINING, PASSAGES, SYNTHESIS, TEACHING, UNTAUGHT
+from lbr_ds.corpora.prepare import GIVEN, MINING, PASSAGES, SYNTHESIS, TEACHING, UNSCORED
 from lbr_ds.instructions import Instructions
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, teacher, verify, write_split
@@ -67,7 +67,7 @@ class Verb:
         return self.undone.source_split(manifest) if self.undone else "cl"
 
 
-TEACH = Verb("teach", "teacher", UNTAUGHT, TEACHING, files=teacher.FILES)
+TEACH = Verb("teach", "teacher", UNSCORED, TEACHING, files=teacher.FILES)
 MINE = Verb("mine", "mined negatives", GIVEN, MINING, TEACH)
 SYNTHESIZE = Verb("synthesize", "synthetic queries", PASSAGES, SYNTHESIS, MINE)
 

@@ -1,8 +1,8 @@
-"""Add what a teacher says to cl: scores in the records, vectors beside the shards.
+"""Add a teacher's scores to the records of cl, and its vectors beside the shards.
 
 It reads cl as it is, mined or not, and writes the same records in the same order: with
 `positive_scores` and `negative_scores` (`mining.score_with`), and `teacher-keys.npy` and
-`teacher-vectors.npy` (`mining.teacher_vectors`). cl as it was becomes `untaught/`, from which the
+`teacher-vectors.npy` (`mining.teacher_vectors`). cl as it was becomes `unscored/`, from which the
 next teacher starts, so one command names all that is wanted.
 """
 
@@ -38,7 +38,7 @@ from lbr_ds.system.progress import Progress, no_progress
 log = logging.getLogger(__name__)
 _RULES = 1  # increase it when the same settings would give other scores or vectors
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_MINED = "mined"  # what rank 0 announces
+_MINED = "mined"  # the event that rank 0 signals
 
 
 class _Teachers:
@@ -67,7 +67,7 @@ class _Teachers:
 
 def mined(world: World) -> None:
     """Tell the other ranks that cl has its negatives; rank 0 calls it before `teach`."""
-    world.announce(_MINED)
+    world.signal(_MINED)
 
 
 def teach(
@@ -100,7 +100,7 @@ def teach(
     folder = check_replaceable(run.data.local_folder)
     if not world.first:
         if after_mining:
-            world.await_news(_MINED)
+            world.wait_for(_MINED)
         _share(run, folder, world)
         return None
     recover(folder)
@@ -126,7 +126,7 @@ def _teach(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     manifest, teachers = Manifest.load(folder.resolve()), _Teachers(run)
     fingerprint = teachers.fingerprint(run, manifest)
     if _holds(manifest, fingerprint):
-        log.info("%s holds what this teacher says already, reused", folder)
+        log.info("%s already has the scores and vectors of this teacher, reused", folder)
         return {**json.loads((folder / TEACHING).read_bytes()), "reused": True}
     refuse_in_use(folder, ["cl"])
     records, work = _read(manifest), work_folder(manifest)
@@ -161,7 +161,7 @@ def _teach(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _holds(manifest: Manifest, fingerprint: str) -> bool:
-    """Return whether the data has what these teachers say already."""
+    """Return whether the data already has the scores and vectors of these teachers."""
     same = TEACH.kept in manifest.splits and manifest.fingerprint.startswith(f"{fingerprint}-")
     return same and (manifest.folder / TEACHING).is_file()
 

@@ -37,7 +37,7 @@ from lbr_ds.system.masking import mask_secrets
 
 log = logging.getLogger(__name__)
 NAME = "trackers.json"
-PROJECT = "lbr-ds"  # the project of wandb and the experiment of MLflow, unless the environment says
+PROJECT = "lbr-ds"  # the project of wandb and the experiment of MLflow, unless the environment names another
 Rows = Sequence[Sequence[str | int | float]]
 _WAITING = 10_000  # messages that may wait for a slow server; later ones are dropped
 _PATIENCE = 60  # seconds that the end of a stage waits for what was not sent yet
@@ -175,7 +175,7 @@ class InBackground:
         self._put(send)
 
     def close(self) -> None:
-        """Send what is left, for as long as _PATIENCE, and say what was not sent."""
+        """Send what is left, for as long as _PATIENCE, and report what was not sent."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=1)
         self._thread.join(_PATIENCE)
@@ -200,7 +200,7 @@ class InBackground:
             try:
                 tracker = self._start() if tracker is None else tracker
                 message(tracker)
-            # A library and a server that are not ours: whatever they raise, training goes on.
+            # A library and a server that are not ours: whatever they raise, training continues.
             except Exception as error:
                 self._fail(f"{type(error).__name__}: {error}")
         if tracker is not None:
@@ -213,7 +213,7 @@ class InBackground:
         self._failed += 1
         if self._failed == 1:
             text = short(mask_secrets(why), 300)
-            log.warning("%s: %s; training goes on without it", self.name, text)
+            log.warning("%s: %s; training continues without it", self.name, text)
 
 
 def _wandb(run: RunConfig, folder: Path, known: str | None) -> Callable[[], Any]:

@@ -198,7 +198,7 @@ def test_another_teacher_starts_from_what_was_mined(run: RunConfig, use: Any) ->
     mine(with_mining(run, keep=1))
     last = Manifest.load(run.data.folder)
     assert not any(record.positive_scores or record.negative_scores for record in cl(run))
-    assert "untaught" not in last.splits
+    assert "unscored" not in last.splits
     assert not (run.data.local_folder / "teacher.json").exists()
     verify(run.data.folder)
 

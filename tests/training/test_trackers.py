@@ -85,7 +85,7 @@ def test_messages_arrive_in_order_and_a_failure_is_a_warning(
     assert made.finished
     assert made.threads == {"lines"}
     first, last = caplog.messages
-    assert first == "lines: TimeoutError: no server; training goes on without it"
+    assert first == "lines: TimeoutError: no server; training continues without it"
     assert last.startswith("3 messages were not sent to lines")
 
 
@@ -192,7 +192,7 @@ def train_twice(recipe: Path, **env: str) -> tuple[Path, list[dict[str, Any]]]:
             **env,
         )
         assert done.returncode == 0, done.stderr
-        assert "training goes on without it" not in done.stderr, done.stderr
+        assert "training continues without it" not in done.stderr, done.stderr
     return folder, [json.loads(line) for line in (folder / "metrics.jsonl").open()]
 
 
