@@ -175,7 +175,7 @@ def test_by_the_command_line(folder: Path, tmp_path: Path) -> None:
         assert 0 <= scores["chrf"] <= 100
         own = list(found["per_query"][prompt].values())
         assert scores["rouge_l"] == pytest.approx(sum(own) / 6, abs=1e-3)
-    with pytest.raises(ConfigError, match="--generation and --states need a run"):
+    with pytest.raises(ConfigError, match="--generation, --states and --bottleneck need a run"):
         evaluate("bm25", data=folder / "data", options=EvalOptions(generation=True))
 
 
