@@ -117,7 +117,7 @@ def oracle(loss: str, cut: str, both: str) -> tuple[Tensor, float, int]:
             taught = _taught(loss, q[i], c, own, pairs.scores[i].double(), teacher[i], teacher[N:])
             if taught is not None:
                 part = part + settings.weight * taught
-                told += float(taught) if size == D else 0
+                told += float(taught.detach()) if size == D else 0
                 counted += size == D
             total = total + weight / sum(prefixes.values()) * part / N
     (gradient,) = torch.autograd.grad(total, raw)
