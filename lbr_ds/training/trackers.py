@@ -37,7 +37,8 @@ from lbr_ds.system.masking import mask_secrets
 
 log = logging.getLogger(__name__)
 NAME = "trackers.json"
-PROJECT = "lbr-ds"  # the project of wandb and the experiment of MLflow, unless the environment names another
+# The project of wandb and the experiment of MLflow, unless the environment names another.
+PROJECT = "lbr-ds"
 Rows = Sequence[Sequence[str | int | float]]
 _WAITING = 10_000  # messages that may wait for a slow server; later ones are dropped
 _PATIENCE = 60  # seconds that the end of a stage waits for what was not sent yet
