@@ -10,7 +10,6 @@ from rich.table import Table
 
 from lbr_ds.cli.app import Overrides, Recipe
 from lbr_ds.system.failures import writing
-from lbr_ds.system.progress import show_progress
 from lbr_ds.system.urls import public_url
 
 _SAMPLES = (4, 3, 3, 3)  # records of gl, cl, eval and control that are shown
@@ -21,19 +20,12 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Example: `lbr-ds prepare demo`
     """
+    from lbr_ds.api import prepare as prepare_data
     from lbr_ds.config import load
-    from lbr_ds.corpora.prepare import prepare as prepare_data
 
     run = load(recipe, overrides or [])
-    with show_progress() as progress, writing(public_url(run.data.folder)):
-        curation = prepare_data(
-            run.data,
-            run.seed,
-            progress,
-            run.model,
-            run.bottleneck.count,
-            run.separates_sources,
-        )
+    with writing(public_url(run.data.folder)):
+        curation = prepare_data(run)
     show_curation(curation, run.data.local_folder)
 
 

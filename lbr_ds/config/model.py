@@ -112,7 +112,7 @@ class BottleneckConfig(Section):
         default="eos",
         description="With count 0: what ends a text. eos: the end token, which is then read. none: "
         "nothing; its last token is read, and in stage 1 Y follows X directly (the paper's GL). "
-        "chat: like none, but in stage 1 X stands in the backbone's chat template.",
+        "chat: like none, but in stage 1 X is put into the backbone's chat template.",
     )
 
     @model_validator(mode="after")

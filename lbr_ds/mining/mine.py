@@ -32,14 +32,13 @@ from lbr_ds.encoder import Encoder
 from lbr_ds.errors import DataError
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
-from lbr_ds.mining.rewrite import TEACH, fingerprint_before, rewrite, source_split
+from lbr_ds.mining.rewrite import TEACH, fingerprint_before, on_ranks, rewrite, source_split
 from lbr_ds.mining.rules import Chooser, Guide, Negative
 from lbr_ds.mining.vectors import Vectors, embed, embed_share, is_key
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.shards.in_use import refuse_in_use
-from lbr_ds.system.atomic import check_replaceable, recover
-from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.atomic import check_replaceable
 from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -73,14 +72,11 @@ def mine(
             the folder.
     """
     folder = check_replaceable(run.data.local_folder)
-    if not world.first:
-        encode(run, world, stay=stay)
-        return None
-    recover(folder)
-    with lock_folder(folder, beside=True, cure="wait until it has ended"):
-        if world.size > 1:
-            encode(run, world, progress, stay=stay)
-        return _mine(run, folder, progress)
+
+    def share(shown: Progress) -> None:
+        encode(run, world, shown, stay=stay)
+
+    return on_ranks(folder, world, share, lambda: _mine(run, folder, progress), progress)
 
 
 def _mine(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -104,9 +100,9 @@ def encode(
 ) -> None:
     """Make this rank's share of the vectors and of the search, which `mine` then reads from disk.
 
-    Every rank calls it, and leaves the process group when everything exists, or meets the others
-    and stays. It does nothing
-    without a model in the recipe, or if the folder has these negatives. Errors as for `mine`.
+    Every rank calls it, and leaves the process group when everything exists, or with `stay`
+    waits for the others and does not leave. It does nothing without a model in the recipe, or if
+    the folder has these negatives. Errors as for `mine`.
     """
     manifest = Manifest.load(run.data.local_folder.resolve())
     encoders, work = _encoders(run.mining), work_folder(manifest)

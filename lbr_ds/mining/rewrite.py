@@ -22,14 +22,16 @@ from typing import Any, TypeVar
 import lbr_ds
 from lbr_ds.corpora.curate import leaks, trained_texts
 from lbr_ds.corpora.prepare import GIVEN, MINING, PASSAGES, SYNTHESIS, TEACHING, UNSCORED
+from lbr_ds.distributed import World
 from lbr_ds.instructions import Instructions
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, teacher, verify, write_split
 from lbr_ds.shards.manifest import NAME, ShardFile
 from lbr_ds.shards.order import WRITE, permutation
-from lbr_ds.system.atomic import atomic_folder
+from lbr_ds.system.atomic import atomic_folder, recover
 from lbr_ds.system.failures import writing
 from lbr_ds.system.locate import file_sha256
+from lbr_ds.system.locks import lock_folder
 from lbr_ds.system.progress import Progress, no_progress
 
 T = TypeVar("T")
@@ -70,6 +72,35 @@ class Verb:
 TEACH = Verb("teach", "teacher", UNSCORED, TEACHING, files=teacher.FILES)
 MINE = Verb("mine", "mined negatives", GIVEN, MINING, TEACH)
 SYNTHESIZE = Verb("synthesize", "synthetic queries", PASSAGES, SYNTHESIS, MINE)
+
+
+def on_ranks(
+    folder: Path,
+    world: World,
+    share: Callable[[Progress], None],
+    write: Callable[[], T],
+    progress: Progress,
+) -> T | None:
+    """Let every rank do its share, then the first one write the folder, which it locks meanwhile.
+
+    Args:
+        folder: The prepared folder.
+        world: The ranks.
+        share: A rank's share of the models' work; called if there are several ranks.
+        write: What the first rank does after its share.
+        progress: Shows the work of the first rank.
+
+    Returns:
+        What `write` returns; None on other ranks than the first.
+    """
+    if not world.first:
+        share(no_progress)
+        return None
+    recover(folder)
+    with lock_folder(folder, beside=True, cure="wait until it has ended"):
+        if world.size > 1:
+            share(progress)
+        return write()
 
 
 def source_split(manifest: Manifest) -> str:

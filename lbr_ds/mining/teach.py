@@ -25,14 +25,13 @@ from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import DataError
 from lbr_ds.mining.mine import work_folder
-from lbr_ds.mining.rewrite import TEACH, fingerprint_before, rewrite
+from lbr_ds.mining.rewrite import TEACH, fingerprint_before, on_ranks, rewrite
 from lbr_ds.mining.teachers import Embedder, Reranker, Texts, scorer
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.shards.in_use import refuse_in_use
 from lbr_ds.shards.teacher import teacher_vectors, text_key, write_teacher
-from lbr_ds.system.atomic import check_replaceable, recover
-from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.atomic import check_replaceable
 from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -98,16 +97,13 @@ def teach(
             the folder.
     """
     folder = check_replaceable(run.data.local_folder)
-    if not world.first:
-        if after_mining:
+
+    def share(shown: Progress) -> None:
+        if after_mining and not world.first:
             world.wait_for(_MINED)
-        _share(run, folder, world)
-        return None
-    recover(folder)
-    with lock_folder(folder, beside=True, cure="wait until it has ended"):
-        if world.size > 1:
-            _share(run, folder, world, progress)
-        return _teach(run, folder, progress)
+        _share(run, folder, world, shown)
+
+    return on_ranks(folder, world, share, lambda: _teach(run, folder, progress), progress)
 
 
 def _share(run: RunConfig, folder: Path, world: World, progress: Progress = no_progress) -> None:

@@ -1,7 +1,7 @@
 """Write records as plain WebDataset tars. The same records and seed give the same bytes.
 
 All cores write, each a shard at a time; the bytes do not depend on their number. A shard is
-complete when its index lies beside it, so that an interrupted call can be resumed.
+complete when its index exists, so that an interrupted call can be resumed.
 """
 
 from __future__ import annotations

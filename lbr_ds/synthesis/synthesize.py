@@ -157,7 +157,7 @@ def _settings(run: RunConfig) -> dict[str, Any]:
 
 
 def _fingerprint(run: RunConfig, manifest: Manifest, encoder: Encoder | None) -> str:
-    """Hash of all that decides the pairs but the answers, which their settings stand for."""
+    """Return a hash of all that decides the pairs; the settings of the answers count for them."""
     splits = (SYNTHESIZE.source_split(manifest), "gl", *leaks.JUDGED)
     shards = [s.sha256 for name in splits for s in manifest.splits.get(name, [])]
     data = run.data
@@ -227,8 +227,8 @@ def _judge(
         "server_refusals": sorted(set(server.values()))[:_SHOWN],
     }
     owners = _sources(manifest)
-    made = [(record, owners[record.id]) for record in given if record.query]
-    made += [(pair, owners[c.record.id]) for pair, c in zip(pairs, kept, strict=True)]
+    made = [(record, owners.get(record.id, "")) for record in given if record.query]
+    made += [(pair, owners.get(c.record.id, "")) for pair, c in zip(pairs, kept, strict=True)]
     made = [made[number] for number in permutation(len(made), manifest.seed, WRITE).tolist()]
     if any(owner for _, owner in made):
         made.sort(key=operator.itemgetter(1))
@@ -248,9 +248,12 @@ def _judge(
 
 
 def _sources(manifest: Manifest) -> dict[str, str]:
-    """Return {record id: source of its shard, "" where shards mix sources} of cl and gl."""
+    """Return {record id: source of its shard} of cl and gl; {} where shards mix sources."""
     found: dict[str, str] = {}
-    for split in ("gl", SYNTHESIZE.source_split(manifest)):
+    splits = ("gl", SYNTHESIZE.source_split(manifest))
+    if not any(shard.source for split in splits for shard in manifest.shards(split)):
+        return found
+    for split in splits:
         shards = manifest.shards(split)
         owners = [shard.source for shard in shards for _ in range(shard.records)]
         records = read_split(manifest.folder, split)

@@ -76,7 +76,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """use(model): the embedder that every name stands for."""
+    """use(model): the embedder that is loaded for every name."""
 
     def install(model: Any) -> None:
         monkeypatch.setattr(room, "scorer", lambda name, **options: Embedder(model))

@@ -39,7 +39,7 @@ def test_a_lane_draws_at_random_within_its_window() -> None:
 
 
 def test_the_samples_of_a_step_are_of_different_shards() -> None:
-    """As many as there are lanes, where no shard lies in the chunks of two lanes."""
+    """As many as there are lanes, where no shard is in the chunks of two lanes."""
     assert distinct_shards(made(), range(200)) == 1
     assert distinct_shards(Order([RECORDS] * 4, seed=3, lanes=LANES), range(200)) == 1
 

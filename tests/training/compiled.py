@@ -22,7 +22,7 @@ from lbr_ds.shards import steps
 from lbr_ds.training.deepspeed.compiling import BACKEND
 from lbr_ds.training.deepspeed.engine import load_layout
 from lbr_ds.training.session import build_engine, build_session
-from tests.training.probe import update
+from tests.training.probe import steps_of, update
 
 # name: (stage, ds_config, tokens of a micro-batch, further overrides)
 CASES = {
@@ -44,17 +44,8 @@ def take(
     run = load(recipe, [*overrides, f"model.compile={compile}"])
     engine = build_engine(run, number, world, layout=load_layout(f"{out / layout}.json"))
     session = build_session(run, number, engine)
-    stream = steps(
-        run.data.folder,
-        session.stage.split,
-        seed=run.seed,
-        samples_per_step=session.config.samples_per_step,
-        rank=world.rank,
-        world=world.size,
-        stop=STEPS,
-    )
     found = []
-    for samples in stream:
+    for samples in steps_of(run, session, world, STEPS):
         work = session.stage.collate(run, session.tokenizer, samples)
         totals = session.stage.forward_backward(session, work)
         grads = dict(engine.gradients())

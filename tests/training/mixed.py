@@ -14,11 +14,10 @@ import torch
 
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
-from lbr_ds.shards import steps
 from lbr_ds.training.loop import take_step
 from lbr_ds.training.session import build_engine, build_session
 from lbr_ds.training.setup import open_session
-from tests.training.probe import update
+from tests.training.probe import steps_of, update
 
 # name: (stage, overrides)
 CASES = {
@@ -34,17 +33,8 @@ def probe(name: str, recipe: str, out: Path, world: World) -> None:
     run = load(recipe, ["stage2.from=backbone", *overrides])
     engine = build_engine(run, number, world)
     session = build_session(run, number, engine)
-    stream = steps(
-        run.data.folder,
-        session.stage.split,
-        seed=run.seed,
-        samples_per_step=session.config.samples_per_step,
-        rank=world.rank,
-        world=world.size,
-        stop=1,
-        mixing=run.mixing(number),
-    )
-    work = session.stage.collate(run, session.tokenizer, next(iter(stream)))
+    (step,) = steps_of(run, session, world, 1)
+    work = session.stage.collate(run, session.tokenizer, step)
     totals = session.stage.forward_backward(session, work)
     grads = dict(engine.gradients())
     _, stats = update(engine, totals)

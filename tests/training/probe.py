@@ -14,15 +14,16 @@ from typing import Any, cast
 import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+from webdataset import DataPipeline
 
 from lbr_ds.batching import PackedBatch
-from lbr_ds.config import load
+from lbr_ds.config import RunConfig, load
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.shards import steps
 from lbr_ds.training.deepspeed.engine import Engine, load_layout
 from lbr_ds.training.deepspeed.library import gathered
-from lbr_ds.training.session import build_engine, build_session
+from lbr_ds.training.session import Session, build_engine, build_session
 from lbr_ds.training.stages import Totals
 
 # name: (stage, ds_config, tokens of a micro-batch, further overrides)
@@ -90,16 +91,7 @@ def probe(recipe: str, out: Path, world: World) -> None:
         engine = build_engine(run, number, world, layout=chosen)
         session = build_session(run, number, engine)
         stage = session.stage
-        stream = steps(
-            run.data.folder,
-            stage.split,
-            seed=run.seed,
-            samples_per_step=session.config.samples_per_step,
-            rank=world.rank,
-            world=world.size,
-            stop=1,
-        )
-        work = stage.collate(run, session.tokenizer, next(iter(stream)))
+        work = stage.collate(run, session.tokenizer, next(iter(steps_of(run, session, world, 1))))
         if case == "cl-reduced-each":
             engine._one_reduction = False
         found: dict[str, Any] = {
@@ -119,6 +111,20 @@ def probe(recipe: str, out: Path, world: World) -> None:
         found["one_reduction"] = engine._one_reduction
         if world.first:
             torch.save(found, out / f"{case}-{world.size}.pt")
+
+
+def steps_of(run: RunConfig, session: Session, world: World, stop: int) -> DataPipeline:
+    """This rank's first `stop` steps of the session's stage."""
+    return steps(
+        run.data.folder,
+        session.stage.split,
+        seed=run.seed,
+        samples_per_step=session.config.samples_per_step,
+        rank=world.rank,
+        world=world.size,
+        stop=stop,
+        mixing=run.mixing(session.stage.number),
+    )
 
 
 def update(engine: Engine, totals: Totals) -> tuple[float, dict[str, float]]:

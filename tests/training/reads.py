@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
-from lbr_ds.shards import steps
 from lbr_ds.training.loop import take_step
 from lbr_ds.training.session import build_engine, build_session
+from tests.training.probe import steps_of
 
 LAYOUTS = ("zero1", "zero2", "zero3")
 # (stage, micro-batches at least): overrides
@@ -92,15 +92,7 @@ def probe(recipe: str, out: Path, world: World) -> None:
             named = [f"engine.ds_config={layout}", "stage2.from=backbone", *overrides]
             run = load(recipe, named)
             session = build_session(run, number, build_engine(run, number, world))
-            stream = steps(
-                run.data.folder,
-                session.stage.split,
-                seed=run.seed,
-                samples_per_step=session.config.samples_per_step,
-                rank=world.rank,
-                world=world.size,
-                stop=3,
-            )
+            stream = steps_of(run, session, world, 3)
             works = [session.stage.collate(run, session.tokenizer, step) for step in stream]
             assert (len(works[2].micro_batches) == 1) is (least == 1)
             assert len(works[2].micro_batches) >= least

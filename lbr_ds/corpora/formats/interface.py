@@ -88,7 +88,7 @@ def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def lost_rows(file: Path, prefix: str, error: DataError) -> Row:
-    """Return the invalid row that stands for what cannot be read of a file among others.
+    """Return the invalid row that replaces the unreadable rest of a file among others.
 
     It is counted like any invalid row, and with `on_error=skip` the other files are read.
     """
