@@ -5,13 +5,17 @@ Heavy libraries are imported inside the functions: this module imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lbr_ds.config import RunConfig, load
-from lbr_ds.errors import SAVED_AND_STOPPED, LbrError, TrainingError
+from lbr_ds.errors import SAVED_AND_STOPPED, EnvironmentProblem, LbrError, TrainingError
+
+if TYPE_CHECKING:
+    from lbr_ds.corpora.nodes import Spread
 
 Recipe = RunConfig | str | Path
 
@@ -32,14 +36,16 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return load(recipe, list(overrides))
 
 
-def prepare(recipe: Recipe) -> dict[str, Any]:
+def prepare(recipe: Recipe, *, spread: Spread | None = None) -> dict[str, Any]:
     """Make the recipe's data folder, or reuse it when it was made from the same sources.
 
     Args:
         recipe: A recipe, or what `load_recipe` takes.
+        spread: This process's place among several nodes that share the work by datatrove (extra
+            `engine`); the same bytes result. None: this process does all of it.
 
     Returns:
-        The content of curation.json, and "reused".
+        The content of curation.json, and "reused"; nothing on another node than the first.
 
     Raises:
         ConfigError: The data folder holds something else.
@@ -49,7 +55,9 @@ def prepare(recipe: Recipe) -> dict[str, Any]:
     from lbr_ds.system.progress import show_progress
 
     run = _loaded(recipe)
-    with show_progress() as progress:
+    with show_progress() as progress, _spread(run.data.local_folder, spread) as first:
+        if not first:
+            return {}
         return prepare_data(
             run.data,
             run.seed,
@@ -58,6 +66,26 @@ def prepare(recipe: Recipe) -> dict[str, Any]:
             run.bottleneck.count,
             run.separates_sources,
         )
+
+
+@contextlib.contextmanager
+def _spread(folder: Path, spread: Spread | None) -> Iterator[bool]:
+    """Share the work inside with other nodes; yields False on those, at the end of the work."""
+    if spread is None:
+        yield True
+        return
+    try:
+        from lbr_ds.corpora import engine
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            f"--engine datatrove needs {error.name}; pip install 'lbr-ds[engine]'"
+        ) from None
+    if spread.node:
+        engine.assist(folder, spread)
+        yield False
+        return
+    with engine.leading(folder, spread):
+        yield True
 
 
 def train(recipe: Recipe, stage: int, *, nproc: int | None = None, force: bool = False) -> Path:

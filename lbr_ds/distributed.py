@@ -320,10 +320,17 @@ def has_joined() -> bool:
 
 
 def leave() -> None:
-    """Leave the process group; all ranks call it, at their normal end."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    """Leave the process group; all ranks call it, at their normal end.
+
+    DeepSpeed keeps references to its groups, and a later training in this process would use them.
+    Only its own function drops them (`deepspeed.comm.destroy_process_group`, since 0.19.8).
+    """
+    if not dist.is_initialized():
+        return
+    dist.barrier()
+    comm = sys.modules.get("deepspeed.comm")
+    owner = comm if comm is not None and comm.is_initialized() else dist
+    owner.destroy_process_group()
 
 
 def end(code: int) -> None:

@@ -52,7 +52,7 @@ class Encoder:
         batch_size: Texts per forward pass of sentence-transformers, which pads them.
         trust_remote_code: Whether code from a model's repository may run.
         bottleneck: Read texts with so many of the model's bottleneck tokens; None: as it was
-            trained. For models that were trained with `bottleneck.nested` or `bottleneck.ratio`.
+            trained. `lbr-ds eval --bottleneck` says what fewer of them cost.
         instructions_of: The data source whose instructions are the default, for an lbr-ds model
             whose sources had different ones. Without it such a model uses none by default.
 

@@ -49,6 +49,10 @@ class EnvironmentProblem(LbrError):
     exit_code = 6
 
 
+class Unreachable(EnvironmentProblem):
+    """A server did not send what was requested, several times; a later attempt may succeed."""
+
+
 class LostRank(LbrError):
     """A rank was killed or hangs. The last checkpoint is intact; another attempt may succeed."""
 

@@ -153,6 +153,7 @@ class Training(Section):
     """One stage of training: `steps` optimizer steps on a split of a dataset.
 
     dimensions: lengths to which vectors may be truncated (`stage2.matryoshka`), longest first.
+    replayed: the split of the batches of stage 1 that stage 2 trained as well.
     """
 
     stage: int
@@ -161,6 +162,7 @@ class Training(Section):
     samples: int
     data: Dataset
     dimensions: tuple[int, ...] = ()
+    replayed: str = ""
 
 
 class Lineage(Section):

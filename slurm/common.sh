@@ -58,6 +58,12 @@ program() {
     srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${srun_args[@]}" "${lbr_ds[@]}" "$@"
 }
 
+# all_nodes VERB ...: one task per node, for verbs whose nodes share the work; one that fails ends all.
+all_nodes() {
+    srun --kill-on-bad-exit=1 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+        "${srun_args[@]}" "${lbr_ds[@]}" "$@"
+}
+
 # all_ranks VERB ...: one task per GPU on all nodes, for verbs whose ranks share the work. The first
 # may end long after the others; one that fails ends all.
 all_ranks() {

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and several proces
 
 from lbr_ds.config import RunConfig, load
 from lbr_ds.corpora.prepare import prepare
-from tests.ranks import run_cli
+from tests.ranks import train_ranks
 from tests.tiny import tiny_recipe
 
 
@@ -41,7 +41,7 @@ def with_scores(line: str) -> str:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A tiny run that went through both stages on two ZeRO-3 ranks, by the command line.
+    """A tiny run that went through both stages on two ZeRO-3 ranks of `lbr-ds train`.
 
     Stage 2 also learns from a teacher's scores, which two thirds of the records have.
     """
@@ -54,7 +54,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     corpus.write_text("".join(map(with_scores, corpus.read_text().splitlines())))
     run = load(recipe)
     prepare(run.data, run.seed)
-    for stage in ("1", "2"):
-        done = run_cli("train", str(recipe), "--stage", stage, "--nproc", "2")
-        assert done.returncode == 0, done.stderr
+    for stage in (1, 2):
+        train_ranks(2, recipe, stage)
     return load(recipe)

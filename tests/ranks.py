@@ -2,67 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from tests.forks import Fork, fork
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 300
 PATIENCE_SECONDS = 20
 
 
+def rank_environments(world: int) -> list[dict[str, str]]:
+    """The environment of each rank, as a launcher would set it."""
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
 def start_ranks(module: str, world: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """`python -m MODULE ARGUMENTS` as `world` ranks, stdout and stderr in one pipe each."""
-    port = free_port()
-    ranks = []
-    for rank in range(world):
-        env = {
-            **os.environ,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", module, *arguments],
-                cwd=ROOT,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    return [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", module, *arguments],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-    return ranks
+        for env in rank_environments(world)
+    ]
 
 
-def run_ranks(module: str, world: int, *arguments: str) -> None:
-    """The same until all have ended; fails with the ranks' output.
+def run_ranks(module: str, world: int, *arguments: str) -> str:
+    """The same as forks (`tests/forks.py`), until all have ended; returns what they printed.
 
-    A rank that waits for one that has failed gets a moment to say so.
+    It fails with that if a rank fails; one that waits for it gets a moment to say so.
     """
-    ranks = start_ranks(module, world, *arguments)
-    with ThreadPoolExecutor(world) as readers:
-        outputs = [readers.submit(rank.stdout.read) for rank in ranks if rank.stdout]
+    with contextlib.ExitStack() as stack:
+        ranks, files = [], []
+        for rank, env in enumerate(rank_environments(world)):
+            files.append(stack.enter_context(tempfile.TemporaryFile()))
+            words = module, list(arguments), env, files[-1], files[-1]
+            ranks.append(start(*words, server=rank % 2, warn=False))
         end = time.monotonic() + TIMEOUT_SECONDS
         while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
             if any(rank.poll() for rank in ranks):
                 end = min(end, time.monotonic() + PATIENCE_SECONDS)
             time.sleep(0.05)
-        for rank in ranks:
-            rank.kill()
-    codes = [rank.wait() for rank in ranks]
-    said = (f"--- rank {i}\n{output.result()}" for i, output in enumerate(outputs))
-    assert codes == [0] * world, f"{codes} of {module} {arguments}\n" + "\n".join(said)
+        for process in ranks:
+            process.kill()
+        codes = [process.wait() for process in ranks]
+        said = "\n".join(f"--- rank {rank}\n{content(file)}" for rank, file in enumerate(files))
+        assert codes == [0] * world, f"{codes} of {module} {arguments}\n{said}"
+        return said
+
+
+def train_ranks(world: int, recipe: Path | str, stage: int | str, *overrides: str) -> str:
+    """`lbr-ds train` as ranks that a launcher has started; returns what they printed."""
+    return run_ranks("lbr_ds", world, "train", str(recipe), "--stage", str(stage), *overrides)
+
+
+def content(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 def start_cli(*arguments: str, **options: Any) -> subprocess.Popen[Any]:
@@ -80,14 +97,36 @@ def run_cli(*arguments: str, file_limit: int = -1, **env: str) -> subprocess.Com
 
     file_limit: no file may grow beyond so many bytes, as on a full disk.
     """
-    return subprocess.run(
-        [sys.executable, "-m", "lbr_ds", *arguments],
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        whole = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+        process = start("lbr_ds", list(arguments), whole, out, err, file_limit=file_limit)
+        try:
+            code = process.wait(TIMEOUT_SECONDS)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(arguments, code, content(out), content(err))
+
+
+def start(
+    module: str,
+    arguments: list[str],
+    env: dict[str, str],
+    out: IO[bytes],
+    err: IO[bytes],
+    **options: Any,
+) -> Fork | subprocess.Popen[bytes]:
+    """`python -m MODULE ARGUMENTS` as a fork, or anew where its environment differs from ours."""
+    forked = fork(module, arguments, env, out, err, **options)
+    if forked is not None:
+        return forked
+    warn, limit = options.get("warn", True), options.get("file_limit", -1)
+    return subprocess.Popen(
+        [sys.executable, *(() if warn else ("-W", "ignore")), "-m", module, *arguments],
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)),
+        env=env,
+        stdout=out,
+        stderr=err,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lbr_ds
+from lbr_ds.cli import run as run_command
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import TrainingError
 from tests.ranks import run_ranks
@@ -51,6 +52,16 @@ def test_training_is_that_of_the_command(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="stage 1: a rank ended with code 3") as failed:
         lbr_ds.train(absent, 1)
     assert failed.value.exit_code == 3
+
+
+@pytest.mark.slow
+def test_a_process_that_has_left_its_group_trains_again(tmp_path: Path) -> None:
+    """DeepSpeed must not keep groups of the world that was left; the weights are the same."""
+    recipe = tiny_recipe(tmp_path)
+    for name in ("first", "second"):
+        given = ["--stage", "1", "--nproc", "1", f"run={tmp_path / name}", "stage1.num_steps=2"]
+        assert run_command(["train", str(recipe), *given]) == 0
+    assert weights(tmp_path / "first" / "stage1") == weights(tmp_path / "second" / "stage1")
 
 
 def test_encode_evaluate_export(trained: RunConfig, tmp_path: Path) -> None:

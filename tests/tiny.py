@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -21,6 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+if TYPE_CHECKING:
+    from lbr_ds.config import RunConfig
 
 SHAPE = {
     "hidden_size": 32,
@@ -148,6 +151,26 @@ def tiny_recipe(
         run = load(path)
         prepare(run.data, run.seed)
     return path
+
+
+def prepared_run(
+    folder: Path, sources: list[dict[str, Any]], splits: dict[str, float], **sections: Any
+) -> RunConfig:
+    """The recipe of data prepared in `folder`, without a backbone; sections: further ones."""
+    from lbr_ds.config import RunConfig
+    from lbr_ds.corpora.prepare import prepare
+
+    stage = {"num_steps": 2, "samples_per_step": 4, "optim": {"lr": 1e-3}}
+    data = {
+        "folder": folder / "data",
+        "records_per_shard": 20,
+        "sources": sources,
+        "splits": splits,
+    }
+    raw = {"name": "toy", "run": folder / "run", "model": {"backbone": "none"}, "data": data}
+    run = RunConfig.model_validate({**raw, "stage1": stage, "stage2": stage, **sections})
+    prepare(run.data, run.seed)
+    return run
 
 
 def seal(checkpoint: Path, facts: dict[str, Any]) -> None:

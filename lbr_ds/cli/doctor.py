@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lbr_ds.cli.app import Overrides, Recipe, Stage
+from lbr_ds.system.imports import without_collector
 
 
 def doctor(
@@ -25,9 +26,10 @@ def doctor(
     from lbr_ds.config import load
 
     run = load(recipe, overrides or [])
-    import torch
+    with without_collector():
+        import torch
 
-    from lbr_ds.cluster.doctor import NodeTask, check_node
+        from lbr_ds.cluster.doctor import NodeTask, check_node
 
     ranks = nproc or max(1, torch.cuda.device_count())
     typer.echo(check_node(NodeTask(run, stage, nodes, ranks)))

@@ -67,7 +67,7 @@ Quantized = Annotated[
     typer.Option("--quantized", help="Also score the vectors of --data as int8 and binary ones."),
 ]
 Bottleneck = Annotated[
-    str, typer.Option(help="Also score with so many bottleneck tokens, as 1,2,4 (nested, ratio).")
+    str, typer.Option(help="Also score with only so many bottleneck tokens, as 1,2,4.")
 ]
 
 

@@ -34,7 +34,7 @@ def export(
     ] = False,
     bottleneck: Annotated[
         int | None,
-        typer.Option(min=1, help="Append only so many bottleneck tokens (nested, ratio)."),
+        typer.Option(min=1, help="Append only so many bottleneck tokens."),
     ] = None,
 ) -> None:
     """Export a checkpoint for sentence-transformers, MTEB and servers, and verify its vectors.

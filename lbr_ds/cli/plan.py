@@ -26,9 +26,23 @@ def plan(
     config: Annotated[
         Path | None, typer.Option(help="The backbone's config.json, if it cannot be found.")
     ] = None,
+    passages: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passages to encode and mine in; default: the prepared data's."),
+    ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Queries to mine for; default: the prepared data's, or one per passage."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a text that is encoded; default: model.max_length."),
+    ] = None,
     out: JsonFile = None,
 ) -> None:
-    """Estimate memory, traffic and time of both stages on a cluster, without a GPU.
+    """Estimate memory, traffic and time of both stages and of mining, without a GPU.
 
     Example: `lbr-ds plan huatuo-7b --nodes 4 --gpus 8 --gpu h100`
     """
@@ -39,7 +53,14 @@ def plan(
     run = load(recipe, overrides or [])
     if out is not None:
         check_writable(out)
-    result = make_plan(run, Cluster(nodes, gpus, find_gpu(gpu, network)), config)
+    result = make_plan(
+        run,
+        Cluster(nodes, gpus, find_gpu(gpu, network)),
+        config,
+        passages=passages,
+        queries=queries,
+        tokens=tokens,
+    )
     show_plan(result, recipe)
     with writing(out or "standard output"):
         write(result, out)

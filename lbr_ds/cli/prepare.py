@@ -2,31 +2,97 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from lbr_ds.cli.app import Overrides, Recipe
+from lbr_ds.errors import ConfigError
 from lbr_ds.system.failures import writing
+from lbr_ds.system.slurm import slurm_tasks
 from lbr_ds.system.urls import public_url
 
+if TYPE_CHECKING:
+    from lbr_ds.corpora.nodes import Spread
+
+_Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="datatrove (extra engine): several nodes share the work; one srun task each."
+    ),
+]
+_Tasks = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=512,
+        help="With --engine: the tasks of each phase, best a multiple of the cores of all nodes; "
+        "a killed task is done again alone. By default 64 per node.",
+    ),
+]
+_Nodes = Annotated[
+    int | None, typer.Option(min=1, help="With --engine: the number of nodes, without srun.")
+]
+_Node = Annotated[
+    int | None, typer.Option(min=0, help="With --engine: which of --nodes this is; 0 leads.")
+]
+_TASKS_PER_NODE = 64
 _SAMPLES = (4, 3, 3, 3)  # records of gl, cl, eval and control that are shown
 
 
-def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
+def prepare(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    engine: _Engine = None,
+    tasks: _Tasks = None,
+    nodes: _Nodes = None,
+    node: _Node = None,
+) -> None:
     """Turn raw corpora into clean, leak-checked splits, stored as tar shards.
 
     Example: `lbr-ds prepare demo`
+
+    Several nodes: `srun --ntasks-per-node=1 lbr-ds prepare my.yaml --engine datatrove`
     """
     from lbr_ds.api import prepare as prepare_data
     from lbr_ds.config import load
 
     run = load(recipe, overrides or [])
+    spread = _spread(engine, tasks, nodes, node)
     with writing(public_url(run.data.folder)):
-        curation = prepare_data(run)
-    show_curation(curation, run.data.local_folder)
+        curation = prepare_data(run, spread=spread)
+    if curation:
+        show_curation(curation, run.data.local_folder)
+
+
+def _spread(
+    engine: str | None, tasks: int | None, nodes: int | None, node: int | None
+) -> Spread | None:
+    """Return this process's place among the nodes.
+
+    Raises:
+        ConfigError: The options contradict each other.
+    """
+    from lbr_ds.corpora.nodes import Spread
+
+    if engine is None:
+        if (tasks, nodes, node) != (None, None, None):
+            raise ConfigError("--tasks, --nodes and --node need --engine datatrove")
+        return None
+    if engine != "datatrove":
+        raise ConfigError(f"--engine {engine}: unknown; the only one is datatrove")
+    if (nodes is None) != (node is None):
+        raise ConfigError("--nodes and --node belong together; under srun leave both out")
+    if nodes is None or node is None:
+        nodes = slurm_tasks() or 1
+        node = int(os.environ["SLURM_PROCID"]) if nodes > 1 else 0
+    if not node < nodes:
+        raise ConfigError(f"--node {node}: the nodes are numbered 0 to {nodes - 1}")
+    return Spread(tasks or _TASKS_PER_NODE * nodes, node, nodes)
 
 
 def show_curation(curation: dict[str, Any], folder: Path) -> None:

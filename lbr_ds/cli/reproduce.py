@@ -11,7 +11,10 @@ from lbr_ds.system.failures import check_writable, writing
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table1 to table6, figure3, or bottleneck.")],
+    table: Annotated[
+        str,
+        typer.Argument(help="table1 to table6, figure3, counts, bottleneck, beyond or forgetting."),
+    ],
     recipe: Recipe,
     overrides: Overrides = None,
     seeds: Annotated[

@@ -9,6 +9,7 @@ import typer
 from lbr_ds.cli.app import Overrides, Recipe, Stage
 from lbr_ds.errors import SAVED_AND_STOPPED
 from lbr_ds.system.failures import check_writable
+from lbr_ds.system.imports import without_collector
 
 if TYPE_CHECKING:
     from lbr_ds.config import RunConfig
@@ -35,14 +36,16 @@ def train(
 
     run = load(recipe, overrides or [])
     check_start(run, stage, nproc)
-    from lbr_ds.training.launch import launch_training, ranks_to_start
+    with without_collector():
+        from lbr_ds.training.launch import launch_training, ranks_to_start
 
     count = ranks_to_start(nproc, run.stage(stage).samples_per_step)
     if count > 1:
         code = launch_training(recipe, stage, count, overrides=overrides or [], force=force)
         raise typer.Exit(code)
-    from lbr_ds.distributed import leave
-    from lbr_ds.training.loop import train as train_stage
+    with without_collector():
+        from lbr_ds.distributed import leave
+        from lbr_ds.training.loop import train as train_stage
 
     complete = train_stage(run, stage, force=force)
     leave()
@@ -66,9 +69,11 @@ def check_start(run: RunConfig, stage: int, nproc: int | None) -> None:
 
     if run.engine.ds_config != "auto":
         ds_config.load(run.engine.ds_config)
-    if nproc is not None:
-        check_world(run.stage(stage).samples_per_step, nproc)
-    Manifest.load(run.data.folder, run.data.cache_gib).records(STAGES[stage].split)
+    manifest = Manifest.load(run.data.folder, run.data.cache_gib)
+    for part in run.parts(stage):
+        if nproc is not None:
+            check_world(run.stage(part).samples_per_step, nproc)
+        manifest.records(STAGES[part].split)
     check_writable(run.run / "recipe.yaml")
     if stage == 2:
         runs.check_start(run.run, run.stage2.start_from)

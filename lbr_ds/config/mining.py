@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from lbr_ds.config.section import MAX_COUNT, NameOrPath, Section
 
+_TOGETHER, _FEW = 8192, 256  # queries
+_PARTS = 16  # of a search
+_HELD = 1 << 20  # passages in all rankings of a search
 _Rank = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
@@ -93,3 +96,13 @@ class MiningConfig(Section):
         if self.ranks[0] > self.ranks[1]:
             raise ValueError(f"ranks={list(self.ranks)}; give [first, last]")
         return self
+
+
+def searched_together(queries: int, count: int) -> int:
+    """Return how many of `queries` are searched at once for rankings of `count` passages each.
+
+    The vectors of all passages are read once for so many queries. Ranks share a search by such
+    parts, so there are at least 16 of them unless they are small.
+    """
+    part = max(_FEW, -(-queries // _PARTS))
+    return max(1, min(_TOGETHER, _HELD // count, part))

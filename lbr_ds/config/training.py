@@ -130,6 +130,14 @@ class Stage1Config(StageConfig):
         json_schema_extra={"unit": "tokens"},
         description="Longest target Y in tokens. Longer ones are truncated.",
     )
+    rationale_weight: float = Field(
+        default=0,
+        ge=0,
+        le=1e6,
+        description="Where a record has a rationale, Y is that and then the answer (ib_sft, "
+        "ib_uncut and plain_sft). The weight of each of its tokens in the loss; those of the "
+        "answer have 1. 0: Y is the answer alone.",
+    )
     bag_of_words: float = Field(
         default=0,
         ge=0,
@@ -240,6 +248,15 @@ class Stage2Config(StageConfig):
     )
     distillation: DistillationConfig = Field(
         default=DistillationConfig(), description="What a teacher contributes to the loss."
+    )
+    generative: float = Field(
+        default=0,
+        ge=0,
+        le=1e6,
+        description="Weight of stage 1's loss beside the contrastive one, against forgetting: each "
+        "step then also has a batch of stage 1 (split gl, stage1.samples_per_step, "
+        "stage1.objective). With from: backbone both are trained together from the start, in one "
+        "stage. 0: the contrastive loss alone.",
     )
     chunk_tokens: int | None = Field(
         default=None,

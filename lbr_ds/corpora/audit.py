@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from lbr_ds.config import SplitConfig
 from lbr_ds.corpora.collect import Collected
 from lbr_ds.corpora.curate.groups import largest, most_shared
 from lbr_ds.corpora.curate.segmentation import jaccard, shingles
 from lbr_ds.corpora.curate.tally import Tally
-from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
+from lbr_ds.corpora.store import Store
+from lbr_ds.corpora.stored import NEGATIVE, PASSAGE, POSITIVE, QUERY, RATIONALE
 from lbr_ds.instructions import MAX_ROWS, Instructions, Used
 from lbr_ds.records import Record
 
 log = logging.getLogger(__name__)
 _SAMPLES, _SAMPLE_CHARS = 4, 300
 _QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-_KINDS = {"query": QUERY, "positives": POSITIVE, "negatives": NEGATIVE, "text": PASSAGE}
+_KINDS = {
+    "query": QUERY,
+    "positives": POSITIVE,
+    "negatives": NEGATIVE,
+    "text": PASSAGE,
+    "rationale": RATIONALE,
+}
 _GIANT = 0.1  # a component with a larger share of the records is reported in the log
 _SAMPLED_TEXTS = 32  # texts whose near duplicates are counted
 
@@ -36,16 +44,13 @@ def sources_table(sources: list[dict[str, Any]], collected: Collected) -> list[d
 
 def instructions(store: Store, splits: Sequence[str]) -> Instructions:
     """Return which source uses which instructions, the most frequent first."""
-    part = "json_extract(body, '$.{}')"
-    source, text, query, document = map(
-        part.format, ("source", "text", "instruction", "document_instruction")
-    )
     counts = "".join(", sum(split = ?)" for _ in splits)
-    rows = store.db.execute(
-        f"SELECT {source}, CASE WHEN {text} IS NULL THEN coalesce({query}, '') END,"
-        f" coalesce({document}, ''){counts} FROM records JOIN placed USING (seq)"
+    rows = store.rows(
+        f"SELECT source, instruction, document_instruction{counts}"
+        " FROM records JOIN placed USING (seq)"
         " GROUP BY 1, 2, 3 ORDER BY count(*) DESC, min(seq) LIMIT ?",
-        (*splits, MAX_ROWS),
+        *splits,
+        MAX_ROWS,
     )
     used = tuple(
         Used(row[0], row[1], row[2], {s: n for s, n in zip(splits, row[3:], strict=True) if n})
@@ -100,34 +105,38 @@ def _near_pairs(store: Store, threshold: float) -> dict[str, Any]:
 
     It covers the `_SAMPLED_TEXTS` texts of the smallest keys and all their near duplicates.
     """
-    looked = store.db.execute(
-        "SELECT num, family FROM families JOIN texts USING (num) WHERE family IN"
-        " (SELECT family FROM families GROUP BY family HAVING count(*) > 1)"
-        " AND num IN (SELECT num FROM uses WHERE role != ?) ORDER BY key LIMIT ?",
-        (NEGATIVE, _SAMPLED_TEXTS),
-    ).fetchall()
+    looked = store.rows(
+        """
+        SELECT num, family FROM texts JOIN families USING (num)
+            SEMI JOIN (SELECT family FROM families GROUP BY family HAVING count(*) > 1)
+                USING (family)
+            SEMI JOIN (SELECT num FROM uses WHERE role < ?) USING (num)
+        ORDER BY hi, lo LIMIT ?""",
+        NEGATIVE,
+        _SAMPLED_TEXTS,
+    )
+    groups = _groups_by_text(store, [family for _, family in looked])
     counts = {"looked_at": 0, "share_a_group": 0}
-    with closing(Texts(store.path)) as texts:
-        for number, family in looked:
-            own, others = shingles(texts(number)), _groups_by_text(store, family)
-            groups = others.pop(number)
-            for other, their_groups in others.items():
-                if jaccard(own, shingles(texts(other))) >= threshold:
-                    counts["looked_at"] += 1
-                    counts["share_a_group"] += groups == their_groups and len(groups) == 1
+    for number, family in looked:
+        own, others = shingles(store.text(number)), groups[family]
+        for other, theirs in others.items():
+            if other != number and jaccard(own, shingles(store.text(other))) >= threshold:
+                counts["looked_at"] += 1
+                counts["share_a_group"] += others[number] == theirs and len(theirs) == 1
     return counts
 
 
-def _groups_by_text(store: Store, family: int) -> dict[int, set[int]]:
-    """Return, for each text of a family, the groups of the records that have it."""
-    groups: dict[int, set[int]] = defaultdict(set)
-    rows = store.db.execute(
-        "SELECT num, grp FROM families JOIN uses USING (num) JOIN members USING (seq)"
-        " WHERE family = ? AND role != ?",
-        (family, NEGATIVE),
+def _groups_by_text(store: Store, families: list[int]) -> dict[int, dict[int, set[int]]]:
+    """Return, for each text of these families, the groups of the records that have it."""
+    groups: dict[int, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    rows = store.rows(
+        "SELECT DISTINCT family, num, grp FROM families JOIN uses USING (num) JOIN members"
+        " USING (seq) WHERE list_contains(?, family) AND role < ?",
+        families,
+        NEGATIVE,
     )
-    for number, group in rows:
-        groups[number].add(group)
+    for family, number, group in rows:
+        groups[family][number].add(group)
     return groups
 
 
@@ -136,40 +145,52 @@ def dropped_table(records: Tally, texts: Tally) -> dict[str, Any]:
     return {"dropped_records": records.to_dict(), "dropped_texts": texts.to_dict()}
 
 
-def split_table(
-    store: Store, name: str, records: Sequence[Record], sizes: SplitConfig
+def split_tables(
+    store: Store, splits: Mapping[str, Sequence[Record]], sizes: SplitConfig
 ) -> dict[str, Any]:
-    """Return sizes, sources, lengths in characters and four samples of a split."""
-    by_source = store.db.execute(
-        "SELECT json_extract(body, '$.source'), count(*) FROM placed JOIN records USING (seq)"
-        " WHERE split = ? GROUP BY 1",
-        (name,),
+    """Return sizes, sources, lengths in characters and four samples of each split."""
+    sources = store.rows(
+        "SELECT split, source, count(*) FROM placed JOIN records USING (seq)"
+        " GROUP BY ALL ORDER BY source"
     )
-    counted = "SELECT count(DISTINCT component) FROM placed WHERE split = ?"
-    lengths = {kind: _lengths(store, name, role) for kind, role in _KINDS.items()}
+    lengths = store.rows(
+        "SELECT split, role, chars, count(*) FROM placed JOIN uses USING (seq)"
+        " GROUP BY ALL ORDER BY chars"
+    )
     return {
-        "requested": getattr(sizes, name) or None,  # None: gl of protocol knowledge
-        "records": len(records),
-        "components": store.number(counted, name),
-        "groups": store.number(
-            "SELECT count(DISTINCT grp) FROM placed JOIN members USING (seq) WHERE split = ?", name
-        ),
-        "by_source": dict(sorted(by_source)),
-        "characters": {kind: quantiles for kind, quantiles in lengths.items() if quantiles},
-        "samples": [_sample(record) for record in records[:_SAMPLES]],
+        name: {
+            "requested": getattr(sizes, name) or None,  # None: gl of protocol knowledge
+            "records": len(records),
+            "components": _distinct(store, "component FROM placed", name),
+            "groups": _distinct(store, "grp FROM placed JOIN members USING (seq)", name),
+            "by_source": {source: n for split, source, n in sources if split == name},
+            "characters": {
+                kind: quantiles
+                for kind, role in _KINDS.items()
+                if (quantiles := _quantiles(lengths, name, role))
+            },
+            "samples": [_sample(record) for record in records[:_SAMPLES]],
+        }
+        for name, records in splits.items()
     }
 
 
-def _lengths(store: Store, split: str, role: int) -> dict[str, int]:
-    """Return quantiles of the length of one kind of text in a split."""
-    part = "FROM uses JOIN placed USING (seq) WHERE split = ? AND role = ?"
-    count = store.number(f"SELECT count(*) {part}", split, role)
-    if not count:
+def _distinct(store: Store, part: str, split: str) -> int:
+    """Return the number of different values that `part` (COLUMN FROM ...) selects in a split."""
+    return store.number(f"SELECT count(*) FROM (SELECT DISTINCT {part} WHERE split = ?)", split)
+
+
+def _quantiles(lengths: list[tuple[str, int, int, int]], name: str, role: int) -> dict[str, int]:
+    """Return quantiles of the length of one kind of text in a split; lengths: see the query."""
+    counts = [(chars, n) for split, of, chars, n in lengths if (split, of) == (name, role)]
+    if not counts:
         return {}
-    places = {round(q * (count - 1)) for q in _QUANTILES.values()}
-    ordered = store.db.execute(f"SELECT chars {part} ORDER BY chars", (split, role))
-    at = {place: chars for place, (chars,) in enumerate(ordered) if place in places}
-    return {name: at[round(q * (count - 1))] for name, q in _QUANTILES.items()}
+    ends = np.cumsum([n for _, n in counts])
+    places = {name: round(q * (int(ends[-1]) - 1)) for name, q in _QUANTILES.items()}
+    return {
+        name: counts[int(np.searchsorted(ends, place, "right"))][0]
+        for name, place in places.items()
+    }
 
 
 def _sample(record: Record) -> dict[str, Any]:

@@ -1,16 +1,17 @@
 """Turn raw files into records, splits and shards: everything that `lbr-ds prepare` does.
 
 1. Find the sources' files and hash them; a folder made from the same files is reused.
-2. Read and clean them into a store on disk, without exact duplicates (`collect.py`, `cleaning.py`).
+2. Read and clean them into a store on disk, without exact duplicates (`collect.py`, `cleaning.py`,
+   `exact_duplicates.py`).
 3. Find near duplicates (`near_duplicates.py`), form components and groups (`groups.py`), divide
    them into gl, cl and eval (`splits.py`; for the knowledge protocol `knowledge.py`, with a control
    split), remove negatives that leak (`leaks.py`).
 4. Write the shards beside the folder, and prove from them that eval leaks nowhere (`leaks.py`).
 5. Write manifest.json and curation.json, and rename everything into place.
 
-Each step is stored with its result; an interrupted run resumes after the last one. Memory grows by
-about 50 bytes per distinct text (`near_duplicates.py`); the work folder takes about three times the
-text and 600 bytes per distinct text.
+Each step is stored with its result; an interrupted run resumes after the last one. Records are in
+files that all processes write, and what is known of them in a DuckDB database (`store.py`). The
+work folder takes the size of the texts and about 900 bytes per distinct text, beside the shards.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from lbr_ds.corpora.collect import Collected, collect
 from lbr_ds.corpora.curate import knowledge, language, leaks, trained_texts
 from lbr_ds.corpora.curate.groups import drop_near_duplicates, find_families, group_records
 from lbr_ds.corpora.curate.splits import divide
-from lbr_ds.corpora.store import Records, Store, Stored
+from lbr_ds.corpora.store import Store
+from lbr_ds.corpora.stored import Records, Stored
 from lbr_ds.corpora.token_counts import Room, room, tokenizer_json
-from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, PeerFailed, Unreachable
 from lbr_ds.instructions import SIDES, Instructed
 from lbr_ds.shards import Manifest, ShardFile, teacher, write_split
 from lbr_ds.shards.in_use import refuse_in_use
@@ -48,7 +50,7 @@ from lbr_ds.system.atomic import (
     try_recover,
 )
 from lbr_ds.system.failures import writing
-from lbr_ds.system.process_pool import kept_processes
+from lbr_ds.system.process_pool import is_spread, kept_processes
 from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -107,9 +109,9 @@ def prepare(
     refuse_in_use(folder)
     with (
         writing(folder),
-        atomic_folder(folder, key=fingerprint, check=refuse_foreign) as new,
+        atomic_folder(folder, key=fingerprint, check=refuse_foreign, keep_on=_resumed()) as new,
         closing(Store(new.parent)) as store,
-        kept_processes(),
+        kept_processes(new.parent / "phases"),
     ):
         manifest = Manifest(new, {}, table, seed, fingerprint, lbr_ds.__version__)
         counter = new.parent / "tokenizer.json" if tokenizer else None
@@ -120,6 +122,11 @@ def prepare(
         collected = collect(data, corpora, str(counter or ""), store, progress)
         made = _make(data, collected, store, manifest, space, apart, progress)
     return {**made, "reused": False}
+
+
+def _resumed() -> tuple[type[Exception], ...]:
+    """Return the errors after which the work is kept: of a server, or of a node among others."""
+    return (EnvironmentProblem, PeerFailed, OSError) if is_spread() else (Unreachable,)
 
 
 def _check(data: DataConfig) -> None:
@@ -157,7 +164,8 @@ def _make(
         ),
         "groups": lambda: group_records(store, manifest.seed),
         "divide": lambda: split(store, data.splits, dropped),
-        "negatives": lambda: leaks.remove_leaking_negatives(store, removed),
+        "negatives": lambda: leaks.remove_leaking_texts(store, removed),
+        "labels": store.write_labels,
     }
     for name, work in stages.items():
         if not store.recall(name):
@@ -192,14 +200,11 @@ def _write_splits(
     data: DataConfig, store: Store, manifest: Manifest, apart: set[str], progress: Progress
 ) -> dict[str, Any]:
     """Write all splits and name their shards in the manifest; return their audits."""
-    with closing(Records(store.path)) as read:
+    with closing(Records(store.files)) as read:
         stored = {name: Stored(read, store.seqs_of(name)) for name in data.split_names}
         for name, records in stored.items():
             manifest.splits[name] = _write(records, name, store, manifest, data, apart, progress)
-        return {
-            name: audit.split_table(store, name, records, data.splits)
-            for name, records in stored.items()
-        }
+        return audit.split_tables(store, stored, data.splits)
 
 
 def _write(
@@ -232,9 +237,11 @@ def _write(
 
 def _sources(store: Store, seqs: array[int], names: set[str]) -> list[str]:
     """Return the source of each record; OTHERS for one that is not among `names`."""
-    rows = store.db.execute("SELECT seq, json_extract(body, '$.source') FROM records")
     known = {name: name for name in names}  # one string for all records of a source
-    found = {seq: known.get(source, OTHERS) for seq, source in rows}
+    found = [OTHERS] * store.total
+    for batch in store.batches("SELECT seq, source FROM records"):
+        for seq, source in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            found[seq] = known.get(source, OTHERS)
     return [found[seq] for seq in seqs]
 
 

@@ -1,283 +1,310 @@
-"""Hold the records while they are prepared: an SQLite file and a file of MinHash signatures.
+"""Hold what `prepare` knows of the records: a DuckDB database, and files that any process reads.
 
-Both are in the work folder, so that memory does not grow with the corpus.
+Processes that clean write parts (`parts.py`); `stored.py` reads records and texts from them. The
+database, which this process alone opens, has numbers and names:
 
-records    seq, id, the source's group, pair, judges, body (JSON); in reading order. pair: 1 for a
-           question with answers, 0 for a passage or a fact, NULL until `knowledge.py` has decided;
-           judges: 1 for a record of a source that only evaluates (role eval)
-texts      num, key, text: every distinct normalised text, numbered from 0
+parts      which parts are written, see `parts.Part`
+read_rows  a view of the rows of all parts with their numbers `seq`, until texts are gathered
+records    seq, id, source, the source's group, instructions, pair, judges; without duplicates.
+           instruction: NULL for a passage; pair: true for a question with answers, false for a
+           passage or a fact, NULL until `knowledge.py` has decided; judges: true for a record of a
+           source that only evaluates (role eval)
+texts      num: every distinct normalised text, numbered from 0; hi and lo, the halves of its key;
+           and the first record that has it, in which role and place
 uses       which record has which text, in which role, and its length in characters
 families   of each text: its family of near duplicates, and the leader of its cluster
 members    the component and the group of each record
 components, groups  their labels; of a component also size and number of pairs
 placed     the component and split of each record that is kept
+removed    the uses that records lose when they are written, since they would leak
 state      progress: one JSON value per name, committed together with the work it describes
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
+import os
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, overload
-from urllib.parse import quote
+from typing import Any
+
+import duckdb
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+from duckdb.func import PythonUDFType
+from numpy.typing import NDArray
 
 from lbr_ds.corpora.curate.near_duplicates import SIGNATURE_BYTES
-from lbr_ds.records import Record
-from lbr_ds.shards.writer import Lazy
+from lbr_ds.corpora.formats.interface import Piece
+from lbr_ds.corpora.parts import Part, rows_file, signatures_file
+from lbr_ds.corpora.store_files import Values
+from lbr_ds.corpora.stored import NEGATIVE, PLACES, USE, Bodies, Files, Texts
+from lbr_ds.system.atomic import write_json
+from lbr_ds.system.process_pool import cores
 
-QUERY, POSITIVE, PASSAGE, NEGATIVE = range(4)  # the roles of a text in a record
-_CACHE_KIB = 4_096
-_AT_ONCE = 256  # values that one query looks for
+_MEMORY, _ROW_BYTES = 512 << 20, 100  # of the database at least, and for each row
+_BATCH = 1 << 16  # rows of a result that are in memory at once
 _TABLES = """
-CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS state (name VARCHAR PRIMARY KEY, value VARCHAR);
+CREATE TABLE IF NOT EXISTS parts
+    (number INTEGER, name VARCHAR, piece VARCHAR, rows INTEGER, records INTEGER, bad INTEGER,
+     fault VARCHAR);
 CREATE TABLE IF NOT EXISTS records
-    (seq INTEGER PRIMARY KEY, id TEXT, own_group TEXT, pair INTEGER, judges INTEGER, body TEXT);
-CREATE TABLE IF NOT EXISTS identities (identity BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS texts (num INTEGER PRIMARY KEY, key BLOB UNIQUE, text TEXT);
+    (seq INTEGER, id VARCHAR, source VARCHAR, own_group VARCHAR, instruction VARCHAR,
+     document_instruction VARCHAR, pair BOOLEAN, judges BOOLEAN);
+CREATE TABLE IF NOT EXISTS texts
+    (num INTEGER, hi UBIGINT, lo UBIGINT, first_seq INTEGER, first_role TINYINT,
+     first_place INTEGER, signature INTEGER);
 CREATE TABLE IF NOT EXISTS uses
-    (seq INTEGER, role INTEGER, place INTEGER, num INTEGER, chars INTEGER,
-     PRIMARY KEY (seq, role, place)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS families (num INTEGER PRIMARY KEY, family INTEGER, cluster INTEGER);
-CREATE TABLE IF NOT EXISTS members (seq INTEGER PRIMARY KEY, component INTEGER, grp INTEGER);
-CREATE TABLE IF NOT EXISTS groups (grp INTEGER PRIMARY KEY, label TEXT);
+    (seq INTEGER, role TINYINT, place INTEGER, num INTEGER, chars INTEGER);
+CREATE TABLE IF NOT EXISTS families (num INTEGER, family INTEGER, cluster INTEGER);
+CREATE TABLE IF NOT EXISTS members (seq INTEGER, component INTEGER, grp INTEGER);
+CREATE TABLE IF NOT EXISTS groups (grp INTEGER, label VARCHAR);
 CREATE TABLE IF NOT EXISTS components
-    (component INTEGER PRIMARY KEY, label TEXT, draw BLOB, size INTEGER, pairs INTEGER);
-CREATE TABLE IF NOT EXISTS placed (seq INTEGER PRIMARY KEY, component INTEGER, split TEXT);
+    (component INTEGER, label VARCHAR, draw BLOB, size INTEGER, pairs INTEGER);
+CREATE TABLE IF NOT EXISTS placed (seq INTEGER, component INTEGER, split VARCHAR);
+CREATE TABLE IF NOT EXISTS removed (seq INTEGER, role TINYINT, place INTEGER);
 """
 
 
-class Use(NamedTuple):
-    """A text of a record: its role, its place among those of this role, and its key."""
+class Store:
+    """The tables, and the operations that several steps need. Changes are made inside `step`.
 
-    role: int
-    place: int
-    key: bytes
-    text: str
-
-
-class Entry(NamedTuple):
-    """A cleaned record as it is stored.
-
-    Attributes:
-        id: Its id.
-        group: The source's group.
-        pair: The value of the column `pair`.
-        judges: Whether it only evaluates.
-        body: The record without its group, as JSON.
-        identity: Equal for exact duplicates.
-        uses: Its texts.
+    Args:
+        folder: The work folder.
     """
 
-    id: str
-    group: str
-    pair: bool | None
-    judges: bool
-    body: str
-    identity: bytes
-    uses: list[Use]
-
-
-class Store:
-    """The tables, and the operations that several steps need. Changes are made inside `step`."""
-
     def __init__(self, folder: Path) -> None:
-        self.signatures_path = folder / "signatures"
-        self.path = folder / "records.sqlite"
-        self.db = sqlite3.connect(self.path, isolation_level=None)
-        self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self.db.execute("PRAGMA temp_store = FILE")
-        self.db.executescript(f"BEGIN; {_TABLES} COMMIT;")
-        self.texts = self.number("SELECT count(*) FROM texts")
-        self.records = self.number("SELECT count(*) FROM records")
-        # Cut off what an interrupted run wrote after its last commit.
-        self._signatures = self.signatures_path.open("ab")
-        self._signatures.truncate(self.texts * SIGNATURE_BYTES)
+        self.files = Files(folder)
+        self.files.parts.mkdir(exist_ok=True)
+        self.db: duckdb.DuckDBPyConnection = duckdb.connect(
+            folder / "store.duckdb",
+            config={
+                "threads": cores(),
+                "memory_limit": f"{_MEMORY}B",
+                "temp_directory": str(folder / "spilled"),
+                "autoinstall_known_extensions": False,
+            },
+        )
+        self.db.execute(_TABLES)
+        self.body, self.text = Bodies(self.files), Texts(self.files)
+        self.total = self.recall("rows") or 0
+        self._grant_memory()
 
     def close(self) -> None:
-        """Close both files."""
-        self._signatures.close()
-        self.db.close()
-
-    def number(self, query: str, *values: Any) -> int:
-        """Return the single number that `query` selects; 0 for NULL."""
-        return self.db.execute(query, values).fetchone()[0] or 0
+        """Close all files."""
+        for file in (self.body, self.text, self.db):
+            file.close()
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Commit all changes made inside, or none of them."""
-        self.db.execute("BEGIN IMMEDIATE")
+        self.db.begin()
         try:
             yield
-            self._signatures.flush()
-            self.db.execute("COMMIT")
+            self.db.commit()
         except BaseException:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
+            with suppress(duckdb.Error):  # an error of the disk has ended the transaction
+                self.db.rollback()
             raise
 
     def recall(self, name: str) -> Any:
         """Return the value that `remember` stored under a name, else None."""
-        row = self.db.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
-        return json.loads(row[0]) if row else None
+        found = self.rows("SELECT value FROM state WHERE name = ?", name)
+        return json.loads(found[0][0]) if found else None
 
     def remember(self, name: str, value: Any) -> None:
         """Store a JSON value under a name."""
-        text = json.dumps(value)
-        self.db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, text))
+        self.db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value)))
 
-    def places_of_ids(self, ids: list[str]) -> dict[str, str]:
-        """Return where the ids that are already taken were read."""
-        return dict(self._found("SELECT id, place FROM ids WHERE id IN", ids))
+    def number(self, query: str, *values: Any) -> int:
+        """Return the single number that `query` selects; 0 for NULL."""
+        return self.rows(query, *values)[0][0] or 0
 
-    def known_identities(self, identities: list[bytes]) -> set[bytes]:
-        """Return which of the identities earlier records have."""
-        query = "SELECT identity FROM identities WHERE identity IN"
-        return {identity for (identity,) in self._found(query, identities)}
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the few rows that `query` selects."""
+        return self.db.execute(query, values).fetchall()
 
-    def nums_of(self, keys: list[bytes]) -> dict[bytes, int]:
-        """Return the numbers of the texts with these keys, as far as they are known."""
-        return dict(self._found("SELECT key, num FROM texts WHERE key IN", keys))
+    def arrays(self, query: str, *values: Any) -> tuple[NDArray[Any], ...]:
+        """Return the columns of numbers that `query` selects."""
+        return tuple(self.db.execute(query, values).fetchnumpy().values())
 
-    def _found(self, query: str, values: list[Any]) -> Iterator[Any]:
-        """Yield the rows for the values, `_AT_ONCE` of them in one query."""
-        for first in range(0, len(values), _AT_ONCE):
-            part = values[first : first + _AT_ONCE]
-            yield from self.db.execute(f"{query} ({', '.join('?' * len(part))})", part)
+    def batches(self, query: str, *values: Any) -> Iterator[pa.RecordBatch]:
+        """Yield what `query` selects; the next query may run when this is finished."""
+        yield from self.db.sql(query, params=values).to_arrow_reader(_BATCH)
 
-    def take_ids(self, places: dict[str, str]) -> None:
-        """Take ids that are new; places: where each was read."""
-        self.db.executemany("INSERT INTO ids VALUES (?, ?)", places.items())
+    def insert(self, table: str, **columns: Any) -> None:
+        """Insert rows, given as lists or arrays of the columns."""
+        self.db.register("given", pa.table(columns))
+        self.db.execute(f"INSERT INTO {table} BY NAME FROM given")
+        self.db.unregister("given")
 
-    def add(self, entries: list[Entry], signatures: dict[bytes, bytes]) -> None:
-        """Append records with new identities, and their texts with their signatures by key."""
-        numbers = self.nums_of(list(dict.fromkeys(use.key for e in entries for use in e.uses)))
-        texts: list[tuple[int, bytes, str]] = []
-        rows: list[tuple[Any, ...]] = []
-        uses: list[tuple[int, int, int, int, int]] = []
-        for seq, entry in enumerate(entries, self.records):
-            rows.append((seq, entry.id, entry.group, entry.pair, entry.judges, entry.body))
-            for role, place, known, text in entry.uses:
-                number = numbers.setdefault(known, self.texts)
-                if number == self.texts:
-                    texts.append((number, known, text))
-                    self._signatures.write(signatures[known])
-                    self.texts += 1
-                uses.append((seq, role, place, number, len(text)))
-        self.records += len(entries)
-        identities = ((entry.identity,) for entry in entries)
-        self.db.executemany("INSERT INTO identities VALUES (?)", identities)
-        self.db.executemany("INSERT INTO texts VALUES (?, ?, ?)", texts)
-        self.db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", rows)
-        self.db.executemany("INSERT INTO uses VALUES (?, ?, ?, ?, ?)", uses)
+    def define(self, name: str, function: Callable[[str], bytes]) -> None:
+        """Define a function of strings with values of bytes for queries."""
 
-    def num_of(self, known: bytes) -> int | None:
-        """Return the number of the text with this key, None if there is none."""
-        row = self.db.execute("SELECT num FROM texts WHERE key = ?", (known,)).fetchone()
-        return row[0] if row else None
+        def of_all(strings: Any) -> pa.Array:
+            return pa.array([function(one) for one in strings.to_pylist()], pa.binary())
+
+        with suppress(duckdb.InvalidInputException):  # there is none yet
+            self.db.remove_function(name)
+        self.db.create_function(name, of_all, ["VARCHAR"], "BLOB", type=PythonUDFType.ARROW)
+
+    def delete_records(self, seqs: Any) -> None:
+        """Delete records with the uses of their texts."""
+        self.db.execute("CREATE TEMP TABLE gone (seq INTEGER)")
+        self.insert("gone", seq=pa.array(seqs, pa.int32()))
+        for table in ("uses", "records"):
+            self.db.execute(f"DELETE FROM {table} WHERE seq IN (FROM gone)")
+        self.db.execute("DROP TABLE gone")
+
+    def parts(self, number: int) -> list[Part]:
+        """Return the parts of a source that are written, in order."""
+        rows = self.rows("FROM parts WHERE number = ? ORDER BY name", number)
+        return [
+            Part(number, name, Piece(*json.loads(piece)) if piece else None, *counts)
+            for _, name, piece, *counts in rows
+        ]
+
+    def add_part(self, part: Part) -> None:
+        """Store that a part is written."""
+        piece = json.dumps(part.piece[:-1]) if part.piece else None  # without its bytes
+        self.db.execute(
+            "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (part.number, part.name, piece, *part[3:]),
+        )
+
+    def drop_parts(self, number: int) -> None:
+        """Forget the parts of a source."""
+        self.db.execute("DELETE FROM parts WHERE number = ?", (number,))
+
+    def begin_tables(self) -> None:
+        """Define `read_rows`, once all parts are written."""
+        parts = self.rows("SELECT name, rows FROM parts ORDER BY number, name")
+        ends = np.cumsum([0, *(rows for _, rows in parts)]).tolist()
+        names = [name for name, _ in parts]
+        write_json(self.files.index, [ends[:-1], names])
+        self.total = ends[-1]
+        self.remember("rows", self.total)
+        self._grant_memory()
+        files = [str(rows_file(self.files.parts, name)) for name in names]
+        self.db.execute("CREATE OR REPLACE TEMP TABLE firsts (filename VARCHAR, first BIGINT)")
+        self.insert("firsts", filename=files, first=ends[:-1])
+        listed = ", ".join("'" + name.replace("'", "''") + "'" for name in files)
+        self.db.execute(
+            "CREATE OR REPLACE TEMP VIEW read_rows AS"
+            " SELECT (first + file_row_number)::INTEGER AS seq, found.* EXCLUDE (filename,"
+            f" file_row_number) FROM read_parquet([{listed}], filename = true,"
+            " file_row_number = true) AS found JOIN firsts USING (filename)"
+        )
+
+    def _grant_memory(self) -> None:
+        """Give the database memory for its size."""
+        free = psutil.virtual_memory().available // 2
+        memory = max(_MEMORY, min(self.total * _ROW_BYTES, free))
+        self.db.execute(f"SET memory_limit = '{memory}B'")
+
+    def _index(self) -> tuple[list[int], list[str]]:
+        """Return the first `seq` and the name of each part."""
+        firsts, names = json.loads(self.files.index.read_bytes())
+        return firsts, names
+
+    @property
+    def texts(self) -> int:
+        """How many distinct texts there are."""
+        return self.number("SELECT count(*) FROM texts")
+
+    def gather_texts(self, signed: bool) -> None:
+        """Write the files of `Texts` and `Comparison`: of each text its place and its signature.
+
+        Then the parts have only the records.
+        """
+        query = "SELECT first_seq, first_role, first_place FROM texts ORDER BY num"
+        with self.files.places.open("wb") as file:
+            for batch in self.batches(query):
+                places = np.empty(batch.num_rows, PLACES)
+                for name, column in zip(PLACES.fields or (), batch.columns, strict=True):
+                    places[name] = column.to_numpy()
+                file.write(places.tobytes())
+        if signed:
+            self._gather_signatures()
+        self.db.execute("DROP VIEW IF EXISTS read_rows")
+        for ending in (".rows", ".signatures"):
+            for path in self.files.parts.glob(f"*{ending}"):
+                path.unlink()
+
+    def _gather_signatures(self) -> None:
+        """Append the signatures of the parts in the order of the texts' numbers.
+
+        The files of the parts are removed on the way. An interrupted run resumes at the text that
+        comes next.
+        """
+        firsts, names = self._index()
+        with self.files.signatures.open("ab") as file:
+            done = file.tell() // SIGNATURE_BYTES
+            file.truncate(done * SIGNATURE_BYTES)
+            query = "SELECT first_seq, signature FROM texts WHERE num >= ? ORDER BY num"
+            for batch in self.batches(query, done):
+                seqs, numbers = (column.to_numpy() for column in batch.columns)
+                parts = np.searchsorted(firsts, seqs, "right") - 1
+                starts = np.flatnonzero(np.diff(parts, prepend=-1)).tolist()
+                for begin, end in pairwise([*starts, len(parts)]):
+                    path = signatures_file(self.files.parts, names[parts[begin]])
+                    values = np.fromfile(path, np.dtype((np.void, SIGNATURE_BYTES)))
+                    file.write(values[numbers[begin:end]].tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+                for name in names[parts[0] : parts[-1]]:
+                    signatures_file(self.files.parts, name).unlink(missing_ok=True)
+
+    def write_labels(self) -> None:
+        """Write the files that `Records` needs beside the parts."""
+        numbers = np.zeros(self.total, np.int32)
+        query = (
+            "SELECT seq, number FROM members JOIN (SELECT grp, row_number() OVER (ORDER BY grp) - 1"
+            " AS number FROM groups) USING (grp)"
+        )
+        for batch in self.batches(query):
+            seqs, groups = (column.to_numpy() for column in batch.columns)
+            numbers[seqs] = groups
+        numbers.tofile(self.files.groups)
+        with closing(Values(self.files.labels, 0)) as labels:
+            for batch in self.batches("SELECT label FROM groups ORDER BY grp"):
+                names = pa.array(batch.column(0)).cast(pa.large_binary())
+                labels.add_joined(b"".join(names.to_pylist()), pc.binary_length(names).to_numpy())
+        (uses,) = self.arrays(f"SELECT {USE} AS number FROM removed ORDER BY number")
+        uses.tofile(self.files.removed)
+
+    def families(self) -> NDArray[np.int32]:
+        """Return the family of each text."""
+        # DuckDB keeps the order of insertion (`preserve_insertion_order`), here and in `links`.
+        return self.arrays("SELECT family FROM families")[0]
+
+    def links(self, what: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return the texts that link records: for each use its record, ascending, and `what`.
+
+        what: "family" or "cluster" of the text.
+        """
+        seqs, numbers = self.arrays("SELECT seq, num FROM uses WHERE role < ?", NEGATIVE)
+        return seqs, self.arrays(f"SELECT {what} FROM families")[0][numbers]
+
+    def kept_records(self, sources: int) -> list[int]:
+        """Return how many records of each source there are."""
+        rows = self.rows("SELECT number, sum(rows) FROM parts GROUP BY number")
+        read = dict(rows)
+        ends = np.cumsum([read.get(number, 0) for number in range(sources)])
+        (seqs,) = self.arrays("SELECT seq FROM records")
+        return np.diff(np.searchsorted(np.sort(seqs), ends), prepend=0).tolist()
 
     def seqs_of(self, split: str) -> array[int]:
         """Return the records of a split, in random order that does not depend on the reading."""
-        ordered = self.db.execute(
+        (seqs,) = self.arrays(
             "SELECT seq FROM placed JOIN components USING (component) JOIN records USING (seq)"
             " WHERE split = ? ORDER BY draw, id",
-            (split,),
+            split,
         )
-        return array("q", (seq for (seq,) in ordered))
-
-
-class _Reader:
-    """Read the file of a store. A copy sent to another process opens it again."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._open: sqlite3.Connection | None = None
-
-    def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        return type(self), (self._path,)
-
-    @property
-    def _db(self) -> sqlite3.Connection:
-        if self._open is None:
-            self._open = sqlite3.connect(f"file:{quote(str(self._path))}?mode=ro", uri=True)
-        return self._open
-
-    def close(self) -> None:
-        """Close this process's connection."""
-        if self._open is not None:
-            self._open.close()
-
-
-class Texts(_Reader):
-    """Return the text with a number."""
-
-    def __call__(self, number: int) -> str:
-        """Return a text."""
-        query = "SELECT text FROM texts WHERE num = ?"
-        return str(self._db.execute(query, (number,)).fetchone()[0])
-
-
-class Records(_Reader):
-    """Return records as they will be written: with their groups and the negatives that are left."""
-
-    def __call__(self, seqs: Sequence[int]) -> list[Record]:
-        """Return the records with these numbers, which are distinct."""
-        query = (
-            "SELECT seq, body, label FROM records JOIN members USING (seq) JOIN groups USING (grp)"
-            f" WHERE seq IN ({', '.join('?' * len(seqs))})"
-        )
-        rows = {seq: (body, label) for seq, body, label in self._db.execute(query, list(seqs))}
-        return [self._record(seq, *rows[seq]) for seq in seqs]
-
-    def _record(self, seq: int, body: str, label: str) -> Record:
-        fields = {**json.loads(body), "group": label}
-        if "negatives" in fields:
-            left = self._db.execute(
-                "SELECT place FROM uses WHERE seq = ? AND role = ? ORDER BY place", (seq, NEGATIVE)
-            )
-            places = [place for (place,) in left]
-            for name in ("negatives", "negative_scores"):
-                if name in fields:
-                    fields[name] = [fields[name][place] for place in places]
-        return Record(**fields)
-
-
-class Stored(Lazy):
-    """Records of the store, each read when it is accessed."""
-
-    def __init__(self, read: Records, seqs: array[int]) -> None:
-        self._read, self.seqs = read, seqs
-
-    def __len__(self) -> int:
-        return len(self.seqs)
-
-    @overload
-    def __getitem__(self, place: int) -> Record: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Record]: ...
-    def __getitem__(self, place: int | slice) -> Record | list[Record]:
-        if isinstance(place, slice):
-            return self._read(self.seqs[place])
-        return self._read([self.seqs[place]])[0]
-
-    def __iter__(self) -> Iterator[Record]:
-        for first in range(0, len(self.seqs), _AT_ONCE):
-            yield from self._read(self.seqs[first : first + _AT_ONCE])
-
-    def part(self, places: Sequence[int]) -> Stored:
-        """Return those of the records that are at `places`."""
-        return Stored(self._read, array("q", (self.seqs[place] for place in places)))
-
-
-def roles(record: Record) -> list[tuple[int, str, list[str]]]:
-    """Return (role, name of the field, texts) for each role of texts in a record."""
-    return [
-        (QUERY, "query", [record.query] if record.query else []),
-        (POSITIVE, "positives", record.positives),
-        (PASSAGE, "text", [record.text] if record.text else []),
-        (NEGATIVE, "negatives", record.negatives),
-    ]
+        return array("q", seqs.astype(np.int64).tobytes())

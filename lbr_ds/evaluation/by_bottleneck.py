@@ -1,7 +1,7 @@
 """Score retrieval with the first k bottleneck tokens alone, for several k.
 
-A model that was trained with `bottleneck.nested` or `bottleneck.ratio` serves any number of them;
-fewer make a text shorter to encode.
+Fewer tokens make a text shorter to encode. They cost little, also for a model that was trained with
+all of them (recipes/README.md).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import functools
 import logging
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from lbr_ds.errors import ConfigError
 from lbr_ds.evaluation.by_bottleneck import score_counts
 from lbr_ds.evaluation.compression import check_dimensions, score_compressed
 from lbr_ds.evaluation.contamination import check_overlap
+from lbr_ds.evaluation.documents import Documents
 from lbr_ds.evaluation.generation import score_generation
 from lbr_ds.evaluation.judgements import Judgements
 from lbr_ds.evaluation.layers import score_layers
@@ -285,11 +287,11 @@ def _score_all(
         encoder.warn_of_several_instructions()
     measure = _compression(encoder, resolved, options)
     # Vectors of the held-out tasks, by data folder: its tasks share one corpus.
-    documents: dict[str, dict[str, np.ndarray]] = {}
+    documents: dict[str, Documents] = defaultdict(functools.partial(Documents, keep=world.first))
     scores = {}
     with show_progress() if world.first else nullcontext(no_progress) as progress:
         for number, task in enumerate(tasks, 1):
-            known = documents.setdefault(getattr(task, "place", ""), {})
+            known = documents[getattr(task, "place", "")]
             scores[task.metadata.name] = score_task(
                 encoder, task, options.batch_size, show, known, measure
             )

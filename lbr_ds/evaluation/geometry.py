@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,21 +18,35 @@ _SAMPLE = 10_000  # passages that uniformity uses, evenly spaced: pairs grow wit
 Indices = Sequence[Sequence[int]]
 
 
+class Matrix(Protocol):
+    """(N, D): an array, or rows that are read when they are indexed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
 MEASURES = ("separation_ratio", "alignment", "uniformity", "effective_rank")
 
 
 def measure(
-    queries: np.ndarray, passages: np.ndarray, own: Indices, mates: Indices
+    queries: np.ndarray, passages: Matrix, own: Indices, mates: Indices
 ) -> dict[str, float | None]:
     """Return the four measures below of one held-out set; None where one is not defined.
 
     Args:
         queries: (Q, D), any float dtype and length; normalised here.
-        passages: (N, D), likewise. Uniformity uses at most 10,000 of them, evenly spaced.
+        passages: (N, D), likewise; what is no array is read in parts. Uniformity uses at most
+            10,000 of them, evenly spaced.
         own: For each query the indices of its relevant passages.
         mates: For each query the indices of passages that count neither as its own nor as others.
     """
-    queries, passages = normalised(queries), normalised(passages)
+    queries = normalised(queries)
+    passages = normalised(passages) if isinstance(passages, np.ndarray) else _Normalised(passages)
     some = passages[np.linspace(0, len(passages) - 1, min(len(passages), _SAMPLE)).astype(int)]
     values = {
         "separation_ratio": separation_ratio(queries, passages, own, mates),
@@ -42,9 +57,7 @@ def measure(
     return {k: round(v, 5) if math.isfinite(v) else None for k, v in values.items()}
 
 
-def separation_ratio(
-    queries: np.ndarray, passages: np.ndarray, own: Indices, mates: Indices
-) -> float:
+def separation_ratio(queries: np.ndarray, passages: Matrix, own: Indices, mates: Indices) -> float:
     """Return the mean cosine distance of a query to other passages, over that to its own.
 
     The paper (section 3) names a Separation Ratio, but the available text does not define it. Here:
@@ -53,7 +66,7 @@ def separation_ratio(
     passage; larger is better. queries (Q, D) and passages (N, D) are normalised. Queries without
     another passage are ignored; NaN when none is left, inf when all coincide with their own.
     """
-    total = passages.sum(0, dtype=np.float64)
+    total = _sum(passages)
     near, far = [], []
     for query, mine, others in zip(queries.astype(np.float64), own, mates, strict=True):
         mine = list(mine)
@@ -70,7 +83,7 @@ def separation_ratio(
     return float(np.mean(far)) / distance if distance > 1e-12 else math.inf
 
 
-def alignment(queries: np.ndarray, passages: np.ndarray, own: Indices) -> float:
+def alignment(queries: np.ndarray, passages: Matrix, own: Indices) -> float:
     """Return the mean squared distance of a query to its passages (Wang and Isola 2020, alpha 2).
 
     For normalised vectors: 0 when each pair coincides, 2 when unrelated. NaN without pairs.
@@ -105,7 +118,7 @@ def uniformity(vectors: np.ndarray) -> float:
     return math.log(total / (count * (count - 1) / 2))
 
 
-def effective_rank(vectors: np.ndarray) -> float:
+def effective_rank(vectors: Matrix) -> float:
     """Return exp of the entropy of the singular values' shares (Roy and Vetterli 2007).
 
     vectors (N, D) are not centred: 1 when all are parallel (collapse), D when every direction is
@@ -121,6 +134,28 @@ def effective_rank(vectors: np.ndarray) -> float:
     shares = singular / singular.sum()
     shares = shares[shares > 0]
     return math.exp(-(shares * np.log(shares)).sum())
+
+
+def _sum(vectors: Matrix) -> np.ndarray:
+    """Return the sum of all rows, (D,) float64, added one after the other."""
+    total = np.zeros(vectors.shape[1])
+    for start in range(0, len(vectors), _TILE):
+        tile = vectors[start : start + _TILE].astype(np.float64)
+        total = np.concatenate([total[None], tile]).sum(0)
+    return total
+
+
+class _Normalised:
+    """Rows that are normalised when they are read."""
+
+    def __init__(self, rows: Matrix) -> None:
+        self._rows, self.shape = rows, rows.shape
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return normalised(self._rows[index])
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import mteb
 import numpy as np
@@ -18,9 +18,18 @@ from mteb.models import MTEBModels
 
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.evaluation import geometry
+from lbr_ds.evaluation.documents import Documents
 from lbr_ds.evaluation.judgements import Judgements
 from lbr_ds.evaluation.models import OwnModel
 from lbr_ds.evaluation.tasks import HeldOutTask
+
+
+class Seen(TypedDict):
+    """Vectors by id."""
+
+    query: dict[str, np.ndarray]
+    document: Documents
+
 
 Measure = Callable[[np.ndarray, np.ndarray, Judgements], dict[str, Any]]
 METRICS = ("recall_at_10", "ndcg_at_10", "mrr_at_10")
@@ -31,7 +40,7 @@ def score_task(
     task: AbsTask,
     batch_size: int = 64,
     show: bool | None = None,
-    known: dict[str, np.ndarray] | None = None,
+    known: Documents | None = None,
     measure: Measure | None = None,
 ) -> dict[str, Any]:
     """Score one task by mteb, without its result cache; averaged over splits and languages.
@@ -41,7 +50,8 @@ def score_task(
         task: A held-out task, whose vectors are measured too, or an official one.
         batch_size: Texts per forward pass of sentence-transformers models.
         show: Whether to show mteb's progress bars; None: on a terminal.
-        known: {id: vector} of held-out documents that need no encoding; new ones are added.
+        known: Vectors of held-out documents that need no encoding; new ones are added. If it does
+            not keep them, only mteb's scores are computed, and they mean nothing.
         measure: `measure(queries, documents, judgements)` returns further scores of the vectors of
             a held-out task.
 
@@ -73,19 +83,19 @@ def score_task(
         task.unload_data()
         return scores
     scores |= {"by_source": parts} if (parts := task.by_source()) else {}
-    if all(seen.values()):
+    if all(seen.values()) and seen["document"].keep:
         queries = np.stack([seen["query"][i] for i in task.judged.queries])
-        documents = np.stack([seen["document"][i] for i in task.judged.documents])
+        documents = seen["document"].rows(list(task.judged.documents))
         own = task.judged.document_indices()
         scores |= geometry.measure(queries, documents, *own)
-        scores |= measure(queries, documents, task.judged) if measure else {}
+        scores |= measure(queries, documents[:], task.judged) if measure else {}
     return scores
 
 
 @contextlib.contextmanager
 def recorded(
-    encoder: Any, task: HeldOutTask | None, documents: dict[str, np.ndarray] | None = None
-) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+    encoder: Any, task: HeldOutTask | None, documents: Documents | None = None
+) -> Iterator[Seen]:
     """Record the vectors that `encoder` returns: {"query" or "document": {id: vector}}.
 
     An lbr-ds model gets the texts of a held-out task with their instructions. Models without one
@@ -96,22 +106,24 @@ def recorded(
         task: A held-out task; None: record nothing.
         documents: Vectors that are known already, see `score_task`.
     """
-    seen = {"query": dict[str, np.ndarray](), "document": {} if documents is None else documents}
+    seen: Seen = {"query": {}, "document": Documents() if documents is None else documents}
     encode: Callable[..., Any] | None = getattr(encoder, "encode", None) if task else None
     instructed = task if isinstance(encoder, OwnModel) else None
 
     def record(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         assert encode is not None
-        side = kwargs["prompt_type"].value
-        known = seen[side]
-        if known and all(i in known for i in inputs.dataset["id"]):
-            return np.stack([known[i] for i in inputs.dataset["id"]])
+        side, ids = kwargs["prompt_type"].value, list(inputs.dataset["id"])
+        known = seen["document"]
+        if side == "document" and known and all(i in known for i in ids):
+            return known.rows(ids)[:]
         if instructed is not None:
-            kwargs["instructed"] = instructed.texts(side, inputs.dataset["id"])
+            kwargs["instructed"] = instructed.texts(side, ids)
         vectors = encode(inputs, *args, **kwargs)
         rows = torch.as_tensor(vectors).float().cpu().numpy()
-        if rows.ndim == 2:
-            known.update(zip(inputs.dataset["id"], rows, strict=True))
+        if rows.ndim == 2 and side == "document":
+            known.add(ids, rows)
+        elif rows.ndim == 2:
+            seen["query"].update(zip(ids, rows, strict=True))
         return vectors
 
     if encode is not None:

@@ -57,8 +57,8 @@ def export(
             and generation, instead of the base model that embedding servers load.
         onnx: Whether to write `onnx/` too.
         int8: Whether to write 8-bit weights in ONNX too; implies `onnx`.
-        bottleneck: Append only the first so many bottleneck tokens; for a model that was trained
-            with `bottleneck.nested` or `bottleneck.ratio`.
+        bottleneck: Append only the first so many bottleneck tokens. `lbr-ds eval --bottleneck`
+            says what it costs.
 
     Returns:
         The content of parity.json.

@@ -1,6 +1,6 @@
 """BM25 over the pool, by bm25s (Lucene's variant, k1 1.5, b 0.75).
 
-Memory: about five times the text of the pool while it is indexed; then 8 bytes for each distinct
+Memory: about six times the text of the pool while it is indexed; then 8 bytes for each distinct
 word of each passage, and 4 bytes a passage for the query in hand.
 """
 
@@ -34,8 +34,8 @@ def rank(pool: Pool, count: int, progress: Progress = no_progress) -> Iterator[R
     index.index((places, numbers), show_progress=False)
     del places
     everything = np.arange(len(pool.passages))
-    for number, record in enumerate(pool.queries):
-        known = (index.vocab_dict.get(word) for word in words(record.query))
+    for number, query in enumerate(pool.queries):
+        known = (index.vocab_dict.get(word) for word in words(query))
         ids = [i for i in known if i is not None]
         scores = index.get_scores_from_ids(ids) if ids else np.zeros(len(everything), np.float32)
         positive = float(scores[pool.positives[number]].min(initial=np.inf))

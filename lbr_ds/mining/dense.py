@@ -1,9 +1,14 @@
 """Exact search by inner product, block by block: every query meets every passage.
 
-Memory: (QUERIES, BLOCKS * ROWS) scores and the block that they come from, whatever the corpus: with
-4096 dimensions about 70 MB. The rankings of QUERIES queries are stored in `WORK/KEY/00000.npz` ...,
-in one rename each: ranks share them, and a killed run resumes after its last complete one. A block
-of scores is one product of the same shape either way, so the result does not depend on the ranks.
+Some queries are searched together (`config.mining.searched_together`, 8,192 or fewer). Memory holds
+their vectors, the scores of BLOCKS * ROWS passages and the best so far, whatever the corpus: with
+4096 dimensions about 400 MB. It is allocated once and used again, because arrays of 1 to 30 MB that
+live for different times fragment the heap of glibc, which then takes several GB.
+
+The vectors of the passages are read once for these queries, and their rankings are stored in
+`WORK/KEY/00000.npz` ..., in one rename each: ranks share them, and a killed run resumes after its
+last complete one. A block of scores is one product of the same shape either way, so the result does
+not depend on the ranks.
 
 No approximate index is used: the pool of one domain is small enough, and an exact search gives the
 same negatives on every machine. FAISS's exact index is not used either. On 50,000 passages of 384
@@ -24,16 +29,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lbr_ds.config.mining import searched_together
 from lbr_ds.distributed import World
 from lbr_ds.mining.pool import Pool
-from lbr_ds.mining.ranking import Ranking, best
-from lbr_ds.mining.vectors import Vectors
+from lbr_ds.mining.ranking import Ranking
 from lbr_ds.system.atomic import atomic_file
+from lbr_ds.system.blocks import Vectors
 from lbr_ds.system.progress import Progress, no_progress
 
-QUERIES = 1024  # at once
-BLOCKS = 8  # of passages that are scored before the best are taken
-_Best = tuple[NDArray[np.int64], NDArray[np.float32]]  # passages and scores, the best first
+BLOCKS = 2  # of passages that are scored before those that may be among the best are selected
 
 
 def rank(
@@ -49,9 +53,10 @@ def rank(
     Rankings that `rank_share` or an earlier run has stored below `work` are read.
     """
     folder = work / rank_key(pool, queries, passages, count)
-    for start in range(0, queries.count, QUERIES):
-        yield from _stored(pool, queries, passages, count, start, folder)
-        progress("search", min(start + QUERIES, queries.count), queries.count)
+    for start in range(0, queries.count, searched_together(queries.count, count)):
+        found = _stored(pool, queries, passages, count, start, folder)
+        progress("search", start + len(found), queries.count)
+        yield from found
 
 
 def rank_share(
@@ -64,27 +69,29 @@ def rank_share(
     progress: Progress = no_progress,
 ) -> None:
     """Store this rank's share of the rankings of `rank`: every `world.size`-th block of queries."""
-    folder = work / rank_key(pool, queries, passages, count)
-    for start in range(world.rank * QUERIES, queries.count, world.size * QUERIES):
-        _stored(pool, queries, passages, count, start, folder)
-        progress("search", min(start + QUERIES, queries.count), queries.count)
+    folder, several = (
+        work / rank_key(pool, queries, passages, count),
+        searched_together(queries.count, count),
+    )
+    for start in range(world.rank * several, queries.count, world.size * several):
+        found = _stored(pool, queries, passages, count, start, folder)
+        progress("search", start + len(found), queries.count)
 
 
 def rank_key(pool: Pool, queries: Vectors, passages: Vectors, count: int) -> str:
     """Return 20 hex digits that identify the vectors, what is excluded, and `count`."""
-    names = f"{queries.folder.name} {passages.folder.name} {count} {QUERIES} {BLOCKS}"
-    digest = hashlib.sha256(names.encode())
-    for query in range(len(pool.queries)):
-        digest.update(pool.banned(query).tobytes() + b"/" + pool.positives[query].tobytes() + b"\n")
-    return digest.hexdigest()[:20]
+    vectors = f"{queries.folder.name} {passages.folder.name}"
+    names = f"{vectors} {pool.digest} {count} {searched_together(queries.count, count)} {BLOCKS}"
+    return hashlib.sha256(names.encode()).hexdigest()[:20]
 
 
 def _stored(
     pool: Pool, queries: Vectors, passages: Vectors, count: int, start: int, folder: Path
 ) -> list[Ranking]:
     """Return the rankings of the queries from `start` on; make and store them when missing."""
-    path = folder / f"{start // QUERIES:05d}.npz"
-    numbers = np.arange(start, min(start + QUERIES, queries.count))
+    several = searched_together(queries.count, count)
+    path = folder / f"{start // several:05d}.npz"
+    numbers = np.arange(start, min(start + several, queries.count))
     found = _load(path, len(numbers))
     if found is None:
         found = _rank(pool, queries, passages, count, numbers)
@@ -121,47 +128,114 @@ def _rank(
     """Return the best passages for the queries `numbers`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = torch.from_numpy(queries.rows(numbers)).to(device)
-    found: list[_Best] = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in numbers]
     banned = [pool.banned(number) for number in numbers.tolist()]
-    for first, scores in _scores(rows, passages):
-        for i, columns, values in _above(scores, found, count):
-            ids = first + columns
-            kept = ~np.isin(ids, banned[i], assume_unique=True)
-            ids, values = np.concatenate([found[i][0], ids[kept]]), values[kept]
-            found[i] = best(np.concatenate([found[i][1], values]), ids, count)
+    owners, ids = np.repeat(np.arange(len(banned)), list(map(len, banned))), np.concatenate(banned)
+    order = np.argsort(ids, kind="stable")
+    owners, ids = owners[order], ids[order]
+    found, block = _Best(len(banned), count), _Block(rows, passages)
+    for first, scores in block.scores():
+        within = slice(*np.searchsorted(ids, (first, first + scores.shape[1])).tolist())
+        scores[owners[within], ids[within] - first] = -np.inf
+        hits = block.hits(scores, torch.from_numpy(found.floors).to(device), count)
+        places, columns = (part.cpu().numpy() for part in hits.nonzero(as_tuple=True))
+        found.add(places, first + columns, scores[hits].cpu().numpy())  # in the order of `nonzero`
     return [
-        Ranking(*found[i], positive_score(pool, queries, passages, number))
-        for i, number in enumerate(numbers.tolist())
+        Ranking(*best_of, positive_score(pool, queries, passages, number))
+        for best_of, number in zip(found.rankings(), numbers.tolist(), strict=True)
     ]
 
 
-def _above(
-    scores: torch.Tensor, found: list[_Best], count: int
-) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield (query, columns, scores) of what may be among the best of each query.
+class _Block:
+    """The scores of some queries for a block of passages, in memory that the next block takes over.
 
-    Only scores above the lowest of `count` are: an equal one has a higher number. They are selected
-    on the device, so that few leave it after the first blocks.
+    Args:
+        rows: (Q, D) vectors of the queries.
+        passages: All vectors of passages.
     """
-    floors = [values[-1] if len(values) == count else -np.inf for _, values in found]
-    for i in np.flatnonzero(np.isneginf(floors)).tolist():
-        yield i, np.arange(scores.shape[1]), scores[i].cpu().numpy()
-    floor = torch.tensor(floors, dtype=torch.float32, device=scores.device)
-    hits = (scores > floor[:, None]) & ~torch.isneginf(floor)[:, None]
-    rows, columns = (part.cpu().numpy() for part in hits.nonzero(as_tuple=True))
-    values = scores[hits].cpu().numpy()  # in the order of `nonzero`
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    ends = np.append(starts, len(rows))[1:]
-    for begin, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        yield int(rows[begin]), columns[begin:end], values[begin:end]
+
+    def __init__(self, rows: torch.Tensor, passages: Vectors) -> None:
+        self._rows, self._all = rows, passages
+        longest = BLOCKS * passages.longest_part
+        self._passages = np.empty((longest, passages.dimension), np.float32)
+        self._scores = rows.new_empty(len(rows) * longest)
+        self._hits = torch.empty_like(self._scores, dtype=torch.bool)
+
+    def scores(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield (number of the first passage, (Q, n) scores of it and the next), block by block."""
+        parts = self._all.parts()
+        while several := list(islice(parts, BLOCKS)):
+            count = sum(len(part) for _, part in several)
+            np.concatenate([part for _, part in several], out=self._passages[:count])
+            columns = torch.from_numpy(self._passages[:count]).to(self._rows.device).T
+            out = self._scores[: len(self._rows) * count].view(-1, count)
+            yield several[0][0], torch.mm(self._rows, columns, out=out)
+
+    def hits(self, scores: torch.Tensor, floors: torch.Tensor, count: int) -> torch.Tensor:
+        """Return which scores may be among the `count` best of their query.
+
+        Only scores above the lowest of a full ranking are: an equal one has a higher number. While
+        a ranking is not full, only the best of these scores are; equal ones are settled by `_Best`.
+        """
+        hits = self._hits[: scores.numel()].view(scores.shape)
+        torch.gt(scores, floors[:, None], out=hits)
+        if count < scores.shape[1] and torch.isneginf(floors).any():
+            hits &= scores >= scores.topk(count, 1, sorted=True).values[:, -1:]
+        return hits
 
 
-def _scores(rows: torch.Tensor, passages: Vectors) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (number of the first passage, scores of the queries `rows` for the next passages)."""
-    parts = passages.parts()
-    while several := list(islice(parts, BLOCKS)):
-        blocks = (torch.from_numpy(np.array(block)).to(rows.device) for _, block in several)
-        yield several[0][0], torch.cat([rows @ block.T for block in blocks], 1)
+class _Best:
+    """The best passages of some queries so far; the best first, equal ones by number.
+
+    Passages that are added wait until they are as many as the rankings hold, since all rankings are
+    sorted at once. The rankings are the first half of three arrays, those that wait the second.
+
+    Args:
+        queries: The number of queries.
+        count: Passages of a ranking.
+    """
+
+    def __init__(self, queries: int, count: int) -> None:
+        self._shape, self._ranked, self._used = (queries, count), queries * count, queries * count
+        self._owners = np.tile(np.repeat(np.arange(queries), count), 2)
+        self._ids = np.full(2 * self._ranked, np.iinfo(np.int64).max)  # after all that exist
+        self._scores = np.full(2 * self._ranked, -np.inf, np.float32)
+
+    @property
+    def floors(self) -> NDArray[np.float32]:
+        """The lowest score of each ranking; -inf until it is full."""
+        return self._scores[: self._ranked].reshape(self._shape)[:, -1].copy()
+
+    def add(
+        self, owners: NDArray[np.int64], ids: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> None:
+        """Add passages with their scores for the queries `owners`."""
+        done = 0
+        while done < len(ids):
+            part = slice(done, done + len(self._ids) - self._used)
+            done += len(ids[part])
+            free = slice(self._used, self._used + len(ids[part]))
+            self._owners[free], self._ids[free] = owners[part], ids[part]
+            self._scores[free] = scores[part]
+            self._used = free.stop
+            if self._used == len(self._ids):
+                self._sort()
+
+    def _sort(self) -> None:
+        """Take what waits into the rankings."""
+        ids, scores = self._ids[: self._used], self._scores[: self._used]
+        owners, (queries, count) = self._owners[: self._used], self._shape
+        order = np.lexsort((ids, -scores, owners))
+        found = np.bincount(owners, minlength=queries)
+        first = order[(np.cumsum(found) - found)[:, None] + np.arange(count)].reshape(-1)
+        ids[: self._ranked], scores[: self._ranked] = ids[first], scores[first]
+        self._used = self._ranked
+
+    def rankings(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield the passages and the scores of each query."""
+        self._sort()
+        rankings = (a[: self._ranked].reshape(self._shape) for a in (self._ids, self._scores))
+        for ids, scores in zip(*rankings, strict=True):
+            yield ids[scores > -np.inf], scores[scores > -np.inf]
 
 
 def positive_score(pool: Pool, queries: Vectors, passages: Vectors, number: int) -> float:

@@ -1,10 +1,12 @@
 """Add hard negatives to cl: everything that `lbr-ds mine` does.
 
-Memory: the text of cl and of the passages, five times that while BM25 indexes it, and the hashes of
-eval's texts; vectors stay on disk and pass through in blocks (`vectors.py`, `dense.py`).
+Memory: texts and vectors stay on disk and pass through in blocks (`stored.py`, `vectors.py`,
+`dense.py`); the first rank holds hashes of the texts (`pool.py`), then 8 bytes for each negative.
+BM25 indexes in memory, see there.
 
-Vectors and rankings are stored in `DATA.mining/`, beside DATA: a killed command resumes there, and
-mining again with other rules encodes and searches nothing. It may be deleted at any time.
+Texts, vectors and rankings are stored in `DATA.mining/`, beside DATA: a killed command resumes
+there, and mining again with other rules encodes and searches nothing. It may be deleted at any
+time.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -30,22 +31,24 @@ from lbr_ds.corpora.prepare import MINING
 from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import DataError
-from lbr_ds.mining.pool import Pool
+from lbr_ds.mining.audit import TEACHERS, Chosen, audit_of
+from lbr_ds.mining.pool import META, Pool, make_pool
 from lbr_ds.mining.ranking import Ranking
+from lbr_ds.mining.remade import Mined
 from lbr_ds.mining.rewrite import TEACH, fingerprint_before, on_ranks, rewrite, source_split
-from lbr_ds.mining.rules import Chooser, Guide, Negative
-from lbr_ds.mining.vectors import Vectors, embed, embed_share, is_key
-from lbr_ds.records import Record
+from lbr_ds.mining.rules import Chooser, Guide
+from lbr_ds.mining.vectors import embed, embed_share, is_key
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.shards.in_use import refuse_in_use
-from lbr_ds.system.atomic import check_replaceable
+from lbr_ds.system.atomic import atomic_folder, check_replaceable
+from lbr_ds.system.blocks import Vectors
+from lbr_ds.system.failures import writing
 from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
-EXAMPLES = 10
 _RULES = 2  # increase it when the same settings would give other negatives
-_TEACHERS = {"score_with", "teacher_vectors"}  # keys of `teach.py`
-_CHARS = 600  # of a text shown in the audit
+_POOL = "pool"  # the event that rank 0 signals when the passages are on disk
+_FORMAT = 1  # of a pool on disk
 
 
 def mine(
@@ -87,10 +90,10 @@ def _mine(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
         log.info("%s holds these negatives already, reused", folder)
         return {**json.loads((folder / MINING).read_bytes()), "reused": True}
     refuse_in_use(folder, ["cl"])  # stage 1 may continue: the other splits keep their bytes
-    records, pool = _read(run, manifest)
+    pool = _pool(run, manifest, progress)
     chooser, chosen = _search(run, pool, encoders, work_folder(manifest), progress)
-    audit = _audit(run, pool, chooser, chosen, encoders, fingerprint)
-    mined = _with_negatives(records, pool, chosen)
+    audit = audit_of(run, pool, chooser, chosen, encoders, fingerprint)
+    mined = Mined.of(manifest.folder, source_split(manifest), pool, chosen.negatives)
     rewrite(manifest, mined, audit, run.data.records_per_shard, progress)
     return {**audit, "reused": False}
 
@@ -107,9 +110,13 @@ def encode(
     manifest = Manifest.load(run.data.local_folder.resolve())
     encoders, work = _encoders(run.mining), work_folder(manifest)
     if encoders and not _holds(manifest, _fingerprint(run, manifest, encoders)):
-        _, pool = _read(run, manifest)
+        if not world.first:
+            world.wait_for(_POOL)
+        pool = _pool(run, manifest, progress, make=world.first)
+        if world.first:
+            world.signal(_POOL)
         for encoder in encoders.values():
-            embed_share(_queries(pool), encoder, "query", work, world, progress)
+            embed_share(pool.asked, encoder, "query", work, world, progress)
             embed_share(pool.instructed, encoder, "document", work, world, progress)
         world.barrier()
         if "dense" in encoders:
@@ -134,20 +141,42 @@ def work_folder(manifest: Manifest) -> Path:
     return manifest.folder.with_name(f"{manifest.folder.name}.mining")
 
 
-def _read(run: RunConfig, manifest: Manifest) -> tuple[list[Record], Pool]:
-    """Return cl as it was prepared, and its queries and passages."""
-    folder = manifest.folder
-    records = list(read_split(folder, source_split(manifest)))
-    others = read_split(folder, "gl") if "gl" in run.mining.passages else ()
-    held_out = [read_split(folder, name) for name in leaks.JUDGED if name in manifest.splits]
-    pool = Pool.of(records, others, chain(*held_out))
+def _pool(
+    run: RunConfig, manifest: Manifest, progress: Progress = no_progress, *, make: bool = True
+) -> Pool:
+    """Return the queries of cl as it was prepared and the passages.
+
+    make: Whether to make the files if needed; the first rank has made them for the others.
+    """
+    folder = work_folder(manifest) / _pool_key(run, manifest)
+    if make and not folder.is_dir():
+        source = source_split(manifest)
+        names = [source, *(["gl"] if "gl" in run.mining.passages else [])]
+        held_out = [name for name in leaks.JUDGED if name in manifest.splits]
+        folder.parent.mkdir(exist_ok=True)
+        with writing(folder), atomic_folder(folder) as new:
+            make_pool(
+                new,
+                read_split(manifest.folder, source),
+                chain(*(read_split(manifest.folder, name) for name in names[1:])),
+                chain(*(read_split(manifest.folder, name) for name in held_out)),
+                progress,
+                sum(manifest.records(name) for name in names),
+            )
+    pool = Pool(folder)
     if not pool.queries:
-        raise DataError(f"{folder}: cl holds no query, only passages; there is nothing to mine for")
-    return records, pool
+        place = manifest.folder
+        raise DataError(f"{place}: cl holds no query, only passages; there is nothing to mine for")
+    return pool
 
 
-def _queries(pool: Pool) -> list[str]:
-    return [record.instructed_query() for record in pool.queries]
+def _pool_key(run: RunConfig, manifest: Manifest) -> str:
+    """Return 20 hex digits that identify the shards that passages and queries come from."""
+    others = ["gl"] if "gl" in run.mining.passages else []
+    names = (source_split(manifest), *others, *leaks.JUDGED)
+    shards = [[shard.sha256 for shard in manifest.splits.get(name, [])] for name in names]
+    plain = json.dumps([_FORMAT, lbr_ds.__version__, len(others), shards])
+    return hashlib.sha256(plain.encode()).hexdigest()[:20]
 
 
 def _encoders(mining: MiningConfig) -> dict[str, Encoder]:
@@ -166,7 +195,7 @@ def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, Encoder
         for s in manifest.splits.get(name, [])
     ]
     settings = json.loads(
-        run.mining.model_dump_json(exclude={"model", "guide", "trust_remote_code", *_TEACHERS})
+        run.mining.model_dump_json(exclude={"model", "guide", "trust_remote_code", *TEACHERS})
     )
     models = {part: encoder.fingerprint for part, encoder in encoders.items()}
     plain = [
@@ -187,10 +216,10 @@ def _search(
     encoders: dict[str, Encoder],
     work: Path,
     progress: Progress,
-) -> tuple[Chooser, list[list[Negative]]]:
+) -> tuple[Chooser, Chosen]:
     """Rank and choose, one query after the other; return the negatives of each."""
     last = run.mining.ranks[1]
-    searched = set[str]()
+    used = {pool.folder.name}
     vectors = {part: _vectors(pool, encoder, work, progress) for part, encoder in encoders.items()}
     ranked: dict[str, Iterator[Ranking]] = {}
     for method in run.mining.methods:
@@ -202,15 +231,14 @@ def _search(
             from lbr_ds.mining import dense
 
             ranked[method] = dense.rank(pool, *vectors["dense"], last, work, progress)
-            searched = {dense.rank_key(pool, *vectors["dense"], last)}
+            used.add(dense.rank_key(pool, *vectors["dense"], last))
     guide = _VectorGuide(pool, *vectors["guide"]) if "guide" in vectors else None
     chooser = Chooser(pool, run.mining, run.seed, guide, near_duplicate=run.data.near_duplicate)
-    chosen = [
-        chooser.choose(query, dict(zip(ranked, rankings, strict=True)))
-        for query, rankings in enumerate(zip(*ranked.values(), strict=True))
-    ]
-    used = {part.folder.name for pair in vectors.values() for part in pair} | searched
-    _forget_others(work, used)
+    chosen, draw = Chosen(), Random(run.seed)
+    for query, rankings in enumerate(zip(*ranked.values(), strict=True)):
+        chosen.add(chooser.choose(query, dict(zip(ranked, rankings, strict=True))), draw)
+    used |= {part.folder.name for pair in vectors.values() for part in pair}
+    _forget_others(work, used, pools_only=not encoders)
     return chooser, chosen
 
 
@@ -231,77 +259,17 @@ def _vectors(
 ) -> tuple[Vectors, Vectors]:
     """Return the vectors of the queries and of the passages; make those that are missing."""
     return (
-        embed(_queries(pool), encoder, "query", work, progress),
+        embed(pool.asked, encoder, "query", work, progress),
         embed(pool.instructed, encoder, "document", work, progress),
     )
 
 
-def _forget_others(work: Path, used: set[str]) -> None:
-    """Remove vectors and rankings of other texts or models, which nothing would read again."""
-    for folder in work.iterdir() if used else ():
-        if folder.name not in used and is_key(folder.name):
+def _forget_others(work: Path, used: set[str], *, pools_only: bool) -> None:
+    """Remove texts, vectors and rankings of other data or models: nothing would read them again.
+
+    pools_only: Only texts; a search by words alone says nothing about the others.
+    """
+    for folder in work.iterdir():
+        other = folder.name not in used and is_key(folder.name)
+        if other and (not pools_only or (folder / META).is_file()):
             shutil.rmtree(folder)
-
-
-def _with_negatives(
-    records: Sequence[Record], pool: Pool, chosen: Sequence[Sequence[Negative]]
-) -> list[Record]:
-    """Return the records in their order, mined negatives after the given ones."""
-    mined = iter(chosen)
-    made = []
-    for record in records:
-        found = [pool.passages[n.passage] for n in next(mined)] if record.query else []
-        # Mined negatives have no score of the teacher who scored the given ones.
-        scores = [] if found else record.negative_scores
-        negatives = record.negatives + found
-        made.append(replace(record, negatives=negatives, negative_scores=scores))
-    return made
-
-
-def _audit(
-    run: RunConfig,
-    pool: Pool,
-    chooser: Chooser,
-    chosen: Sequence[Sequence[Negative]],
-    encoders: dict[str, Encoder],
-    fingerprint: str,
-) -> dict[str, Any]:
-    """Return the content of mining.json, without times and paths, so that it is reproducible."""
-    tally = chooser.tally
-    mined = [query for query, negatives in enumerate(chosen) if negatives]
-    drawn = sorted(Random(run.seed).sample(mined, min(EXAMPLES, len(mined))))
-    return {
-        "fingerprint": fingerprint,
-        "program": lbr_ds.__version__,
-        "seed": run.seed,
-        "settings": json.loads(run.mining.model_dump_json(exclude=_TEACHERS)),
-        "models": {
-            part: {"name": e.name, "fingerprint": e.fingerprint} for part, e in encoders.items()
-        },
-        "passages": len(pool.passages),
-        "passages_left_out_as_held_out": pool.held_out,
-        "queries": len(pool.queries),
-        "candidates_seen": tally.seen,
-        "kept": tally.kept,
-        "dropped": dict(tally.dropped),
-        "queries_left_short": tally.short,
-        "queries_with_none": tally.none,
-        "examples": [_example(pool, query, chosen[query][0]) for query in drawn],
-    }
-
-
-def _example(pool: Pool, query: int, negative: Negative) -> dict[str, Any]:
-    """Return a query with its first positive and its first negative, truncated."""
-    record = pool.queries[query]
-    ratio = negative.score / negative.positive if negative.positive > 0 else None
-    return {
-        "id": record.id,
-        "query": record.query[:_CHARS],
-        "positive": record.positives[0][:_CHARS],
-        "negative": pool.passages[negative.passage][:_CHARS],
-        "method": negative.method,
-        "rank": negative.rank,
-        "score": round(negative.score, 4),
-        "score_of_positive": round(negative.positive, 4),
-        "ratio": None if ratio is None else round(ratio, 3),
-    }

@@ -14,10 +14,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+import numpy as np
 
 import lbr_ds
 from lbr_ds.corpora.curate import leaks, trained_texts
@@ -28,6 +31,7 @@ from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, teacher, verify, write_split
 from lbr_ds.shards.manifest import NAME, ShardFile
 from lbr_ds.shards.order import WRITE, permutation
+from lbr_ds.shards.writer import Lazy
 from lbr_ds.system.atomic import atomic_folder, recover
 from lbr_ds.system.failures import writing
 from lbr_ds.system.locate import file_sha256
@@ -216,13 +220,14 @@ def _owners(manifest: Manifest, verb: Verb) -> list[str]:
     return [shard.source for shard in shards for _ in range(shard.records)]
 
 
-def _before_shuffle(items: Sequence[T], seed: int) -> list[T]:
+def _before_shuffle(items: Sequence[T], seed: int) -> Sequence[T]:
     """Return the order that `write_split` shuffles into the order of `items`."""
     order = permutation(len(items), seed, WRITE)
-    given = list(items)
-    for place, number in enumerate(order.tolist()):
-        given[number] = items[place]
-    return given
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    if isinstance(items, Lazy):
+        return cast("Sequence[T]", items.part(array("q", places.tobytes())))
+    return [items[place] for place in places.tolist()]
 
 
 def _write_audit(path: Path, audit: dict[str, Any]) -> None:

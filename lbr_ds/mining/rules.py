@@ -126,7 +126,7 @@ class Chooser:
                 once[candidate.passage] = candidate
         ordered = list(once.values())
         if self.mining.pick == "random":
-            Random(f"{self.seed}:{self.pool.queries[query].id}").shuffle(ordered)
+            Random(f"{self.seed}:{self.pool.ids[query]}").shuffle(ordered)
         return ordered
 
     def _against(self, candidate: Negative, rankings: dict[str, Ranking]) -> str:

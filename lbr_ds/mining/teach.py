@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import replace
-from itertools import chain
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import lbr_ds
 from lbr_ds.config import RunConfig
@@ -25,19 +26,22 @@ from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import DataError
 from lbr_ds.mining.mine import work_folder
+from lbr_ds.mining.pairs import KEYS, Pairs, make_pairs
+from lbr_ds.mining.remade import Scored
 from lbr_ds.mining.rewrite import TEACH, fingerprint_before, on_ranks, rewrite
-from lbr_ds.mining.teachers import Embedder, Reranker, Texts, scorer
-from lbr_ds.records import Record
+from lbr_ds.mining.teachers import Embedder, Reranker, encode, encode_share, scorer
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.shards.in_use import refuse_in_use
-from lbr_ds.shards.teacher import teacher_vectors, text_key, write_teacher
-from lbr_ds.system.atomic import check_replaceable
+from lbr_ds.shards.teacher import teacher_vectors, write_teacher
+from lbr_ds.system.atomic import atomic_folder, check_replaceable
+from lbr_ds.system.failures import writing
 from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 _RULES = 1  # increase it when the same settings would give other scores or vectors
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_MINED = "mined"  # the event that rank 0 signals
+_MINED, _PAIRS = "mined", "pairs"  # events that rank 0 signals
+_FORMAT = 1  # of pairs on disk
 
 
 class _Teachers:
@@ -110,11 +114,15 @@ def _share(run: RunConfig, folder: Path, world: World, progress: Progress = no_p
     """Do this rank's share of the models' work, and leave the process group when all is done."""
     manifest, teachers = Manifest.load(folder.resolve()), _Teachers(run)
     if not _holds(manifest, teachers.fingerprint(run, manifest)):
-        records, work = _read(manifest), work_folder(manifest)
+        if not world.first:
+            world.wait_for(_PAIRS)
+        pairs, work = _pairs(manifest, make=world.first), work_folder(manifest)
+        if world.first:
+            world.signal(_PAIRS)
         if teachers.scores:
-            teachers.scores.share(records, work, world, progress)
+            teachers.scores.share(pairs, work, world, progress)
         if teachers.vectors:
-            Texts.of(records).encode_share(teachers.vectors, work, world, progress)
+            encode_share(pairs, teachers.vectors, work, world, progress)
     leave()
 
 
@@ -125,31 +133,28 @@ def _teach(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
         log.info("%s already has the scores and vectors of this teacher, reused", folder)
         return {**json.loads((folder / TEACHING).read_bytes()), "reused": True}
     refuse_in_use(folder, ["cl"])
-    records, work = _read(manifest), work_folder(manifest)
+    pairs, work = _pairs(manifest), work_folder(manifest)
     audit: dict[str, Any] = {"fingerprint": fingerprint, "program": lbr_ds.__version__}
-    taught = records
+    scores = None
     if teachers.scores:
-        taught = _with_scores(records, teachers.scores, work, progress)
-        audit["scores"] = _audit(taught, teachers.scores)
+        scores = _whole(teachers.scores.scores(pairs, work, progress), pairs.count)
+        audit["scores"] = _audit(pairs, scores, teachers.scores)
+    taught = Scored.of(manifest.folder, TEACH.source_split(manifest), pairs, scores)
     write = None
     if encoder := teachers.vectors:
-        texts = Texts.of(records)
-        queries, passages = texts.encode(encoder, work, progress)
+        queries, passages = encode(pairs, encoder, work, progress)
         dimension = queries.dimension
-        keys = [text_key(text, "query") for text in texts.queries]
-        keys += [text_key(text, "document") for text in texts.passages]
-        assert len(set(keys)) == len(keys)
         blocks = (block for part in (queries, passages) for _, block in part.parts())
         audit["vectors"] = {
             "name": encoder.name,
             "fingerprint": encoder.fingerprint,
-            "queries": len(texts.queries),
-            "passages": len(texts.passages),
+            "queries": len(pairs.queries),
+            "passages": len(pairs.passages),
             "dimension": dimension,
         }
 
         def write(new: Path) -> None:
-            write_teacher(new, keys, blocks, dimension)
+            write_teacher(new, pairs.keys, blocks, dimension)
 
     rewrite(manifest, taught, audit, run.data.records_per_shard, progress, verb=TEACH, write=write)
     teacher_vectors.cache_clear()  # this process may train next
@@ -162,50 +167,63 @@ def _holds(manifest: Manifest, fingerprint: str) -> bool:
     return same and (manifest.folder / TEACHING).is_file()
 
 
-def _read(manifest: Manifest) -> list[Record]:
-    records = list(read_split(manifest.folder, TEACH.source_split(manifest)))
-    if not any(record.query for record in records):
+def _pairs(manifest: Manifest, *, make: bool = True) -> Pairs:
+    """Return the queries of cl with their passages.
+
+    make: Whether to make the files if needed; the first rank has made them for the others.
+    """
+    split, work = TEACH.source_split(manifest), work_folder(manifest)
+    shards = [_FORMAT, lbr_ds.__version__, *(s.sha256 for s in manifest.shards(split))]
+    folder = work / hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:20]
+    if make and not folder.is_dir():
+        work.mkdir(exist_ok=True)
+        with writing(folder), atomic_folder(folder) as new:
+            make_pairs(new, read_split(manifest.folder, split))
+        for other in work.glob(f"*/{KEYS}"):  # of other data
+            if other.parent != folder:
+                shutil.rmtree(other.parent)
+    pairs = Pairs(folder)
+    if not len(pairs):
         raise DataError(
             f"{manifest.folder}: cl holds no query, only passages; a teacher scores passages for "
             "queries"
         )
-    return records
+    return pairs
 
 
-def _with_scores(
-    records: list[Record], teacher: Embedder | Reranker, work: Path, progress: Progress
-) -> list[Record]:
-    """Return the records with the teacher's scores in place of any others."""
-    found = teacher.scores(records, work, progress)
-    made = []
-    for record in records:
-        if record.query:
-            scores = [round(float(score), 6) for score in next(found)]
-            count = len(record.positives)
-            record = replace(record, positive_scores=scores[:count], negative_scores=scores[count:])
-        made.append(record)
-    return made
+def _whole(parts: Iterator[NDArray[np.float32]], count: int) -> NDArray[np.float32]:
+    """Return all parts in one array, 4 bytes for each pair."""
+    whole, first = np.empty(count, np.float32), 0
+    for part in parts:
+        whole[first : first + len(part)] = part
+        first += len(part)
+    assert first == count
+    return whole
 
 
-def _audit(records: list[Record], teacher: Embedder | Reranker) -> dict[str, Any]:
+def _audit(
+    pairs: Pairs, scores: NDArray[np.float32], teacher: Embedder | Reranker
+) -> dict[str, Any]:
     """Return what the scores look like; of several positives the lowest counts."""
-    scored = [record for record in records if record.query]
-    margins = np.array(
-        [min(r.positive_scores) - score for r in scored for score in r.negative_scores]
-    )
-    above = sum(any(score > min(r.positive_scores) for score in r.negative_scores) for r in scored)
-    every = list(chain.from_iterable(r.positive_scores for r in scored))
+    rounded = np.round(scores.astype(np.float64), 6)
+    ends, counts = pairs.passages_of.ends, np.asarray(pairs.positives)
+    starts = np.concatenate([[0], ends[:-1]])
+    owners = np.repeat(np.arange(len(pairs)), np.diff(ends, prepend=0))
+    positive = np.arange(len(scores)) < (starts + counts)[owners]
+    lowest = np.minimum.reduceat(np.where(positive, rounded, np.inf), starts)
+    margins = (lowest[owners] - rounded)[~positive]
+    above = np.unique(owners[~positive][margins < 0])
     audit: dict[str, Any] = {
         "name": teacher.name,
         "kind": teacher.kind,
         "fingerprint": teacher.fingerprint,
-        "queries": len(scored),
-        "positives": len(every),
+        "queries": len(pairs),
+        "positives": int(positive.sum()),
         "negatives": len(margins),
-        "queries_without_negatives": sum(not r.negatives for r in scored),
+        "queries_without_negatives": int((np.diff(ends, prepend=0) == counts).sum()),
         "negatives_above_the_positive": int((margins < 0).sum()),
-        "queries_with_a_negative_above": above,
-        "mean_positive_score": round(float(np.mean(every)), 4),
+        "queries_with_a_negative_above": len(above),
+        "mean_positive_score": round(float(rounded[positive].mean()), 4),
     }
     if len(margins):
         quantiles = np.quantile(margins, _QUANTILES)

@@ -7,10 +7,10 @@ command resumes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from lbr_ds.distributed import World
 from lbr_ds.encoder import Encoder, folder_hash, weights_hash
 from lbr_ds.instructions import Side
-from lbr_ds.mining import vectors
-from lbr_ds.mining.vectors import Vectors, block_of, embed, embed_share
-from lbr_ds.records import Record
+from lbr_ds.mining.pairs import Pairs
+from lbr_ds.mining.stored import StoredTexts
+from lbr_ds.mining.vectors import embed, embed_share
 from lbr_ds.runs import resolve_model
+from lbr_ds.system import blocks
+from lbr_ds.system.blocks import Vectors, block_of
 from lbr_ds.system.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -30,37 +32,21 @@ if TYPE_CHECKING:
 _PAIRS = 32  # in one forward pass
 
 
-class Texts(NamedTuple):
-    """The different texts of some records, as a model encodes them."""
+def encode(pairs: Pairs, encoder: Encoder, work: Path, progress: Progress) -> list[Vectors]:
+    """Return the vectors of queries and passages."""
+    return [embed(texts, encoder, side, work, progress) for texts, side in _sides(pairs)]
 
-    queries: list[str]
-    passages: list[str]
 
-    @classmethod
-    def of(cls, records: Iterable[Record]) -> Texts:
-        """Return the texts of all records with a query."""
-        queries: dict[str, None] = {}
-        passages: dict[str, None] = {}
-        for record in records:
-            if record.query:
-                queries[record.instructed_query()] = None
-                for text in (*record.positives, *record.negatives):
-                    passages[record.instructed_passage(text)] = None
-        return cls(list(queries), list(passages))
+def encode_share(
+    pairs: Pairs, encoder: Encoder, work: Path, world: World, progress: Progress
+) -> None:
+    """Make this rank's share of the vectors of queries and passages."""
+    for texts, side in _sides(pairs):
+        embed_share(texts, encoder, side, work, world, progress)
 
-    def encode(self, encoder: Encoder, work: Path, progress: Progress) -> tuple[Vectors, Vectors]:
-        """Return the vectors of queries and passages."""
-        return (
-            embed(self.queries, encoder, "query", work, progress),
-            embed(self.passages, encoder, "document", work, progress),
-        )
 
-    def encode_share(self, encoder: Encoder, work: Path, world: World, progress: Progress) -> None:
-        """Make this rank's share of the vectors."""
-        sides: tuple[tuple[list[str], Side], ...]
-        sides = (self.queries, "query"), (self.passages, "document")
-        for texts, side in sides:
-            embed_share(texts, encoder, side, work, world, progress)
+def _sides(pairs: Pairs) -> tuple[tuple[StoredTexts, Side], ...]:
+    return (pairs.queries, "query"), (pairs.passages, "document")
 
 
 class Embedder:
@@ -76,26 +62,18 @@ class Embedder:
         """See `Encoder`."""
         return self.encoder.fingerprint
 
-    def share(self, records: list[Record], work: Path, world: World, progress: Progress) -> None:
+    def share(self, pairs: Pairs, work: Path, world: World, progress: Progress) -> None:
         """Do this rank's share of what `scores` needs."""
-        Texts.of(records).encode_share(self.encoder, work, world, progress)
+        encode_share(pairs, self.encoder, work, world, progress)
 
     def scores(
-        self, records: list[Record], work: Path, progress: Progress = no_progress
+        self, pairs: Pairs, work: Path, progress: Progress = no_progress
     ) -> Iterator[NDArray[np.float32]]:
-        """Yield for each record with a query the scores of its positives, then its negatives."""
-        texts = Texts.of(records)
-        queries, passages = texts.encode(self.encoder, work, progress)
-        of_query = {text: number for number, text in enumerate(texts.queries)}
-        of_passage = {text: number for number, text in enumerate(texts.passages)}
-        for record in records:
-            if record.query:
-                own = [
-                    of_passage[record.instructed_passage(text)]
-                    for text in (*record.positives, *record.negatives)
-                ]
-                (row,) = queries.rows(np.array([of_query[record.instructed_query()]]))
-                yield passages.rows(np.array(own)) @ row
+        """Yield the scores of all pairs in order, a part of them at a time."""
+        queries, passages = encode(pairs, self.encoder, work, progress)
+        for number, own in enumerate(pairs.passages_of):
+            (row,) = queries.rows(pairs.query_of[number : number + 1])
+            yield passages.rows(own) @ row
 
 
 class Reranker:
@@ -133,47 +111,33 @@ class Reranker:
         )
         return np.asarray(found, np.float32).reshape(-1, 1)
 
-    def share(self, records: list[Record], work: Path, world: World, progress: Progress) -> None:
+    def share(self, pairs: Pairs, work: Path, world: World, progress: Progress) -> None:
         """Make this rank's share of the blocks of scores: every `world.size`-th."""
-        self._blocks(records, work, world, progress)
+        for _ in self._blocks(pairs, work, world, progress):
+            pass
 
     def scores(
-        self, records: list[Record], work: Path, progress: Progress = no_progress
+        self, pairs: Pairs, work: Path, progress: Progress = no_progress
     ) -> Iterator[NDArray[np.float32]]:
-        """Yield for each record with a query the scores of its positives, then its negatives."""
-        blocks = self._blocks(records, work, World(), progress)
-        flat = np.concatenate([block[:, 0] for block in blocks]) if blocks else np.empty(0)
-        first = 0
-        for record in records:
-            if record.query:
-                count = len(record.positives) + len(record.negatives)
-                yield flat[first : first + count].astype(np.float32)
-                first += count
+        """Yield the scores of all pairs in order, a part of them at a time."""
+        for block in self._blocks(pairs, work, World(), progress):
+            yield block[:, 0]
 
     def _blocks(
-        self, records: list[Record], work: Path, world: World, progress: Progress
-    ) -> list[NDArray[np.float32]]:
-        """Return every `world.size`-th block, from that of this rank on."""
-        pairs = [
-            (record.query, text)
-            for record in records
-            if record.query
-            for text in (*record.positives, *record.negatives)
-        ]
-        folder, rows, blocks = work / self._key(pairs), vectors.ROWS, []
-        for first in range(world.rank * rows, len(pairs), world.size * rows):
-            part = pairs[first : first + rows]
-            blocks.append(block_of(folder, first // rows, len(part), partial(self._rate, part)))
-            progress(f"score ({self.name})", first + len(part), len(pairs))
-        return blocks
+        self, pairs: Pairs, work: Path, world: World, progress: Progress
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield every `world.size`-th block, from that of this rank on."""
+        rows, count = blocks.ROWS, pairs.count
+        names = f"{self.fingerprint} pairs {rows} {pairs.digest}"
+        folder = work / hashlib.sha256(names.encode()).hexdigest()[:20]
+        for first in range(world.rank * rows, count, world.size * rows):
+            last = min(first + rows, count)
+            make = partial(self._rate_of, pairs, first, last)
+            yield block_of(folder, first // rows, last - first, make)
+            progress(f"score ({self.name})", last, count)
 
-    def _key(self, pairs: Sequence[tuple[str, str]]) -> str:
-        """Return 20 hex digits that identify these pairs and this model."""
-        digest = hashlib.sha256(f"{self.fingerprint} pairs {vectors.ROWS}\n".encode())
-        for pair in pairs:
-            for raw in (text.encode() for text in pair):
-                digest.update(f"{len(raw)}:".encode() + raw)
-        return digest.hexdigest()[:20]
+    def _rate_of(self, pairs: Pairs, first: int, last: int) -> NDArray[np.float32]:
+        return self._rate(list(pairs.bare(first, last)))
 
 
 def scorer(name: str, *, trust_remote_code: bool = False) -> Embedder | Reranker:

@@ -11,10 +11,9 @@ from lbr_ds.batching import TextTokenizer, pack, split_by_tokens
 from lbr_ds.model.bottleneck import Card, load_tokenizer
 from lbr_ds.model.complete import check_positions, load_causal
 from lbr_ds.model.embedder import Embedder
+from lbr_ds.plan.pace import encoded_together
 from lbr_ds.system.environment import cpu_lacks_bf16
 from lbr_ds.system.progress import Progress, no_progress
-
-_BATCH_TOKENS = {False: 2048, True: 16384}  # on a CPU more do not fit its cache
 
 
 class PackedEncoder:
@@ -78,7 +77,7 @@ class PackedEncoder:
             batch_tokens: tokens of one forward; None: enough to keep the device busy.
             progress: whether to show a bar.
         """
-        batch_tokens = batch_tokens or _BATCH_TOKENS[self.device.type == "cuda"]
+        batch_tokens = batch_tokens or encoded_together(cpu=self.device.type != "cuda")
         sequences = self.tokenizer.embed(texts)
         order = sorted(range(len(texts)), key=lambda i: -len(sequences[i]))
         sequences = [sequences[i] for i in order]

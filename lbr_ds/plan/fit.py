@@ -34,9 +34,15 @@ def memory_on(
 ) -> Memory:
     """Return the memory of one rank; on CPU ranks with the copy that is saved in the background."""
     cpu = cluster.gpu.cpu
-    memory = memory_of(
-        shape, layout, work, world=cluster.world, checkpointing=checkpointing, gpu=not cpu
+    memory, *others = (
+        memory_of(
+            shape, layout, part, world=cluster.world, checkpointing=checkpointing, gpu=not cpu
+        )
+        for part in work.parts
     )
+    for other in others:
+        phases = {name: max(size, other.phases[name]) for name, size in memory.phases.items()}
+        memory = dataclasses.replace(memory, phases=phases)
     if not cpu or not run.every.save_async:
         return memory
     numbers = layout.master_width + 2 * layout.moment_width

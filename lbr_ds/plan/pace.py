@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbr_ds.plan.flops import flops
+from lbr_ds.plan.flops import causal_pairs, flops
 from lbr_ds.plan.gpus import Gpu
 from lbr_ds.plan.memory import head_chunks, layer_activations
 from lbr_ds.plan.shape import Shape
@@ -127,6 +127,39 @@ def device_seconds(
         + _head_seconds(shape, work, width, reached, bandwidth, cpu=gpu.cpu),
         backward=both - once + (once if checkpointing else 0.0),
     )
+
+
+def encoding_seconds(shape: Shape, texts: int, length: int, gpu: Gpu, *, width: int) -> float:
+    """Return how long a device takes to encode texts: a forward without gradient and head.
+
+    Args:
+        shape: the model.
+        texts: number of texts.
+        length: tokens of each, with its bottleneck.
+        gpu: the device.
+        width: bytes of an activation.
+    """
+    packed = max(1, encoded_together(cpu=gpu.cpu) // length)
+    work = Work(
+        stage=2,
+        sequences=texts,
+        length=length,
+        supervised=0,
+        copies=0,
+        pairs=float(causal_pairs(length)),
+        packed=packed,
+        micro_batches=-(-texts // packed),
+        cached=False,
+        queries=0,
+        candidates=0,
+    )
+    busy = device_seconds(shape, work, gpu, width=width, checkpointing=False)
+    return max(busy.forward, shape.layers * work.micro_batches * HOST[0].forward)
+
+
+def encoded_together(*, cpu: bool) -> int:
+    """Return the tokens of one forward that keep a device busy; on a CPU more leave its cache."""
+    return 2048 if cpu else 16384
 
 
 def _head_seconds(

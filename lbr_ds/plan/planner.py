@@ -10,6 +10,7 @@ from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.config import ds_config as layouts
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.plan import auto, pace
+from lbr_ds.plan.encoding import Corpus, plan_encoding
 from lbr_ds.plan.fit import GIB, fill, memory_on, refusal, reserve
 from lbr_ds.plan.gpus import Cluster
 from lbr_ds.plan.shape import Shape, shape_of
@@ -20,13 +21,24 @@ from lbr_ds.system import resources
 from lbr_ds.system.urls import is_url
 
 
-def make_plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> dict[str, Any]:
+def make_plan(
+    run: RunConfig,
+    cluster: Cluster,
+    config: Path | None = None,
+    *,
+    passages: int | None = None,
+    queries: int | None = None,
+    tokens: int | None = None,
+) -> dict[str, Any]:
     """Plan every shipped ds_config and the recipe's own.
 
     Args:
         run: the recipe.
         cluster: nodes and GPUs.
         config: the backbone's config.json, if it is not found by itself.
+        passages: passages to encode and mine in; None: those of the prepared data, if there are.
+        queries: queries to mine for; None: those of the prepared data, or as many as `passages`.
+        tokens: of a text that is encoded; None: as many as the recipe allows.
 
     Returns:
         A dict that is ready for JSON. `best` names the ds_config that the rules of auto.py prefer
@@ -67,7 +79,28 @@ def make_plan(run: RunConfig, cluster: Cluster, config: Path | None = None) -> d
         "recipe_layout": run.engine.ds_config,
         "best": best["ds_config"] if best else None,
         "auto": _automatic(run, shape, cluster),
+        "encoding": _encoding(run, shape, cluster, passages, queries, tokens),
     }
+
+
+def _encoding(
+    run: RunConfig,
+    shape: Shape,
+    cluster: Cluster,
+    passages: int | None,
+    queries: int | None,
+    tokens: int | None,
+) -> dict[str, Any] | None:
+    """Return what mining takes with vectors of a model of this shape; None: of unknown size."""
+    counts = {name: _prepared(run, name) for name in {*run.mining.passages, "cl"}}
+    if passages is None:
+        known = [counts[name] for name in run.mining.passages]
+        if None in known:
+            return None
+        passages = sum(count or 0 for count in known)
+    queries = queries or counts["cl"] or passages
+    corpus = Corpus(passages, queries, tokens or run.model.max_length)
+    return plan_encoding(run, shape, cluster, corpus)
 
 
 def _automatic(run: RunConfig, shape: Shape, cluster: Cluster) -> list[dict[str, Any]]:
@@ -130,7 +163,7 @@ def predict(
     memory = with_ if checkpointing else without
     time = step_time(shape, layout, work, cluster, checkpointing)
     traffic = traffic_of(shape, layout, work, cluster)
-    steps = num_steps(run, number, _prepared_records(run, number))
+    steps = num_steps(run, number, _prepared(run, STAGES[number].split))
     peak = gpu.tflops * 1e12
     return {
         "stage": number,
@@ -152,16 +185,16 @@ def predict(
         },
         "seconds": dataclasses.asdict(time),
         "step_seconds": time.seconds,
-        "tokens_per_second_per_gpu": work.tokens / time.seconds,
-        "mfu": work.useful_flops(shape) / (time.seconds * peak),
+        "tokens_per_second_per_gpu": sum(part.tokens for part in work.parts) / time.seconds,
+        "mfu": sum(part.useful_flops(shape) for part in work.parts) / (time.seconds * peak),
         "steps": steps,
         "days": None if steps is None else steps * time.seconds / 86400,
     }
 
 
-def _prepared_records(run: RunConfig, number: int) -> int | None:
-    """Return the records of the stage's split, if the data is prepared on this disk."""
+def _prepared(run: RunConfig, split: str) -> int | None:
+    """Return the records of a split, if the data is prepared on this disk."""
     folder = run.data.folder
     if is_url(folder) or not (Path(folder) / "manifest.json").is_file():
         return None
-    return Manifest.load(folder).records(STAGES[number].split)
+    return Manifest.load(folder).records(split)

@@ -66,18 +66,19 @@ def traffic_of(shape: Shape, layout: Layout, work: Work, cluster: Cluster) -> Tr
     """Return the traffic of one rank in one step."""
     size, trainable = shape.total * layout.width, shape.trainable * layout.width
     group = layout.group(cluster.world)
+    forwards, micro_batches = _passes(work)
     gathered = near = 0.0  # among all ranks, and among those that share a second copy
     if layout.stage == 3:
         # Quantized to 8 bits, forward and backward (partition_parameters.py).
         once = size / layout.width if layout.quantized_weights else size
-        gathered = (work.forwards + work.micro_batches) * once
+        gathered = (forwards + micro_batches) * once
         if 1 < group <= cluster.per_node:
             gathered, near = once, gathered - once
         # Quantized to 4 bits, and only between nodes (stage3.py, __avg_scatter_grads).
         quarter = layout.quantized_gradients and cluster.nodes > 1
-        reduced = work.micro_batches * trainable * (0.5 / layout.width if quarter else 1)
+        reduced = micro_batches * trainable * (0.5 / layout.width if quarter else 1)
     elif layout.stage == 2:
-        gathered, reduced = trainable, 2.0 * work.micro_batches * trainable
+        gathered, reduced = trainable, 2.0 * micro_batches * trainable
     else:
         gathered, reduced = trainable, 2.0 * trainable
     vectors = 2.0 * work.candidates * cluster.world * shape.hidden * 4
@@ -87,14 +88,20 @@ def traffic_of(shape: Shape, layout: Layout, work: Work, cluster: Cluster) -> Tr
     return Traffic(links, network, _to_host(shape, layout, work, cluster.world))
 
 
+def _passes(work: Work) -> tuple[int, int]:
+    """Return the forwards and the backwards (micro-batches) of a step."""
+    return sum(p.forwards for p in work.parts), sum(p.micro_batches for p in work.parts)
+
+
 def _to_host(shape: Shape, layout: Layout, work: Work, world: int) -> float:
     """Return the bytes between a GPU and its host."""
     trainable, size = shape.trainable_shard(world), 0.0
+    forwards, micro_batches = _passes(work)
     if layout.offload_parameters:
-        size += (work.forwards + work.micro_batches) * shape.shard(world) * layout.width
+        size += (forwards + micro_batches) * shape.shard(world) * layout.width
     if layout.offload_optimizer:
         # Each further micro-batch fetches the accumulated gradients, adds, and stores them again.
-        size += (2 * work.micro_batches - 1) * trainable * layout.gradient_width
+        size += (2 * micro_batches - 1) * trainable * layout.gradient_width
         size += trainable * layout.width
     return size
 
@@ -104,8 +111,13 @@ def step_time(
 ) -> StepTime:
     """Return the time of a step: the longest of computation, host and traffic; then the update."""
     gpu = cluster.gpu
-    device = pace.device_seconds(shape, work, gpu, width=layout.width, checkpointing=checkpointing)
-    busy = pace.busy_seconds(shape, work, device, layout.stage, checkpointing=checkpointing)
+    compute = busy = 0.0
+    for part in work.parts:
+        device = pace.device_seconds(
+            shape, part, gpu, width=layout.width, checkpointing=checkpointing
+        )
+        compute += device.total
+        busy += pace.busy_seconds(shape, part, device, layout.stage, checkpointing=checkpointing)
     traffic = traffic_of(shape, layout, work, cluster)
     reached = 1e9 * ASSUMED["bandwidth"]
     wire = max(
@@ -123,8 +135,8 @@ def step_time(
     )
     return StepTime(
         seconds=busy + exposed + optimizer,
-        compute=device.total,
-        host=busy - device.total,
+        compute=compute,
+        host=busy - compute,
         exposed=exposed,
         optimizer=optimizer,
     )

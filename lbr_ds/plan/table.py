@@ -37,6 +37,8 @@ def show_plan(result: dict[str, Any], recipe: str) -> None:
     for choice in result["auto"]:
         line = f"\nstage {choice['stage']}, {choice['line']}"
         console.print(line, highlight=False, markup=False)
+    if result["encoding"]:
+        console.print(_encoding(result["encoding"]), highlight=False, markup=False)
     console.print(_notes(result), style="dim", highlight=False)
     console.print(_verdict(result), highlight=False, markup=False)
     if result["best"]:
@@ -109,6 +111,20 @@ def _cells(stage: dict[str, Any]) -> list[str]:
         f"{stage['mfu']:.0%}",
         "?" if stage["days"] is None else f"{stage['days'] * 24:.2f}",
     ]
+
+
+def _encoding(found: dict[str, Any]) -> str:
+    """Return what `lbr-ds mine` takes with vectors of this model."""
+    seconds = {name: _time(part / 86400) for name, part in found["seconds"].items()}
+    return (
+        f"\nmine with vectors of this model: {found['passages']:,} passages, {found['queries']:,} "
+        f"queries,\n{found['tokens']:,} tokens each: encode {seconds['encode']} "
+        f"({found['tokens_per_second_per_gpu']:,.0f} tok/s per GPU), search {seconds['search']},\n"
+        f"then one rank {seconds['alone']}, with {found['first_rank_gib']:,.1f} GiB for hashes; "
+        f"disk: {found['vectors_gib']:,.0f} GiB of vectors\nof {found['dimension']:,}, "
+        f"{found['rankings_gib']:,.0f} of rankings, and the texts (plan/encoding.py; not measured "
+        "on a GPU)"
+    )
 
 
 def _notes(result: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ of tokens, and the rehearsal step before training fills one completely.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lbr_ds.config import OBJECTIVES, STAGES, RunConfig
 from lbr_ds.errors import ConfigError
@@ -30,6 +30,7 @@ class Work:
         cached: whether gradients are cached, so that each micro-batch is encoded once more.
         queries: vectors of this rank's queries that InfoNCE compares; 0 in stage 1.
         candidates: vectors of this rank's passages; 0 in stage 1.
+        replay: the share of the batch of stage 1 that a step of stage 2 trains as well, or None.
     """
 
     stage: int
@@ -43,6 +44,12 @@ class Work:
     cached: bool
     queries: int
     candidates: int
+    replay: Work | None = None
+
+    @property
+    def parts(self) -> tuple[Work, ...]:
+        """The share itself, and what it replays."""
+        return (self,) if self.replay is None else (self, self.replay)
 
     @property
     def tokens(self) -> int:
@@ -86,6 +93,13 @@ def work_of(run: RunConfig, stage: int, world: int) -> Work:
     Raises:
         ConfigError: the samples of a step cannot be divided among the ranks.
     """
+    budget = run.stage(stage).micro_tokens
+    own, *replayed = (_work(run, part, world, budget) for part in run.parts(stage))
+    return replace(own, replay=replayed[0] if replayed else None)
+
+
+def _work(run: RunConfig, stage: int, world: int, budget: int) -> Work:
+    """Return the share of a stage's own samples, in micro-batches of at most `budget` tokens."""
     part = run.stage(stage)
     if part.samples_per_step % world:
         raise ConfigError(
@@ -102,7 +116,7 @@ def work_of(run: RunConfig, stage: int, world: int) -> Work:
         pairs = float(causal_pairs(length))
         queries, candidates = samples, samples * (1 + run.stage2.num_negatives)
         sequences = queries + candidates
-    packed = max(1, part.micro_tokens // length)
+    packed = max(1, budget // length)
     count = -(-sequences // packed)
     return Work(
         stage=stage,

@@ -188,7 +188,7 @@ def _trained_on(run: Path) -> list[dict[str, Any]]:
         {
             "stage": training.stage,
             "steps": training.steps,
-            "split": training.split,
+            "split": " and ".join(filter(None, (training.split, training.replayed))),
             "data": training.data.name,
             "fingerprint": training.data.fingerprint,
             "records": training.data.splits.get(training.split),

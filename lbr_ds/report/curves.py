@@ -62,6 +62,7 @@ class Panel:
 
 PANELS = (
     Panel("Loss", ("loss",)),
+    Panel("Generative loss", ("generative_loss",), (2,), "of the replayed batches of stage 1"),
     Panel("Distillation loss", ("distillation_loss",), (2,), "of the teacher's scores or vectors"),
     Panel("In-batch accuracy", ("accuracy",), (2,), "queries whose answer ranks first"),
     Panel(
@@ -81,9 +82,8 @@ PANELS = (
     Panel(
         "Held-out loss",
         ("evaluation/loss", "evaluation/loss_without_bottleneck"),
-        (1,),
-        "what Y reads from B is the gap",
-        ("as trained", "B hidden from Y"),
+        note="what Y reads from B is the gap",
+        names=("as trained", "B hidden from Y"),
     ),
     Panel("Alignment", ("evaluation/alignment",), note="held out; 0: pairs coincide"),
     Panel("Uniformity", ("evaluation/uniformity",), note="held out; 0: collapse"),

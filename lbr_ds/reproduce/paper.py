@@ -151,6 +151,9 @@ PAPER = {
     "beyond": PaperTable(
         "Variants of LBR at equal samples", (), {}, note="The paper has no such table."
     ),
+    "forgetting": PaperTable(
+        "What stage 2 forgets of generating", (), {}, note="The paper has no such table."
+    ),
     "bottleneck": PaperTable(
         "What of a gain is the bottleneck's", (), {}, note="The paper has no such table."
     ),

@@ -16,6 +16,7 @@ from lbr_ds.errors import ConfigError
 
 _PLAIN = ("bottleneck.count=0", "stage1.objective=plain_sft", "stage1.bag_of_words=0")
 _PAPER_FORM = (*_PLAIN, "bottleneck.separator=none")
+_LBR = "IB-GL+CL"
 _BIDIRECTIONAL = ("model.attention=bidirectional",)
 COUNTS = (32, 16, 8, 4, 2, 1)  # of bottleneck tokens
 RATIOS = (2, 4, 8, 16, 32, 64)  # tokens of text for each: mild to extreme compression
@@ -202,22 +203,61 @@ def _beyond(run: RunConfig) -> Table:
     """Return a table that the paper lacks: variants of LBR, and CL with the samples of both stages.
 
     A sample of either stage is a query with its answer, so that row has about as many tokens as
-    LBR. It is left out where a stage is measured in epochs.
+    LBR. It is left out where a stage is measured in epochs, and so is the one stage that trains
+    both losses together.
     """
-    lbr = "IB-GL+CL"
     rows = [
         Variant("CL", (2,), _PLAIN),
+        *_longer(run),
         Variant("GL+CL", (1, 2), _PLAIN),
-        Variant(lbr, (1, 2)),
-        Variant(f"{lbr}, nested", (1, 2), ("bottleneck.nested=true",)),
-        Variant(f"{lbr}, r=8", (1, 2), ("bottleneck.ratio=8",)),
+        Variant(_LBR, (1, 2)),
+        Variant(f"{_LBR}, nested", (1, 2), ("bottleneck.nested=true",)),
+        Variant(f"{_LBR}, r=8", (1, 2), ("bottleneck.ratio=8",)),
+        *_together(run),
     ]
-    one, two = run.stage1, run.stage2
-    if one.num_steps is not None and two.num_steps is not None:
-        more = -(-one.num_steps * one.samples_per_step // two.samples_per_step)
-        longer = (*_PLAIN, f"stage2.num_steps={two.num_steps + more}")
-        rows.insert(1, Variant("CL, samples of both stages", (2,), longer))
-    return Table(tuple(rows), tuple((lbr, row.name) for row in rows if row.name != lbr))
+    return Table(tuple(rows), tuple((_LBR, row.name) for row in rows if row.name != _LBR))
+
+
+def _forgetting(run: RunConfig) -> Table:
+    """Return a table that the paper lacks: the answers that a model generates after stage 2.
+
+    Replay reads a batch of stage 1 more in each step of stage 2 than the other rows.
+    """
+    replay = f"{_LBR}, replay 0.1"
+    rows = [
+        Variant("LLM"),
+        Variant("IB-GL", (1,)),
+        Variant(_LBR, (1, 2)),
+        Variant(replay, (1, 2), ("stage2.generative=0.1",)),
+        *_together(run),
+    ]
+    pairs = (("IB-GL", _LBR), *((row.name, _LBR) for row in rows[3:]))
+    return Table(tuple(rows), pairs, generation=True)
+
+
+def _steps_of_both(run: RunConfig) -> tuple[int, int] | None:
+    """Return the steps of both stages; None if a stage is measured in epochs."""
+    one, two = run.stage1.num_steps, run.stage2.num_steps
+    return None if one is None or two is None else (one, two)
+
+
+def _longer(run: RunConfig) -> list[Variant]:
+    """Return CL with as many samples as both stages have."""
+    if not (steps := _steps_of_both(run)):
+        return []
+    more = -(-steps[0] * run.stage1.samples_per_step // run.stage2.samples_per_step)
+    longer = f"stage2.num_steps={steps[1] + more}"
+    return [Variant("CL, samples of both stages", (2,), (*_PLAIN, longer))]
+
+
+def _together(run: RunConfig) -> list[Variant]:
+    """Return the one stage that trains both losses, whose steps hold the samples of both stages."""
+    if not (steps := _steps_of_both(run)):
+        return []
+    # A multiple of 8, so that the ranks can share it.
+    batch = -(-steps[0] * run.stage1.samples_per_step // steps[1] // 8) * 8
+    learn = ("stage2.generative=1", f"stage1.samples_per_step={batch}")
+    return [Variant("IB-GL and CL in one stage", (2,), learn)]
 
 
 def _figure3(run: RunConfig) -> Table:
@@ -262,5 +302,6 @@ TABLES: dict[str, Callable[[RunConfig], Table]] = {
     "figure3": _figure3,
     "counts": _counts,
     "beyond": _beyond,
+    "forgetting": _forgetting,
     "bottleneck": _bottleneck,
 }

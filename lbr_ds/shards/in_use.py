@@ -1,6 +1,6 @@
 """A training locks the data that it reads, so that no verb replaces it meanwhile.
 
-Each rank holds a shared lock on the first shard of its split. It works in read-only folders and
+Each rank holds a shared lock on the first shard of its splits. It works in read-only folders and
 ends with the process. `prepare` and `mine` refuse to replace splits that are locked. Hosts that do
 not see each other's locks rely on the fingerprint, which `training/feed.py` compares: a training
 whose data was replaced ends with one line, and its checkpoints are intact.
@@ -18,13 +18,12 @@ from lbr_ds.system.locks import has_readers, read_lock
 
 
 @contextlib.contextmanager
-def in_use(manifest: Manifest, split: str) -> Iterator[None]:
-    """Lock a split of a local folder until the block ends. Data behind a URL needs no lock."""
-    shards = manifest.splits.get(split)
-    if manifest.remote is not None or not shards:
-        yield
-        return
-    with read_lock(manifest.folder / shards[0].file):
+def in_use(manifest: Manifest, *splits: str) -> Iterator[None]:
+    """Lock splits of a local folder until the block ends. Data behind a URL needs no lock."""
+    with contextlib.ExitStack() as locks:
+        for split in splits if manifest.remote is None else ():
+            if shards := manifest.splits.get(split):
+                locks.enter_context(read_lock(manifest.folder / shards[0].file))
         yield
 
 

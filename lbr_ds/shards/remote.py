@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit, urlunsplit
 
-from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+from lbr_ds.errors import DataError
 from lbr_ds.shards import cache
 from lbr_ds.system.download import CHUNK_BYTES, DamagedDownload, open_http, retry
 from lbr_ds.system.locate import cache_folder
+from lbr_ds.system.remote_files import filesystem
 from lbr_ds.system.urls import public_url
 
 
@@ -100,18 +101,6 @@ def _open(url: str, name: str) -> AbstractContextManager[IO[bytes]]:
             urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}", fragment=""))
         )
         return opened
-    import fsspec
-
-    try:
-        # A new instance: loader processes are forked, which a backend's event loop cannot be.
-        filesystem, root = fsspec.url_to_fs(url, skip_instance_cache=True)
-    except ImportError as error:
-        scheme = parts.scheme
-        reason = f"pip install {error.name}" if error.name else "install its fsspec backend"
-        if scheme in ("s3", "s3a"):
-            reason = "pip install 'lbr-ds[s3]'"
-        raise EnvironmentProblem(f"{scheme}:// needs a package that is missing; {reason}") from None
-    except ValueError:
-        raise ConfigError(f"{public_url(url)}: no such kind of address is known") from None
-    file: AbstractContextManager[IO[bytes]] = filesystem.open(f"{root.rstrip('/')}/{name}", "rb")
+    files, root = filesystem(url)
+    file: AbstractContextManager[IO[bytes]] = files.open(f"{root.rstrip('/')}/{name}", "rb")
     return file

@@ -92,7 +92,10 @@ def teacher_vectors(folder: Path | str, cache_gib: float) -> TeacherVectors:
 
 
 def write_teacher(
-    folder: Path, keys: Sequence[int], vectors: Iterator[NDArray[np.float32]], dimension: int
+    folder: Path,
+    keys: Sequence[int] | NDArray[np.int64],
+    vectors: Iterator[NDArray[np.float32]],
+    dimension: int,
 ) -> None:
     """Write both files into a folder.
 

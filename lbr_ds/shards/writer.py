@@ -77,7 +77,8 @@ def write_split(
     (folder / split).mkdir(parents=True, exist_ok=resume)
     jobs = _jobs(folder / split, records, seed, records_per_shard, sources)
     shards, done = [], 0
-    for shard in map_in_order(_write, jobs, alone=1 + _RECORDS_ALONE // records_per_shard):
+    alone = 1 + _RECORDS_ALONE // records_per_shard
+    for shard in map_in_order(_write, jobs, alone, phase=f"write {split}"):
         shards.append(shard)
         done += shard.records
         progress(f"write {split}", done, len(records))

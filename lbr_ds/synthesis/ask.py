@@ -27,21 +27,22 @@ _SETTINGS = {
 
 def ask(
     run: RunConfig, passages: dict[str, str], work: Path, world: World, progress: Progress
-) -> tuple[Path, dict[str, str]]:
-    """Store an answer for each passage, unless there is one. All ranks call it.
+) -> tuple[Answers, dict[str, str]]:
+    """Store an answer for each passage, unless there is one.
 
     Args:
         run: The recipe.
         passages: {hash of the text: text}.
         work: The folder beside the data.
-        world: Its ranks share the passages of a local model; a server is asked by the first rank.
+        world: Its ranks share the passages of a model in this process; one rank asks a server.
         progress: Called with the answers that there are.
 
     Returns:
-        The folder of the answers, and {hash of a passage: why the server refused the request}.
+        The answers of this rank and those that were stored before, and {hash of a passage: why the
+        server refused the request}.
     """
     if run.synthesis.url:
-        return _ask_server(run, passages, work, world, progress)
+        return _ask_server(run, passages, work, progress)
     return _ask_model(run, passages, work, world, progress), {}
 
 
@@ -53,17 +54,15 @@ def _folder(work: Path, settings: SynthesisConfig, *others: object) -> Path:
 
 
 def _ask_server(
-    run: RunConfig, passages: dict[str, str], work: Path, world: World, progress: Progress
-) -> tuple[Path, dict[str, str]]:
+    run: RunConfig, passages: dict[str, str], work: Path, progress: Progress
+) -> tuple[Answers, dict[str, str]]:
     from lbr_ds.synthesis.endpoint import Endpoint, Question
 
     endpoint = Endpoint(run.synthesis)
-    if world.first and not endpoint.model:
+    if not endpoint.model:
         endpoint.check()
     folder = _folder(work, run.synthesis, "server", endpoint.model, run.seed)
     refused: dict[str, str] = {}
-    if not world.first:
-        return folder, refused
     with Answers(folder) as answers:
         missing = [name for name in passages if name not in answers]
         if missing:
@@ -81,12 +80,12 @@ def _ask_server(
                 answers.add(answer.passage, answer.text)
             done += 1
             progress(f"ask {endpoint.model}", done, len(passages))
-    return folder, refused
+    return answers, refused
 
 
 def _ask_model(
     run: RunConfig, passages: dict[str, str], work: Path, world: World, progress: Progress
-) -> Path:
+) -> Answers:
     settings = run.synthesis
     size, name = settings.concurrency, settings.model or run.model.backbone
     folder = _folder(work, settings, "model", name, run.seed, size)
@@ -106,7 +105,7 @@ def _ask_model(
             for passage, text in zip(block, texts, strict=True):
                 answers.add(passage, text)
             progress(f"write queries ({name})", done * size, len(missing) * size)
-    return folder
+    return answers
 
 
 def _seed(run: RunConfig, *passages: str) -> int:

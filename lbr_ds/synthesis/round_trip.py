@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lbr_ds.encoder import Encoder
-from lbr_ds.mining.pool import Pool
+from lbr_ds.mining.pool import Pool, make_pool
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.records import Record
 from lbr_ds.system.progress import Progress, no_progress
@@ -39,24 +40,29 @@ def ranks(
         work: Where vectors are stored.
         progress: Called with what has been done.
     """
-    pool = Pool.of(list(pairs), passages, held_out)
-    found: Iterator[Ranking]
+    work.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=work) as folder:
+        make_pool(Path(folder), pairs, passages, held_out)
+        for ranking in _rankings(Pool(Path(folder)), last, encoder, work, progress):
+            # Words have no score at or below 0 unless no word is common.
+            unfound = encoder is None and ranking.positive <= 0
+            rank = 1 + int((ranking.scores >= ranking.positive).sum())
+            yield None if unfound or rank > last else rank
+
+
+def _rankings(
+    pool: Pool, last: int, encoder: Encoder | None, work: Path, progress: Progress
+) -> Iterator[Ranking]:
+    """Return the rankings of the pool's queries by words or by vectors."""
     if encoder is None:
         from lbr_ds.mining import bm25
 
-        found = bm25.rank(pool, last, progress)
-    else:
-        from lbr_ds.mining import dense
-        from lbr_ds.mining.vectors import embed
+        return bm25.rank(pool, last, progress)
+    from lbr_ds.mining import dense
+    from lbr_ds.mining.vectors import embed
 
-        queries = [record.instructed_query() for record in pool.queries]
-        vectors = (
-            embed(queries, encoder, "query", work, progress),
-            embed(pool.instructed, encoder, "document", work, progress),
-        )
-        found = dense.rank(pool, *vectors, last, work, progress)
-    for ranking in found:
-        # Words have no score at or below 0 unless no word is common.
-        unfound = encoder is None and ranking.positive <= 0
-        rank = 1 + int((ranking.scores >= ranking.positive).sum())
-        yield None if unfound or rank > last else rank
+    vectors = (
+        embed(pool.asked, encoder, "query", work, progress),
+        embed(pool.instructed, encoder, "document", work, progress),
+    )
+    return dense.rank(pool, *vectors, last, work, progress)

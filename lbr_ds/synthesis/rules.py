@@ -14,8 +14,7 @@ eval through near duplicates is dropped.
 
 from __future__ import annotations
 
-import sqlite3
-import tempfile
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -23,10 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import numpy as np
+
 from lbr_ds.corpora.curate.cleaning import Rules, clean
 from lbr_ds.corpora.curate.near_duplicates import Comparison, families, signature
 from lbr_ds.corpora.curate.segmentation import key, similarity
-from lbr_ds.corpora.store import Texts
+from lbr_ds.corpora.store_files import ValueReader, Values
 from lbr_ds.records import Record
 from lbr_ds.system.progress import Progress, no_progress
 
@@ -124,7 +125,7 @@ def distinct(
         given: The queries of the training splits.
         near: `data.near_duplicate`.
         refused: Counts those that are dropped.
-        work: A folder for the texts' signatures, 600 bytes of disk and 50 of memory each.
+        work: A folder for the texts' signatures, 600 bytes of disk and 60 of memory each.
         progress: Called with what has been done.
     """
     judged = dict.fromkeys(map(key, held_out := list(held_out)))
@@ -150,21 +151,37 @@ def distinct(
     return kept
 
 
+@dataclass(frozen=True)
+class _TextOf:
+    """Return the text with a number, in any process."""
+
+    read: ValueReader
+
+    def __call__(self, number: int) -> str:
+        return self.read(number).decode()
+
+
 def family_roots(
     texts: Sequence[str], near: float, work: Path, progress: Progress = no_progress
 ) -> list[int]:
     """Return for each text the place of the first one in its family of near duplicates."""
     if near >= 1 or not texts:
         return list(range(len(texts)))
-    with tempfile.TemporaryDirectory(dir=work) as name:
-        signatures, stored = Path(name, "signatures"), Path(name, "texts.sqlite")
-        with closing(sqlite3.connect(stored)) as db, db:
-            db.execute("CREATE TABLE texts (num INTEGER PRIMARY KEY, text TEXT)")
-            db.executemany("INSERT INTO texts VALUES (?, ?)", enumerate(texts))
+    folder = work / "families"
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed command
+    folder.mkdir(parents=True)
+    signatures, stored = folder / "signatures", folder / "texts"
+    try:
+        with closing(Values(stored)) as values:
+            values.add([text.encode() for text in texts])
         with signatures.open("wb") as file:
             for done, text in enumerate(texts, 1):
                 file.write(signature(text))
                 progress("sign texts", done, len(texts))
-        with closing(Texts(stored)) as text_of:
-            forest = families(Comparison(signatures, near, text_of), len(texts), progress)
-    return [forest.root(place) for place in range(len(texts))]
+        with closing(ValueReader(stored)) as read:
+            comparison = Comparison(signatures, near, _TextOf(read))
+            forest = families(comparison, len(texts), progress)
+    finally:
+        shutil.rmtree(folder)
+    roots: list[int] = forest.roots(np.arange(len(texts))).tolist()
+    return roots

@@ -28,7 +28,7 @@ from lbr_ds.distributed import ALONE, World, leave
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.instructions import Instructions, Used
-from lbr_ds.mining.rewrite import SYNTHESIZE, rewrite
+from lbr_ds.mining.rewrite import SYNTHESIZE, on_ranks, rewrite
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split
 from lbr_ds.shards.in_use import refuse_in_use
@@ -38,8 +38,7 @@ from lbr_ds.synthesis.answers import Answers
 from lbr_ds.synthesis.ask import ask
 from lbr_ds.synthesis.round_trip import BM25
 from lbr_ds.synthesis.rules import Candidate, Refused
-from lbr_ds.system.atomic import check_replaceable, recover
-from lbr_ds.system.locks import lock_folder
+from lbr_ds.system.atomic import check_replaceable
 from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -79,36 +78,34 @@ def synthesize(
             folder.
     """
     folder = check_replaceable(run.data.local_folder)
-    if not world.first:
-        _write_answers(run, Manifest.load(folder.resolve()), world, progress)
+
+    def share(shown: Progress) -> None:
+        if not run.synthesis.url:  # a server is asked by the first rank
+            _answers(run, Manifest.load(folder.resolve()), world, shown)
         leave()
-        return None
-    recover(folder)
-    with lock_folder(folder, beside=True, cure="wait until it has ended"):
-        manifest = Manifest.load(folder)
-        encoder = _ranker(run)
-        fingerprint = _fingerprint(run, manifest, encoder)
-        reused = _held(manifest, fingerprint)
-        if reused is None:
-            refuse_in_use(folder, ["cl"])
-        if reused is None or world.size > 1:
-            passages, answers, refused = _write_answers(run, manifest, world, progress)
-        leave()
-        if reused is not None:
-            log.info("%s holds these queries already, reused", folder)
-            return {**reused, "reused": True}
-        return _judge(run, manifest, passages, answers, refused, encoder, fingerprint, progress)
+
+    return on_ranks(folder, world, share, lambda: _synthesize(run, folder, progress), progress)
 
 
-def _write_answers(
+def _synthesize(run: RunConfig, folder: Path, progress: Progress) -> dict[str, Any]:
+    manifest = Manifest.load(folder)
+    encoder = _ranker(run)
+    fingerprint = _fingerprint(run, manifest, encoder)
+    if (held := _held(manifest, fingerprint)) is not None:
+        log.info("%s holds these queries already, reused", folder)
+        return {**held, "reused": True}
+    refuse_in_use(folder, ["cl"])
+    passages, answers, refused = _answers(run, manifest, ALONE, progress)
+    return _judge(run, manifest, passages, answers, refused, encoder, fingerprint, progress)
+
+
+def _answers(
     run: RunConfig, manifest: Manifest, world: World, progress: Progress
 ) -> tuple[list[Record], Answers, dict[str, str]]:
-    """Return the passages, their stored answers, and those that the server refused, with why."""
+    """Return the passages, their answers, and those that the server refused, with why."""
     passages = _passages(run, manifest)
     texts = {key(passage.text).hex(): passage.text for passage in passages}
-    answers, refused = ask(run, texts, _work(manifest), world, progress)
-    world.barrier()  # each rank's answers are read by the first
-    return passages, Answers(answers), refused
+    return passages, *ask(run, texts, _work(manifest), world, progress)
 
 
 def _work(manifest: Manifest) -> Path:

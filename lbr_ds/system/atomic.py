@@ -105,6 +105,23 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def link_file(source: Path, path: Path) -> None:
+    """Make `path` another name of the file `source`, in one step; a copy where links fail."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = hidden_sibling(path, f"lbr-{secrets.token_hex(4)}.part")
+    try:
+        os.link(source, part)
+    except OSError:
+        with source.open("rb") as old, atomic_file(path) as new:
+            shutil.copyfileobj(old, new)
+        return
+    try:
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # it stays where both are names of one file already
+    fsync(path.parent)
+
+
 def _open_part(target: Path) -> tuple[Path, BinaryIO]:
     """Open a new file next to `target`, locked so that no other process removes it."""
     while True:
@@ -161,7 +178,11 @@ def check_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(
-    target: Path, *, key: str = "", check: Callable[[Path], object] = check_empty
+    target: Path,
+    *,
+    key: str = "",
+    check: Callable[[Path], object] = check_empty,
+    keep_on: tuple[type[Exception], ...] = (),
 ) -> Iterator[Path]:
     """Build a folder that becomes `target`, in one step, when the block ends without an error.
 
@@ -173,6 +194,7 @@ def atomic_folder(
         key: letters and digits. With a key the work of a process that was killed or interrupted
             is kept, and the next process with the same key continues it.
         check: raises an error when `target` must not be replaced; called before and after.
+        keep_on: with a key, errors after which the work is kept, too.
 
     Raises:
         ConfigError: from `check_replaceable` or `check`.
@@ -182,7 +204,7 @@ def atomic_folder(
     with lock_folder(target, beside=True):
         recover(target, keep=key)
         check(target)
-        with scratch_folder(target, key=key) as part:
+        with scratch_folder(target, key=key, keep_on=keep_on) as part:
             (part / _NEW).mkdir(exist_ok=True)
             yield part / _NEW
             for folder, _, files in os.walk(part / _NEW):
@@ -194,10 +216,12 @@ def atomic_folder(
 
 
 @contextlib.contextmanager
-def scratch_folder(target: Path, *, key: str = "") -> Iterator[Path]:
+def scratch_folder(
+    target: Path, *, key: str = "", keep_on: tuple[type[Exception], ...] = ()
+) -> Iterator[Path]:
     """Create a temporary folder next to `target` and remove it at the end.
 
-    The process must hold the lock of `target`. key: as in `atomic_folder`.
+    The process must hold the lock of `target`. key, keep_on: as in `atomic_folder`.
     """
     part = hidden_sibling(target, f"lbr-{key or secrets.token_hex(4)}.part")
     part.mkdir(exist_ok=bool(key))
@@ -205,7 +229,8 @@ def scratch_folder(target: Path, *, key: str = "") -> Iterator[Path]:
     try:
         yield part
     except BaseException as error:
-        if not key or isinstance(error, Exception) or (part / _SPENT).exists():
+        failed = isinstance(error, Exception) and not isinstance(error, keep_on)
+        if not key or failed or (part / _SPENT).exists():
             _remove(part)
         raise
     _remove(part)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from lbr_ds.errors import DataError, EnvironmentProblem, LbrError
+from lbr_ds.errors import DataError, EnvironmentProblem, LbrError, Unreachable
 from lbr_ds.system.progress import show_progress
 from lbr_ds.system.urls import http_request, public_url
 
@@ -59,7 +59,7 @@ def retry(where: str, action: Callable[[], _Result]) -> _Result:
     Raises:
         FileNotFoundError: there is no such file (also for HTTP 404 and 410).
         DamagedDownload: the last attempt received wrong data.
-        EnvironmentProblem: any other failure.
+        Unreachable: any other failure.
     """
     for wait in (*RETRY_WAITS, None):
         try:
@@ -77,7 +77,7 @@ def retry(where: str, action: Callable[[], _Result]) -> _Result:
             refused = isinstance(error, PermissionError) or reason in ("HTTP 401", "HTTP 403")
             if wait is None or refused:
                 cure = "check its credentials" if refused else "check the network and the address"
-                raise EnvironmentProblem(f"{where}: cannot be read ({reason}); {cure}") from None
+                raise Unreachable(f"{where}: cannot be read ({reason}); {cure}") from None
         log.warning("%s: %s; trying again in %.1f s", where, reason, wait)
         time.sleep(wait)
     raise AssertionError
@@ -144,7 +144,7 @@ class _Download:
         if self.count and self.version:
             headers = {"Range": f"bytes={self.count}-", "If-Range": self.version}
         with open_http(self.url, headers) as response:
-            start, total = _extent(response)
+            start, total = extent(response)
             if self.count and start != self.count:
                 self._start_over()
             if start != self.count:
@@ -169,7 +169,7 @@ class _Download:
             )
 
 
-def _extent(response: Any) -> tuple[int, int | None]:
+def extent(response: Any) -> tuple[int, int | None]:
     """Return (first byte, length of the whole file or None) of a response."""
     if response.status == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range") or "")

@@ -94,6 +94,7 @@ _LIBRARIES: dict[str, tuple[type[LbrError], str]] = {
     "json": (DataError, "a file is not JSON; make it again"),
     "yaml": (ConfigError, "a file is not YAML; correct it"),
     "sqlite3": (EnvironmentProblem, "the work file cannot be used; check the disk"),
+    "_duckdb": (EnvironmentProblem, "the work file cannot be used; check the disk"),
 }
 _BUILT_IN: dict[type[BaseException], tuple[type[LbrError], str]] = {
     EOFError: (DataError, "a file ends too early; fetch or copy it again"),
@@ -103,6 +104,7 @@ _BUILT_IN: dict[type[BaseException], tuple[type[LbrError], str]] = {
     ),
     UnicodeError: (DataError, "text cannot be decoded; convert the file to UTF-8"),
 }
+_OUT_OF_MEMORY = ("OutOfMemoryError", "OutOfMemoryException")  # torch's and DuckDB's
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.I)
 
 
@@ -184,8 +186,8 @@ def as_lbr_error(error: BaseException) -> LbrError:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether it is Python's or torch's error for lack of memory, on any device."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    """Return whether it is an error of Python, torch or DuckDB for lack of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY:
         return True
     return isinstance(error, RuntimeError) and _MEMORY.search(str(error)[:2000]) is not None
 
@@ -223,6 +225,8 @@ def _error_details(error: BaseException) -> tuple[int | None, str | None, str]:
         return error.errno, None if name is None else os.fsdecode(name), error.strerror or text
     if found := _OS_ERROR.search(str(error)[:4000]):
         return int(found[1]), None, text
+    if type(error).__module__ == "_duckdb":
+        return next((n for n in _SYSTEM if os.strerror(n) in str(error)), None), None, text
     if type(error).__module__ == "sqlite3":
         return next((n for word, n in _SQLITE.items() if word in text.lower()), None), None, text
     return None, None, text

@@ -25,6 +25,7 @@ import urllib.parse
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem, short
 from lbr_ds.system import children
@@ -191,6 +192,12 @@ def _installed(name: str) -> Path:
     return origin.parent if spec.submodule_search_locations else origin
 
 
+def downloaded(place: str) -> Path:
+    """Return where the file of a URL is stored once it was downloaded."""
+    name = Path(urllib.parse.urlparse(place).path).name or "file"
+    return cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
+
+
 def _download(place: str) -> Path:
     """Return the stored copy of a URL's file."""
     match = _URL.fullmatch(place)
@@ -198,9 +205,7 @@ def _download(place: str) -> Path:
         raise ConfigError(
             f"{public_url(place)!r} is not https://HOST/FILE or that with #sha256=64_HEX_DIGITS"
         )
-    url = match["url"]
-    name = Path(urllib.parse.urlparse(url).path).name or "file"
-    stored = cache_folder() / f"url-{hashlib.sha256(place.encode()).hexdigest()[:12]}" / name
+    url, stored = match["url"], downloaded(place)
     if stored.exists():
         try_recover(stored)
         return stored
@@ -220,9 +225,9 @@ def _download(place: str) -> Path:
     return stored
 
 
-def refetch_hint(path: Path) -> str:
+def refetch_hint(path: Any) -> str:
     """Return how to download a file again, as the end of an error line; else an empty string."""
-    if cache_folder().resolve() not in path.resolve().parents:
+    if not isinstance(path, Path) or cache_folder().resolve() not in path.resolve().parents:
         return ""
     return f"; it was downloaded: remove {path} to fetch it again"
 

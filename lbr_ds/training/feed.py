@@ -7,20 +7,20 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lbr_ds.batching import TextTokenizer
-from lbr_ds.config import RunConfig
+from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import DataError, LbrError
-from lbr_ds.shards import Manifest, steps
+from lbr_ds.shards import Manifest, Step, steps
 from lbr_ds.system import children
 from lbr_ds.training.stages import Stage
-from lbr_ds.training.work import Work
+from lbr_ds.training.work import Work, collate_generative
 
 log = logging.getLogger(__name__)
 _AHEAD = 4  # steps that each loader process prepares in advance
@@ -47,12 +47,26 @@ class _Feed(IterableDataset):
             yield self._changed() or error
 
     def _work(self) -> Iterator[Work]:
+        """Yield the work of each step; stage 2 may replay a batch of stage 1 beside its own."""
+        run = self.run
+        for step, *replayed in zip(*map(self._steps, run.parts(self.stage.number)), strict=True):
+            if (step.skipped or any(s.skipped for s in replayed)) and (error := self._changed()):
+                raise error
+            work = self.stage.collate(run, self.tokenizer, step)
+            for other in replayed:
+                budget = run.stage2.micro_tokens
+                replay = collate_generative(run, self.tokenizer, other, budget)
+                work = replace(work, replay=replay)
+            yield work
+
+    def _steps(self, number: int) -> Iterable[Step]:
+        """Return this process's steps of the split that stage `number` trains on."""
         info = get_worker_info()
-        pipeline = steps(
+        return steps(
             self.run.data.folder,
-            self.stage.split,
+            STAGES[number].split,
             seed=self.run.seed,
-            samples_per_step=self.run.stage(self.stage.number).samples_per_step,
+            samples_per_step=self.run.stage(number).samples_per_step,
             rank=self.rank,
             world=self.world,
             start=self.start,
@@ -62,12 +76,8 @@ class _Feed(IterableDataset):
             on_error=self.run.data.on_error,
             cache_gib=self.run.data.cache_gib,
             fingerprint=self.fingerprint,
-            mixing=self.run.mixing(self.stage.number),
+            mixing=self.run.mixing(number),
         )
-        for step in pipeline:
-            if step.skipped and (error := self._changed()):
-                raise error
-            yield self.stage.collate(self.run, self.tokenizer, step)
 
     def _changed(self) -> DataError | None:
         """Return the error for records that cannot be read because the data has been replaced."""
@@ -111,8 +121,10 @@ def open_feed(
         DataError: Records cannot be read or encoded, also in a loader process; or, immediately, an
             instruction in the manifest leaves no room for text.
     """
-    used = Manifest.load(run.data.folder).instructions.within(stage.split)
-    tokenizer.check(used.stated())
+    instructions = Manifest.load(run.data.folder).instructions
+    used = instructions.within(stage.split)
+    for number in run.parts(stage.number):
+        tokenizer.check(instructions.within(STAGES[number].split).stated())
     if used.any and not run.model.pool_instruction and run.model.pooling == "last":
         log.info("model.pool_instruction=false has no effect with model.pooling=last")
     feed = _Feed(run, stage, tokenizer, world.rank, world.size, start, stop, fingerprint)

@@ -11,6 +11,7 @@ import logging
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ class Guard:
         self.norms.append(norm)
         return "; ".join(filter(None, spikes))
 
-    def record(self, work: Work, applied: bool, skipped: int, data: Path | str, split: str) -> None:
+    def record(
+        self, work: Work, applied: bool, skipped: int, data: Path | str, splits: Sequence[str]
+    ) -> None:
         """Record a step, with its samples if its update was skipped. All ranks call it.
 
         Args:
@@ -87,7 +90,7 @@ class Guard:
             applied: Whether the update was applied.
             skipped: Samples of the step that no rank could read.
             data: The prepared data.
-            split: The split that the stage trains on.
+            splits: The split that the stage trains on, and that of the batch that it replays.
 
         Raises:
             TrainingError: On all ranks, when too many updates were skipped.
@@ -97,9 +100,10 @@ class Guard:
         if applied:
             return
         self.total += 1
-        samples = self.world.collect(work.names)
+        found = [self.world.collect(part.names) for part in (work, work.replay) if part]
         if self.world.first:
-            self._name(work.step + 1, samples, Manifest.load(data).shards(split))
+            shards = map(Manifest.load(data).shards, splits)
+            self._name(work.step + 1, zip(found, shards, strict=True))
         for key, number in (("max_skipped", self.in_a_row), ("max_skipped_total", self.total)):
             if number > (limit := getattr(self.config, key)):
                 raise TrainingError(
@@ -108,12 +112,19 @@ class Guard:
                     "optim.lr; the last checkpoint is kept"
                 )
 
-    def _name(self, step: int, samples: list[list[SampleName]], shards: list[ShardFile]) -> None:
-        """Write the names of the step's samples to the log and to skipped.jsonl."""
-        names = [
-            [f"{name} ({shards[shard].file} record {row})" for name, shard, row in own]
-            for own in samples
-        ]
+    def _name(
+        self, step: int, parts: Iterable[tuple[list[list[SampleName]], list[ShardFile]]]
+    ) -> None:
+        """Write the names of the step's samples to the log and to skipped.jsonl.
+
+        Args:
+            step: Number of the step.
+            parts: For each split the names of each rank's samples, and its shards.
+        """
+        names = [list[str]() for _ in range(self.world.size)]
+        for samples, shards in parts:
+            for own, found in zip(names, samples, strict=True):
+                own += [f"{name} ({shards[i].file} record {row})" for name, i, row in found]
         every = [name for own in names for name in own]
         more = f" and {len(every) - _NAMED} more in {SKIPPED}" if len(every) > _NAMED else ""
         log.warning(

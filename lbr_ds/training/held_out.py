@@ -154,10 +154,10 @@ def measure(session: Session, sample: HeldOutSample) -> Figures:
     """Measure the session's model on `sample`. All ranks call it.
 
     Returns:
-        On rank 0 the scores (`rank_scores`), the geometry of the vectors (`geometry.measure`), in
-        stage 1 the losses of `_losses`, the number of queries and passages, and the seconds taken;
-        None for a figure that is not defined, for example of vectors that are not finite. {} on
-        other ranks, and when a signal ended the evaluation.
+        On rank 0 the scores (`rank_scores`), the geometry of the vectors (`geometry.measure`), the
+        losses of `_losses` where stage 1's loss is trained, the number of queries and passages, and
+        the seconds taken; None for a figure that is not defined, for example of vectors that are
+        not finite. {} on other ranks, and when a signal ended the evaluation.
     """
     began, judged, run = time.perf_counter(), sample.judged, session.run
     texts = [*judged.queries.values(), *judged.documents.values()]
@@ -165,7 +165,7 @@ def measure(session: Session, sample: HeldOutSample) -> Figures:
     try:
         with session.engine.evaluation_mode():
             vectors = encode_across_ranks(session.world, texts, functools.partial(_encode, session))
-            if session.stage.number == 1:
+            if 1 in run.parts(session.stage.number):
                 figures |= _losses(session, sample.records)
     except _SignalReceived:
         log.info("step %d: a signal ended the evaluation", session.step)

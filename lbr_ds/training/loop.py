@@ -88,7 +88,7 @@ def take_step(session: Session, lr: float) -> Metrics:
     seconds = time.perf_counter() - began
     ranks = [float(own) for (own,) in world.exchange(watch.own_seconds(seconds))]
     counts = totals.counts
-    guard.record(work, applied, counts.skipped, session.run.data.folder, session.stage.split)
+    guard.record(work, applied, counts.skipped, session.run.data.folder, session.splits)
     session.step = work.step + 1
     return {
         **stats,

@@ -89,6 +89,11 @@ class Session:
         return text_tokenizer(self.run)
 
     @property
+    def splits(self) -> list[str]:
+        """The split that the stage trains on, and that of the stage that it replays, if any."""
+        return [STAGES[number].split for number in self.run.parts(self.stage.number)]
+
+    @property
     def config(self) -> StageConfig:
         """The recipe's section of this stage."""
         return self.run.stage(self.stage.number)

@@ -64,7 +64,7 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
     with (
         Watch(world, run.engine.timeout_minutes) as watch,
         locked(run, world),
-        in_use(manifest, stage.split),
+        in_use(manifest, *(STAGES[part].split for part in run.parts(number))),
     ):
         open_log(folder / "log", world)
         check_negatives(run, number, manifest)
@@ -132,13 +132,14 @@ def check_backbone(run: RunConfig, number: int, world: World) -> None:
     world.barrier()  # rank 0 has prepared it
     folder, what = run.run / "backbone", f"model.backbone={run.model.backbone!r}"
     lengths = {"model.max_length": run.model.max_length}
-    if number == 1:
+    if 1 in run.parts(number):
         lengths["stage1.max_target_length"] = run.stage1.max_target_length
         if not Card.load(folder).head:
             raise ConfigError(
                 f"{what} has no language-model head (lm_head.weight) and its config.json does "
                 "not tie one to the embeddings: stage 1 trains it, so give the folder of the whole "
-                "causal LM, or train stage 2 only, with stage2.from=backbone"
+                "causal LM, or train stage 2 only, with stage2.from=backbone and no "
+                "stage2.generative"
             )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=run.model.trust_remote_code)
     check_positions(what, config, lengths)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Stats = dict[str, float]
 _NO_TEACHER = DistillationConfig()
+_ADDED = ("tokens", "skipped")  # counts of a step that also has a batch of stage 1
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,25 @@ class Totals:
         }
         return {**means, **by_source, **self.known}
 
+    def beside(self, other: Totals) -> Totals:
+        """Return these of stage 2 with those of the batch of stage 1 that the step replays.
+
+        Samples count once, as those of stage 2; tokens and skipped samples are those of both.
+        """
+        both = {name: getattr(self.counts, name) + getattr(other.counts, name) for name in _ADDED}
+        renamed = {_replayed(name): divisor for name, divisor in other.divisors.items()}
+        return Totals(
+            torch.cat([self.sums, other.sums]),
+            {**self.divisors, **renamed},
+            self.counts._replace(**both),
+            {**self.known, **other.known},
+        )
+
+
+def _replayed(name: str) -> str:
+    """Return the name of a statistic of stage 1 beside those of stage 2, which has a loss too."""
+    return f"generative_{name}" if name.split("/")[0] == "loss" else name
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -88,31 +108,48 @@ class Stage:
     forward_backward: Callable[[Session, Work], Totals]
 
 
-def forward_backward_generative(session: Session, work: Work) -> Totals:
-    """Stage 1: the mean loss over all supervised tokens of a step, and likewise over all bags."""
+def forward_backward_generative(
+    session: Session, work: Work, scale: float = 1.0, *, last: bool = True
+) -> Totals:
+    """Stage 1: the mean loss over all supervised tokens of a step, and likewise over all bags.
+
+    Args:
+        session: The session.
+        work: This rank's share of the batch.
+        scale: Weight of the gradient.
+        last: Whether the step ends with this batch.
+    """
     engine, world = session.engine, session.world
     counts = work.counts(world)
     divisors: dict[str, float] = {"loss": counts.targets}
     divisors |= {f"loss/{name}": own.targets for name, own in counts.by_source.items()}
     # DeepSpeed averages over ranks; times size / targets makes that the mean over the step.
-    weights = {0: world.size / counts.targets}
+    weights = {0: scale * world.size / counts.targets}
     if counts.bags:
-        weights[len(divisors)] = session.run.stage1.bag_of_words / counts.bags * world.size
+        bag = scale * session.run.stage1.bag_of_words
+        weights[len(divisors)] = bag / counts.bags * world.size
         divisors["bag_loss"] = counts.bags
     totals = torch.zeros(len(divisors), dtype=torch.float64, device=world.device)
     for index, batch, included in micro_batches(session, work, counts.micro_batches):
         # The losses themselves are computed in model/head.py, inside the engine's forward.
         sums = torch.atleast_1d(engine.forward(batch))
         loss = sum(sums[i] * (w * included) for i, w in weights.items() if i < len(sums))
-        engine.backward(loss, last=index == counts.micro_batches - 1)
+        engine.backward(loss, last=last and index == counts.micro_batches - 1)
         totals[: len(sums)] += sums.detach().double() * included
     return Totals(totals, divisors, counts, {"target_tokens": float(counts.targets)})
 
 
 def forward_backward_contrastive(session: Session, work: Work) -> Totals:
-    """Stage 2: InfoNCE over the whole step, in one forward if it fits, else by gradient caching."""
+    """Stage 2: InfoNCE over the whole step, in one forward if it fits, else by gradient caching.
+
+    A batch of stage 1 comes first (`stage2.generative`): its gradients stay on the engine, and
+    those of InfoNCE are added to them.
+    """
     assert work.pairs is not None
     world, config = session.world, session.run.stage2
+    replayed = None
+    if work.replay is not None:
+        replayed = forward_backward_generative(session, work.replay, config.generative, last=False)
     loss_of = functools.partial(
         contrastive_loss,
         pairs=work.pairs.to(world.device),
@@ -136,7 +173,9 @@ def forward_backward_contrastive(session: Session, work: Work) -> Totals:
         for name in STATS[:2]
         for source, part in counts.by_source.items()
     }
-    return Totals(sums, {name: own.get(name, float(counts.samples)) for name in stats}, counts)
+    divisors = {name: own.get(name, float(counts.samples)) for name in stats}
+    totals = Totals(sums, divisors, counts)
+    return totals if replayed is None else totals.beside(replayed)
 
 
 def contrastive_loss(
@@ -265,13 +304,14 @@ def rehearse(session: Session) -> None:
     """Run the largest micro-batch once, with weight 0, so that memory errors occur at the start."""
     run, tokenizer = session.run, session.tokenizer
     eos = tokenizer.backend.eos_token_id
-    target = [eos] * run.stage1.max_target_length if session.stage.number == 1 else []
     ids = tokenizer.wrap([eos] * tokenizer.max_length)
-    sequence = Sequence(ids, tokenizer.bottleneck_of(ids), target, cut=run.bottleneck.count > 0)
-    fits = max(1, session.config.micro_tokens // len(sequence))
-    result = session.engine.forward(pack([sequence] * fits).to(session.world.device))
-    # The zero gradients stay on the engine and the first real ones are added to them.
-    session.engine.backward(result.sum() * 0.0, last=False)
+    for part in run.parts(session.stage.number):
+        target = [eos] * run.stage1.max_target_length if part == 1 else []
+        sequence = Sequence(ids, tokenizer.bottleneck_of(ids), target, cut=run.bottleneck.count > 0)
+        fits = max(1, session.config.micro_tokens // len(sequence))
+        result = session.engine.forward(pack([sequence] * fits).to(session.world.device))
+        # The zero gradients stay on the engine and the first real ones are added to them.
+        session.engine.backward(result.sum() * 0.0, last=False)
 
 
 STAGES = {

@@ -167,9 +167,10 @@ class Watch:
                 if marked or time.monotonic() >= due:
                     self._publish()
                 if time.monotonic() >= due:
-                    due = time.monotonic() + period
                     self._read()
                     self._answered = self._ran
+                    # A rank may die in its first second: until all are known, look more often.
+                    due = time.monotonic() + (period if self._seen else period * _POLL_SECONDS)
             except Exception:  # the store's errors have many types; all mean that its host is gone
                 self._lost_store = True
                 return

@@ -43,7 +43,7 @@ class Counts(NamedTuple):
 
     Attributes:
         micro_batches: the most that any rank has.
-        targets: supervised tokens (stage 1).
+        targets: supervised tokens, each by its weight (stage 1).
         bags: texts with a bag-of-words loss (stage 1).
         tokens: tokens that go through the model.
         samples: samples.
@@ -52,7 +52,7 @@ class Counts(NamedTuple):
     """
 
     micro_batches: int
-    targets: int
+    targets: float
     bags: int
     tokens: int
     samples: int
@@ -73,6 +73,7 @@ class Work:
         names: Of each sample, for messages.
         pairs: Stage 2: which sequence is a query and which of the others are its candidates.
         by_source: What the share has of each source, where there are several.
+        replay: Stage 2: the share of the batch of stage 1 that the step trains as well.
     """
 
     step: int
@@ -83,6 +84,7 @@ class Work:
     names: list[SampleName]
     pairs: Pairs | None = None
     by_source: dict[str, SourceCounts] = field(default_factory=dict)
+    replay: Work | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -90,9 +92,9 @@ class Work:
         return sum(m.num_tokens for m in self.micro_batches)
 
     @property
-    def num_targets(self) -> int:
-        """Number of supervised tokens (stage 1)."""
-        return sum(len(m.targets) for m in self.micro_batches if m.targets is not None)
+    def num_targets(self) -> float:
+        """Number of supervised tokens, each by its weight (stage 1)."""
+        return sum(m.supervised for m in self.micro_batches)
 
     def pin_memory(self) -> Work:
         """Return the share in pinned memory, from which a GPU copies while it computes."""
@@ -109,10 +111,11 @@ class Work:
             self.skipped,
         )
         found = world.exchange(*own, *chain(*self.by_source.values()))
-        sums = [int(number) for number in found.sum(0)]
+        sums = [float(number) for number in found.sum(0)]
         each = zip(*[iter(sums[len(own) :])] * len(SourceCounts._fields), strict=True)
         by_source = zip(self.by_source, starmap(SourceCounts, each), strict=True)
-        _, targets, bags, tokens, samples, skipped = sums[: len(own)]
+        targets = sums[1]
+        bags, tokens, samples, skipped = map(int, sums[2 : len(own)])
         most = int(found[:, 0].max())
         return Counts(most, targets, bags, tokens, samples, skipped, dict(by_source))
 
@@ -140,10 +143,18 @@ def split_into_micro_batches(
     return batches, [torch.tensor(numbers) for numbers in chosen]
 
 
-def collate_generative(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> Work:
+def collate_generative(
+    run: RunConfig, tokenizer: TextTokenizer, step: Step, budget: int | None = None
+) -> Work:
     """Stage 1: draw each sample's objective by (seed, epoch, step, lane), and pack [X ; B ; Y].
 
     The draw does not depend on earlier steps, so a mixture of objectives resumes exactly.
+
+    Args:
+        run: The recipe.
+        tokenizer: Turns texts into token ids.
+        step: This rank's samples.
+        budget: Most tokens of a micro-batch; None: `stage1.micro_batch_tokens`.
     """
     sequences, kinds = [], kinds_of(step)
     tokenizer = tokenizer_of_step(tokenizer, run.bottleneck, run.seed, step.index)
@@ -156,12 +167,13 @@ def collate_generative(run: RunConfig, tokenizer: TextTokenizer, step: Step) -> 
             tokenizer,
             turn=sample.epoch,
             max_target_length=run.stage1.max_target_length,
+            rationale_weight=run.stage1.rationale_weight,
         )
         sequence = with_bag(sequence, tokenizer) if run.stage1.bag_of_words else sequence
         sequences.append(replace(sequence, kind=kind))
-    budget, names = run.stage1.micro_tokens, step.sources
+    budget, names = budget or run.stage1.micro_tokens, step.sources
     batches, members = split_into_micro_batches(sequences, budget, len(names))
-    targets = [len(sequence.target) for sequence in sequences]
+    targets = [sum(one.weights) if one.weights else len(one.target) for one in sequences]
     counts = count_by_source(names, kinds, map(len, sequences), targets)
     return Work(
         step.index,

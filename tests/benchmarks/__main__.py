@@ -19,7 +19,8 @@ from lbr_ds.system.atomic import write_json
 
 ALL = ("attention", "stage1", "stage2", "encode", "peers")  # about half an hour on two cores
 SUITES = {
-    name: f"tests.benchmarks.{name}" for name in (*ALL, "prepare", "prepare_memory", "stream")
+    name: f"tests.benchmarks.{name}"
+    for name in (*ALL, "prepare", "prepare_memory", "stream", "mining")
 }
 
 log = logging.getLogger(__name__ if __name__ != "__main__" else "tests.benchmarks")
@@ -29,13 +30,16 @@ def main() -> int:
     """Run what the command line names, print the rows and write them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(
-        "suite", help=f"all ({', '.join(ALL)}), one of these, prepare, prepare_memory or stream"
+        "suite",
+        help=f"all ({', '.join(ALL)}), one of these, prepare, prepare_memory, stream, mining",
     )
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--plot", type=Path, help="also plot a step by length: a .png or .html")
     parser.add_argument("--data", type=Path, help="records or a prepared folder; default: demo's")
     parser.add_argument("--rounds", type=int, help="rounds of each row; default: the suite's")
-    parser.add_argument("--passages", type=_numbers, help="of `prepare`: sizes, as 100000,5000000")
+    parser.add_argument(
+        "--passages", type=_numbers, help="of `prepare`, `mining`: sizes, as 100000,1000000"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see every row once")
     args = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")

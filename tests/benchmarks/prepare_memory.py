@@ -24,7 +24,7 @@ from lbr_ds.config import DataConfig
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.system import children
 
-RECORDS = 3000  # more than crew.py does without helpers, so that both sizes have them
+RECORDS = 10_000  # some pieces for each helper
 _WORDS, _VOCABULARY = 60, 50_000  # in an answer; random words, hardly a near duplicate
 _CORES = 2  # as many helpers for both sizes
 _EVERY = 0.02  # seconds between two looks at the helpers
@@ -32,7 +32,7 @@ _MEASURE = (
     "import sys; from tests.benchmarks.prepare_memory import report_peak; report_peak(sys.argv[1])"
 )
 TIMES = 20  # how much larger the large corpus is
-QUICK = {"times": 2, "records": 2600}
+QUICK = {"times": 2, "records": RECORDS}
 
 
 def suite(times: int = TIMES, records: int = RECORDS) -> list[Row]:
@@ -101,8 +101,10 @@ def _peak(folder: Path) -> float:
 
 def report_peak(folder: str) -> None:
     """Prepare `folder`/corpus.jsonl and write the peak in MiB to standard output."""
+    from lbr_ds.corpora.formats import interface
     from lbr_ds.corpora.prepare import prepare
 
+    interface.PIECE_BYTES = 1 << 20  # smaller, so that a small corpus fills pieces too
     children.follow_starter()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_CORES])
     place = Path(folder)

@@ -87,7 +87,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def swept(words: list[str]) -> tuple[list[dict[str, Any]], Path, str]:
-    """(rows that stood when all processes were killed, folder, what the same command printed)."""
+    """(rows written when all processes were killed, folder, what the same command printed)."""
     folder = Path(words[-1])
     first = subprocess.Popen(
         [sys.executable, "-m", "lbr_ds", *words],
@@ -108,7 +108,7 @@ def swept(words: list[str]) -> tuple[list[dict[str, Any]], Path, str]:
     return before, folder, done.stdout
 
 
-def test_killed_it_goes_on_at_the_first_missing_row(swept: Any) -> None:
+def test_killed_it_resumes_at_the_first_missing_row(swept: Any) -> None:
     before, folder, _ = swept
     assert [row["measure"] for row in before] == NAMES[: len(before)]
     assert 3 <= len(before) < 5
@@ -268,9 +268,9 @@ def test_launcher_gets_nodes_and_the_configurations_keys(recipe: Path, tmp_path:
         "engine.ds_config=zero2",
     ]
     assert told[6:11] == keys
-    stood = len(result["rows"])
+    written = len(result["rows"])
     assert [r["measure"] for r in run_sweep(sweep)["rows"]] == list(rows)
-    assert len(run_sweep(sweep, retry=True)["rows"]) == stood
+    assert len(run_sweep(sweep, retry=True)["rows"]) == written
 
 
 def test_ranks_that_do_not_fill_their_nodes_are_refused(recipe: Path, tmp_path: Path) -> None:

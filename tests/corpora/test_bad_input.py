@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -174,15 +175,19 @@ def test_a_line_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert made["sources"][0]["records_kept"] == 29
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
 def test_full_disk_under_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite's own error when its file may not grow."""
-    tables = "lbr_ds.corpora.store._TABLES"
-    from lbr_ds.corpora import store
-
-    monkeypatch.setattr(tables, store._TABLES + "PRAGMA max_page_count = 40;")
-    with pytest.raises(EnvironmentProblem, match="data: no space is left on the disk; free"):
-        prepare(recipe(tmp_path, map(pair, range(5000))), 0)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw.jsonl"]
+    """DuckDB's own error when its file may not grow, and nothing is left behind."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
+    try:
+        data = recipe(tmp_path, map(pair, range(2000)), folder=place / "data")
+        with pytest.raises(EnvironmentProblem, match="no space is left on the disk; free"):
+            prepare(data, 0)
+        assert not list(place.iterdir())
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def run_cli(tmp_path: Path, source: dict[str, Any]) -> tuple[int, str, Path]:

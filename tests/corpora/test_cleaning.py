@@ -39,7 +39,7 @@ def test_bounds_in_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def sound(raw: dict[str, Any]) -> bool:
         return all(low <= tokens(text) <= high for text in (raw["query"], *raw["positives"]))
 
-    monkeypatch.setattr("lbr_ds.corpora.collect._CHUNK_RECORDS", 64)
+    monkeypatch.setattr("lbr_ds.corpora.reading._ROWS", 64)
     data = recipe(tmp_path, raws, min_tokens=low, max_tokens=high, near_duplicate=1)
     made = prepare(data, 0, model=model)
     kept = {r.id: r for split in read_all(data.folder).values() for r in split}

@@ -16,7 +16,7 @@ import pytest
 from lbr_ds.config import SourceConfig, load
 from lbr_ds.corpora.curate.cleaning import shares_letters
 from lbr_ds.corpora.sources import find
-from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
+from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.records import Record
 
 ROWS = [
@@ -345,20 +345,6 @@ def test_obo(tmp_path: Path) -> None:
     path.write_text("nothing")
     with pytest.raises(DataError, match=r"contains no \[Term\]; not an OBO file"):
         read(path)
-
-
-def test_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def unreachable(name: str, *_: object, **__: object) -> None:
-        raise ConnectionError(f"Couldn't reach {name}\non the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    corpus = find(SourceConfig(path="hf:some/data@main", subset="x", split="dev"))
-    assert corpus.provenance()["path"] == "hf:some/data@main"
-    message = r"hf:some/data@main: cannot be fetched after row 0 \(Couldn't reach some/data on"
-    with pytest.raises(EnvironmentProblem, match=message):
-        list(corpus.read())
 
 
 COUNTS = {  # records, groups; from the packages that the recipes name

@@ -39,7 +39,7 @@ def test_every_layout_gives_the_same_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, piece: int
 ) -> None:
     """Wherever the pieces end that the file is read in."""
-    monkeypatch.setattr("lbr_ds.corpora.formats.lines._PIECE", piece)
+    monkeypatch.setattr("lbr_ds.corpora.formats.lines._CHUNK", piece)
     path = tmp_path / "raw.json"
     for mark in ("", "\ufeff \n"):
         for content in (raw := (mark + LAYOUTS[layout]).encode(), gzip.compress(raw)):
@@ -61,10 +61,10 @@ def test_an_array_is_not_held(tmp_path: Path) -> None:
         file.write('{"query": "last", "positives": ["x"]}]')
     assert path.stat().st_size > 30_000_000
     from lbr_ds.config import SourceConfig
-    from lbr_ds.corpora.formats.jsonl import read_jsonl
+    from lbr_ds.corpora.formats.jsonl import JSONL
 
     tracemalloc.start()
-    count = sum(isinstance(row.columns, dict) for row in read_jsonl(path, SourceConfig(path="x")))
+    count = sum(isinstance(row.columns, dict) for row in JSONL.read(path, SourceConfig(path="x")))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 3001
@@ -294,7 +294,7 @@ def test_numbers_are_their_text_everywhere(tmp_path: Path) -> None:
 
 
 def test_wrong_columns_are_not_counted_away(tmp_path: Path) -> None:
-    """Where no row is a record, `skip` would leave nothing: the first fault is told."""
+    """Where no row is a record, `skip` would leave nothing: the first fault is reported."""
     rows = [{"query": "", "positives": ["x"]} for _ in range(300)]
     path = tmp_path / "raw.json"
     path.write_text(json.dumps(rows))

@@ -164,7 +164,7 @@ def test_a_fact_may_be_what_is_asked(tmp_path: Path) -> None:
 
 
 def test_one_source_for_both(tmp_path: Path) -> None:
-    """Of an entity's records one is the fact, whatever the order of lines; one alone is told."""
+    """Of an entity's records one is the fact, in any order of lines; one alone is reported."""
     raws = [asked(n, k) for n in range(40) for k in range(1 + n % 3)]
     data = recipe(tmp_path / "one", {"both": raws})
     made = prepare(data, 5)
@@ -232,7 +232,7 @@ def test_planted_leaks_are_found(
     def wrong(store: Store, *rest: Any) -> None:
         right(store, *rest)
         store.db.execute(sql)
-        store.db.execute("INSERT OR IGNORE INTO components VALUES (-1, 'x', x'00', 1, 0)")
+        store.db.execute("INSERT INTO components VALUES (-1, 'x', '', 1, 0)")
 
     monkeypatch.setattr(knowledge, "divide_entities", wrong)
     pairs = [asked(n, k) for n in range(30) for k in (0, 1)]

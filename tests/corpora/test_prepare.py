@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import random
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from lbr_ds.config import DataConfig
 from lbr_ds.corpora.curate.cleaning import clean
+from lbr_ds.corpora.curate.groups import draws
 from lbr_ds.corpora.curate.segmentation import normalise
+from lbr_ds.corpora.curate.splits import share_out
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.store import Store
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
@@ -124,15 +129,37 @@ def test_proof_is_counted_from_the_shards(tmp_path: Path, monkeypatch: pytest.Mo
     """When dividing goes wrong, the proof and not a user finds it, and nothing is left."""
 
     def apart(store: Store, seed: int) -> None:
-        rows = [(seq, f"c{seq}", bytes([seq]), 1, 1) for seq in range(store.records)]
-        store.db.executemany("INSERT INTO members VALUES (?, ?, ?)", [(r[0],) * 3 for r in rows])
-        store.db.executemany("INSERT INTO groups VALUES (?, ?)", [r[:2] for r in rows])
-        store.db.executemany("INSERT INTO components VALUES (?, ?, ?, ?, ?)", rows)
+        store.db.execute("INSERT INTO members SELECT seq, seq, seq FROM records")
+        store.db.execute("INSERT INTO groups SELECT grp, 'c' || grp FROM members")
+        store.define("drawn", draws(seed))
+        store.db.execute("INSERT INTO components SELECT grp, label, drawn(label), 1, 1 FROM groups")
 
     monkeypatch.setattr("lbr_ds.corpora.prepare.group_records", apart)
     with pytest.raises(DataError, match="eval shares texts with training"):
         prepare(recipe(tmp_path, planted()), 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw.jsonl"]
+
+
+def test_each_component_goes_where_there_is_room_first(tmp_path: Path) -> None:
+    """As a loop over the components does it, one by one."""
+    draw = np.random.RandomState(0)
+    components = draw.permutation(400).astype(np.int32)
+    sizes = draw.geometric(0.3, (3, 400)).astype(np.int32) - 1
+    rooms = {"eval": 50.0, "cl": 211.0, "gl": math.inf}
+    left, expected = dict(rooms), []
+    for place, component in enumerate(components.tolist()):
+        for name, own in zip(rooms, sizes[:, place].tolist(), strict=True):
+            if 0 < own <= left[name]:
+                left[name] -= own
+                expected.append((component, name))
+                break
+    with closing(Store(tmp_path)) as store:
+        splits = dict(zip(rooms, zip(sizes, rooms.values(), strict=True), strict=True))
+        got = share_out(store, components, splits)
+        assert sorted(store.rows("FROM shares")) == sorted(expected)
+    assert (got["eval"], got["cl"]) == (50 - left["eval"], 211 - left["cl"])
+    assert {name for _, name in expected} == set(rooms)
+    assert len(expected) < 400
 
 
 def test_groups_stay_whole(tmp_path: Path) -> None:

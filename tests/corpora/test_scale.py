@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import EnvironmentProblem
 from lbr_ds.system import process_pool
 from lbr_ds.system.atomic import atomic_folder
+from tests.benchmarks import prepare_memory
 from tests.benchmarks.prepare_memory import peak_memory_ratio, write_corpus
 from tests.corpora.test_groups import templated
 from tests.corpora.test_near_duplicates import leaky
@@ -37,7 +39,7 @@ def test_same_bytes_by_one_process_and_by_three(
 ) -> None:
     """Read, cleaned, compared and clustered by helpers; templates make large buckets."""
     raws = [*leaky(800)[0], *({**raw, "id": f"t{raw['id']}"} for raw in templated(300))]
-    monkeypatch.setattr("lbr_ds.corpora.collect._CHUNK_RECORDS", 64)
+    monkeypatch.setattr("lbr_ds.corpora.reading._ROWS", 64)
     monkeypatch.setattr("lbr_ds.corpora.curate.clusters._TEXTS_PER_JOB", 64)
     for number in (1, 3):
         monkeypatch.setattr(process_pool, "cores", lambda number=number: number)
@@ -48,10 +50,13 @@ def test_same_bytes_by_one_process_and_by_three(
 
 
 STOPS = [  # where it is interrupted, at which call
-    ("lbr_ds.corpora.collect._take", 25),
+    ("lbr_ds.corpora.store.Store.add_part", 25),
+    ("lbr_ds.corpora.collect.drop_exact_duplicates", 1),
+    ("lbr_ds.corpora.store.Store.gather_texts", 1),
     ("lbr_ds.corpora.prepare.find_families", 1),
     ("lbr_ds.corpora.prepare.group_records", 1),
-    ("lbr_ds.corpora.curate.leaks.remove_leaking_negatives", 1),
+    ("lbr_ds.corpora.curate.leaks.remove_leaking_texts", 1),
+    ("lbr_ds.corpora.store.Store.write_labels", 1),
     ("lbr_ds.corpora.prepare.write_split", 2),
     ("lbr_ds.corpora.curate.leaks.prove_no_leaks", 1),
 ]
@@ -67,11 +72,9 @@ def test_interrupted_and_taken_up(
     for raw in raws:
         raw["negatives"] = draw.choice(raws)["positives"]
     data = recipe(tmp_path, raws)
-    monkeypatch.setattr("lbr_ds.corpora.collect._CHUNK_RECORDS", 16)
-    monkeypatch.setattr("lbr_ds.corpora.collect._CHUNKS_A_STEP", 2)
-    module, name = place.rsplit(".", 1)
+    monkeypatch.setattr("lbr_ds.corpora.reading._ROWS", 16)
     with monkeypatch.context() as patch:
-        real = getattr(__import__(module, fromlist=[name]), name)
+        real: Any = locate(place)
         calls = 0
 
         def stopped(*args: Any, **kwargs: Any) -> Any:
@@ -133,6 +136,6 @@ def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_memory_does_not_grow(capsys: pytest.CaptureFixture[str]) -> None:
     """A small multiple here; the bench measures 20 times."""
-    ratio, figures = peak_memory_ratio(times=2, records=2600)
+    ratio, figures = peak_memory_ratio(**prepare_memory.QUICK)
     assert ratio <= 1.15, figures
     assert figures["small_mib"] > 50

@@ -82,7 +82,7 @@ def test_cached_is_plain_greedy(model: PackedEncoder, cut: bool) -> None:
     assert generate.write(model, prompts[3:4], LIMIT) == expected[3:4]
 
 
-def test_only_the_bottleneck_tells_of_x(
+def test_x_is_known_through_the_bottleneck_alone(
     model: PackedEncoder, cut: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once B's states stand, X's keys and values are spoiled: what saw them would say so."""

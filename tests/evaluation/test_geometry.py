@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lbr_ds.evaluation import geometry
+from lbr_ds.evaluation.documents import Documents
+from lbr_ds.system import blocks
 
 
 @pytest.fixture
@@ -81,3 +84,36 @@ def test_measure_normalises_and_says_none(space) -> None:  # type: ignore[no-unt
     assert alone["separation_ratio"] is None
     assert alone["uniformity"] is None
     assert alone["alignment"] == 0
+
+
+def test_rows_on_disk_have_the_measures_of_an_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal to the last digit, in whatever parts they were stored and are read."""
+    monkeypatch.setattr(geometry, "_TILE", 64)
+    monkeypatch.setattr(blocks, "ROWS", 50)
+    rng = np.random.default_rng(0)
+    passages = rng.normal(size=(731, 48)).astype(np.float32)
+    queries = (passages[:90] + rng.normal(size=(90, 48))).astype(np.float32)
+    own, mates = [[i, i + 90] for i in range(90)], [[i, 700] for i in range(90)]
+    names = [f"d{number}" for number in range(731)]
+    documents = Documents()
+    for first, last in ((0, 20), (20, 20), (10, 300), (300, 349), (349, 350), (350, 731)):
+        documents.add(names[first:last], passages[first:last])
+    order = rng.permutation(731)
+    rows = documents.rows([names[number] for number in order])
+    assert np.array_equal(rows[:], passages[order])
+    assert np.array_equal(documents["d349"], passages[349])
+    place = np.argsort(order)
+    turned = [[[int(place[i]) for i in each] for each in which] for which in (own, mates)]
+    expected = geometry.measure(queries, passages[order], *turned)
+    assert geometry.measure(queries, rows, *turned) == expected
+    assert None not in expected.values()
+    unit = geometry._Normalised(rows)
+    whole = geometry.normalised(passages[order])
+    assert (geometry._sum(unit) == whole.sum(0, dtype=np.float64)).all()
+    for function in (geometry.separation_ratio, geometry.alignment):
+        given = turned if function is geometry.separation_ratio else turned[:1]
+        unit_queries = geometry.normalised(queries)
+        assert function(unit_queries, unit, *given) == function(unit_queries, whole, *given)
+    assert geometry.effective_rank(unit) == geometry.effective_rank(whole)

@@ -1,4 +1,4 @@
-"""The languages of texts, what mteb is told of them, and BM25's words by language."""
+"""The languages of texts, what mteb is given of them, and BM25's words by language."""
 
 from __future__ import annotations
 

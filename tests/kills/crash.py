@@ -24,7 +24,7 @@ _EVENTS = {
     "os.chmod",
     "ctypes.dlsym",
 }
-# Calls that change files and that no audit event tells of.
+# Calls that change files and that have no audit event.
 _CALLS = {"write", "flush", "close", "fsync", "flock", "pwrite", "ftruncate"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 

@@ -1,4 +1,4 @@
-"""Locks: who holds one, who takes one over, what a second process is told."""
+"""Locks: who holds one, who takes one over, the error of a second process."""
 
 from __future__ import annotations
 

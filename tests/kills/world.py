@@ -21,6 +21,7 @@ import lbr_ds.reproduce
 from lbr_ds.cli import app
 from lbr_ds.errors import ConfigError, LbrError
 from tests.kills.crash import run, tree
+from tests.synthesis.server import Server
 from tests.tiny import tiny_recipe
 
 # A user's own files, beside everything that the verbs write. None may ever be touched.
@@ -64,16 +65,18 @@ LOGS = re.compile(r"(^|/)(log|tensorboard)/[^/]+$|(^|/)starts\.jsonl$")
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb and its arguments; `{}` is the project's folder."""
+    """A verb and its arguments."""
 
     name: str
-    arguments: str
+    arguments: str  # {}: the project's folder; {server}: of a language model
     needs: tuple[str, ...] = ()  # the verbs before it
 
     def __call__(self, place: Path) -> None:
         """Run it in this process, as the command line does."""
         os.chdir(place)
-        words = [word.replace("{}", str(place)) for word in shlex.split(self.arguments)]
+        words = shlex.split(
+            self.arguments.replace("{}", str(place)).replace("{server}", SERVER.url)
+        )
         lbr_ds.demo.run_verb = lbr_ds.reproduce.run_verb = _run_in_fork  # no new interpreter
         try:
             code = app(words, standalone_mode=False)
@@ -85,13 +88,15 @@ class Verb:
 
 
 def warm_up() -> None:
-    """Import what the verbs need, so that no fork has to."""
+    """Import what the verbs need, so that no fork has to; the tests' language model answers."""
+    SERVER.__enter__()
     for room in (
         "evaluation.evaluation",
         "exporting",
         "mining.mine",
         "plan.table",
         "report",
+        "synthesis.synthesize",
         "training.loop",
     ):
         importlib.import_module(f"lbr_ds.{room}")
@@ -122,6 +127,16 @@ VERBS = {
         Verb("plan", "plan {}/recipe.yaml --nodes 1 --gpus 2 --json {}/plan.json"),
         Verb("prepare", "prepare {}/recipe.yaml"),
         Verb("mine", "mine {}/recipe.yaml", ("prepare",)),
+        Verb(
+            "prepare-passages",
+            "prepare {}/recipe.yaml data.sources='[{path: {}/passages.jsonl, name: passages}, "
+            "{path: {}/corpus.jsonl, name: made-up, role: eval}]'",
+        ),
+        Verb(
+            "synthesize",
+            "synthesize {}/recipe.yaml --url {server} --model writer synthesis.keep_rank=5",
+            ("prepare-passages",),
+        ),
         Verb("train-1", "train {}/recipe.yaml --stage 1", ("prepare", "mine")),
         Verb("train-2", "train {}/recipe.yaml --stage 2", ("prepare", "mine", "train-1")),
         Verb("export", "export {}/run {}/model", ("prepare", "mine", "train-1", "train-2")),
@@ -143,6 +158,18 @@ VERBS = {
 }
 
 
+def _passage(number: int) -> str:
+    return f"Disease{number} comes with fever{number % 7}, cough{number % 11} and pain."
+
+
+def _queries(passage: str, request: dict[str, Any]) -> str:
+    name = passage.split()[0]
+    return f"1. what does {name.lower()} do?\n2. Which fever comes with {name}?"
+
+
+SERVER = Server(_queries)
+
+
 @dataclass
 class World:
     """The project at one path, and its states after each chain of verbs in `saved`."""
@@ -158,6 +185,9 @@ class World:
         world = cls(folder / "saved", folder / "place")
         changes = {"every__save": 2, "stage1__num_steps": 4, "stage2__num_steps": 4}
         run(lambda: tiny_recipe(world.place, count=count, prepared=False, **changes))
+        passages = ({"text": _passage(number)} for number in range(count))
+        lines = (json.dumps(passage) + "\n" for passage in passages)
+        (world.place / "passages.jsonl").write_text("".join(lines))
         for name, text in FOREIGN.items():
             (world.place / name).parent.mkdir(parents=True, exist_ok=True)
             (world.place / name).write_text(text)
@@ -223,6 +253,8 @@ def _untimed(name: str, data: bytes | None) -> Any:
             return text[-8:]
         return re.sub(r"\d[\d.,e+-]*", "0", text) if name.startswith("demo/") else text
     lines = text.splitlines() if name.endswith(".jsonl") else [text]
+    if name.startswith("data.synthesis/"):
+        lines.sort()  # the order in which requests that run side by side were answered
     values = [_drop(json.loads(line)) for line in lines]
     if name.endswith("/files.json"):
         values[0].pop("state.json", None)  # the size and hash of a file with times

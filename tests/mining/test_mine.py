@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lbr_ds.batching import TextTokenizer
@@ -19,7 +20,8 @@ from lbr_ds.mining import mine as mining
 from lbr_ds.mining import rewrite, vectors
 from lbr_ds.mining.mine import mine
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
-from lbr_ds.shards import Manifest, read_split, steps, verify
+from lbr_ds.shards import Manifest, read_split, steps, verify, writer
+from lbr_ds.system import blocks
 from tests.mining.toy import Words, file_bytes, make_run, with_mining
 from tests.tiny import backbone
 
@@ -39,7 +41,7 @@ def run(tmp_path: Path) -> RunConfig:
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     """use(first, second): the models that names stand for."""
-    monkeypatch.setattr(vectors, "ROWS", 16)
+    monkeypatch.setattr(blocks, "ROWS", 16)
 
     def install(*models: Words) -> None:
         by_name = {m.name: m for m in models}
@@ -85,7 +87,7 @@ def test_only_cl_changes_and_the_manifest_tells(run: RunConfig) -> None:
     assert new.sources[:-1] == old.sources
     assert new.sources[-1]["path"] == "mining.json"
     assert json.loads((folder / "mining.json").read_text()) | {"reused": False} == audit
-    assert sorted(p.name for p in folder.parent.iterdir()) == ["data", "raw.jsonl"]
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["data", "data.mining", "raw.jsonl"]
 
 
 def test_twice_the_same_bytes(tmp_path: Path, use: Any) -> None:
@@ -100,6 +102,20 @@ def test_twice_the_same_bytes(tmp_path: Path, use: Any) -> None:
         content.pop("manifest.json"), content.pop("curation.json")
         content.pop("mining.json"), content.pop("trained.u64")
     assert first == second
+
+
+@pytest.mark.slow
+def test_shards_written_by_other_processes_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name, alone in (("one", writer._RECORDS_ALONE), ("many", 0)):
+        monkeypatch.setattr(writer, "_RECORDS_ALONE", alone)
+        run = make_run(tmp_path / name)
+        mine(run)
+        assert len(Manifest.load(run.data.folder).shards("cl")) > 2
+        found.append(file_bytes(run.data.local_folder / "cl"))
+    assert found[0] == found[1]
 
 
 def test_mined_again_from_what_was_given(run: RunConfig) -> None:
@@ -156,7 +172,7 @@ def test_other_texts_or_models_never_meet_old_vectors(run: RunConfig, use: Any) 
     use(first)
     mine(run)
     kept = {p.name for p in (run.data.folder.parent / "data.mining").iterdir()}
-    assert len(kept) == 3  # two sets of vectors and the rankings
+    assert len(kept) == 4  # texts, two sets of vectors and the rankings
     same = Words("words")
     use(same)
     mine(with_mining(run, keep=2))
@@ -168,7 +184,10 @@ def test_other_texts_or_models_never_meet_old_vectors(run: RunConfig, use: Any) 
     use(changed)
     mine(run)
     assert changed.texts == first.texts
-    assert not kept & {p.name for p in (run.data.folder.parent / "data.mining").iterdir()}
+    now = {p.name for p in (run.data.folder.parent / "data.mining").iterdir()}
+    assert len(now) == 4
+    (texts,) = now & kept
+    assert (run.data.folder.parent / "data.mining" / texts / "passages.utf8").is_file()
 
 
 def test_a_damaged_block_is_made_again(tmp_path: Path, use: Any) -> None:
@@ -180,7 +199,7 @@ def test_a_damaged_block_is_made_again(tmp_path: Path, use: Any) -> None:
     again = Words()
     found = vectors.embed(texts, again, "query", tmp_path)
     assert again.texts == 16
-    assert (found.rows(vectors.np.arange(40)) == encoder.encode(texts, "query")).all()
+    assert (found.rows(np.arange(40)) == encoder.encode(texts, "query")).all()
 
 
 def test_a_fault_while_writing_leaves_the_folder(
@@ -195,7 +214,11 @@ def test_a_fault_while_writing_leaves_the_folder(
     with pytest.raises(Exception, match="data: no space is left on the disk"):
         mine(run)
     assert file_bytes(run.data.folder) == before
-    assert sorted(p.name for p in run.data.folder.parent.iterdir()) == ["data", "raw.jsonl"]
+    assert sorted(p.name for p in run.data.folder.parent.iterdir()) == [
+        "data",
+        "data.mining",
+        "raw.jsonl",
+    ]
 
 
 def test_mined_negatives_reach_the_step(run: RunConfig, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from lbr_ds.mining import bm25, dense, vectors
 from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import best
 from lbr_ds.records import Record
-from tests.mining.toy import Words
+from lbr_ds.system import blocks
+from tests.mining.toy import Words, pool_of
 from tests.tiny import records
 
 
-def toy_pool(count: int = 90) -> Pool:
-    made = [Record(**{**r, "negatives": r["negatives"]}) for r in records(count, group_every=3)]
-    return Pool.of(made, [], [])
+def toy_pool(folder: Path, count: int = 90) -> Pool:
+    return pool_of(folder / "pool", (Record(**raw) for raw in records(count, group_every=3)))
 
 
 def bm25_by_hand(query: str, passages: list[str], k1: float = 1.5, b: float = 0.75) -> np.ndarray:
@@ -38,10 +38,10 @@ def bm25_by_hand(query: str, passages: list[str], k1: float = 1.5, b: float = 0.
     return scores
 
 
-def test_bm25_equals_the_formula() -> None:
-    pool = toy_pool()
+def test_bm25_equals_the_formula(tmp_path: Path) -> None:
+    pool = toy_pool(tmp_path)
     for number, ranking in enumerate(bm25.rank(pool, 12)):
-        scores = bm25_by_hand(pool.queries[number].query, pool.passages)
+        scores = bm25_by_hand(pool.queries[number], list(pool.passages))
         assert ranking.positive == pytest.approx(scores[pool.positives[number]].min(), rel=1e-5)
         scores[pool.banned(number)] = 0
         expected = np.sort(scores)[::-1][: len(ranking.passages)]
@@ -49,10 +49,9 @@ def test_bm25_equals_the_formula() -> None:
         assert scores[ranking.passages] == pytest.approx(expected, rel=1e-5)
 
 
-def test_bm25_finds_nothing_for_strange_words() -> None:
-    pool = Pool.of(
-        [Record("a", "s", "zzz", ["one two"]), Record("b", "s", "one", ["three"])], [], []
-    )
+def test_bm25_finds_nothing_for_strange_words(tmp_path: Path) -> None:
+    asked = [Record("a", "s", "zzz", ["one two"]), Record("b", "s", "one", ["three"])]
+    pool = pool_of(tmp_path / "pool", asked)
     strange, known = bm25.rank(pool, 5)
     assert (len(strange.passages), strange.positive) == (0, 0.0)
     assert known.passages.tolist() == [0]
@@ -62,13 +61,13 @@ def test_bm25_finds_nothing_for_strange_words() -> None:
 def test_blocks_equal_the_full_matrix(
     rows: int, queries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectors, "ROWS", rows)
-    monkeypatch.setattr(dense, "QUERIES", queries)
-    pool, encoder = toy_pool(), Words()
-    asked = [record.query for record in pool.queries]
+    monkeypatch.setattr(blocks, "ROWS", rows)
+    monkeypatch.setattr(dense, "searched_together", lambda *_: queries)
+    pool, encoder = toy_pool(tmp_path), Words()
+    asked = list(pool.queries)
     of_queries = vectors.embed(asked, encoder, "query", tmp_path)
     of_passages = vectors.embed(pool.passages, encoder, "document", tmp_path)
-    full = encoder.encode(asked, "query") @ encoder.encode(pool.passages, "document").T
+    full = encoder.encode(asked, "query") @ encoder.encode(list(pool.passages), "document").T
     for number, ranking in enumerate(dense.rank(pool, of_queries, of_passages, 10, tmp_path)):
         assert ranking.positive == pytest.approx(
             full[number][pool.positives[number]].min(), abs=1e-6
@@ -86,7 +85,7 @@ def test_ties_go_to_the_lower_number() -> None:
     assert best(scores[::-1].copy(), np.arange(6)[::-1].copy(), 2)[0].tolist() == [1, 2]
 
 
-def test_the_pool_bans_group_mates_own_text_and_evals() -> None:
+def test_the_pool_bans_group_mates_own_text_and_evals(tmp_path: Path) -> None:
     asked = [
         Record("a", "s", "what is a", ["A is one."], ["given"], group="g"),
         Record("b", "s", "what is b", ["b is two"], group="g"),
@@ -94,8 +93,16 @@ def test_the_pool_bans_group_mates_own_text_and_evals() -> None:
     ]
     others = [Record("t", "s", text="a text"), Record("u", "s", text="mate", group="g")]
     judged = [Record("e", "s", "what is e", ["e is five"], ["GIVEN"])]
-    pool = Pool.of(asked, [*others, Record("x", "s", text="E is five!")], judged)
-    assert pool.passages == ["A is one.", "b is two", "what is a", "c is three", "A text", "mate"]
+    others.append(Record("x", "s", text="E is five!"))
+    pool = pool_of(tmp_path / "pool", asked, others, judged)
+    assert list(pool.passages) == [
+        "A is one.",
+        "b is two",
+        "what is a",
+        "c is three",
+        "A text",
+        "mate",
+    ]
     assert [p.tolist() for p in pool.positives] == [[0], [1], [0, 2, 3]]
     assert [b.tolist() for b in map(pool.banned, range(3))] == [
         [0, 1, 2, 5],

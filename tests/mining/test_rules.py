@@ -12,6 +12,7 @@ from lbr_ds.mining.pool import Pool
 from lbr_ds.mining.ranking import Ranking
 from lbr_ds.mining.rules import Chooser
 from lbr_ds.records import Record
+from tests.mining.toy import pool_of
 
 POSITIVE = "the heart is a muscle that pumps blood"
 TEXTS = [
@@ -23,9 +24,11 @@ TEXTS = [
 ]
 
 
-def pool() -> Pool:
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     asked = Record("q", "s", "what is the heart", [POSITIVE])
-    return Pool.of([asked], [Record(f"t{i}", "s", text=t) for i, t in enumerate(TEXTS, 1)], [])
+    others = (Record(f"t{i}", "s", text=text) for i, text in enumerate(TEXTS, 1))
+    return pool_of(tmp_path_factory.mktemp("rules") / "pool", [asked], others)
 
 
 def ranking(scores: dict[int, float], positive: float) -> Ranking:
@@ -54,8 +57,10 @@ class Guide:
         ({"max_ratio": None}, 0.2, 0.0, ""),
     ],
 )
-def test_scores(settings: dict[str, Any], scores: float, positive: float, reason: str) -> None:
-    chooser = Chooser(pool(), MiningConfig(**settings), 0, near_duplicate=0.8)
+def test_scores(
+    pool: Pool, settings: dict[str, Any], scores: float, positive: float, reason: str
+) -> None:
+    chooser = Chooser(pool, MiningConfig(**settings), 0, near_duplicate=0.8)
     kept = chooser.choose(0, {"bm25": ranking({1: scores}, positive)})
     assert len(kept) == (not reason)
     assert +chooser.tally.dropped == ({reason: 1} if reason else {})
@@ -63,23 +68,23 @@ def test_scores(settings: dict[str, Any], scores: float, positive: float, reason
     assert chooser.tally.none == bool(reason)
 
 
-def test_texts_that_say_the_same() -> None:
+def test_texts_that_say_the_same(pool: Pool) -> None:
     found = ranking({2: 0.5, 3: 0.4, 4: 0.3, 1: 0.2}, 1.0)
-    chooser = Chooser(pool(), MiningConfig(), 0, near_duplicate=0.7)
+    chooser = Chooser(pool, MiningConfig(), 0, near_duplicate=0.7)
     assert [n.passage for n in chooser.choose(0, {"bm25": found})] == [3, 1]
     assert +chooser.tally.dropped == {"same_as_positive": 1, "same_as_kept": 1}
-    strict = Chooser(pool(), MiningConfig(), 0, near_duplicate=1.0)
+    strict = Chooser(pool, MiningConfig(), 0, near_duplicate=1.0)
     assert [n.passage for n in strict.choose(0, {"bm25": found})] == [2, 3, 4, 1]
 
 
-def test_the_guide_drops_what_it_takes_for_an_answer() -> None:
-    chooser = Chooser(pool(), MiningConfig(), 0, Guide(), near_duplicate=0.8)
+def test_the_guide_drops_what_it_takes_for_an_answer(pool: Pool) -> None:
+    chooser = Chooser(pool, MiningConfig(), 0, Guide(), near_duplicate=0.8)
     kept = chooser.choose(0, {"bm25": ranking({1: 0.5, 5: 0.4}, 1.0)})
     assert [n.passage for n in kept] == [5]
     assert +chooser.tally.dropped == {"guide": 1}
 
 
-def test_ranks_and_keep() -> None:
+def test_ranks_and_keep(pool: Pool) -> None:
     found = {"bm25": ranking({5: 0.5, 3: 0.4, 1: 0.3}, 1.0)}
     for ranks, keep, expected in (
         ((1, 9), 2, [5, 3]),
@@ -87,36 +92,36 @@ def test_ranks_and_keep() -> None:
         ((2, 2), 4, [3]),
         ((4, 9), 4, []),
     ):
-        chooser = Chooser(pool(), MiningConfig(ranks=ranks, keep=keep), 0, near_duplicate=0.8)
+        chooser = Chooser(pool, MiningConfig(ranks=ranks, keep=keep), 0, near_duplicate=0.8)
         kept = chooser.choose(0, found)
         assert [n.passage for n in kept] == expected
         assert [n.rank for n in kept] == [[5, 3, 1].index(p) + 1 for p in expected]
 
 
-def test_methods_take_turns_and_each_may_object() -> None:
+def test_methods_take_turns_and_each_may_object(pool: Pool) -> None:
     found = {"bm25": ranking({5: 9, 3: 8, 1: 1}, 10.0), "dense": ranking({1: 0.5, 5: 0.99}, 1.0)}
     mining = MiningConfig(methods=("bm25", "dense"), model="m")
-    chooser = Chooser(pool(), mining, 0, near_duplicate=0.8)
+    chooser = Chooser(pool, mining, 0, near_duplicate=0.8)
     kept = chooser.choose(0, found)
     assert [(n.passage, n.method) for n in kept] == [(1, "dense"), (3, "bm25")]
     assert +chooser.tally.dropped == {"too_near_the_positive": 1}
 
 
-def test_a_method_that_misses_the_positive_has_no_say() -> None:
+def test_a_method_that_misses_the_positive_has_no_say(pool: Pool) -> None:
     found = {"bm25": ranking({5: 9, 3: 8}, 0.0), "dense": ranking({5: 0.5}, 1.0)}
     chooser = Chooser(
-        pool(), MiningConfig(methods=("bm25", "dense"), model="m"), 0, near_duplicate=0.8
+        pool, MiningConfig(methods=("bm25", "dense"), model="m"), 0, near_duplicate=0.8
     )
     assert [(n.passage, n.method) for n in chooser.choose(0, found)] == [(5, "dense")]
     assert +chooser.tally.dropped == {"positive_not_found": 1}
 
 
-def test_drawn_candidates_depend_on_the_seed_alone() -> None:
+def test_drawn_candidates_depend_on_the_seed_alone(pool: Pool) -> None:
     found = {"bm25": ranking({5: 0.5, 3: 0.4, 1: 0.3}, 1.0)}
     orders = [
         [
             n.passage
-            for n in Chooser(pool(), MiningConfig(pick="random"), seed, near_duplicate=0.8).choose(
+            for n in Chooser(pool, MiningConfig(pick="random"), seed, near_duplicate=0.8).choose(
                 0, found
             )
         ]

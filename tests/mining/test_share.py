@@ -14,6 +14,7 @@ from lbr_ds.distributed import World
 from lbr_ds.errors import ConfigError
 from lbr_ds.mining import vectors
 from lbr_ds.model.bottleneck import prepare_backbone
+from lbr_ds.system import blocks
 from tests.mining.toy import Words, file_bytes
 from tests.ranks import run_cli, start_ranks
 from tests.tiny import tiny_recipe
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 def test_the_shares_are_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
-    monkeypatch.setattr(vectors, "ROWS", 16)
+    monkeypatch.setattr(blocks, "ROWS", 16)
     texts = [f"text {i}" for i in range(16 * 4 + 5)]
     whole = vectors.embed(texts, Words(), "query", tmp_path / "one")
     made = []

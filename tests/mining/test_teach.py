@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed import HashStore
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,9 +22,9 @@ from transformers import (
 
 from lbr_ds.batching import TextTokenizer
 from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
+from lbr_ds.distributed import World
 from lbr_ds.errors import ConfigError, DataError
 from lbr_ds.mining import teach as room
-from lbr_ds.mining import vectors
 from lbr_ds.mining.mine import mine
 from lbr_ds.mining.teach import teach
 from lbr_ds.mining.teachers import Embedder
@@ -31,6 +32,7 @@ from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.records import Record
 from lbr_ds.shards import Manifest, read_split, steps, verify
 from lbr_ds.shards.teacher import FILES, TeacherVectors, text_key
+from lbr_ds.system import blocks
 from lbr_ds.training.work import collate_contrastive
 from tests.mining.toy import Words, file_bytes, make_run, with_mining
 from tests.ranks import run_cli
@@ -68,7 +70,7 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """Mined by words, with blocks of 16 texts."""
-    monkeypatch.setattr(vectors, "ROWS", 16)
+    monkeypatch.setattr(blocks, "ROWS", 16)
     made = make_run(tmp_path / "toy", count=90)
     mine(made)
     return made
@@ -173,6 +175,32 @@ def test_killed_and_resumed_is_uninterrupted(run: RunConfig, use: Any, stop_afte
     teach(both)
     assert file_bytes(run.data.local_folder) == resumed
     assert count == whole.texts - stopped.texts
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_shares_of_ranks_are_the_whole(run: RunConfig, use: Any, ranks: int) -> None:
+    """Rank 0 writes the texts, each rank encodes its share, and nothing is left to encode."""
+    both = with_mining(run, score_with="words", teacher_vectors="words")
+    copy = run.data.local_folder.with_name("copy")
+    shutil.copytree(run.data.folder, copy)
+    store, counts = HashStore(), []
+    for rank in range(ranks):
+        words = Words()
+        use(words)
+        room._share(both, run.data.local_folder, World(rank, ranks, store=store))
+        counts.append(words.texts)
+    last = Words()
+    use(last)
+    teach(both)
+    assert last.texts == 0 < min(counts)
+    shared = file_bytes(run.data.local_folder)
+    shutil.rmtree(run.data.local_folder)
+    shutil.rmtree(run.data.local_folder.with_name("data.mining"))
+    shutil.copytree(copy, run.data.local_folder)
+    whole = Words()
+    use(whole)
+    teach(both)
+    assert (file_bytes(run.data.local_folder), whole.texts) == (shared, sum(counts))
 
 
 def test_another_teacher_starts_from_what_was_mined(run: RunConfig, use: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from lbr_ds.config import RunConfig
 from lbr_ds.corpora.curate.segmentation import words
-from lbr_ds.corpora.prepare import prepare
-from tests.tiny import records
+from lbr_ds.mining.pool import Pool, make_pool
+from lbr_ds.records import Record
+from tests.tiny import prepared_run, records
 
 
 class Words:
@@ -38,6 +40,18 @@ class Words:
         return np.random.default_rng(seed).normal(size=self.width)
 
 
+def pool_of(
+    folder: Path,
+    targets: Iterable[Record],
+    others: Iterable[Record] = (),
+    held_out: Iterable[Record] = (),
+) -> Pool:
+    """The pool of some records, its files in a new folder."""
+    folder.mkdir(parents=True)
+    make_pool(folder, targets, others, held_out)
+    return Pool(folder)
+
+
 def make_run(folder: Path, count: int = 150, **mining: Any) -> RunConfig:
     """The recipe of a prepared folder of `count` records in groups of three."""
     import json
@@ -45,25 +59,8 @@ def make_run(folder: Path, count: int = 150, **mining: Any) -> RunConfig:
     folder.mkdir(parents=True, exist_ok=True)
     raw = folder / "raw.jsonl"
     raw.write_text("".join(json.dumps(r) + "\n" for r in records(count, group_every=3)))
-    stage = {"num_steps": 2, "samples_per_step": 4, "optim": {"lr": 1e-3}}
-    run = RunConfig.model_validate(
-        {
-            "name": "toy",
-            "run": folder / "run",
-            "model": {"backbone": "none"},
-            "data": {
-                "folder": folder / "data",
-                "records_per_shard": 20,
-                "sources": [{"path": str(raw), "name": "toy"}],
-                "splits": {"gl": 0.3, "cl": 0.5, "eval": 0.2},
-            },
-            "stage1": stage,
-            "stage2": stage,
-            "mining": mining,
-        }
-    )
-    prepare(run.data, run.seed)
-    return run
+    sources = [{"path": str(raw), "name": "toy"}]
+    return prepared_run(folder, sources, {"gl": 0.3, "cl": 0.5, "eval": 0.2}, mining=mining)
 
 
 def with_mining(run: RunConfig, **mining: Any) -> RunConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -19,6 +19,15 @@ from lbr_ds.objectives.linear_cross_entropy import linear_cross_entropy
 WORDS = torch.tensor([[3, 9, 49, -1], [7, -1, -1, -1], [0, 3, -1, -1], [11, 12, 13, 14]])
 
 
+def assert_equal(found: Tensor, wanted: Tensor, inputs: tuple[Tensor, Tensor]) -> None:
+    """The losses, and their gradients."""
+    assert torch.allclose(found, wanted, rtol=1e-12)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, inputs), strict=True
+    ):
+        assert (ours - theirs).abs().max() <= 1e-12
+
+
 @pytest.mark.parametrize("chunk", [1, 10, 37, 100])
 def test_equals_plain_cross_entropy(chunk: int) -> None:
     torch.manual_seed(0)
@@ -27,13 +36,23 @@ def test_equals_plain_cross_entropy(chunk: int) -> None:
     targets = torch.randint(0, 50, (37,))
     found = ib_generative_loss(hidden, weight, targets, reduction="sum", chunk=chunk) * 0.3
     wanted = cross_entropy(hidden @ weight.T, targets, reduction="sum") * 0.3
-    assert torch.allclose(found, wanted, rtol=1e-12)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, (hidden, weight)),
-        torch.autograd.grad(wanted, (hidden, weight)),
-        strict=True,
-    ):
-        assert (ours - theirs).abs().max() <= 1e-12
+    assert_equal(found, wanted, (hidden, weight))
+
+
+@pytest.mark.parametrize("chunk", [1, 10, 100])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_weighted_rows_equal_a_weighted_sum(chunk: int, reduction: Literal["sum", "mean"]) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(37, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
+    targets, weights = torch.randint(0, 50, (37,)), torch.rand(37).double()
+    weights[5] = 0
+    found = ib_generative_loss(
+        hidden, weight, targets, reduction=reduction, weights=weights, chunk=chunk
+    )
+    wanted = (weights * cross_entropy(hidden @ weight.T, targets, reduction="none")).sum()
+    wanted = wanted / weights.sum() if reduction == "mean" else wanted
+    assert_equal(found, wanted, (hidden, weight))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
@@ -46,13 +65,7 @@ def test_bags_equal_the_mean_over_their_words(chunk: int) -> None:
     assert mean.item() == pytest.approx(found.item() / 4)
     bags = [row[row >= 0] for row in WORDS]
     wanted = sum(-(hidden[n] @ weight.T).log_softmax(0)[bag].mean() for n, bag in enumerate(bags))
-    assert torch.allclose(found, wanted, rtol=1e-12)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, (hidden, weight)),
-        torch.autograd.grad(wanted, (hidden, weight)),
-        strict=True,
-    ):
-        assert (ours - theirs).abs().max() <= 1e-12
+    assert_equal(found, wanted, (hidden, weight))
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 100])

@@ -5,7 +5,7 @@
 Each rank builds the engine around random weights of the recipe's shape, takes two steps of two full
 micro-batches in each stage, and counts the bytes of DeepSpeed's own tensors. The peak is the GPU's
 (torch's count) or, on CPU ranks, the process's resident memory above what it had before the engine;
-glibc is told to give large blocks back, or the process would keep every peak.
+glibc is made to give large blocks back, or the process would keep every peak.
 """
 
 from __future__ import annotations

@@ -49,10 +49,12 @@ def test_a_gpu_of_ones_own(tmp_path: Path) -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
-    done = run_cli("plan", "huatuo-7b", "--nodes", "4", "--gpus", "8", "--json", str(out))
+    size = ["--passages", "100000000", "--queries", "1000000", "--tokens", "256"]
+    done = run_cli("plan", "huatuo-7b", "--nodes", "4", "--gpus", "8", *size, "--json", str(out))
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines()[:-2])) <= 100
     assert "sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8" in done.stdout
+    assert "100,000,000 passages, 1,000,000 queries" in done.stdout
     assert json.loads(out.read_text())["best"] in done.stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lbr_ds.config import ds_config as layout
 from lbr_ds.config import load
 from lbr_ds.config.ds_config import Layout
 from lbr_ds.plan import Cluster, find_gpu, make_plan, pace
+from lbr_ds.plan.fit import memory_on
 from lbr_ds.plan.flops import bottleneck_pairs
 from lbr_ds.plan.gpus import gpu_of_device
 from lbr_ds.plan.shape import (
@@ -121,3 +123,21 @@ def test_a_backward_that_takes_turns_adds_device_and_host() -> None:
             larger = max(1.0, share)
             both = larger * forward + (1 + share) * backward
             assert found == pytest.approx(both if turns else larger * (forward + backward))
+
+
+def test_a_replayed_batch_is_planned_as_stage_1() -> None:
+    """In micro-batches of stage 2; on one GPU the times add up, and the larger memory counts."""
+    keys = ["stage1.micro_batch_tokens=4096", "stage2.micro_batch_tokens=4096"]
+    run, apart = (load("huatuo-7b", [*keys, f"stage2.generative={w}"]) for w in (0.1, 0))
+    joint, own, replayed = work_of(run, 2, 1), work_of(apart, 2, 1), work_of(apart, 1, 1)
+    assert joint == replace(own, replay=replayed)
+    auto = ["stage1.micro_batch_tokens=auto", *keys[1:], "stage2.generative=0.1"]
+    assert work_of(load("huatuo-7b", auto), 2, 1) == joint
+    shape = find_shape(run.model, run.bottleneck.count)
+    zero2, cluster = layout.load("zero2"), Cluster(1, 1, find_gpu("h100"))
+    both, *parts = (step_time(shape, zero2, w, cluster, True) for w in (joint, own, replayed))
+    assert both.seconds - both.optimizer == pytest.approx(
+        sum(part.seconds - part.optimizer for part in parts)
+    )
+    most, *peaks = (memory_on(run, shape, zero2, w, cluster, True) for w in (joint, own, replayed))
+    assert most.peak == max(memory.peak for memory in peaks)

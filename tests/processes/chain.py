@@ -32,7 +32,7 @@ def wait(folder: str) -> str:
 
 
 def saves(folder: Path) -> None:
-    """Training that saves when it is told to stop."""
+    """Training that saves when it receives a signal to stop."""
 
     def save(number: int, frame: object) -> None:
         (folder / "saved").write_text(signal.Signals(number).name)

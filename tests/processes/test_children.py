@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import subprocess
@@ -91,12 +90,15 @@ def test_a_killed_parent_takes_its_children_along(chain: str, victim: int, tmp_p
 
 def test_a_parent_that_is_killed_at_any_early_instant(tmp_path: Path) -> None:
     """While its children start and do not follow it yet."""
-    for number, delay in enumerate(itertools.islice(itertools.count(0.0, 0.12), 8)):
+    killed = {}
+    for number in range(8):
         first = start(tmp_path / str(number), "verb verb deaf")
-        time.sleep(delay)
+        time.sleep(0.12 * number)
         first.kill()
         first.wait()
-        assert ends(first.pid), f"killed after {delay} s"
+        killed[number] = first.pid
+    for number, leader in killed.items():
+        assert ends(leader), f"killed after {0.12 * number:.2f} s"
 
 
 def test_a_signal_to_the_first_reaches_the_last_and_its_code_comes_back(tmp_path: Path) -> None:
@@ -117,4 +119,4 @@ def test_codes_of_children() -> None:
     told = "import os, signal, sys, time; signal.signal(10, lambda *_: sys.exit(0));"
     assert ended(f"{told} os.kill(os.getppid(), 10); time.sleep(60)") == (0, [signal.SIGUSR1])
     words = children.following_command(["sh", "-c", 'exit "${LBR_DS_STARTER:-3}"'])
-    assert subprocess.call(words, env=children.environment()) == 3  # it is nobody's starter
+    assert subprocess.call(words, env=children.environment()) == 3  # it has no starter

@@ -82,8 +82,14 @@ def test_cl_alone_gets_the_samples_of_both_stages() -> None:
     of_lbr = 30 * run.stage1.samples_per_step + 20 * run.stage2.samples_per_step
     assert longer.num_steps is not None
     assert 0 <= longer.num_steps * longer.samples_per_step - of_lbr < longer.samples_per_step
+    one_stage = load("demo", rows["IB-GL and CL in one stage"].learn)
+    assert one_stage.parts(2) == (2, 1)
+    of_stage1 = one_stage.stage1.samples_per_step * 20 - 30 * run.stage1.samples_per_step
+    assert 0 <= of_stage1 < 8 * 20
     epochs = load("demo", ["stage1.num_steps=null", "stage1.num_epochs=1"])
-    assert len(TABLES["beyond"](epochs).variants) == len(rows) - 1
+    assert len(TABLES["beyond"](epochs).variants) == len(rows) - 2
+    names = [v.name for v in TABLES["forgetting"](run).variants]
+    assert [v.name for v in TABLES["forgetting"](epochs).variants] == names[:-1]
 
 
 @pytest.mark.parametrize("splits", ["{gl: 0.55, cl: 0.35, eval: 0.1}", "{gl: 70, cl: 30, eval: 9}"])

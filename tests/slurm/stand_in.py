@@ -2,7 +2,7 @@
 
 `train`: ranks meet at MASTER_ADDR:MASTER_PORT, then count the steps of stage 1, 0.2 s each, into
 RUN/rank-R. USR1, USR2 and TERM end the count after the step in hand with exit code 85; the next
-start goes on. STAND_IN_CODE=N: rank 1 fails with N after one step. STAND_IN_SKEW=S: a stopping
+start resumes. STAND_IN_CODE=N: rank 1 fails with N after one step. STAND_IN_SKEW=S: a stopping
 rank R takes R * S seconds more. `bench`, as a rank of a configuration: rank 0 writes made-up
 figures, and with STAND_IN_CODE rank 1 fails. `doctor` finds its node fit, unless STAND_IN_SICK is
 the node's name. Any other verb only says that it ran.

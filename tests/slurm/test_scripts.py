@@ -63,7 +63,7 @@ def test_active_lines_suit_any_cluster(path: Path) -> None:
     assert "# EDIT" in path.read_text()
 
 
-def test_readme_tells_of_every_file_and_variable() -> None:
+def test_readme_names_every_file_and_variable() -> None:
     readme = (FOLDER / "README.md").read_text(encoding="ascii")
     for path in SCRIPTS:
         assert path.name in readme

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from lbr_ds.api import prepare
+from lbr_ds.config import load
 from lbr_ds.shards import Manifest
 from lbr_ds.system import resources
+from tests.corpora.test_prepare import everything
 from tests.faults.compare import differing_bits, steps_not_once
 from tests.ranks import ROOT
 from tests.slurm.cluster import SlurmCluster
@@ -79,13 +82,13 @@ def test_both_stages_run_on_two_nodes_and_are_scored(cluster: SlurmCluster, chec
     assert json.loads((checkout / "runs/tiny/eval/stage2.json").read_text())["tasks"]
 
 
-def test_a_stopped_training_saves_requeues_and_goes_on(
+def test_a_stopped_training_saves_requeues_and_resumes(
     cluster: SlurmCluster, checkout: Path
 ) -> None:
     """USR1 to the batch shell is what --signal=B:USR1@120 sends before the time limit."""
     recipe = tiny_recipe(checkout / "tiny", stage1__num_steps=200, every__save=1000)
     metrics = checkout / "runs/tiny/stage1/metrics.jsonl"
-    env = {"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny"}
+    env = {"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny", "CHECK_NODES": "0"}
     job = cluster.submit("slurm/stage1.sbatch", cwd=checkout, env=env)
     cluster.wait_until(lambda: metrics.exists() and steps_of(metrics) != [], TRAINING, job)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
@@ -111,14 +114,14 @@ def test_requeued_twice_and_a_node_lost_ends_in_the_same_bits(
     job = cluster.submit(
         "slurm/stage1.sbatch",
         cwd=checkout,
-        env={"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny", **one},
+        env={"RECIPE": str(recipe), "OVERRIDES": "run=runs/tiny", "CHECK_NODES": "0", **one},
     )
     command = ["train", str(recipe), "--stage", "1", "--nproc", "2", f"run={checkout}/alone"]
     alone = subprocess.Popen(
         [sys.executable, "-m", "lbr_ds", *command], env={**os.environ, **one}, cwd=checkout
     )
 
-    def got_on(starts: int) -> bool:
+    def has_progressed(starts: int) -> bool:
         """Whether that start has begun, and taken more steps than it found."""
         output, metrics = checkout / f"slurm-lbr-stage1-{job}.out", stage / "metrics.jsonl"
         if not (output.exists() and metrics.exists()):
@@ -127,7 +130,7 @@ def test_requeued_twice_and_a_node_lost_ends_in_the_same_bits(
         return len(found) == starts and steps_of(metrics)[-1:] > [int(found[-1])]
 
     for start in (1, 2, 3):
-        cluster.wait_until(functools.partial(got_on, start), TRAINING, job)
+        cluster.wait_until(functools.partial(has_progressed, start), TRAINING, job)
         if start < 3:
             cluster.run("scontrol", "requeue", job)
             continue
@@ -144,6 +147,28 @@ def test_requeued_twice_and_a_node_lost_ends_in_the_same_bits(
     assert log.count("steps 0 to") == 1
     assert differing_bits(stage, checkout / "alone" / "stage1") == 0
     assert steps_not_once(stage, steps) == 0
+
+
+def test_two_nodes_prepare_the_bytes_of_one(cluster: SlurmCluster, checkout: Path) -> None:
+    """`sbatch --nodes=2 slurm/prepare.sbatch`; a job that lost a node's process resumes."""
+    recipe = tiny_recipe(checkout / "tiny", prepared=False)
+    alone, data = checkout / "alone", checkout / "tiny/data"
+    prepare(load(str(recipe), [f"data.folder={alone}"]))
+    env = {"RECIPE": str(recipe), "PREPARE_TASKS": "3", "LBR_DS": STAND_IN}
+    job = cluster.submit("--nodes=2", "slurm/prepare.sbatch", cwd=checkout, env=env)
+    assert cluster.wait(job, QUICK)["JobState"] == "COMPLETED", cluster.log(job)
+    said = f"stand-in: prepare {recipe} --engine datatrove --tasks 3"
+    assert cluster.log(job).count(said) == 2
+    del env["LBR_DS"]
+    job = cluster.submit("--nodes=2", "slurm/prepare.sbatch", cwd=checkout, env=env)
+    cluster.wait_until((checkout / "tiny/.data.lbr-nodes/alive-1").exists, TRAINING, job)
+    cluster.run("scancel", "--signal=KILL", f"{job}.0")
+    assert cluster.wait(job, TRAINING)["JobState"] == "FAILED", cluster.log(job)
+    assert not data.exists()
+    job = cluster.submit("--nodes=2", "slurm/prepare.sbatch", cwd=checkout, env=env)
+    assert cluster.wait(job, TRAINING)["JobState"] == "COMPLETED", cluster.log(job)
+    assert cluster.log(job).count("written to") == 1
+    assert everything(data) == everything(alone)
 
 
 def test_a_broken_recipe_fails_with_code_2_and_is_not_requeued(
@@ -268,7 +293,7 @@ def test_the_demo_is_prepared_when_it_is_not(cluster: SlurmCluster, checkout: Pa
     assert "no d/manifest.json yet" in log
 
 
-def test_benchmark_sweeps_and_goes_on(cluster: SlurmCluster, checkout: Path) -> None:
+def test_benchmark_sweeps_and_resumes(cluster: SlurmCluster, checkout: Path) -> None:
     """One and two nodes; then, with the same folder, only what is missing, a failure among it."""
     recipe = tiny_recipe(checkout / "tiny", prepared=False)
     env = {"LBR_DS": STAND_IN, "RECIPE": str(recipe), "OUT": "bench", "SCALING": "weak"}

@@ -26,9 +26,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 def answers(run: RunConfig, work: Path, size: int = 1) -> dict[str, str | None]:
     for rank in range(size):
-        folder, refused = ask(run, PASSAGES, work, World(rank=rank, size=size), no_progress)
+        answers, refused = ask(run, PASSAGES, work, World(rank=rank, size=size), no_progress)
         assert not refused
-    stored = Answers(folder)
+    stored = Answers(answers.folder)
     return {name: stored.get(name) for name in PASSAGES}
 
 

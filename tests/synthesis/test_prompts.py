@@ -1,4 +1,4 @@
-"""What is asked, and the queries in answers as language models give them."""
+"""Prompts, and the queries in answers as language models give them."""
 
 from __future__ import annotations
 

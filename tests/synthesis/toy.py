@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import RunConfig
-from lbr_ds.corpora.prepare import prepare
+from tests.tiny import prepared_run
 
 _WORDS = ("fever", "pain", "cough", "rash", "cramp", "nausea", "chills", "tremor")
 
@@ -36,28 +36,13 @@ def make_run(folder: Path, *, passages: int = 60, asked: int = 20, **synthesis: 
     ]
     for path, rows in ((documents, texts), (questions, pairs)):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stage = {"num_steps": 2, "samples_per_step": 4, "optim": {"lr": 1e-3}}
-    run = RunConfig.model_validate(
-        {
-            "name": "toy",
-            "run": folder / "run",
-            "model": {"backbone": "none"},
-            "data": {
-                "folder": folder / "data",
-                "records_per_shard": 20,
-                "sources": [
-                    {"path": str(documents), "name": "documents", "instruction": "Find: "},
-                    {"path": str(questions), "name": "questions", "role": "eval"},
-                ],
-                "splits": {"gl": 20, "cl": passages - 20, "eval": asked},
-            },
-            "stage1": stage,
-            "stage2": stage,
-            "synthesis": {"retries": 3, "keep_rank": 3, **synthesis},
-        }
-    )
-    prepare(run.data, run.seed)
-    return run
+    sources = [
+        {"path": str(documents), "name": "documents", "instruction": "Find: "},
+        {"path": str(questions), "name": "questions", "role": "eval"},
+    ]
+    splits = {"gl": 20, "cl": passages - 20, "eval": asked}
+    settings = {"retries": 3, "keep_rank": 3, **synthesis}
+    return prepared_run(folder, sources, splits, synthesis=settings)
 
 
 def with_synthesis(run: RunConfig, **synthesis: Any) -> RunConfig:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from lbr_ds.config import DataConfig, SourceConfig
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.errors import DataError, EnvironmentProblem, LbrError
 from lbr_ds.system.locate import cache_folder, cached_sha256, locate
+from tests.loopback import listening
 
 BODY = b"".join(b'{"id": "r%d", "text": "some words"}\n' % i for i in range(5000))
 PAGE = b"<!DOCTYPE html>\n<html><body>Please log in</body></html>"
@@ -72,13 +72,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def log_message(self, format: str, *values: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        state.url = f"http://127.0.0.1:{running.server_port}"
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
+    with listening(Handler) as state.url:
         yield state
-        running.shutdown()
-        thread.join()
 
 
 def kept() -> list[Path]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -62,6 +63,15 @@ def out_of_pages() -> None:
         db.execute("CREATE TABLE a (b)")
 
 
+def onto_a_full_disk() -> None:
+    duckdb.execute("COPY (FROM range(1000000)) TO '/dev/full' (FORMAT csv)")
+
+
+def beyond_memory() -> None:
+    with duckdb.connect(config={"memory_limit": "2MB", "temp_directory": ""}) as db:
+        db.execute("SELECT count(DISTINCT hash(range)) FROM range(10000000)")
+
+
 JUNK = "junk.bin"  # a file of bytes that are nothing
 LIBRARIES: dict[str, tuple[Callable[[], Any], type[LbrError], str]] = {
     "safetensors": (lambda: safe_open(JUNK, "pt"), CheckpointError, "a weights file"),
@@ -79,6 +89,9 @@ LIBRARIES: dict[str, tuple[Callable[[], Any], type[LbrError], str]] = {
     "memory": (lambda: bytearray(1 << 60), EnvironmentProblem, "micro_batch_tokens"),
     "torch's memory": (lambda: torch.empty(1 << 55), EnvironmentProblem, "micro_batch_tokens"),
     "a copied folder": (copied_error, EnvironmentProblem, "there/b: no space is left"),
+    "duckdb": (lambda: duckdb.connect(JUNK), EnvironmentProblem, "the work file"),
+    "duckdb's disk": (onto_a_full_disk, EnvironmentProblem, "no space is left on the disk"),
+    "duckdb's memory": (beyond_memory, EnvironmentProblem, "not enough memory"),
     "sqlite": (out_of_pages, EnvironmentProblem, "no space is left on the disk"),
     "no file": (lambda: Path("nowhere").read_text(), EnvironmentProblem, "nowhere: no such file"),
     "a folder": (lambda: Path(".").read_text(), EnvironmentProblem, "a folder where a file"),
@@ -142,7 +155,7 @@ def test_a_fault_keeps_its_traceback_in_a_file(
 
 
 def test_a_fault_of_a_rank_goes_into_its_log(tmp_path: Path) -> None:
-    """And becomes an error with a code, before the other ranks are told."""
+    """And becomes an error with a code, before the other ranks are notified."""
     handler = logging.FileHandler(tmp_path / "rank-0.log")
     logging.getLogger("lbr_ds").addHandler(handler)
     try:

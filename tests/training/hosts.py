@@ -65,7 +65,7 @@ class Hosts:
         return ranks
 
     def cut_off(self, host: int) -> None:
-        """Pull the plug of host `host`: what is sent to it is lost, and nobody is told."""
+        """Pull the plug of host `host`: what is sent to it is lost without an error."""
         _ip("-n", f"{self.prefix}0", "link", "set", f"port{host}", "down")
 
     def reconnect(self, host: int) -> None:

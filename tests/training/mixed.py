@@ -14,10 +14,8 @@ import torch
 
 from lbr_ds.config import load
 from lbr_ds.distributed import World, end, join, leave
-from lbr_ds.training.loop import take_step
 from lbr_ds.training.session import build_engine, build_session
-from lbr_ds.training.setup import open_session
-from tests.training.probe import steps_of, update
+from tests.training.probe import steps_of, train_whole_and_resumed, update
 
 # name: (stage, overrides)
 CASES = {
@@ -43,24 +41,11 @@ def probe(name: str, recipe: str, out: Path, world: World) -> None:
         torch.save(found, out / f"{name}-{world.size}.pt")
 
 
-def train(recipe: str, folder: Path, *stops: int) -> None:
-    """Homogeneous steps of stage 2 up to each of `stops`, each in a session of its own."""
-    run = load(recipe, [f"run={folder}", "stage2.from=backbone", "stage2.homogeneous=true"])
-    for stop in stops:
-        with open_session(run, 2) as session:
-            while session.step < stop:
-                metrics = take_step(session, 1e-3)
-                session.saver.poll()
-                session.meter.log(session.step, metrics)
-            session.saver.save(session.step, session.guard.state_dict())
-
-
 if __name__ == "__main__":
     place = join(timeout_minutes=2)
     given, target = sys.argv[1], Path(sys.argv[2])
     for case in CASES:
         probe(case, given, target, place)
-    train(given, target / f"whole-{place.size}", 4)
-    train(given, target / f"resumed-{place.size}", 2, 4)
+    train_whole_and_resumed(given, target, place, "stage2.homogeneous=true")
     leave()
     end(0)

@@ -23,7 +23,9 @@ from lbr_ds.distributed import World, end, join, leave
 from lbr_ds.shards import steps
 from lbr_ds.training.deepspeed.engine import Engine, load_layout
 from lbr_ds.training.deepspeed.library import gathered
+from lbr_ds.training.loop import take_step
 from lbr_ds.training.session import Session, build_engine, build_session
+from lbr_ds.training.setup import open_session
 from lbr_ds.training.stages import Totals
 
 # name: (stage, ds_config, tokens of a micro-batch, further overrides)
@@ -111,6 +113,20 @@ def probe(recipe: str, out: Path, world: World) -> None:
         found["one_reduction"] = engine._one_reduction
         if world.first:
             torch.save(found, out / f"{case}-{world.size}.pt")
+
+
+def train_whole_and_resumed(recipe: str, out: Path, world: World, override: str) -> None:
+    """Four steps of stage 2 from the backbone, once whole, and once closed after two of them."""
+    for name, stops in (("whole", [4]), ("resumed", [2, 4])):
+        place = out / f"{name}-{world.size}"
+        run = load(recipe, [f"run={place}", "stage2.from=backbone", override])
+        for stop in stops:
+            with open_session(run, 2) as session:
+                while session.step < stop:
+                    metrics = take_step(session, 1e-3)
+                    session.saver.poll()
+                    session.meter.log(session.step, metrics)
+                session.saver.save(session.step, session.guard.state_dict())
 
 
 def steps_of(run: RunConfig, session: Session, world: World, stop: int) -> DataPipeline:

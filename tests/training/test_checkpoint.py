@@ -24,7 +24,7 @@ from lbr_ds.training.checkpoint.resume import find_checkpoint
 from lbr_ds.training.checkpoint.writing import prune, seal
 from lbr_ds.training.deepspeed.library import read_state
 from lbr_ds.training.deepspeed.universal import to_universal
-from tests.ranks import run_cli, run_ranks
+from tests.ranks import run_cli, run_ranks, train_ranks
 from tests.training.test_resume import metrics, weights
 
 pytestmark = pytest.mark.slow
@@ -113,23 +113,22 @@ def test_no_checkpoint_is_step_0(copied: RunConfig) -> None:
     assert find_checkpoint(copied, 1, World()) is None
 
 
-def test_training_goes_on_from_the_one_before(trained: RunConfig, copied: RunConfig) -> None:
+def test_training_resumes_from_the_one_before(trained: RunConfig, copied: RunConfig) -> None:
     stage = copied.run / "stage1"
     flip(saved(stage)[-1] / OPTIM)
     left = stage / "checkpoints" / "step-000005.part"
     left.mkdir()
     (left / "half").write_text("of a file")
-    done = run_cli("train", str(copied.run.parent / "recipe.yaml"), "--stage", "1", "--nproc", "2")
-    assert done.returncode == 0, done.stderr
-    assert f"step-000006 is damaged and skipped: {OPTIM}" in done.stderr
-    assert "steps 3 to 6" in done.stderr
+    said = train_ranks(2, copied.run.parent / "recipe.yaml", 1)
+    assert f"step-000006 is damaged and skipped: {OPTIM}" in said
+    assert "steps 3 to 6" in said
     names = {path.name for path in (stage / "checkpoints").iterdir()}
     assert names == {"step-000003", "step-000006", "step-000006.damaged"}
     assert weights(stage) == weights(trained.run / "stage1")
     assert metrics(stage) == metrics(trained.run / "stage1")
 
 
-def test_force_goes_on_with_another_recipe_and_number_of_ranks(copied: RunConfig) -> None:
+def test_force_resumes_with_another_recipe_and_number_of_ranks(copied: RunConfig) -> None:
     stage, recipe = copied.run / "stage1", str(copied.run.parent / "recipe.yaml")
     shutil.rmtree(saved(stage)[-1])
     changed = load(recipe, ["stage1.optim.lr=0.002"])
@@ -201,8 +200,7 @@ def test_a_full_disk_ends_the_run_with_one_line(copied: RunConfig, trained: RunC
     assert "Traceback" not in done.stderr
     assert [path.name for path in (stage / "checkpoints").iterdir()] == ["step-000003"]
     assert fault(saved(stage)[-1]) == ""
-    done = run_cli("train", recipe, "--stage", "1", "--nproc", "2")
-    assert done.returncode == 0, done.stderr
+    train_ranks(2, recipe, 1)
     assert weights(stage) == weights(trained.run / "stage1")
 
 

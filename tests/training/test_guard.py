@@ -58,7 +58,7 @@ def take(own: Guard, run: RunConfig, step: int, loss: float, norm: float) -> boo
     """What the loop does with a step; returns whether its update is applied."""
     work = Work(step, 1, 0, [], [], [("r1", 0, 3)])
     applied = own.accepts(loss, norm)
-    own.record(work, applied, 2, run.data.folder, "gl")
+    own.record(work, applied, 2, run.data.folder, ["gl"])
     return applied
 
 

@@ -24,7 +24,7 @@ from lbr_ds.shards import Manifest, read_split, write_split
 from lbr_ds.training.held_out import read_held_out_sample
 from tests.dense import dense_mask
 from tests.faults.compare import differing_bits
-from tests.ranks import run_cli, run_ranks
+from tests.ranks import run_cli, run_ranks, train_ranks
 from tests.training.examine import CASES
 
 pytestmark = pytest.mark.slow
@@ -125,17 +125,7 @@ def test_training_is_the_same_bit_for_bit_without_it(trained: RunConfig, tmp_pat
     line = (trained.run / "stage2" / "starts.jsonl").read_text().splitlines()[0]
     origin = int(Path(json.loads(line)["from"]).name.removeprefix("step-"))
     for stage in (1, 2):
-        done = run_cli(
-            "train",
-            str(recipe),
-            "--stage",
-            str(stage),
-            "--nproc",
-            "2",
-            "every.evaluate=null",
-            f"stage2.from={origin}",
-        )
-        assert done.returncode == 0, done.stderr
+        train_ranks(2, recipe, stage, "every.evaluate=null", f"stage2.from={origin}")
         ours, theirs = (folder / f"stage{stage}" for folder in (tmp_path / "run", trained.run))
         assert not (ours / "evaluations.jsonl").exists()
         assert evaluation(checkpoints(ours)[-1]) == {}

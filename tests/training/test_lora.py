@@ -16,7 +16,7 @@ from lbr_ds.config import RunConfig, load
 from lbr_ds.exporting import TOLERANCE, export, proof_texts
 from lbr_ds.model.bottleneck import bottleneck_ids
 from lbr_ds.runs import checkpoints, fault
-from tests.ranks import run_cli, run_ranks
+from tests.ranks import run_cli, run_ranks, train_ranks
 from tests.tiny import tiny_recipe
 
 pytestmark = pytest.mark.slow
@@ -33,8 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         folder, engine__ds_config=str(layout), lora__rank=4, model__activation_checkpointing=True
     )
     for stage in ("1", "2"):
-        done = run_cli("train", str(recipe), "--stage", stage, "--nproc", "2")
-        assert done.returncode == 0, done.stderr
+        train_ranks(2, recipe, stage)
     return load(recipe)
 
 
@@ -100,9 +99,7 @@ def test_resumed_equals_uninterrupted(run: RunConfig, tmp_path: Path, stage: int
     recipe.write_text(run.dump().replace(str(run.run), str(tmp_path / "run")))
     own = load(recipe)
     shutil.rmtree(last(own, stage))
-    done = run_cli("train", str(recipe), "--stage", str(stage), "--nproc", "2")
-    assert done.returncode == 0, done.stderr
-    assert "steps 3 to 6" in done.stderr
+    assert "steps 3 to 6" in train_ranks(2, recipe, stage)
     for part in ("model", "state/base"):
         name = f"{part}/model.safetensors"
         assert (last(own, stage) / name).read_bytes() == (last(run, stage) / name).read_bytes()

@@ -1,4 +1,4 @@
-"""A run that was stopped and went on equals one that was not, parameters bit for bit."""
+"""A run that was stopped and resumed equals one that was not, parameters bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from lbr_ds.config import RunConfig
 from lbr_ds.errors import SAVED_AND_STOPPED
 from lbr_ds.runs import checkpoints
-from tests.ranks import run_cli, start_cli
+from tests.ranks import run_cli, start_cli, train_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -53,9 +53,7 @@ def test_resumed_equals_uninterrupted(trained: RunConfig, copied: Path, stage: i
     last = checkpoints(folder)[-1]
     assert last.name == "step-000006"
     shutil.rmtree(last)
-    done = run_cli("train", str(copied), "--stage", str(stage), "--nproc", "2")
-    assert done.returncode == 0, done.stderr
-    assert "steps 3 to 6" in done.stderr
+    assert "steps 3 to 6" in train_ranks(2, copied, stage)
     assert weights(folder) == weights(trained.run / f"stage{stage}")
     assert evaluations(folder) == evaluations(trained.run / f"stage{stage}")
     assert metrics(folder) == metrics(trained.run / f"stage{stage}")
@@ -64,7 +62,7 @@ def test_resumed_equals_uninterrupted(trained: RunConfig, copied: Path, stage: i
         assert all(0 < line["distilled"] < 1 for line in metrics(folder))
 
 
-def test_preempted_run_saves_exits_85_and_goes_on(trained: RunConfig, copied: Path) -> None:
+def test_preempted_run_saves_exits_85_and_resumes(trained: RunConfig, copied: Path) -> None:
     folder = copied.parent / "run" / "stage1"
     shutil.rmtree(folder)
     words = ["train", str(copied), "--stage", "1", "--nproc", "2", "every.save=100"]

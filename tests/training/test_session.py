@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lbr_ds.distributed import World
 from lbr_ds.system import environment
 from lbr_ds.training import session
 from lbr_ds.training.deepspeed.engine import load_layout
+from lbr_ds.training.deepspeed.library import compiler
 from tests.tiny import tiny_recipe
 
 
@@ -30,3 +32,13 @@ def test_a_cpu_that_is_slow_in_bf16_is_named(
         session.warn_of_slow_bf16(run, load_layout(layout), World())
     said = "no instructions for bf16" in caplog.text
     assert said is (lacking and layout == "zero2")
+
+
+def test_an_engine_without_muon_needs_no_compiler() -> None:
+    """DeepSpeed's functions of Muon are plain ones; what is compiled later still is."""
+    module = importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    assert not hasattr(module.muon_update, "_torchdynamo_orig_callable")
+    assert hasattr(compiler.compile()(plain), "_torchdynamo_orig_callable")
+
+
+def plain() -> None: ...

@@ -16,7 +16,7 @@ from lbr_ds.errors import CheckpointError, TrainingError
 from lbr_ds.runs import best_first, checkpoints, saved
 from lbr_ds.training.checkpoint.writing import prune, seal
 from lbr_ds.training.starts import NAME, note_start, starting_point
-from tests.ranks import run_cli
+from tests.ranks import train_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -119,8 +119,7 @@ def test_once_begun_stage_2_needs_stage_1_no_more(copied: Path) -> None:
     folder = copied.parent / "run"
     shutil.rmtree(folder / "stage1")
     shutil.rmtree(checkpoints(folder / "stage2")[-1])
-    done = run_cli("train", str(copied), "--stage", "2", "--nproc", "2")
-    assert done.returncode == 0, done.stderr
+    train_ranks(2, copied, 2)
     lines = (folder / "stage2" / "starts.jsonl").read_text().splitlines()
     stages = [Path(json.loads(line)["from"]).parent.parent.name for line in lines]
     assert (stages[0], stages[-1]) == ("stage1", "stage2")

@@ -94,7 +94,7 @@ def test_launcher_names_a_killed_rank(copied: Path) -> None:
     assert re.search(r"rank 1 was killed by SIGKILL \(on \S+, last seen in step \d+", lines[0])
 
 
-def test_ranks_that_were_suspended_go_on(trained: RunConfig, copied: Path) -> None:
+def test_ranks_that_were_suspended_continue(trained: RunConfig, copied: Path) -> None:
     """As SLURM does it for a job of higher rank; for longer than a run may stand still here."""
     folder = copied.parent / "run" / "stage1"
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""A run that goes on with another number of ranks equals one that kept its own, ZeRO 1, 2 and 3.
+"""A run that resumes with another number of ranks equals one that kept its own, ZeRO 1, 2 and 3.
 
 Background saves hold what saves on the spot hold.
 """
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole-Z: ZeRO stage Z throughout. moved-Z: from its step 2 on four ranks. 3 also: from step 2 on
     one rank, from 4 on two, from 5 on four (`wandered`). at-once: ZeRO 3, saved on the spot.
     Both kinds also with adapters. whole-dropout, resumed-dropout: these and dropout, ZeRO 3; the
-    second stopped after step 2 and went on with as many ranks.
+    second stopped after step 2 and resumed with as many ranks.
     """
     folder = tmp_path_factory.mktemp("worlds")
     tiny_recipe(folder)

@@ -18,6 +18,7 @@ from lbr_ds.system.process_pool import map_in_order
 
 MOST = 16384  # texts of a family clustered at once; a larger one is cut to bound memory
 _TEXTS_PER_JOB = 2048  # texts in one job, or one family
+_FEW = 32  # texts of a family that are compared with each other at once
 
 
 class _Job(NamedTuple):
@@ -38,7 +39,7 @@ def cluster_families(
         comparison: Signatures, threshold and texts.
         families: The numbers of each family's texts, in an order that does not depend on them.
     """
-    return map_in_order(_work, _jobs(comparison, families))
+    return map_in_order(_work, _jobs(comparison, families), phase="clusters")
 
 
 def _jobs(comparison: Comparison, families: Iterator[NDArray[np.int64]]) -> Iterator[_Job]:
@@ -85,8 +86,12 @@ def _cluster(
 
 def _copies(values: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Return for each text with how many others it agrees in a band, summed over the bands."""
-    copies = np.zeros(len(values), np.int64)
     rows = PERMUTATIONS // BANDS
+    if len(values) <= _FEW:
+        same = (values[:, None] == values).reshape(len(values), len(values), BANDS, rows)
+        copies: NDArray[np.int64] = same.all(axis=3).sum(axis=(1, 2)) - BANDS
+        return copies
+    copies = np.zeros(len(values), np.int64)
     for band in range(BANDS):
         part = np.ascontiguousarray(values[:, band * rows : (band + 1) * rows])
         whole = part.view(np.dtype((np.void, part.itemsize * rows))).ravel()

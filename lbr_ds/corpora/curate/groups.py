@@ -16,12 +16,11 @@ The result does not depend on the order in which records were read.
 
 from __future__ import annotations
 
-import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from hashlib import blake2b
-from itertools import chain, groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,46 +29,42 @@ from lbr_ds.corpora.curate.clusters import cluster_families
 from lbr_ds.corpora.curate.near_duplicates import Comparison, Forest, families
 from lbr_ds.corpora.curate.segmentation import jaccard, shingles
 from lbr_ds.corpora.curate.tally import Tally
-from lbr_ds.corpora.store import NEGATIVE, PASSAGE, POSITIVE, QUERY, Store, Texts
-from lbr_ds.records import Record
+from lbr_ds.corpora.store import Store
+from lbr_ds.corpora.stored import NEGATIVE, PASSAGE, POSITIVE, QUERY, Texts, distinct
 from lbr_ds.system.progress import Progress
 
 # A shared text joins records into a group of at most this share of all, or of this many records.
 MAX_GROUP_SHARE, MAX_SMALL_GROUP = 0.02, 64
+_LOW = 0xFFFFFFFF  # the second of two numbers in one of 64 bits
 SAME_RECORD = 0.9  # Jaccard index of the word pairs from which on two records are duplicates
 
 
 def find_families(store: Store, threshold: float, progress: Progress) -> None:
     """Fill `families`: the family of near duplicates of each text, and its cluster in it."""
-    with closing(Texts(store.path)) as texts:
-        comparison = Comparison(store.signatures_path, threshold, texts)
-        forest = families(comparison, store.texts, progress)
-        leaders = array("i", range(store.texts))
-        done = 0
-        for pairs in cluster_families(comparison, _families(store, forest)):
-            for number, leader in pairs:
-                leaders[number] = leader
+    with closing(Texts(store.files)) as texts:
+        comparison = Comparison(store.files.signatures, threshold, texts)
+        every = np.arange(store.texts, dtype=np.int32)
+        roots = families(comparison, len(every), progress).roots(every)
+        leaders, done = every.copy(), 0
+        for pairs in cluster_families(comparison, _families(store, roots)):
+            numbers, own = np.array(pairs, np.int32).T
+            leaders[numbers] = own
             done += len(pairs)
             progress("cluster near duplicates", done, None)
-    # Not earlier: while other processes read the file, nothing may be written to it.
-    rows = ((number, forest.root(number), leader) for number, leader in enumerate(leaders))
-    store.db.executemany("INSERT INTO families VALUES (?, ?, ?)", rows)
+    store.insert("families", num=every, family=roots, cluster=leaders)
 
 
-def _families(store: Store, forest: Forest) -> Iterator[NDArray[np.int64]]:
-    """Yield the texts of each family of two or more, ordered by key."""
-    store.db.execute("CREATE TEMP TABLE near (num INTEGER PRIMARY KEY, family INTEGER)")
-    for number in range(store.texts):
-        root = forest.root(number)
-        if root != number:
-            both = ((number, root), (root, root))
-            store.db.executemany("INSERT OR IGNORE INTO near VALUES (?, ?)", both)
-    rows = store.db.execute(
-        "SELECT family, num FROM near JOIN texts USING (num) ORDER BY family, key"
+def _families(store: Store, roots: NDArray[np.int32]) -> Iterator[NDArray[np.int64]]:
+    """Yield the texts of each family of two or more, ordered by key; roots: of each text."""
+    near = np.flatnonzero(np.bincount(roots, minlength=len(roots))[roots] > 1)
+    store.db.execute("CREATE TEMP TABLE near (num INTEGER, family INTEGER)")
+    store.insert("near", num=near, family=roots[near])
+    found, numbers = store.arrays(
+        "SELECT family, num FROM near JOIN texts USING (num) ORDER BY family, hi, lo"
     )
-    for _, members in groupby(rows, key=lambda row: row[0]):
-        yield np.array([number for _, number in members])
     store.db.execute("DROP TABLE near")
+    starts = np.flatnonzero(np.diff(found, prepend=-1))
+    yield from np.split(numbers.astype(np.int64), starts[1:]) if len(starts) else ()
 
 
 def drop_near_duplicates(store: Store, dropped: Tally) -> None:
@@ -79,140 +74,178 @@ def drop_near_duplicates(store: Store, dropped: Tally) -> None:
     dropped if its word pairs have a Jaccard index of `SAME_RECORD` with one that stays. A fact does
     not duplicate a pair, nor a record that only evaluates one to train on.
     """
-    store.db.execute("CREATE TEMP TABLE twins (identity BLOB, id TEXT, seq INTEGER)")
-    store.db.executemany("INSERT INTO twins VALUES (?, ?, ?)", _identities(store))
-    query = (
-        "SELECT identity, seq, body FROM twins JOIN records USING (seq) WHERE identity IN"
-        " (SELECT identity FROM twins GROUP BY identity HAVING count(*) > 1)"
-        " ORDER BY identity, twins.id"
-    )
     gone = []
-    for _, rows in groupby(store.db.execute(query), key=lambda row: row[0]):
+    for seqs in _twins(store):
         stay: list[set[str]] = []
-        for _, seq, body in rows:
-            record = Record(**json.loads(body))
+        for seq in seqs.tolist():
+            record = store.body(seq)
             runs = shingles(" ".join([record.query, *record.positives, record.text]))
             if any(jaccard(runs, other) >= SAME_RECORD for other in stay):
                 gone.append(seq)
                 dropped.add("near_duplicate", f"{record.id}: {record.query or record.text}")
             else:
                 stay.append(runs)
-    for seq in gone:
-        store.db.execute("DELETE FROM uses WHERE seq = ?", (seq,))
-        store.db.execute("DELETE FROM records WHERE seq = ?", (seq,))
-    store.db.execute("DROP TABLE twins")
+    store.delete_records(gone)
 
 
-def _identities(store: Store) -> Iterator[tuple[bytes, str, int]]:
-    """Yield (hash of the families of query, answers and passage; id; seq) of each record."""
-    rows = store.db.execute(
-        "SELECT seq, id, pair, judges, role, family FROM uses JOIN families USING (num)"
-        " JOIN records USING (seq) WHERE role != ? ORDER BY seq, role, family",
-        (NEGATIVE,),
+def _twins(store: Store) -> list[NDArray[np.int32]]:
+    """Return the records whose texts are of the same families, by id; the smallest first.
+
+    Records are grouped by two sums of 64-bit hashes of the families and roles of their texts.
+    """
+    seqs, families = store.links("family")
+    starts = np.flatnonzero(np.diff(seqs, prepend=-1))
+    shared = np.bincount(families)[families] > 1  # else no record repeats this one
+    store.db.execute("CREATE TEMP TABLE maybe (seq INTEGER)")
+    store.insert("maybe", seq=seqs[starts[np.logical_and.reduceat(shared, starts)]])
+    numbers, found = store.arrays(
+        """
+        WITH described AS (
+            SELECT seq, sum(hash(role, family)) AS one, sum(hash(family, role)) AS other
+            FROM maybe JOIN uses USING (seq) JOIN families USING (num) WHERE role < ? GROUP BY seq
+        ), repeated AS (
+            SELECT seq, id, min(id) OVER same AS first, count(*) OVER same AS size
+            FROM described JOIN records USING (seq)
+            WINDOW same AS (PARTITION BY one, other, judges, pair IS FALSE)
+        )
+        SELECT rank() OVER (ORDER BY first), seq FROM repeated WHERE size > 1 ORDER BY first, id""",
+        NEGATIVE,
     )
-    for (seq, name, pair, judges), parts in groupby(rows, key=lambda row: row[:4]):
-        uses = [(role, family) for *_, role, family in parts]
-        text = ",".join(f"{role}:{family}" for role, family in uses)
-        text += ":fact" * (pair == 0 and uses[0][0] == QUERY) + ":eval" * judges
-        yield blake2b(text.encode(), digest_size=16).digest(), name, seq
+    store.db.execute("DROP TABLE maybe")
+    return np.split(found, np.flatnonzero(np.diff(numbers)) + 1) if len(found) else []
 
 
 def group_records(store: Store, seed: int) -> None:
     """Fill `members`, `components` and `groups`.
 
-    Uses 12 bytes of memory per record and 4 per text, and holds the records of one text.
+    Uses some 25 bytes of memory per use of a text, and 8 per text and record.
     """
-    first = store.texts  # records are numbered after the texts
-    total = store.number("SELECT max(seq) FROM records") + 1
-    forest = Forest(first + total)
-    links = "SELECT seq, family FROM uses JOIN families USING (num) WHERE role != ?"
-    for seq, family in store.db.execute(links, (NEGATIVE,)):
-        forest.unite(first + seq, family)
-    for seqs in _by_group(store):
-        for seq in seqs:
-            forest.unite(first + seqs[0], first + seq)
-    groups = _groups(store, total)
-    every = (seq for (seq,) in store.db.execute("SELECT seq FROM records ORDER BY seq"))
-    members = ((seq, forest.root(first + seq), groups.root(seq)) for seq in every)
-    store.db.executemany("INSERT INTO members VALUES (?, ?, ?)", members)
+    (every,) = store.arrays("SELECT seq FROM records")
+    same = store.arrays("""
+        SELECT seq, first FROM records JOIN
+            (SELECT own_group, min(seq) AS first FROM records WHERE own_group != ''
+             GROUP BY own_group) USING (own_group)""")
+    components, texts = Forest(store.texts + store.total), np.int32(store.texts)
+    seqs, families = store.links("family")
+    components.unite_all(texts + seqs, families)
+    components.unite_all(*(texts + seqs for seqs in same))
+    store.insert(
+        "members",
+        seq=every,
+        component=components.roots(texts + every),
+        grp=_groups(store, every, same).roots(every),
+    )
+    del components
+    store.db.execute(f"INSERT INTO groups SELECT grp, label FROM ({_labelled('grp')})")
+    store.define("drawn", draws(seed))
     store.db.execute(
-        "INSERT INTO groups SELECT grp, coalesce(min(nullif(own_group, '')), 'record:' || min(id))"
-        " FROM members JOIN records USING (seq) GROUP BY grp"
+        "INSERT INTO components SELECT component, label, drawn(label), size, pairs"
+        f" FROM ({_labelled('component')})"
     )
-    components = store.db.execute(
-        "SELECT component, min(nullif(own_group, '')), min(id), count(*), sum(pair)"
-        " FROM members JOIN records USING (seq) GROUP BY component"
-    )
-    rows = (_component(seed, *row) for row in components)
-    store.db.executemany("INSERT INTO components VALUES (?, ?, ?, ?, ?)", rows)
 
 
-def _by_group(store: Store) -> Iterator[list[int]]:
-    """Yield the records of each group of the source."""
-    grouped = store.db.execute(
-        "SELECT own_group, seq FROM records WHERE own_group != '' ORDER BY own_group"
-    )
-    for _, rows in groupby(grouped, key=lambda row: row[0]):
-        yield [seq for _, seq in rows]
+def _labelled(what: str) -> str:
+    """Return the query for the groups or components with their labels, sizes and pairs.
+
+    what: "grp" or "component". Most have one record, and need no aggregate of strings.
+    """
+    sized = f"(SELECT {what}, count(*) AS size FROM members GROUP BY {what})"
+    of_size = f"FROM {sized} JOIN members USING ({what}) JOIN records USING (seq) WHERE size"
+    return f"""
+        SELECT {what}, coalesce(nullif(own_group, ''), 'record:' || id) AS label,
+            1 AS size, pair::INTEGER AS pairs {of_size} = 1
+        UNION ALL
+        SELECT {what}, coalesce(min(nullif(own_group, '')), 'record:' || min(id)),
+            count(*), sum(pair) {of_size} > 1 GROUP BY {what}"""
 
 
-def _groups(store: Store, total: int) -> Forest:
-    """Return the records' groups."""
-    forest, sizes = Forest(total), array("i", [1]) * total
-    queries = store.db.execute("SELECT num, seq FROM uses WHERE role = ? ORDER BY num", (QUERY,))
-    by_query = ([seq for _, seq in rows] for _, rows in groupby(queries, key=lambda row: row[0]))
-    for seqs in chain(_by_group(store), by_query):
-        _join(forest, sizes, {forest.root(seq) for seq in seqs})
-    most = max(MAX_SMALL_GROUP, int(MAX_GROUP_SHARE * store.number("SELECT count(*) FROM records")))
-    for seqs in _ties(store):
-        roots = {forest.root(seq) for seq in seqs}
-        if sum(sizes[root] for root in roots) <= most:
-            _join(forest, sizes, roots)
+def draws(seed: int) -> Callable[[str], bytes]:
+    """Return a function from a name to a random number that does not depend on other names."""
+    begun = blake2b(f"{seed}:".encode(), digest_size=16)
+
+    def draw(name: str) -> bytes:
+        own = begun.copy()  # faster than a new one
+        own.update(name.encode())
+        return own.digest()
+
+    return draw
+
+
+def _groups(store: Store, every: NDArray[np.int32], same: tuple[NDArray[np.int32], ...]) -> Forest:
+    """Return the records' groups.
+
+    Args:
+        store: The store.
+        every: All records.
+        same: Pairs of records that have one group of the source.
+    """
+    forest = Forest(store.total)
+    forest.unite_all(*same)
+    seqs, queries = store.arrays("SELECT seq, num FROM uses WHERE role = ?", QUERY)
+    _unite_same(forest, seqs, queries, store.texts)
+    most = max(MAX_SMALL_GROUP, int(MAX_GROUP_SHARE * len(every)))
+    sizes = np.bincount(forest.roots(every), minlength=store.total)
+    contested = _ties(store, forest, every, sizes, most)
+    plain = array("i", sizes.astype(np.int32).tobytes())
+    for roots in contested:
+        own = {forest.root(root) for root in roots}
+        if (whole := sum(plain[root] for root in own)) <= most:
+            low = min(own)
+            for root in own:
+                forest.unite(low, root)
+            plain[low] = whole
     return forest
 
 
-def _join(forest: Forest, sizes: array[int], roots: set[int]) -> None:
-    """Join the sets of `roots`."""
-    whole = sum(sizes[root] for root in roots)
-    low = min(roots)
-    for root in roots:
-        forest.unite(low, root)
-    sizes[low] = whole
+def _unite_same(forest: Forest, nodes: NDArray[Any], keys: NDArray[Any], count: int) -> None:
+    """Join the nodes that have the same key; keys are below `count`."""
+    one = np.zeros(count, np.int32)
+    one[keys] = nodes
+    forest.unite_all(nodes, one[keys])
 
 
-def _ties(store: Store) -> Iterator[list[int]]:
-    """Yield the records of each cluster of texts that two or more have, the smallest first."""
-    store.db.execute("CREATE INDEX IF NOT EXISTS families_cluster ON families (cluster)")
-    store.db.execute(
-        "CREATE TEMP TABLE tied AS SELECT cluster, count(DISTINCT seq) AS number FROM uses"
-        " JOIN families USING (num) WHERE role != ? GROUP BY cluster HAVING number > 1",
-        (NEGATIVE,),
-    )
-    rows = store.db.execute(
-        "SELECT DISTINCT number, key, tied.cluster, seq FROM tied"
-        " JOIN texts ON texts.num = tied.cluster"
-        " JOIN families ON families.cluster = tied.cluster JOIN uses ON uses.num = families.num"
-        " WHERE role != ? ORDER BY number, key, seq",
-        (NEGATIVE,),
-    )
-    for _, cluster in groupby(rows, key=lambda row: row[:3]):
-        yield [seq for *_, seq in cluster]
-    store.db.execute("DROP TABLE tied")
+def _ties(
+    store: Store, forest: Forest, every: NDArray[np.int32], sizes: NDArray[np.int64], most: int
+) -> Iterator[list[int]]:
+    """Yield the groups of each cluster of texts that several have, the rarest texts first.
 
+    Those that make no group of more than `most` records, whatever the order, are joined at once.
 
-def _component(
-    seed: int, component: int, group: str | None, first: str, size: int, pairs: int
-) -> tuple[int, str, bytes, int, int]:
-    label = group or f"record:{first}"
-    # A random number that does not depend on other components.
-    draw = blake2b(f"{seed}:{label}".encode(), digest_size=16).digest()
-    return component, label, draw, size, pairs
+    Args:
+        store: The store.
+        forest: The groups so far.
+        every: All records.
+        sizes: How many records the group of each root has.
+        most: How many a group may have.
+    """
+    seqs, clusters = store.links("cluster")
+    several = np.bincount(clusters)[clusters] > 1
+    links = distinct((clusters[several].astype(np.int64) << 32) + seqs[several])
+    rarity = np.bincount(links >> 32)
+    links = distinct((links >> 32 << 32) + forest.roots(links & _LOW))
+    clusters, roots = (links >> 32), links & _LOW
+    possible = (np.bincount(clusters) > 1) & (np.bincount(clusters, sizes[roots]) <= most)
+    clusters, roots = clusters[possible[clusters]], roots[possible[clusters]]
+    joined = forest.copy()
+    _unite_same(joined, roots, clusters, len(rarity))
+    wholes = np.bincount(joined.roots(every), minlength=len(sizes))
+    free = wholes[joined.roots(roots)] <= most
+    _unite_same(forest, roots[free], clusters[free], len(rarity))
+    clusters, roots = clusters[~free], roots[~free]
+    starts = np.flatnonzero(np.diff(clusters, prepend=-1, append=-1))
+    nums = clusters[starts[:-1]]
+    store.db.execute("CREATE TEMP TABLE ties (place INTEGER, num INTEGER, size INTEGER)")
+    store.insert("ties", place=np.arange(len(nums)), num=nums, size=rarity[nums])
+    (order,) = store.arrays("SELECT place FROM ties JOIN texts USING (num) ORDER BY size, hi, lo")
+    store.db.execute("DROP TABLE ties")
+    for place in order.tolist():
+        yield roots[starts[place] : starts[place + 1]].tolist()
 
 
 def largest(store: Store) -> tuple[int, str, int]:
     """Return number, label and size of the component with the most records."""
     query = "SELECT component, label, size FROM components ORDER BY size DESC, label LIMIT 1"
-    number, label, size = store.db.execute(query).fetchone()
+    number, label, size = store.rows(query)[0]
     return number, label, size
 
 
@@ -221,12 +254,16 @@ def most_shared(store: Store, component: int) -> tuple[str, int]:
 
     It explains why a large component is large. Near duplicates count as the text.
     """
-    text, number = store.db.execute(
-        "SELECT min(text), number FROM texts JOIN families USING (num) JOIN"
-        " (SELECT family, count(DISTINCT seq) AS number FROM members JOIN uses USING (seq)"
-        "  JOIN families USING (num) WHERE component = ? AND role IN (?, ?, ?)"
-        "  GROUP BY family ORDER BY number DESC, family LIMIT 1) AS most"
-        " ON most.family = families.family",
-        (component, QUERY, POSITIVE, PASSAGE),
-    ).fetchone()
-    return text, number
+    [(family, number)] = store.rows(
+        """
+        SELECT family, count(DISTINCT seq) AS number
+        FROM members JOIN uses USING (seq) JOIN families USING (num)
+        WHERE component = ? AND role IN (?, ?, ?)
+        GROUP BY family ORDER BY number DESC, family LIMIT 1""",
+        component,
+        QUERY,
+        POSITIVE,
+        PASSAGE,
+    )
+    numbers = store.rows("SELECT num FROM families WHERE family = ?", family)
+    return min(store.text(number) for (number,) in numbers), number

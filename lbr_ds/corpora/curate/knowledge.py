@@ -21,17 +21,18 @@ its fact and the others are its pairs; the record of an entity with only one is 
 from __future__ import annotations
 
 import math
-from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+
 from lbr_ds.config import CONTROL, SplitConfig
-from lbr_ds.corpora.curate.splits import check_filled, count_dropped
+from lbr_ds.corpora.curate.groups import draws
+from lbr_ds.corpora.curate.splits import check_filled, count_dropped, share_out
 from lbr_ds.corpora.curate.tally import Tally
-from lbr_ds.corpora.store import POSITIVE, QUERY, Store
+from lbr_ds.corpora.store import Store
+from lbr_ds.corpora.stored import POSITIVE, QUERY
 from lbr_ds.errors import DataError
 
-# Whether the questions of a source of this role are pairs; None: `choose_facts` decides.
-IS_PAIR = {"pair": True, "eval": True, "fact": False, "both": None}
 _FILLED = (CONTROL, "eval", "cl")  # in this order, so that a small corpus still has both judges
 
 
@@ -43,7 +44,7 @@ def choose_facts(store: Store, seed: int, dropped: Tally) -> None:
     Raises:
         DataError: No pair is left.
     """
-    store.db.create_function("drawn", 1, lambda name: _draw(seed, name), deterministic=True)
+    store.define("drawn", draws(seed))
     store.db.execute(
         "CREATE TEMP TABLE later AS SELECT seq FROM (SELECT seq, row_number() OVER"
         " (PARTITION BY own_group ORDER BY drawn(id)) AS place FROM records"
@@ -56,8 +57,7 @@ def choose_facts(store: Store, seed: int, dropped: Tally) -> None:
     )
     part = "FROM records WHERE seq IN (SELECT seq FROM factless)"
     count_dropped(store, dropped, "pair_without_fact", part)
-    for table in ("uses", "records"):
-        store.db.execute(f"DELETE FROM {table} WHERE seq IN (SELECT seq FROM factless)")
+    store.delete_records(*store.arrays("FROM factless"))
     store.db.execute("DROP TABLE later")
     store.db.execute("DROP TABLE factless")
     if not store.number("SELECT EXISTS (SELECT 1 FROM records WHERE pair)"):
@@ -65,10 +65,6 @@ def choose_facts(store: Store, seed: int, dropped: Tally) -> None:
             "data.protocol=knowledge: no pair is left whose entity has a fact; name the column of "
             "the entity in columns.group of each source, the same ids in facts and pairs"
         )
-
-
-def _draw(seed: int, name: str) -> bytes:
-    return blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
 
 
 def divide_entities(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
@@ -84,17 +80,10 @@ def divide_entities(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
         room = {name: max(1.0, round(share * pairs)) for name, share in requested.items()}
         if sum(requested.values()) > 1 - 1e-9:
             room["cl"] = math.inf  # including what is too large for the others
-    got = dict.fromkeys(_FILLED, 0)
-    store.db.execute("CREATE TEMP TABLE shares (component INTEGER PRIMARY KEY, split TEXT)")
-    drawn = store.db.execute("SELECT component, pairs FROM components ORDER BY draw")
-    for component, size in drawn:
-        name = "gl" if not size else next((n for n in _FILLED if size <= room[n]), None)
-        if name is None:
-            continue
-        if size:
-            room[name] -= size
-            got[name] += size
-        store.db.execute("INSERT INTO shares VALUES (?, ?)", (component, name))
+    components, own = store.arrays("SELECT component, pairs FROM components ORDER BY draw")
+    splits = {name: (own, room[name]) for name in _FILLED}
+    got = share_out(store, components, {**splits, "gl": ((own == 0).astype(np.int32), math.inf)})
+    del got["gl"]
     check_filled(store, sizes, got)
     part = "FROM members LEFT JOIN shares USING (component) JOIN records USING (seq) WHERE"
     count_dropped(store, dropped, "beyond_the_sizes", f"{part} split IS NULL")

@@ -1,8 +1,9 @@
 """Keep every text of eval, and every near duplicate of one, out of gl and cl, and prove it.
 
 Queries, positives and passages cannot leak, since components stay in one split (`groups.py`).
-Negatives are texts of other records, so they can: those that would leak are removed. Then the
-texts are counted from the shards as written.
+Negatives are texts of other records, and a rationale may repeat one, so they can: those that would
+leak are removed. Records of eval are written without a rationale, so theirs cannot. Then the texts
+are counted from the shards as written.
 
 Under the knowledge protocol (`knowledge.py`) the same holds for control. It also holds for eval
 except in gl, which states the facts of eval's entities: a text of eval may occur in gl, but only in
@@ -17,12 +18,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lbr_ds.config import CONTROL, SPLITS
 from lbr_ds.corpora.curate.segmentation import key
-from lbr_ds.corpora.curate.tally import Tally
-from lbr_ds.corpora.store import NEGATIVE, POSITIVE, Store
+from lbr_ds.corpora.curate.tally import EXAMPLES, Tally
+from lbr_ds.corpora.parts import KEY_BYTES, halves
+from lbr_ds.corpora.store import Store
+from lbr_ds.corpora.stored import NEGATIVE, POSITIVE, RATIONALE, distinct
 from lbr_ds.errors import DataError
 from lbr_ds.shards import Manifest, read_records
 from lbr_ds.system.process_pool import map_in_order
@@ -31,65 +35,64 @@ from lbr_ds.system.progress import Progress, no_progress
 TRAINED = tuple(name for name in SPLITS if name != "eval")
 JUDGED = ("eval", CONTROL)
 _RECORDS_ALONE = 1 << 13  # records read by this process before others are started
-_IS_JUDGED = f"split IN {JUDGED}"
-_FAMILIES = "FROM placed JOIN members USING (seq) JOIN uses USING (seq) JOIN families USING (num)"
 
 
-def remove_leaking_negatives(store: Store, removed: Tally) -> None:
+def remove_leaking_texts(store: Store, removed: Tally) -> None:
     """Remove negatives that are an answer of their own group, or that leak between splits.
 
     A negative leaks if a split for training would share it with eval or control, or the other way
-    round. Between splits near duplicates count as equal. Within a group they do not: the source
-    says that they are wrong, and a single word may be the reason.
+    round, and a rationale if it would share it with texts that these judge by. Between splits near
+    duplicates count as equal. Within a group they do not: the source says that they are wrong, and
+    a single word may be the reason.
     """
-    if not store.number("SELECT EXISTS (SELECT 1 FROM uses WHERE role = ?)", NEGATIVE):
+    if not store.number("SELECT EXISTS (SELECT 1 FROM uses WHERE role >= ?)", NEGATIVE):
         return
-    with_negatives = "(SELECT grp FROM members JOIN uses USING (seq) WHERE role = 3)"
-    _ban(
-        store,
-        removed,
-        "negative_is_a_positive",
-        "1",
-        f"SELECT DISTINCT grp, num {_FAMILIES} WHERE role = {POSITIVE} AND grp IN {with_negatives}",
-        "banned.grp = members.grp AND banned.text = uses.num",
+    store.db.execute(f"""
+        CREATE TEMP TABLE extra AS
+        SELECT seq, role, place, num, family, grp, split IN {JUDGED} AS judged FROM uses
+            JOIN families USING (num) JOIN placed USING (seq) JOIN members USING (seq)
+        WHERE role >= {NEGATIVE};
+        CREATE TEMP TABLE answers AS
+        SELECT DISTINCT grp, num FROM uses JOIN placed USING (seq) JOIN members USING (seq)
+        WHERE role = {POSITIVE} AND num IN (SELECT num FROM extra);
+        CREATE TEMP TABLE linked AS
+        SELECT DISTINCT family, split IN {JUDGED} AS judged FROM uses
+            JOIN families USING (num) JOIN placed USING (seq)
+        WHERE role < {NEGATIVE} AND family IN (SELECT family FROM extra)""")
+    _remove(store, f"judged AND role = {RATIONALE}")
+    judging = (
+        "family IN (SELECT family FROM linked WHERE judged"
+        f" UNION ALL SELECT family FROM extra WHERE judged AND role = {NEGATIVE})"
     )
-    for split, others in (
-        (_IS_JUDGED, f"NOT {_IS_JUDGED} AND role != {NEGATIVE}"),
-        (f"NOT {_IS_JUDGED}", _IS_JUDGED),
-    ):
-        _ban(
-            store,
-            removed,
+    for role, rule, leaks in (
+        (NEGATIVE, "negative_is_a_positive", "(grp, num) IN (FROM answers)"),
+        (
+            NEGATIVE,
             "negative_is_in_other_split",
-            split,
-            f"SELECT DISTINCT 0 AS grp, family {_FAMILIES} WHERE {others}",
-            "banned.text = families.family",
+            "judged AND family IN (SELECT family FROM linked WHERE NOT judged)",
+        ),
+        (NEGATIVE, "negative_is_in_other_split", f"NOT judged AND {judging}"),
+        (RATIONALE, "rationale_is_in_other_split", f"NOT judged AND {judging}"),
+    ):
+        condition = f"role = {role} AND {leaks}"
+        rows = store.rows(
+            "SELECT id, num FROM extra JOIN records USING (seq)"
+            f" WHERE {condition} ORDER BY id, place LIMIT {EXAMPLES}"
         )
+        examples = [f"{name}: {store.text(number)}" for name, number in rows]
+        removed.add_some(rule, examples, _remove(store, condition))
+    store.db.execute("DELETE FROM uses WHERE (seq, role, place) IN (FROM removed)")
+    for table in ("extra", "answers", "linked"):
+        store.db.execute(f"DROP TABLE {table}")
 
 
-def _ban(store: Store, removed: Tally, rule: str, placed: str, texts: str, condition: str) -> None:
-    """Delete the negatives of records `placed` so for which `condition` holds with a text."""
-    store.db.execute("CREATE TEMP TABLE banned (grp INTEGER, text INTEGER)")
-    store.db.execute(f"INSERT INTO banned {texts}")
-    store.db.execute("CREATE INDEX temp.banned_text ON banned (text)")
-    store.db.execute(
-        "CREATE TEMP TABLE gone AS SELECT uses.seq, uses.place, uses.num"
-        f" {_FAMILIES} WHERE role = {NEGATIVE} AND {placed} AND EXISTS"
-        f" (SELECT 1 FROM banned WHERE {condition})"
-    )
-    number = store.number("SELECT count(*) FROM gone")
-    rows = store.db.execute(
-        "SELECT id, text FROM gone JOIN records USING (seq) JOIN texts USING (num)"
-        " ORDER BY id, place LIMIT 3"
-    ).fetchall()
-    for place, (name, text) in enumerate(rows):
-        removed.add(rule, f"{name}: {text}", 1 if place < len(rows) - 1 else number - place)
-    store.db.execute(
-        "DELETE FROM uses WHERE role = ? AND (seq, place) IN (SELECT seq, place FROM gone)",
-        (NEGATIVE,),
-    )
-    store.db.execute("DROP TABLE banned")
-    store.db.execute("DROP TABLE gone")
+def _remove(store: Store, condition: str) -> int:
+    """Move what fulfils a condition from `extra` to `removed`; return how many these are."""
+    before = store.number("SELECT count(*) FROM removed")
+    store.db.execute(f"""
+        INSERT INTO removed SELECT seq, role, place FROM extra WHERE {condition};
+        DELETE FROM extra WHERE (seq, role, place) IN (FROM removed)""")
+    return store.number("SELECT count(*) FROM removed") - before
 
 
 def _kept_apart(splits: Iterable[str]) -> list[tuple[str, str]]:
@@ -113,7 +116,7 @@ def prove_no_equal_texts(folder: Path) -> dict[str, int]:
     """
     pairs = _kept_apart(Manifest.load(folder).splits)
     judged = {
-        name: {k for seen in read_keys(folder, name) for k in seen.keys}
+        name: {k for seen in read_keys(folder, name) for k in seen.each()}
         for name in dict.fromkeys(judged for judged, _ in pairs)
     }
     shared_keys: dict[tuple[str, str], set[bytes]] = {pair: set() for pair in pairs}
@@ -121,7 +124,7 @@ def prove_no_equal_texts(folder: Path) -> dict[str, int]:
         for seen in read_keys(folder, name):
             for judge, trained in pairs:
                 if trained == name:
-                    shared_keys[judge, name].update(k for k in seen.keys if k in judged[judge])
+                    shared_keys[judge, name].update(k for k in seen.each() if k in judged[judge])
     shared = {f"{judge}_{trained}": len(texts) for (judge, trained), texts in shared_keys.items()}
     _refuse(folder, shared)
     return shared
@@ -148,72 +151,81 @@ def prove_no_leaks(folder: Path, store: Store, progress: Progress = no_progress)
     Raises:
         DataError: A count is not 0.
     """
-    store.db.execute(
-        "CREATE TEMP TABLE shown (split TEXT, num INTEGER, PRIMARY KEY (split, num)) WITHOUT ROWID"
-    )
-    store.db.execute(
-        "CREATE TEMP TABLE owners (split TEXT, owner TEXT, PRIMARY KEY (split, owner))"
-        " WITHOUT ROWID"
-    )
+    store.db.execute("CREATE TEMP TABLE shown (split INTEGER, hi UBIGINT, lo UBIGINT)")
+    store.db.execute("CREATE TEMP TABLE owners (split INTEGER, owner VARCHAR)")
     manifest = Manifest.load(folder)
-    splits = manifest.splits
-    trained = [np.empty(0, np.uint64)]
-    for name in splits:
+    splits = list(manifest.splits)
+    for number, name in enumerate(splits):
         done, total = 0, manifest.records(name)
         for seen in read_keys(folder, name):
-            numbers = store.nums_of(list(dict.fromkeys(seen.keys)))
-            if missing := sum(known not in numbers for known in seen.keys):
-                raise DataError(
-                    f"{folder}: {name} contains {missing} text(s) of no record; report this bug"
-                )
-            shown = ((name, number) for number in numbers.values())
-            owners = ((name, owner) for owner in seen.groups if CONTROL in splits)
-            with store.step():
-                store.db.executemany("INSERT OR IGNORE INTO shown VALUES (?, ?)", shown)
-                store.db.executemany("INSERT OR IGNORE INTO owners VALUES (?, ?)", owners)
-            if name in TRAINED:
-                trained.append(np.unique(seen.hashes()))
+            hi, lo = halves(seen.keys)
+            store.insert("shown", split=np.full(len(hi), number), hi=hi, lo=lo)
+            if CONTROL in splits:
+                of = np.full(len(seen.groups), number)
+                store.insert("owners", split=of, owner=pa.array(seen.groups, pa.string()))
             done += seen.records
             progress(f"prove {name}", done, total)
-    pairs = _kept_apart(splits)
-    kinds = {"": ("num", "shown"), "near_": ("family", "shown JOIN families USING (num)")}
-    if CONTROL in splits:
-        kinds["group_"] = ("owner", "owners")
-    shared = {
-        f"{prefix}{judged}_{trained}": store.number(
-            f"SELECT count(*) FROM ({_in_both(*kind)})", judged, trained
-        )
-        for prefix, kind in kinds.items()
-        for judged, trained in pairs
-    }
-    if CONTROL in splits:
-        shared |= _of_other_entities(store, kinds)
+    texts = _shown_texts(store, folder, splits)
+    shared = _shared(store, texts)
     _refuse(folder, shared)
-    store.db.execute("DROP TABLE shown")
-    store.db.execute("DROP TABLE owners")
-    return Proof(shared, np.unique(np.concatenate(trained)))
+    for table in ("shown", "owners"):
+        store.db.execute(f"DROP TABLE {table}")
+    trained = np.any([texts[name] for name in TRAINED if name in texts], axis=0)
+    numbers, hi = store.arrays("SELECT num, hi FROM texts")
+    return Proof(shared, distinct(hi[trained[numbers]]))
 
 
-def _in_both(what: str, table: str) -> str:
-    """Return a query for what two splits have in common."""
-    return " INTERSECT ".join([f"SELECT {what} FROM {table} WHERE split = ?"] * 2)
+def _shown_texts(store: Store, folder: Path, splits: list[str]) -> dict[str, NDArray[np.bool_]]:
+    """Return for each split whether its shards contain the text with a number."""
+    texts = np.zeros((len(splits), store.texts), bool)
+    missing = np.zeros(len(splits), np.int64)
+    query = "SELECT split, coalesce(num, -1) FROM shown LEFT JOIN texts USING (hi, lo)"
+    for batch in store.batches(query):
+        numbers, nums = (column.to_numpy() for column in batch.columns)
+        texts[numbers, nums] = True
+        missing += np.bincount(numbers[nums < 0], minlength=len(splits))
+    for name, count in zip(splits, missing.tolist(), strict=True):
+        if count:
+            raise DataError(
+                f"{folder}: {name} contains {count} text(s) of no record; report this bug"
+            )
+    return dict(zip(splits, texts, strict=True))
 
 
-def _of_other_entities(store: Store, kinds: dict[str, tuple[str, str]]) -> dict[str, int]:
-    """Count the texts of eval in gl that more than one component has."""
-    owners = (
-        "SELECT {what} FROM placed JOIN uses USING (seq) JOIN families USING (num)"
-        " WHERE split IN ('eval', 'gl') GROUP BY {what} HAVING count(DISTINCT component) > 1"
-    )
-    return {
-        f"{prefix}eval_gl": store.number(
-            f"SELECT count(*) FROM ({_in_both(what, table)} INTERSECT {owners.format(what=what)})",
-            "eval",
-            "gl",
-        )
-        for prefix, (what, table) in kinds.items()
-        if prefix != "group_"
-    }
+def _shared(store: Store, texts: dict[str, NDArray[np.bool_]]) -> dict[str, int]:
+    """Count the texts, and the families of near duplicates, that two splits have in common.
+
+    Under the knowledge protocol also those of eval in gl that more than one component has, and the
+    groups in two splits.
+
+    Args:
+        store: The store.
+        texts: For each split whether it has the text with a number.
+    """
+    pairs = _kept_apart(texts)
+    family = store.families()
+    families = {name: np.zeros(len(family), bool) for name in texts}
+    for name, has in texts.items():
+        families[name][family[has]] = True
+    shared = {}
+    for prefix, what, shown in (("", "num", texts), ("near_", "family", families)):
+        for judged, trained in pairs:
+            shared[f"{prefix}{judged}_{trained}"] = int((shown[judged] & shown[trained]).sum())
+        if CONTROL in texts:
+            (others,) = store.arrays(
+                f"SELECT {what} FROM placed JOIN uses USING (seq) JOIN families USING (num)"
+                f" WHERE split IN ('eval', 'gl') GROUP BY {what}"
+                " HAVING count(DISTINCT component) > 1"
+            )
+            shared[f"{prefix}eval_gl"] = int((shown["eval"] & shown["gl"])[others].sum())
+    if CONTROL in texts:
+        owners = "SELECT owner FROM owners WHERE split = ?"
+        both = f"SELECT count(*) FROM ({owners} INTERSECT {owners})"
+        numbers = {name: number for number, name in enumerate(texts)}
+        for judged, trained in pairs:
+            count = store.number(both, numbers[judged], numbers[trained])
+            shared[f"group_{judged}_{trained}"] = count
+    return shared
 
 
 def _refuse(folder: Path, shared: dict[str, int]) -> None:
@@ -229,16 +241,20 @@ class _Shard(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The keys of the texts of a shard, the groups of its records, and their number."""
+    """The keys of the texts of a shard, joined, the groups of its records, and their number."""
 
-    keys: list[bytes]
+    keys: bytes
     groups: list[str]
     records: int
 
+    def each(self) -> Iterator[bytes]:
+        """Yield the keys."""
+        for place in range(0, len(self.keys), KEY_BYTES):
+            yield self.keys[place : place + KEY_BYTES]
+
     def hashes(self) -> NDArray[np.uint64]:
         """Return the first 8 bytes of the keys."""
-        whole = np.frombuffer(b"".join(self.keys), ">u8").astype(np.uint64)
-        return whole[::2]
+        return halves(self.keys)[0]
 
 
 def read_keys(folder: Path, split: str) -> Iterator[Seen]:
@@ -247,10 +263,10 @@ def read_keys(folder: Path, split: str) -> Iterator[Seen]:
     shards = manifest.shards(split)
     alone = 1 + _RECORDS_ALONE // max((shard.records for shard in shards), default=1)
     jobs = (_Shard(replace(manifest, splits={split: [shard]}), split) for shard in shards)
-    return map_in_order(_seen, jobs, alone)
+    return map_in_order(_seen, jobs, alone, phase=f"prove {split}")
 
 
 def _seen(shard: _Shard) -> Seen:
     records = list(read_records(shard.manifest, shard.split))
     texts = (text for record in records for text in record.texts())
-    return Seen(list(map(key, texts)), [r.group for r in records if r.group], len(records))
+    return Seen(b"".join(map(key, texts)), [r.group for r in records if r.group], len(records))

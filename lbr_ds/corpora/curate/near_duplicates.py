@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.corpora.curate.segmentation import jaccard, shingles
-from lbr_ds.system.process_pool import map_in_order
+from lbr_ds.system.process_pool import is_spread, map_in_order
 from lbr_ds.system.progress import Progress, no_progress
 
 PERMUTATIONS, BANDS = 128, 32
@@ -28,8 +28,11 @@ _ROWS = PERMUTATIONS // BANDS
 SIGNATURE_BYTES = 4 * PERMUTATIONS
 MARGIN = 0.16  # four standard deviations of an estimate from 128 values
 _BLOCK = 128  # texts of a bucket compared with as many others at once
-_CHUNK = 16384  # signatures read at once
+_PAIRS_AT_ONCE = 1 << 20  # of a union
+_CHUNK = 4096  # signatures read at once
+_BANDS_AT_ONCE = 4  # bands whose hashes are in memory, since the signatures are read for each
 _PAIRS_PER_JOB = 1 << 15  # pairs of texts in one job, at most two blocks more
+_BUCKETS_PER_JOB = 1 << 12  # buckets of two texts in one job
 
 
 def signature(text: str) -> bytes:
@@ -70,6 +73,31 @@ class Forest:
             node = parents[node]
         return node
 
+    def roots(self, nodes: NDArray[Any]) -> NDArray[np.int32]:
+        """Return the representatives of the sets of all `nodes`."""
+        parents = np.frombuffer(self.parents, np.int32)
+        roots = parents[nodes]
+        while not np.array_equal(above := parents[roots], roots):
+            roots = above
+        return roots
+
+    def copy(self) -> Forest:
+        """Return the same sets."""
+        other = Forest(0)
+        other.parents = self.parents[:]
+        return other
+
+    def unite_all(self, ones: NDArray[Any], others: NDArray[Any]) -> None:
+        """Join the sets of each pair; many at once."""
+        parents = np.frombuffer(self.parents, np.int32)
+        for first in range(0, len(ones), _PAIRS_AT_ONCE):
+            pairs = np.stack([a[first : first + _PAIRS_AT_ONCE] for a in (ones, others)])
+            while pairs.size:
+                roots = self.roots(pairs)
+                parents[pairs] = roots  # shorter ways for later
+                pairs = np.sort(roots[:, roots[0] != roots[1]], axis=0)
+                np.minimum.at(parents, pairs[1], pairs[0])
+
     def unite(self, one: int, other: int) -> None:
         """Join the sets of both."""
         low, high = sorted((self.root(one), self.root(other)))
@@ -101,17 +129,46 @@ class Comparison(NamedTuple):
 def families(comparison: Comparison, count: int, progress: Progress = no_progress) -> Forest:
     """Return the families of near duplicates among the texts 0..count-1, as transitive sets.
 
-    Uses at most 50 bytes of memory per text, and a fixed amount per core. Any two texts of
+    Uses at most 60 bytes of memory per text, and a fixed amount per core. Any two texts of
     different families that agree in a band have been compared and differ: so the result does not
     depend on the order of the comparisons or the number of processes.
     """
     forest = Forest(count)
     if comparison.threshold >= 1:
         return forest
-    for near in map_in_order(_compare, _jobs(comparison, count, forest, progress)):
+    found: Iterator[list[tuple[int, int]]]
+    if is_spread():
+        bands = (_Band(comparison, count, band) for band in range(BANDS))
+        found = map_in_order(_compare_band, bands, phase="near duplicates")
+    else:
+        found = map_in_order(_compare, _jobs(comparison, count, forest, range(BANDS), progress))
+    for near in found:
         for number, other in near:
             forest.unite(number, other)
     return forest
+
+
+class _Band(NamedTuple):
+    """All texts, to be compared where they agree in one band."""
+
+    comparison: Comparison
+    texts: int
+    band: int
+
+
+def _compare_band(job: _Band) -> list[tuple[int, int]]:
+    """Return near duplicates that agree in a band: enough to join their families.
+
+    Without the families that other bands have joined, more pairs are compared than by `families`
+    in one process, and the union over all bands is the same.
+    """
+    forest = Forest(job.texts)
+    near: list[tuple[int, int]] = []
+    for part in _jobs(job.comparison, job.texts, forest, [job.band]):
+        for pair in _compare(part):
+            forest.unite(*pair)
+            near.append(pair)
+    return near
 
 
 class _Block(NamedTuple):
@@ -121,33 +178,53 @@ class _Block(NamedTuple):
     """
 
     numbers: NDArray[np.int64]
-    roots: NDArray[np.int64]
+    roots: NDArray[np.int32]
     cut: int
 
 
 class _Job(NamedTuple):
+    """Texts that agree in a band: two in each row of `pairs`, (n, 2), and those of the blocks.
+
+    Most buckets have two texts, and most of these are far from similar.
+    """
+
     comparison: Comparison
     band: int
+    pairs: NDArray[np.int64]
     blocks: list[_Block]
 
 
-def _jobs(comparison: Comparison, count: int, forest: Forest, progress: Progress) -> Iterator[_Job]:
+def _jobs(
+    comparison: Comparison,
+    count: int,
+    forest: Forest,
+    bands: Sequence[int],
+    progress: Progress = no_progress,
+) -> Iterator[_Job]:
     """Yield every pair of a bucket, unless both are of one family by then."""
-    for band in range(BANDS):
+    none = np.empty((0, 2), np.int64)
+    for band, hashes in _hashes(comparison.signatures, count, bands):
+        twos, larger = _buckets(hashes)
+        for first in range(0, len(twos), _BUCKETS_PER_JOB):
+            pairs = twos[first : first + _BUCKETS_PER_JOB]
+            roots = forest.roots(pairs)
+            if len(apart := pairs[roots[:, 0] != roots[:, 1]]):
+                yield _Job(comparison, band, apart, [])
+                progress("near duplicates", band, BANDS)
         blocks: list[_Block] = []
         cost = 0
-        for numbers, cut in _parts(_buckets(comparison.signatures, count, band)):
-            roots = np.array([forest.root(number) for number in numbers.tolist()])
+        for numbers, cut in _parts(larger):
+            roots = forest.roots(numbers)
             if (roots == roots[0]).all():
                 continue
             blocks.append(_Block(numbers, roots, cut))
             cost += len(numbers) ** 2 // 2
             if cost >= _PAIRS_PER_JOB:
-                yield _Job(comparison, band, blocks)
+                yield _Job(comparison, band, none, blocks)
                 blocks, cost = [], 0
                 progress("near duplicates", band, BANDS)
         if blocks:
-            yield _Job(comparison, band, blocks)
+            yield _Job(comparison, band, none, blocks)
         progress("near duplicates", band + 1, BANDS)
 
 
@@ -164,62 +241,93 @@ def _parts(buckets: Iterator[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.in
 
 def _compare(job: _Job) -> list[tuple[int, int]]:
     """Return the near duplicates of the job that join two families."""
-    runs = lru_cache(maxsize=2 * _BLOCK)(lambda n: shingles(job.comparison.text_of(n)))
+    comparison, threshold = job.comparison, job.comparison.threshold
+    runs = lru_cache(maxsize=2 * _BLOCK)(lambda n: shingles(comparison.text_of(n)))
     near: list[tuple[int, int]] = []
-    with job.comparison.signatures.open("rb") as file:
+    with comparison.signatures.open("rb") as file:
+        values = comparison.rows(file, job.pairs.ravel())
+        for place in _likely(values[::2] == values[1::2], threshold, job.band).tolist():
+            one, other = job.pairs[place].tolist()
+            if jaccard(runs(one), runs(other)) >= threshold:
+                near.append((one, other))
         for numbers, roots, cut in job.blocks:
-            values = job.comparison.rows(file, numbers)
+            values = comparison.rows(file, numbers)
             # The most similar first: what they join need not be compared any more.
-            for one, other in _likely(values, roots, cut, job.comparison.threshold, job.band):
+            for one, other in _likely_pairs(values, roots, cut, threshold, job.band):
                 if roots[one] == roots[other]:
                     continue
                 pair = int(numbers[one]), int(numbers[other])
-                if jaccard(runs(pair[0]), runs(pair[1])) >= job.comparison.threshold:
+                if jaccard(runs(pair[0]), runs(pair[1])) >= threshold:
                     near.append(pair)
                     roots[roots == roots[other]] = roots[one]
     return near
 
 
-def _likely(
-    values: NDArray[Any], roots: NDArray[np.int64], cut: int, threshold: float, band: int
-) -> list[tuple[int, int]]:
-    """Return the positions of possible near duplicates, the most similar first.
+def _likely(same: NDArray[np.bool_], threshold: float, band: int) -> NDArray[np.int64]:
+    """Return which rows of `same` are of possible near duplicates.
 
-    Pairs that already agree in an earlier band are left out.
+    Pairs that already agree in an earlier band are left out, since they were compared there.
+
+    Args:
+        same: In which values two signatures agree, (n, PERMUTATIONS).
+        threshold: Of the Jaccard index.
+        band: In which they agree.
     """
+    likely = np.flatnonzero(same.sum(axis=1) >= (threshold - MARGIN) * PERMUTATIONS)
+    earlier = same[likely, : band * _ROWS].reshape(len(likely), band, _ROWS)
+    met: NDArray[Any] = np.any(np.all(earlier, axis=2), axis=1)
+    return likely[~met]
+
+
+def _likely_pairs(
+    values: NDArray[Any], roots: NDArray[np.int32], cut: int, threshold: float, band: int
+) -> list[tuple[int, int]]:
+    """Return the positions of possible near duplicates in a block, the most similar first."""
     candidates: list[NDArray[np.int64]] = []
     for place in range(cut or len(values) - 1):
         start = max(cut, place + 1)
         apart = np.flatnonzero(roots[start:] != roots[place]) + start
         same = values[apart] == values[place]
-        alike = same.sum(axis=1)
-        # A pair that agrees in an earlier band was compared there.
-        met = same[:, : band * _ROWS].reshape(len(apart), band, _ROWS).all(axis=2).any(axis=1)
-        new = np.flatnonzero((alike >= (threshold - MARGIN) * PERMUTATIONS) & ~met)
-        candidates.append(np.stack([-alike[new], np.full(len(new), place), apart[new]]))
+        new = _likely(same, threshold, band)
+        candidates.append(np.stack([-same[new].sum(axis=1), np.full(len(new), place), apart[new]]))
     pairs = np.concatenate(candidates, axis=1)
     order = np.lexsort(pairs[::-1])
     return [(one, other) for _, one, other in pairs[:, order].T.tolist()]
 
 
-def _buckets(signatures: Path, count: int, band: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the numbers of the texts that agree in a band, two or more at a time."""
-    hashes = np.empty(count, dtype=np.uint64)
-    with signatures.open("rb") as file:
-        for first in range(0, count, _CHUNK):
-            length = min(_CHUNK, count - first)
-            part = np.fromfile(file, dtype="<u4", count=length * PERMUTATIONS)
-            rows = part.reshape(length, PERMUTATIONS)[:, band * _ROWS : (band + 1) * _ROWS]
-            mixed = np.zeros(length, dtype=np.uint64)
-            for row in rows.astype(np.uint64).T:
-                mixed = (mixed ^ row) * np.uint64(0x9E3779B97F4A7C15)
-                mixed ^= mixed >> np.uint64(29)
-            hashes[first : first + length] = mixed
-    order = np.argsort(hashes, kind="stable")
+def _hashes(
+    signatures: Path, count: int, bands: Sequence[int]
+) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """Yield each band with the hashes of its values of each text."""
+    for begin in range(0, len(bands), _BANDS_AT_ONCE):
+        own = bands[begin : begin + _BANDS_AT_ONCE]
+        hashes = np.zeros((len(own), count), dtype=np.uint64)
+        with signatures.open("rb") as file:
+            for first in range(0, count, _CHUNK):
+                length = min(_CHUNK, count - first)
+                part = np.fromfile(file, dtype="<u4", count=length * PERMUTATIONS)
+                rows = part.reshape(length, BANDS, _ROWS)
+                for mixed, band in zip(hashes[:, first : first + length], own, strict=True):
+                    for row in rows[:, band].astype(np.uint64).T:
+                        mixed ^= row
+                        mixed *= np.uint64(0x9E3779B97F4A7C15)
+                        mixed ^= mixed >> np.uint64(29)
+        yield from zip(own, hashes, strict=True)
+
+
+def _buckets(
+    hashes: NDArray[np.uint64],
+) -> tuple[NDArray[np.int64], Iterator[NDArray[np.int64]]]:
+    """Return the texts with equal hashes, in ascending order: pairs, (n, 2), and larger buckets."""
+    order = np.argsort(hashes)
     hashes = hashes[order]
     starts = np.flatnonzero(np.concatenate(([True], hashes[1:] != hashes[:-1])))
-    lengths = np.diff(starts, append=count)
-    del hashes
-    starts, lengths = starts[lengths > 1], lengths[lengths > 1]
-    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-        yield order[start : start + length]
+    lengths = np.diff(starts, append=len(order))
+    twos = starts[lengths == 2]
+    pairs = np.sort(np.stack([order[twos], order[twos + 1]], axis=1), axis=1)
+    starts, lengths = starts[lengths > 2], lengths[lengths > 2]
+    larger = (
+        np.sort(order[start : start + length])
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+    )
+    return pairs, larger

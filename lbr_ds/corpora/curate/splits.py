@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from lbr_ds.config import SPLITS, SplitConfig
 from lbr_ds.corpora.curate.groups import largest, most_shared
-from lbr_ds.corpora.curate.tally import Tally
+from lbr_ds.corpora.curate.tally import EXAMPLES, Tally
 from lbr_ds.corpora.store import Store
 from lbr_ds.errors import DataError
 
 _FILLED = ("eval", "cl", "gl")  # in this order, so that a small corpus still has an eval split
 # Of each component: the records and pairs to train on, and the records that only evaluate.
-_ALL = "SELECT component, size, pairs, 0 FROM components ORDER BY draw"
-_COUNTED = (
-    "SELECT component, sum(NOT judges), sum(pair AND NOT judges), sum(judges) FROM components"
-    " JOIN members USING (component) JOIN records USING (seq) GROUP BY component ORDER BY draw"
-)
+_ALL = "SELECT component, size, pairs, 0 FROM components"
+_COUNTED = """
+    SELECT component, sum(NOT judges)::INTEGER, sum(pair AND NOT judges)::INTEGER,
+        sum(judges)::INTEGER
+    FROM components JOIN members USING (component) JOIN records USING (seq)
+    GROUP BY component, draw"""
 
 
 def divide(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
@@ -36,20 +42,13 @@ def divide(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
     judging = store.number("SELECT count(*) FROM records WHERE judges")
     pairs -= store.number("SELECT count(*) FROM records WHERE judges AND pair")
     room = _rooms(pairs, total - judging, sizes)
-    store.db.execute("CREATE TEMP TABLE shares (component INTEGER PRIMARY KEY, split TEXT)")
-    got = dict.fromkeys(SPLITS, 0)
-    drawn = store.db.execute(_COUNTED if judging else _ALL)
-    for component, records, own_pairs, judges in drawn:
-        for name in _FILLED:
-            size = records if name == "gl" or not pairs else own_pairs
-            if judging and name == "eval":
-                size = judges
-            if 0 < size <= room[name]:
-                room[name] -= size
-                got[name] += size
-                store.db.execute("INSERT INTO shares VALUES (?, ?)", (component, name))
-                break
-    check_filled(store, sizes, got)
+    counted = _COUNTED if judging else _ALL
+    components, records, own_pairs, judges = store.arrays(f"{counted} ORDER BY draw")
+    wanted = {"eval": judges if judging else own_pairs, "cl": own_pairs, "gl": records}
+    if not pairs:
+        wanted |= dict.fromkeys(("eval", "cl") if not judging else ("cl",), records)
+    got = share_out(store, components, {name: (wanted[name], room[name]) for name in _FILLED})
+    check_filled(store, sizes, {name: got[name] for name in SPLITS})
     _count(store, dropped, pairs, judging)
     kept = ["(split = 'gl' OR pair)"] * (pairs > 0) + ["judges = (split = 'eval')"] * (judging > 0)
     only = f" WHERE {' AND '.join(kept)}" if kept else ""
@@ -60,12 +59,53 @@ def divide(store: Store, sizes: SplitConfig, dropped: Tally) -> None:
     store.db.execute("DROP TABLE shares")
 
 
+def share_out(
+    store: Store,
+    components: NDArray[np.int32],
+    splits: Mapping[str, tuple[NDArray[np.int32], float]],
+) -> dict[str, int]:
+    """Put each component, in the order given, into the first split that has room.
+
+    The result is in the temporary table `shares`.
+
+    Args:
+        store: The store.
+        components: The components.
+        splits: For each split the sizes that they have there (0: they do not go there), and how
+            much it takes.
+
+    Returns:
+        The sizes of the splits.
+    """
+    store.db.execute("CREATE TEMP TABLE shares (component INTEGER, split VARCHAR)")
+    left, got = np.arange(len(components)), {}
+    for name, (sizes, room) in splits.items():
+        taken = _filled(sizes[left], room)
+        got[name] = int(sizes[left[taken]].sum())
+        own = components[left[taken]]
+        store.insert("shares", component=own, split=pa.repeat(pa.scalar(name), len(own)))
+        left = left[~taken]
+    return got
+
+
+def _filled(sizes: NDArray[np.int32], room: float) -> NDArray[np.bool_]:
+    """Return which of the sizes are taken, in their order, each if it still fits."""
+    taken = np.zeros(len(sizes), bool)
+    left = np.flatnonzero((sizes > 0) & (sizes <= room))
+    while len(left):  # what does not fit now will not fit later
+        ends = np.cumsum(sizes[left], dtype=np.int64)
+        fit = int(np.searchsorted(ends, room, "right"))
+        taken[left[:fit]] = True
+        room -= int(ends[fit - 1])
+        left = left[fit:]
+        left = left[sizes[left] <= room]
+    return taken
+
+
 def _totals(store: Store) -> tuple[int, int]:
     """Return the number of pairs, and of records including passages."""
-    totals: tuple[int, int] = store.db.execute(
-        "SELECT sum(pairs), sum(size) FROM components"
-    ).fetchone()
-    return totals
+    pairs, total = store.rows("SELECT sum(pairs), sum(size) FROM components")[0]
+    return pairs, total
 
 
 def _rooms(pairs: int, total: int, sizes: SplitConfig) -> dict[str, float]:
@@ -96,15 +136,10 @@ def _count(store: Store, dropped: Tally, pairs: int, judging: int) -> None:
 def count_dropped(store: Store, dropped: Tally, rule: str, part: str) -> None:
     """Count the records that `part` (FROM ... WHERE ...) selects as dropped by `rule`."""
     number = store.number(f"SELECT count(*) {part}")
-    query = (
-        "SELECT id, (SELECT min(text) FROM uses JOIN texts USING (num)"
-        f" WHERE uses.seq = records.seq AND place = 0 AND role IN (0, 2))"
-        f" {part} ORDER BY id LIMIT 3"
-    )
-    rows = store.db.execute(query).fetchall()
-    for place, (name, text) in enumerate(rows):
-        # The last example is counted for all that have none.
-        dropped.add(rule, f"{name}: {text}", 1 if place < len(rows) - 1 else number - place)
+    rows = store.rows(f"SELECT id, seq {part} ORDER BY id LIMIT {EXAMPLES}")
+    records = [(name, store.body(seq)) for name, seq in rows]
+    examples = [f"{name}: {record.query or record.text}" for name, record in records]
+    dropped.add_some(rule, examples, number)
 
 
 def check_filled(store: Store, sizes: SplitConfig, got: dict[str, int]) -> None:

@@ -22,6 +22,13 @@ class Tally:
             shortened = example[: EXAMPLE_CHARS - 3] + "..."
             examples.append(example if len(example) <= EXAMPLE_CHARS else shortened)
 
+    def add_some(self, rule: str, examples: list[str], count: int) -> None:
+        """Count what `rule` left out at once; examples: the first ones, at most EXAMPLES."""
+        for example in examples:
+            self.add(rule, example)
+        if count > len(examples):
+            self.add(rule, "", count - len(examples))
+
     def to_dict(self) -> dict[str, Any]:
         """Return {rule: {"count", "examples"}}, rules in alphabetical order."""
         return {

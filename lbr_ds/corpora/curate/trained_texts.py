@@ -13,18 +13,20 @@ on several datasets contains one such block for each.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lbr_ds.corpora.curate.leaks import TRAINED, read_keys
 from lbr_ds.corpora.curate.segmentation import key
+from lbr_ds.corpora.stored import distinct
 from lbr_ds.errors import CheckpointError, DataError, LbrError
 from lbr_ds.shards import Manifest
-from lbr_ds.system.atomic import atomic_file
+from lbr_ds.system.atomic import atomic_file, link_file
 
 NAME = "trained.u64"
 CURE = (  # for the file in prepared data
@@ -38,10 +40,17 @@ _HEAD = 4096  # bytes that a line of JSON may have
 
 @dataclass(frozen=True)
 class TrainedTexts:
-    """The texts of gl and cl of one dataset, as sorted hashes."""
+    """The texts of gl and cl of one dataset.
 
-    fingerprint: str  # of the prepared data
+    Attributes:
+        fingerprint: Of the prepared data.
+        hashes: Of the texts, ascending.
+        file: The file that has these hashes and no others, if there is one.
+    """
+
+    fingerprint: str
     hashes: NDArray[np.uint64]
+    file: Path | None = None
 
     @property
     def prepared(self) -> str:
@@ -73,7 +82,7 @@ def write(folder: Path, hashes: NDArray[np.uint64] | None = None) -> None:
     if hashes is None:
         splits = [name for name in TRAINED if name in manifest.splits]
         seen = [shard.hashes() for name in splits for shard in read_keys(folder, name)]
-        hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *seen]))
+        hashes = distinct(np.concatenate([np.empty(0, np.uint64), *seen]))
     save([TrainedTexts(manifest.fingerprint, hashes)], folder)
     manifest.with_file(NAME).save()
 
@@ -104,17 +113,21 @@ def load(folder: Path) -> list[TrainedTexts]:
 def save(trained: Iterable[TrainedTexts], folder: Path) -> None:
     """Write `folder/trained.u64` atomically; nothing for no texts, or if it is the same already.
 
-    Texts of the same prepared data become one block. Mining adds negatives to data that an earlier
-    stage may have used without them: the block then has the hashes of both, and the later
-    fingerprint.
+    A file that has the same texts is linked. Texts of the same prepared data become one block.
+    Mining adds negatives to data that an earlier stage may have used without them: the block then
+    has the hashes of both, and the later fingerprint.
     """
     united: dict[str, TrainedTexts] = {}
     for texts in trained:
         known = united.get(texts.prepared)
-        if known is not None and not np.array_equal(known.hashes, texts.hashes):
-            texts = replace(texts, hashes=np.union1d(known.hashes, texts.hashes))
+        if known is not None and not _equal(known.hashes, texts.hashes):
+            both = _union(known.hashes, texts.hashes, folder)
+            texts = replace(texts, hashes=both, file=None)
         united[texts.prepared] = texts
     if not united or _are_in(folder, list(united.values())):
+        return
+    if len(united) == 1 and (whole := next(iter(united.values())).file) is not None:
+        link_file(whole, folder / NAME)
         return
     with atomic_file(folder / NAME) as file:
         for texts in united.values():
@@ -137,8 +150,42 @@ def _are_in(folder: Path, texts: list[TrainedTexts]) -> bool:
     except CheckpointError:
         return False
     return [t.fingerprint for t in now] == [t.fingerprint for t in texts] and all(
-        np.array_equal(a.hashes, b.hashes) for a, b in zip(now, texts, strict=True)
+        _equal(a.hashes, b.hashes) for a, b in zip(now, texts, strict=True)
     )
+
+
+def _equal(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> bool:
+    """Return whether two arrays are equal; a part of each is in memory at a time."""
+    return len(one) == len(other) and all(
+        np.array_equal(one[first : first + _PART], other[first : first + _PART])
+        for first in range(0, len(one), _PART)
+    )
+
+
+def _union(one: NDArray[np.uint64], other: NDArray[np.uint64], folder: Path) -> NDArray[np.uint64]:
+    """Return the distinct hashes of two arrays in ascending order, in a file without a name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as file:
+        for part in merged(one, other):
+            file.write(part.tobytes())
+        file.flush()
+        return np.memmap(file, np.uint64, "r") if file.tell() else np.empty(0, np.uint64)
+
+
+def merged(
+    one: NDArray[np.uint64], other: NDArray[np.uint64], most: int = _PART
+) -> Iterator[NDArray[np.uint64]]:
+    """Yield the distinct hashes of two ascending arrays in ascending order, in parts.
+
+    most: Of the hashes of each array that a part is made from.
+    """
+    arrays, starts = (one, other), [0, 0]
+    while any(start < len(array) for array, start in zip(arrays, starts, strict=True)):
+        parts = [a[start : start + most] for a, start in zip(arrays, starts, strict=True)]
+        last = min(part[-1] for part in parts if len(part))
+        taken = [int(np.searchsorted(part, last, "right")) for part in parts]
+        yield np.union1d(*(part[:count] for part, count in zip(parts, taken, strict=True)))
+        starts = [start + count for start, count in zip(starts, taken, strict=True)]
 
 
 def _parse(path: Path, where: str, kind: type[LbrError], cure: str) -> list[TrainedTexts]:
@@ -159,7 +206,7 @@ def _parse(path: Path, where: str, kind: type[LbrError], cure: str) -> list[Trai
             if not whole:
                 raise kind(f"{where}: not a valid {NAME}; {cure}")
             blocks.append(TrainedTexts(fingerprint, _mapped(path, end, (place - end) // 8)))
-    return blocks
+    return [replace(blocks[0], file=path)] if len(blocks) == 1 else blocks
 
 
 def _mapped(path: Path, start: int, count: int) -> NDArray[np.uint64]:

@@ -26,7 +26,7 @@ from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.curate.segmentation import visible
 from lbr_ds.corpora.formats.delimited import read_tsv
 from lbr_ds.corpora.formats.interface import Format, Row, Skipped, listing
-from lbr_ds.corpora.formats.jsonl import read_jsonl
+from lbr_ds.corpora.formats.jsonl import JSONL
 from lbr_ds.corpora.formats.lines import numbered_lines
 from lbr_ds.corpora.formats.values import as_text
 from lbr_ds.errors import DataError
@@ -123,7 +123,7 @@ def _load(store: sqlite3.Connection, kind: str, file: Path, source: SourceConfig
     table = file.name.removesuffix(".gz").endswith(".tsv")
     if table:
         source = source.model_copy(update={"header": ["_id", "text"]})
-    for row in (read_tsv if table else read_jsonl)(file, source):
+    for row in (read_tsv if table else JSONL.read)(file, source):
         named = _named_text(row)
         if isinstance(named, DataError):
             yield Row(row.where, row.key, named)

@@ -3,6 +3,10 @@
 A file has one object per line, one array of objects, or objects that span several lines. Where an
 array of texts takes the place of an object, it is (anchor, positive, negatives...), as
 sentence-transformers has it.
+
+A file of lines that is not zipped is read in pieces. A line that is not an object is an invalid
+row. A file that cannot be read, as a truncated gzip or an array that is not JSON, raises DataError;
+in a folder its unreadable rest is one invalid row.
 """
 
 from __future__ import annotations
@@ -10,12 +14,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.formats.interface import Format, Row, files_below, lost_rows
-from lbr_ds.corpora.formats.lines import MAX_LINE, head, numbered_lines, pieces
+from lbr_ds.corpora.formats.interface import (
+    File,
+    Format,
+    Parts,
+    Piece,
+    Place,
+    Row,
+    files_of,
+    lost_rows,
+    size_of,
+)
+from lbr_ds.corpora.formats.lines import MAX_LINE, chunks, cut_lines, head, numbered_lines
 from lbr_ds.errors import DataError
 
 _BETWEEN = re.compile(r"[ \t\r\n,]*")  # between two values
@@ -23,31 +36,47 @@ _WHOLE = (
     "if it is around the array of the records, write these to a file of their own, one a line: "
     "jq -c '.KEY[]' FILE > NEW.jsonl"
 )
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json.gz", ".json")
+_Object = tuple[str, int, dict[str, Any] | DataError]  # place, number, value or error
 _UNFINISHED = 16  # an error so close to the end of the text read may come from reading more
 
 
-def read_jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
-    """Yield a row per object of a file, or of all files below a folder.
-
-    A line that is not an object is an invalid row, as is the rest of a damaged file in a folder.
-
-    Raises:
-        DataError: The file cannot be read, as a truncated gzip or an array that is not JSON.
-    """
-    for file in files_below(path, (".jsonl", ".jsonl.gz", ".ndjson", ".json.gz", ".json")):
-        prefix = f"{file.name.split('.')[0]}-" if path.is_dir() else ""
+def _cut(path: Place, source: SourceConfig, first: Piece | None) -> Iterator[Piece]:
+    """Yield the pieces of a file, or of all files below a folder that are not empty."""
+    files = files_of(path, _SUFFIXES, first)
+    for file in [file for file in files if size_of(file)] or files[:1]:
+        piece = Piece.of(file)
         try:
-            rows = _objects if _is_spread(head(file, source.encoding)) else _lines
-            for where, key, columns in rows(file, source.encoding):
-                yield Row(where, f"{prefix}{key}", columns)
+            if first and first.end and first.file == piece.file:
+                yield from cut_lines(file, source.encoding, first)
+            elif _is_spread(head(file, source.encoding)):
+                yield piece
+            else:
+                yield from cut_lines(file, source.encoding)
         except DataError as error:
             if not path.is_dir():
                 raise
-            yield lost_rows(file, prefix, error)
+            yield piece._replace(fault=str(error))
 
 
-def _lines(file: Path, encoding: str) -> Iterator[tuple[str, int, dict[str, Any] | DataError]]:
-    for number, line in numbered_lines(file, encoding):
+def _read(path: Place, source: SourceConfig, piece: Piece) -> Iterator[Row]:
+    file = piece.place
+    prefix = f"{file.name.split('.')[0]}-" if path.is_dir() else ""
+    try:
+        if piece.fault:
+            raise DataError(piece.fault)
+        spread = not piece.end and _is_spread(head(file, source.encoding))
+        rows = _objects if spread else _lines
+        for where, key, columns in rows(file, source.encoding, piece):
+            yield Row(where, f"{prefix}{key}", columns)
+    except DataError as error:
+        if not path.is_dir():
+            raise
+        yield lost_rows(file, prefix, error)
+
+
+def _lines(file: File, encoding: str, piece: Piece) -> Iterator[_Object]:
+    for number, line in numbered_lines(file, encoding, piece):
         where = f"{file}:{number}"
         if isinstance(line, DataError):
             too_long = number == 1 and not line.text  # perhaps the whole file
@@ -110,9 +139,9 @@ def _is_texts(line: str) -> bool:
         return False
 
 
-def _objects(file: Path, encoding: str) -> Iterator[tuple[str, int, dict[str, Any] | DataError]]:
+def _objects(file: File, encoding: str, piece: Piece) -> Iterator[_Object]:
     """Yield the objects of a file that span lines, each with the number of its first line."""
-    for number, (line, raw, text) in enumerate(_values(file, encoding), 1):
+    for number, (line, raw, text) in enumerate(_values(file, encoding, piece), 1):
         where = f"{file}:{line}: item {number}"
         yield where, number, _object(raw, where, "\\ud" in text or "\\uD" in text)
 
@@ -140,13 +169,13 @@ class _Text:
         self.text, self.place = "".join(parts), 0
 
 
-def _values(file: Path, encoding: str) -> Iterator[tuple[int, Any, str]]:
+def _values(file: File, encoding: str, piece: Piece) -> Iterator[tuple[int, Any, str]]:
     """Yield (line, value, its text) of each value, and of each item of an array.
 
     Holds one value of at most MAX_LINE bytes, and a piece of the file.
     """
     decode = json.JSONDecoder().raw_decode
-    read, inside = _Text(pieces(file, encoding)), False
+    read, inside = _Text(chunks(file, encoding, piece)), False
     while True:
         read.go_to(_BETWEEN.match(read.text, read.place).end())  # type: ignore[union-attr]
         if read.place == len(read.text):
@@ -179,7 +208,7 @@ def _is_cut(error: Exception, read: _Text) -> bool:
     return error.msg.startswith("Unterminated") or error.pos > len(read.text) - _UNFINISHED
 
 
-def _fault(error: Exception, read: _Text, file: Path) -> str:
+def _fault(error: Exception, read: _Text, file: File) -> str:
     if len(read.text) - read.place > MAX_LINE:
         return f"{file}:{read.line}: the object here is longer than {MAX_LINE >> 20} MiB; {_WHOLE}"
     place = getattr(error, "pos", read.place)
@@ -187,4 +216,5 @@ def _fault(error: Exception, read: _Text, file: Path) -> str:
     return f"{file}:{line}: not JSON ({getattr(error, 'msg', error)})"
 
 
-JSONL = Format(read_jsonl)
+_PARTS = Parts(_cut, _read, _SUFFIXES)
+JSONL = Format(_PARTS.all, parts=_PARTS)

@@ -9,19 +9,23 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import stat
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
+from lbr_ds.corpora.formats import interface
+from lbr_ds.corpora.formats.interface import File, Piece, size_of
+from lbr_ds.corpora.formats.kinds import kind_of
 from lbr_ds.errors import DataError, short
 from lbr_ds.system.locate import refetch_hint
+from lbr_ds.system.remote_files import RemoteFile
 
+WHOLE = Piece()
 MAX_LINE = 1 << 26  # bytes; a longer line is invalid and not held in memory
 _HEAD = 1 << 16  # bytes from which the kind of file is detected
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 _SAMPLE_LINES, _SAMPLE_BYTES = 200, 1000  # of undecodable text whose encoding is guessed
 # Candidates for text in another encoding; of equally likely ones the first.
 _ENCODINGS = (
@@ -42,27 +46,6 @@ _ENCODINGS = (
     "cp874",
     "iso2022_jp",
 )
-_KINDS: tuple[tuple[bytes, str, str], ...] = (
-    (b"PAR1", "a Parquet file", "add `format: parquet` to this entry of data.sources"),
-    (b"ARROW1", "an Arrow file", "add `format: arrow` to this entry of data.sources"),
-    (b"PK\x03\x04", "a zip archive (or .xlsx, .docx, .npz)", "unpack it, or save a sheet as CSV"),
-    (b"BZh", "bzip2 data", "unpack it; only gzip is read as it is"),
-    (b"\xfd7zXZ\0", "xz data", "unpack it; only gzip is read as it is"),
-    (b"\x28\xb5\x2f\xfd", "Zstandard data", "unpack it; only gzip is read as it is"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it"),
-    (b"Rar!\x1a\x07", "a RAR archive", "unpack it"),
-    (b"%PDF-", "a PDF document", "extract its text first"),
-    (b"\xd0\xcf\x11\xe0", "an old Office document", "save it as CSV or as text"),
-    (b"{\\rtf", "an RTF document", "save it as text"),
-    (b"SQLite format 3\0", "an SQLite database", "export its table as CSV"),
-    (b"\x89HDF", "an HDF5 file", "save it as Parquet or JSON lines"),
-    (b"\x93NUMPY", "a NumPy file", "save it as Parquet or JSON lines"),
-    (b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself with `git lfs pull`"),
-    (b"<!doctype html", "an HTML page, perhaps of an error or a login", "fetch the file itself"),
-    (b"<html", "an HTML page, perhaps of an error or a login", "fetch the file itself"),
-    (b"<?xml", "an XML file", "convert it to JSON lines"),
-)
-_PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 _MARKS = (
     ("utf-32", codecs.BOM_UTF32_LE),
     ("utf-32", codecs.BOM_UTF32_BE),
@@ -79,21 +62,30 @@ class BadLine(DataError):
         self.text = text
 
 
-def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str | BadLine]]:
+def numbered_lines(
+    path: File, encoding: str = "utf-8", piece: Piece = WHOLE
+) -> Iterator[tuple[int, str | BadLine]]:
     """Yield the lines of a file with their ends, numbered from 1, without a byte order mark.
 
     A line that is longer than MAX_LINE or not in `encoding` is yielded as a BadLine.
 
+    Args:
+        path: The file.
+        encoding: Its encoding.
+        piece: One of `cut_lines`, if only that part is to be read.
+
     Raises:
         DataError: The file cannot be read, is of another kind, or is mostly in another encoding.
     """
-    number, hint = 0, ""
-    with _opened(path, encoding) as (file, coded):
-        while line := file.readline(MAX_LINE):
+    number, hint, left = piece.rows, "", piece.end - piece.begin or sys.maxsize
+    with _opened(path, encoding, piece) as (file, coded):
+        while left > 0 and (line := file.readline(MAX_LINE)):
             number += 1
+            left -= len(line)
             if len(line) == MAX_LINE and not line.endswith(b"\n"):
                 while line and not line.endswith(b"\n"):
                     line = file.readline(MAX_LINE)
+                    left -= len(line)
                 yield number, BadLine(f"{path}:{number}: longer than {MAX_LINE >> 20} MiB")
                 continue
             try:
@@ -106,17 +98,55 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
             yield number, text.removeprefix("\ufeff") if number == 1 else text
 
 
-def pieces(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """Yield the text of a file in pieces of about a megabyte.
+def cut_lines(path: File, encoding: str = "utf-8", first: Piece | None = None) -> Iterator[Piece]:
+    """Yield the pieces of a file, which end at line ends; one if it must be read from its start.
+
+    Args:
+        path: The file. The pieces of a remote one hold their bytes.
+        encoding: Its encoding.
+        first: The piece to begin with.
+
+    Raises:
+        DataError: As `numbered_lines` does.
+    """
+    size, piece = size_of(path), Piece.of(path)
+    if first and first.end:
+        piece = piece._replace(begin=first.begin, end=size, rows=first.rows)
+    elif size <= interface.PIECE_BYTES:
+        yield piece
+        return
+    with _opened(path, encoding, piece) as (file, _):
+        if not isinstance(file, _Plain):
+            yield piece
+            return
+        while parts := _to_line_end(file):
+            length = sum(map(len, parts))
+            piece = piece._replace(end=piece.begin + length, length=length)
+            held = isinstance(path, RemoteFile) and length <= MAX_LINE
+            yield piece._replace(data=b"".join(parts)) if held else piece
+            lines = sum(part.count(b"\n") for part in parts)
+            piece = piece._replace(begin=piece.end, rows=piece.rows + lines)
+
+
+def _to_line_end(file: _Plain) -> list[bytes]:
+    """Read PIECE_BYTES and the rest of the line; return the parts, nothing at the end."""
+    parts = [file.read(interface.PIECE_BYTES)]
+    while parts[-1] and not parts[-1].endswith(b"\n"):
+        parts.append(file.readline(_HEAD))
+    return [part for part in parts if part]
+
+
+def chunks(path: File, encoding: str = "utf-8", piece: Piece = WHOLE) -> Iterator[str]:
+    """Yield the text of a file in chunks of about a megabyte; the piece is the whole file.
 
     Raises:
         DataError: As `numbered_lines` does, and for any text that is not in `encoding`.
     """
-    with _opened(path, encoding) as (file, coded):
+    with _opened(path, encoding, piece) as (file, coded):
         decoder = codecs.getincrementaldecoder(coded)()
         done, first = 0, True
         while True:
-            raw = file.read(_PIECE)
+            raw = file.read(_HEAD if piece.few else _CHUNK)
             try:
                 text = decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
@@ -131,39 +161,14 @@ def pieces(path: Path, encoding: str = "utf-8") -> Iterator[str]:
             done, first = done + len(raw), False
 
 
-def head(path: Path, encoding: str = "utf-8") -> str:
+def head(path: File, encoding: str = "utf-8") -> str:
     """Return the beginning of a file's text; what cannot be decoded is replaced."""
-    with _opened(path, encoding) as (file, coded):
+    with _opened(path, encoding, end=_HEAD) as (file, coded):
         return file.read(_HEAD).decode(coded, "replace").removeprefix("\ufeff")
 
 
-def kind_of(start: bytes) -> tuple[str, str] | None:
-    """Return the kind of a file that begins so and the cure; None for what may be text."""
-    plain = start.lstrip().lower()
-    for magic, name, cure in _KINDS:
-        if start.startswith(magic) or (magic.isascii() and plain.startswith(magic.lower())):
-            return name, cure
-    if start.startswith(_PICKLES):
-        return "a pickle, which could run code when it is opened", "save it as JSON lines"
-    if start[257:262] == b"ustar":
-        return "a tar archive", "unpack it"
-    return None
-
-
-def check_file(path: Path) -> None:
-    """Raise DataError for what is neither a file nor a folder, such as a pipe."""
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        kinds = {
-            stat.S_IFIFO: "a pipe",
-            stat.S_IFSOCK: "a socket",
-            stat.S_IFCHR: "a device",
-            stat.S_IFBLK: "a device",
-        }
-        raise DataError(
-            f"{path}: is {kinds.get(stat.S_IFMT(mode), 'no file')}; data.sources.path must be a "
-            "file or folder, since it is read more than once"
-        )
+class _Plain(io.BufferedReader):
+    """A file in which every byte can be reached: neither zipped nor recoded."""
 
 
 class _Recoded:
@@ -179,19 +184,42 @@ class _Recoded:
         return self._text.read(size).encode()
 
 
+def _raw(path: File, piece: Piece, end: int) -> IO[bytes]:
+    """Open a file where a piece begins; of a remote one, only the piece or what is before `end`."""
+    if piece.data:
+        return io.BytesIO(piece.data)
+    if isinstance(path, RemoteFile):
+        last = min(end or piece.end or path.size, path.size)
+        return path.open(piece.begin, last, few=piece.few)
+    file = path.open("rb", buffering=0)
+    file.seek(piece.begin)
+    return file
+
+
 @contextmanager
-def _opened(path: Path, encoding: str) -> Iterator[tuple[BinaryIO | _Recoded, str]]:
+def _opened(
+    path: File, encoding: str, piece: Piece = WHOLE, end: int = 0
+) -> Iterator[tuple[io.BufferedReader[Any] | _Recoded, str]]:
     """Yield the unzipped bytes of a file and the name of their encoding.
 
     Text of two or four bytes per character is converted to UTF-8, where lines end in one byte.
+
+    Args:
+        path: The file.
+        encoding: Its encoding.
+        piece: The piece with which reading begins. If it has an end, the file is plain text.
+        end: The bytes that are needed, 0 for all.
     """
     coded = codecs.lookup(encoding).name
     coded = "utf-8" if coded == "utf-8-sig" else coded
     try:
-        with path.open("rb") as file:  # by content: a cached file may have no suffix
-            zipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as file:
-            raw = io.BufferedReader(file, _HEAD)
+        with _raw(path, piece, end) as file:
+            raw: io.BufferedReader[Any] = _Plain(file, _HEAD)  # type: ignore[arg-type]
+            if piece.end:
+                yield raw, coded
+                return
+            if raw.peek(2)[:2] == b"\x1f\x8b":  # by content: a cached file may have no suffix
+                raw = io.BufferedReader(gzip.GzipFile(fileobj=raw), _HEAD)
             if len("\n".encode(coded)) > 1:
                 yield _Recoded(io.TextIOWrapper(raw, coded, newline="\n")), "utf-8"
             else:
@@ -212,7 +240,7 @@ def _opened(path: Path, encoding: str) -> Iterator[tuple[BinaryIO | _Recoded, st
         ) from None
 
 
-def _refuse_foreign(path: Path, start: bytes) -> None:
+def _refuse_foreign(path: File, start: bytes) -> None:
     """Raise DataError for a file that cannot be text with one byte per line end."""
     if kind := kind_of(start):
         raise DataError(f"{path}: is {kind[0]}; {kind[1]}")
@@ -232,13 +260,13 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
         )
 
 
-def _other_encoding(path: Path, encoding: str, number: int, line: bytes) -> str:
+def _other_encoding(path: File, encoding: str, number: int, line: bytes) -> str:
     """Return the encoding that a line seems to have, as a hint for the user.
 
     Raises:
         DataError: Most lines at the beginning of the file are not in `encoding` either.
     """
-    with _opened(path, encoding) as (file, coded):
+    with _opened(path, encoding, end=_HEAD) as (file, coded):
         sample = file.read(_HEAD)
     lines = [one for one in sample.split(b"\n") if one.strip()]
     if len(sample) == _HEAD and len(lines) > 1:

@@ -14,11 +14,10 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from lbr_ds.config import SourceConfig
-from lbr_ds.corpora.formats.interface import Row, Skipped, listing
+from lbr_ds.corpora.formats.interface import Place, Row, Skipped, listing
 from lbr_ds.corpora.formats.peer import Made
 from lbr_ds.corpora.formats.peers import PEERS
 from lbr_ds.corpora.formats.scores import SIDES
@@ -46,7 +45,12 @@ Outcome = tuple[str, Record | DataError | Skipped]
 
 
 def read_records(
-    rows: Iterator[Row], name: str, source: SourceConfig, shape: str, lookup: Lookup | None = None
+    rows: Iterator[Row],
+    name: str,
+    source: SourceConfig,
+    shape: str,
+    lookup: Lookup | None = None,
+    before: int = 0,
 ) -> Iterator[Outcome]:
     """Yield the place and the record, error or reason to skip of each row.
 
@@ -56,12 +60,13 @@ def read_records(
         source: The source in the recipe.
         shape: A key of SHAPES.
         lookup: Replaces the ids of documents by their texts.
+        before: 0 if the first of the rows is the source's first.
 
     Raises:
         DataError: The first row lacks a column that the recipe names, or the recipe lacks a key.
     """
     make = SHAPES[shape]
-    for count, row in enumerate(rows):
+    for count, row in enumerate(rows, before):
         if not isinstance(row.columns, dict):
             yield row.where, row.columns
             continue
@@ -114,7 +119,7 @@ def if_wrapped(row: dict[str, Any], path: str = "") -> str:
     )
 
 
-def source_name(source: SourceConfig, path: Path) -> str:
+def source_name(source: SourceConfig, path: Place) -> str:
     """Return the recipe's name for a source, or else the first part of the file's name."""
     return source.name or path.name.split(".")[0] or path.name
 
@@ -127,6 +132,7 @@ def _records(
         raw = {**_instructions(source), "id": f"{name}-{key}", "source": name, **raw}
         if raw.get("text"):
             raw.pop("instruction", None)  # a plain passage has no query
+            raw.pop("rationale", None)
         try:
             yield row.where, Record.from_valid(raw) or Record.from_dict(raw, row.where)
         except DataError as error:

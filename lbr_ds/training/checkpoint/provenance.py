@@ -16,7 +16,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from lbr_ds import lineage
-from lbr_ds.config import RunConfig
+from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, DataError
@@ -187,7 +187,13 @@ def begin(run: RunConfig, number: int, split: str, origin: Path, *, resumed: boo
     trained_texts.save([*earlier, *texts], folder)
     dimensions = tuple(sorted(run.stage2.matryoshka, reverse=True)) if number == 2 else ()
     training = Training(
-        stage=number, split=split, steps=0, samples=0, data=data, dimensions=dimensions
+        stage=number,
+        split=split,
+        steps=0,
+        samples=0,
+        data=data,
+        dimensions=dimensions,
+        replayed="".join(STAGES[part].split for part in run.parts(number)[1:]),
     )
     bottleneck = lineage.Bottleneck.of(run.model, run.bottleneck)
     start = lineage.unite(known) if known else Lineage(backbones=(), bottleneck=bottleneck)

@@ -6,6 +6,7 @@ The modules of this folder take `deepspeed` from here; no module outside of it i
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 import deepspeed
+from deepspeed.runtime import compiler
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -37,6 +39,23 @@ for name in ("DeepSpeed", "deepspeed"):
 _CLASSES = [LossScaler, ZeroStageEnum, fragment_address, ENUM_MEMBER]
 # On CPU ranks DeepSpeed would compile a shared-memory all-reduce that only inference uses.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon optimizer without `torch.compile`, which its functions ask for.
+
+    DeepSpeed (0.19) imports Muon for every engine, to compare the optimizer's type. The decorators
+    then import torch's compiler, more than a second of a rank's start, and no stage uses Muon.
+    """
+    compile_function = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_function
+
+
+_import_muon()
 
 
 def read_state(file: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
