@@ -103,11 +103,6 @@ class BottleneckConfig(Section):
         description="Compression ratio r of the paper's Table 5: a text of n tokens has "
         "ceil(n / r) bottleneck tokens, at most count. null: every text has count.",
     )
-    nested: bool = Field(
-        default=False,
-        description="Train each step with a drawn number of the tokens, of 1, 2, 4, ... and count, "
-        "so that one model can be read with any number of them.",
-    )
     separator: Literal["eos", "none", "chat"] = Field(
         default="eos",
         description="With count 0: what ends a text. eos: the end token, which is then read. none: "
@@ -117,11 +112,8 @@ class BottleneckConfig(Section):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> BottleneckConfig:
-        variable = "ratio" if self.ratio is not None else "nested" if self.nested else ""
-        if variable and self.count == 0:
-            raise ValueError(f"{variable} needs bottleneck tokens; set count to 1 or more")
-        if self.ratio is not None and self.nested:
-            raise ValueError("ratio and nested each choose the number of tokens; remove one")
+        if self.ratio is not None and self.count == 0:
+            raise ValueError("ratio needs bottleneck tokens; set count to 1 or more")
         if self.count and self.separator != "eos":
             raise ValueError(
                 f"separator={self.separator} is for a backbone without bottleneck; set count to 0, "

@@ -106,7 +106,7 @@ class PartWriter:
         self._known: dict[bytes, int] = {}  # of each distinct text its place
         folder.mkdir(exist_ok=True)
         self._waiting: list[bytes] = []  # records that are not written yet
-        self._bodies = Values(body_file(folder, name), 0)
+        self._bodies = Values(body_file(folder, name))
         self._signatures = signatures_file(folder, name).open("wb")
 
     def __len__(self) -> int:

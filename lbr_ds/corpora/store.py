@@ -272,7 +272,7 @@ class Store:
             seqs, groups = (column.to_numpy() for column in batch.columns)
             numbers[seqs] = groups
         numbers.tofile(self.files.groups)
-        with closing(Values(self.files.labels, 0)) as labels:
+        with closing(Values(self.files.labels)) as labels:
             for batch in self.batches("SELECT label FROM groups ORDER BY grp"):
                 names = pa.array(batch.column(0)).cast(pa.large_binary())
                 labels.add_joined(b"".join(names.to_pylist()), pc.binary_length(names).to_numpy())

@@ -1,4 +1,4 @@
-"""Files of numbered values of any length that only grow."""
+"""Files of numbered values of any length."""
 
 from __future__ import annotations
 
@@ -13,22 +13,16 @@ _END = 8  # bytes of the end of a value
 
 
 class Values:
-    """Values of any length, numbered from 0 as they are added: a file of them, and one of ends.
+    """Write values of any length, numbered from 0 as they are added: a file of them, one of ends.
 
     Args:
-        path: The file of the values.
-        count: How many of them count; what follows is cut off. None: all.
+        path: The file of the values; one that exists is replaced.
     """
 
-    def __init__(self, path: Path, count: int | None = None) -> None:
-        ends = _ends(path)
-        self._files = path.open("ab"), ends.open("ab")
-        if count is None:
-            count = max(0, ends.stat().st_size // _END - 1)
-        self._files[1].truncate((count + 1) * _END)  # the first end is 0
-        with ends.open("rb") as file:
-            self._end = _number(os.pread(file.fileno(), _END, count * _END))
-        self._files[0].truncate(self._end)
+    def __init__(self, path: Path) -> None:
+        self._files = path.open("wb"), _ends(path).open("wb")
+        self._files[1].write(bytes(_END))  # the first end is 0
+        self._end = 0
 
     def add(self, values: list[bytes]) -> None:
         """Append values."""
@@ -41,11 +35,6 @@ class Values:
         self._files[1].write(ends.astype("<i8").tobytes())
         self._end += len(values)
 
-    def flush(self) -> None:
-        """Write to the files what is in their buffers."""
-        for file in self._files:
-            file.flush()
-
     def close(self) -> None:
         """Close the files."""
         for file in self._files:
@@ -53,7 +42,7 @@ class Values:
 
 
 class ValueReader:
-    """Reads the values that are flushed. A copy sent to another process opens the files again.
+    """Reads written values. A copy sent to another process opens the files again.
 
     Args:
         path: The file of the values.

@@ -211,7 +211,6 @@ def _beyond(run: RunConfig) -> Table:
         *_longer(run),
         Variant("GL+CL", (1, 2), _PLAIN),
         Variant(_LBR, (1, 2)),
-        Variant(f"{_LBR}, nested", (1, 2), ("bottleneck.nested=true",)),
         Variant(f"{_LBR}, r=8", (1, 2), ("bottleneck.ratio=8",)),
         *_together(run),
     ]

@@ -20,7 +20,6 @@ from lbr_ds.batching import PackedBatch, Sequence, TextTokenizer, fill_by_tokens
 from lbr_ds.batching.contrastive import Pairs, contrastive_pairs
 from lbr_ds.batching.crop import crop
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
-from lbr_ds.batching.nested import tokenizer_of_step
 from lbr_ds.batching.pack import with_tensors
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
@@ -157,7 +156,6 @@ def collate_generative(
         budget: Most tokens of a micro-batch; None: `stage1.micro_batch_tokens`.
     """
     sequences, kinds = [], kinds_of(step)
-    tokenizer = tokenizer_of_step(tokenizer, run.bottleneck, run.seed, step.index)
     for sample, kind in zip(step.samples, kinds, strict=True):
         key = (run.seed, sample.epoch, step.index, sample.lane)
         objective = draw(run.stage1.objective, *key)
@@ -202,7 +200,6 @@ def collate_contrastive(run: RunConfig, tokenizer: TextTokenizer, step: Step) ->
     """
     records = [_pair(run, sample) for sample in step.samples]
     turns = [sample.epoch for sample in step.samples]
-    tokenizer = tokenizer_of_step(tokenizer, run.bottleneck, run.seed, step.index)
     distillation, data = run.stage2.distillation, run.data
     pairs = contrastive_pairs(
         records,

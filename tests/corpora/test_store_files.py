@@ -1,4 +1,4 @@
-"""Numbered values equal a list's; what was not committed is cut off."""
+"""Numbered values equal a list's, in any process."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ from lbr_ds.corpora.store_files import ValueReader, Values
 
 def test_values_are_a_list(tmp_path: Path) -> None:
     every = [b"one", b"", b"three" * 1000, b"4"]
-    values = Values(tmp_path / "bodies", 0)
-    values.add(every[:1])
-    values.add([])
-    values.add(every[1:])
-    values.flush()
+    for _ in range(2):  # of an interrupted run nothing is left
+        values = Values(tmp_path / "bodies")
+        values.add(every[:1])
+        values.add([])
+        values.add(every[1:])
+        values.close()
     read = ValueReader(tmp_path / "bodies")
     for reader in (read, pickle.loads(pickle.dumps(read))):
         assert [reader(number) for number in range(4)] == every
         reader.close()
-    values.close()
-    cut = Values(tmp_path / "bodies", 2)
-    cut.add([b"later"])
-    cut.close()
-    Values(tmp_path / "bodies").close()  # all count
-    assert [read(number) for number in range(3)] == [b"one", b"", b"later"]
-    read.close()
-    assert (tmp_path / "bodies").read_bytes() == b"onelater"
+    assert (tmp_path / "bodies").read_bytes() == b"".join(every)

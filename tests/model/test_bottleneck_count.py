@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from lbr_ds.batching import TextTokenizer
-from lbr_ds.batching.nested import nested_counts, tokenizer_of_step
 from lbr_ds.config import BottleneckConfig, RunConfig, load
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import ConfigError
@@ -24,8 +20,6 @@ from lbr_ds.exporting import TOLERANCE, export
 from lbr_ds.model.bottleneck import load_tokenizer, prepare_backbone
 from lbr_ds.model.packed_encoder import PackedEncoder
 from lbr_ds.report.compare import compare
-from lbr_ds.shards import Sample, Step, steps
-from lbr_ds.training.work import collate_contrastive, collate_generative
 from tests.tiny import records, tiny_recipe
 
 TEXTS = ["", "a", *(r["query"] for r in records(5)), "acute pain in the liver " * 30]
@@ -34,7 +28,7 @@ TEXTS = ["", "a", *(r["query"] for r in records(5)), "acute pain in the liver " 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe with prepared data; no model is trained in this file."""
-    return tiny_recipe(tmp_path_factory.mktemp("nested"), count=60)
+    return tiny_recipe(tmp_path_factory.mktemp("count"), count=60)
 
 
 def made(recipe: Path, *overrides: str) -> tuple[RunConfig, Path]:
@@ -52,44 +46,6 @@ def tokenizer_of(run: RunConfig, ratio: float | None = None) -> TextTokenizer:
         num_bottleneck=run.bottleneck.count,
         ratio=ratio,
     )
-
-
-def first_step(run: RunConfig, split: str, number: int) -> Step:
-    stream = steps(run.data.folder, split, seed=0, samples_per_step=8, rank=0, world=1, stop=1)
-    chosen: list[Sample] = next(iter(stream)).samples
-    return Step(number, chosen, 0)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two trees of dataclasses, lists and tensors are equal."""
-    if is_dataclass(a):
-        return type(a) is type(b) and all(
-            same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)
-        )
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    return bool(a == b)
-
-
-def test_a_step_of_a_nested_training_is_one_of_a_fixed_number(recipe: Path) -> None:
-    """Token ids, segments and targets: what the model is given; every number is drawn."""
-    nested, _ = made(recipe, "bottleneck.count=4", "bottleneck.nested=true")
-    whole, drawn = tokenizer_of(nested), set()
-    assert nested_counts(4) == [1, 2, 4]
-    assert nested_counts(6) == [1, 2, 4, 6]
-    assert nested_counts(1) == [1]
-    fixed = {k: made(recipe, f"bottleneck.count={k}")[0] for k in (1, 2, 4)}
-    for number in range(12):
-        k = tokenizer_of_step(whole, nested.bottleneck, nested.seed, number).num_bottleneck
-        drawn.add(k)
-        for collate, split in ((collate_generative, "gl"), (collate_contrastive, "cl")):
-            step = first_step(nested, split, number)
-            ours = collate(nested, whole, step)
-            theirs = collate(fixed[k], tokenizer_of(fixed[k]), step)
-            assert same(ours, theirs)
-    assert drawn == {1, 2, 4}
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -167,13 +123,8 @@ def test_a_ratio_model_is_read_by_ours_and_exported_with_a_fixed_number(
 
 
 def test_numbers_that_cannot_be(recipe: Path) -> None:
-    for faults, message in (
-        ({"ratio": 2, "nested": True}, "each choose the number of tokens"),
-        ({"count": 0, "nested": True}, "nested needs bottleneck tokens"),
-        ({"count": 0, "ratio": 4}, "ratio needs bottleneck tokens"),
-    ):
-        with pytest.raises(ValidationError, match=message):
-            BottleneckConfig.model_validate(faults)
+    with pytest.raises(ValidationError, match="ratio needs bottleneck tokens"):
+        BottleneckConfig.model_validate({"count": 0, "ratio": 4})
     run, _ = made(recipe, "bottleneck.count=4")
     with pytest.raises(ConfigError, match="5 bottleneck tokens: the model has 4; give a number"):
         tokenizer_of(run).at(5)
