@@ -16,7 +16,7 @@ from lbr_ds.config import DataConfig
 from lbr_ds.corpora.curate.cleaning import Rules
 from lbr_ds.corpora.curate.exact_duplicates import Repeated, drop_exact_duplicates, repeated_ids
 from lbr_ds.corpora.curate.tally import Tally
-from lbr_ds.corpora.parts import Part
+from lbr_ds.corpora.parts import Part, is_shared
 from lbr_ds.corpora.reading import READ, Source, hinting, made
 from lbr_ds.corpora.sources import Corpus
 from lbr_ds.corpora.store import Store
@@ -137,8 +137,8 @@ def _number(data: DataConfig, store: Store, written: list[list[Part]]) -> Collec
 def _written(store: Store, number: int, complete: bool) -> list[Part]:
     """Return the parts of a source that are written, in order."""
     parts = store.parts(number)
-    if is_spread() and not complete and any(part.piece is None for part in parts):
-        # An engine reads every source in pieces, so it starts over.
+    if not complete and any(is_shared(part.name) != is_spread() for part in parts):
+        # Several nodes read other pieces than one, so the source is read from its start.
         with store.step():
             store.drop_parts(number)
         return []

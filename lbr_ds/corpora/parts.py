@@ -36,6 +36,7 @@ _USE = {
 }
 _EVENT = {"of_text": pa.bool_(), "rule": pa.string(), "example": pa.string()}
 KEY_BYTES = 16
+_SHARED = "-shared"
 _AT_ONCE = 512  # records that are written at once
 _STRINGS = ("place", "id", "source", "own_group", "instruction", "document_instruction")
 # A row without `id` was no record, and one without `hi` and `lo` (the halves of what is equal for
@@ -73,6 +74,22 @@ class Part(NamedTuple):
     records: int
     bad: int
     fault: str
+
+
+def part_name(number: int, place: int, shared: bool) -> str:
+    """Return the name of a part, by which it is ordered among those of its source.
+
+    Args:
+        number: Of the source.
+        place: Of the part in the source.
+        shared: Whether several nodes read it. Their pieces may be others than those of one node.
+    """
+    return f"{number:03d}-{place:07d}{_SHARED if shared else ''}"
+
+
+def is_shared(name: str) -> bool:
+    """Return whether the part with this name was read by several nodes."""
+    return name.endswith(_SHARED)
 
 
 def rows_file(folder: Path, name: str) -> Path:

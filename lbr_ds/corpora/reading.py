@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lbr_ds.corpora.curate.cleaning import Rules, clean_record
 from lbr_ds.corpora.formats.interface import Piece, Skipped
 from lbr_ds.corpora.formats.shapes import Outcome
-from lbr_ds.corpora.parts import Part, PartWriter
+from lbr_ds.corpora.parts import Part, PartWriter, part_name
 from lbr_ds.corpora.sources import Corpus
 from lbr_ds.errors import DataError
 from lbr_ds.records import Record
@@ -45,7 +45,7 @@ class Job(NamedTuple):
 
     Attributes:
         number: Of the source.
-        place: Of the part among those of the source.
+        name: Of the part.
         source: The source.
         folder: Where parts are written.
         piece: The piece to read; None: the rows are given.
@@ -53,7 +53,7 @@ class Job(NamedTuple):
     """
 
     number: int
-    place: int
+    name: str
     source: Source
     folder: Path
     piece: Piece | None
@@ -73,9 +73,9 @@ def made(
     """
     if is_spread():
         jobs = (
-            Job(number, piece.number, source, folder, piece, [])
+            Job(number, part_name(number, piece.number, True), source, folder, piece, [])
             for number, source in enumerate(every)
-            for piece in source.corpus.pieces()
+            for piece in source.corpus.shared_pieces()
         )
         parts = map_in_order(_make, jobs, phase=READ)
         for number, own in groupby(parts, key=lambda part: part.number):
@@ -94,12 +94,15 @@ def _of_source(number: int, source: Source, written: list[Part], folder: Path) -
     start = list(islice(pieces, 2))
     if last or len(start) > 1:
         later = islice(chain(start, pieces), 1 if last else 0, None)
-        jobs = (Job(number, piece.number, source, folder, piece, []) for piece in later)
+        jobs = (
+            Job(number, part_name(number, piece.number, False), source, folder, piece, [])
+            for piece in later
+        )
         return map_in_order(_make, jobs, alone=0)
     rows = chain.from_iterable(map(source.corpus.read, start))
     missing = islice(rows, sum(part.rows for part in written), None)
     jobs = (
-        Job(number, place, source, folder, None, chunk)
+        Job(number, part_name(number, place, False), source, folder, None, chunk)
         for place, chunk in enumerate(_chunks(missing), len(written))
     )
     return map_in_order(_make, jobs, alone=_ALONE)
@@ -108,11 +111,10 @@ def _of_source(number: int, source: Source, written: list[Part], folder: Path) -
 def _make(job: Job) -> Part:
     """Clean the rows of a part, sign their texts, and write it; runs in any process of any node."""
     source = job.source
-    name = f"{job.number:03d}-{job.place:07d}"
     records, faults = 0, []
     with (
         hinting(source.corpus),
-        PartWriter(job.folder, name, source.role, source.signed) as part,
+        PartWriter(job.folder, job.name, source.role, source.signed) as part,
     ):
         for place, outcome in source.corpus.read(job.piece) if job.piece else job.rows:
             if isinstance(outcome, Record):
@@ -125,7 +127,7 @@ def _make(job: Job) -> Part:
                 part.add_fault(place, "bad_record", str(outcome))
     piece = job.piece._replace(data=b"") if job.piece else None
     first = faults[0] if faults else ""
-    return Part(job.number, name, piece, len(part), records, len(faults), first)
+    return Part(job.number, job.name, piece, len(part), records, len(faults), first)
 
 
 @contextmanager

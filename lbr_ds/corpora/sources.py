@@ -31,6 +31,8 @@ from lbr_ds.system.remote_files import RemoteFiles, http_file, list_files
 from lbr_ds.system.urls import is_url
 
 WHOLE_BYTES = 64 << 20  # a file over HTTP up to this size is downloaded
+# So many files, none larger, are pieces of several nodes as they are.
+MANY_FILES, UNCUT_BYTES = 64, 128 << 20
 _SUFFIXES = {suffix: name for name, kind in FORMATS.items() for suffix in kind.suffixes}
 
 
@@ -101,6 +103,18 @@ class Corpus:
         cut = self.parts.cut(self.path, self.source, first) if self.parts else [Piece()]
         for number, piece in enumerate(cut, first.number if first else 0):
             yield piece._replace(number=number, data=piece.data if data else b"")
+
+    def shared_pieces(self) -> Iterator[Piece]:
+        """Yield its pieces for several nodes.
+
+        Of many files each is a piece. To cut JSON lines at line ends, this process alone would have
+        to read, or fetch, all of them first.
+        """
+        if self.parts and self.parts.whole:
+            files = [file for file in files_of(self.path, self.parts.suffixes) if size_of(file)]
+            if len(files) >= MANY_FILES and max(map(size_of, files)) <= UNCUT_BYTES:
+                return (Piece.of(file)._replace(number=n) for n, file in enumerate(files))
+        return self.pieces()
 
     def read(self, piece: Piece | None = None) -> Iterator[Outcome]:
         """Yield the records of a piece, or of all pieces in order; see `read_records`."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,42 @@ def interrupt(config: DataConfig, monkeypatch: pytest.MonkeyPatch, part: int) ->
             prepare(config, 0)
 
 
-def test_an_engine_reads_again_what_was_not_read_in_pieces(
+def test_one_node_and_several_read_again_what_the_other_has_read_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = files(tmp_path)
+    """Alone, as several nodes, alone and as several nodes again; the last one completes it."""
+    data = files(tmp_path, 60)
     expected = alone(tmp_path, data)
     config = DataConfig.model_validate({**data, "folder": tmp_path / "data"})
     monkeypatch.setattr("lbr_ds.corpora.reading._ROWS", 16)
-    interrupt(config, monkeypatch, 3)
+    for part in (3, 2, 5):
+        together = engine.leading(config.local_folder, Spread(3)) if part == 2 else nullcontext()
+        with together:
+            interrupt(config, monkeypatch, part)
+    with engine.leading(config.local_folder, Spread(3)):
+        prepare(config, 0)
+    assert everything(tmp_path / "data") == expected
+
+
+def test_many_files_are_pieces_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = files(tmp_path, 60)
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for source in data["sources"]:
+        Path(source["path"]).rename(folder / Path(source["path"]).name)
+    (folder / "raw9.jsonl").touch()  # empty files are no pieces
+    data["sources"] = [{"path": str(folder), "license": "CC0"}]
+    monkeypatch.setattr("lbr_ds.corpora.formats.interface.PIECE_BYTES", 1 << 12)
+    expected = alone(tmp_path, data)
+    config = DataConfig.model_validate({**data, "folder": tmp_path / "data"})
+    corpus = sources.find(config.sources[0])
+    assert list(corpus.shared_pieces()) == list(corpus.pieces())
+    monkeypatch.setattr(sources, "MANY_FILES", SOURCES)
+    assert len(list(corpus.shared_pieces())) == SOURCES < len(list(corpus.pieces()))
+    for part in (12, 3):  # pieces of one node, then of several
+        together = engine.leading(config.local_folder, Spread(3)) if part == 3 else nullcontext()
+        with together:
+            interrupt(config, monkeypatch, part)
     with engine.leading(config.local_folder, Spread(3)):
         prepare(config, 0)
     assert everything(tmp_path / "data") == expected

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from lbr_ds.config import DataConfig, SourceConfig
-from lbr_ds.corpora import sources
+from lbr_ds.corpora import engine, sources
 from lbr_ds.corpora.formats import columnar, interface
 from lbr_ds.corpora.formats.interface import Piece
+from lbr_ds.corpora.nodes import Spread
 from lbr_ds.corpora.prepare import prepare
 from lbr_ds.corpora.sources import Corpus, find
 from lbr_ds.errors import ConfigError, DataError, EnvironmentProblem
@@ -302,6 +303,22 @@ def test_the_shards_are_the_same(tmp_path: Path, server: Server) -> None:
         other = shards(tmp_path / str(number), place)
         assert [name for name in first if first[name] != other.get(name)] == []
         assert first.keys() == other.keys()
+
+
+def test_several_nodes_fetch_many_files_once(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Node 0 does not fetch them to find line ends."""
+    monkeypatch.setattr(sources, "MANY_FILES", 5)
+    server.files = corpus_files("jsonl")
+    wanted = shards(tmp_path / "local", stored(tmp_path / "parts", server.files))
+    data = tmp_path / "data"
+    with engine.leading(data, Spread(3)):
+        assert shards(data, f"{server.url}/part-{{0..4}}.jsonl") == wanted
+    for number in range(1, 5):  # of the first file the shape is recognised
+        name = f"part-{number}.jsonl"
+        # It is found twice, by a request for one byte; then its head is looked at, and it is read.
+        assert server.sent[name] == 2 + 2 * len(server.files[name])
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
