@@ -14,11 +14,10 @@ class DistillationConfig(Section):
 
     loss: Literal["kl", "margin_mse", "batch_kl", "batch_cosine"] | None = Field(
         default=None,
-        description="kl or margin_mse: learn the teacher's scores of a query's own positive and "
-        "hard negatives, which are in the records; needs num_negatives. batch_kl or batch_cosine: "
-        "learn the similarities of the teacher's vectors (mining.teacher_vectors), over the "
-        "candidates of all ranks. Records without scores or vectors only take part in InfoNCE. "
-        "null: no distillation.",
+        description="kl or margin_mse: learn the scores in the records for a query's positive and "
+        "hard negatives (needs num_negatives). batch_kl or batch_cosine: learn the teacher's "
+        "vectors (mining.teacher_vectors) over the candidates of all ranks. Records without either "
+        "only take part in InfoNCE. null: no distillation.",
     )
     weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of the distillation loss.")
     info_nce: float = Field(

