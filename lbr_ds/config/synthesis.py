@@ -49,8 +49,8 @@ class SynthesisConfig(Section):
     )
     domain: str = Field(
         default="",
-        description="A sentence for the prompt about who asks, and how: "
-        '"Patients ask about diseases in everyday words."',
+        description='Who asks, and how, for example "Patients ask about diseases in everyday '
+        'words.". It is put into the prompt.',
     )
     examples: list[ExampleConfig] = Field(
         default_factory=list,
