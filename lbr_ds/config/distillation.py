@@ -15,8 +15,8 @@ class DistillationConfig(Section):
     loss: Literal["kl", "margin_mse", "batch_kl", "batch_cosine"] | None = Field(
         default=None,
         description="kl or margin_mse: learn the scores in the records for a query's positive and "
-        "hard negatives (needs num_negatives). batch_kl or batch_cosine: learn the teacher's "
-        "vectors (mining.teacher_vectors) over the candidates of all ranks. Records without either "
+        "hard negatives; needs num_negatives. batch_kl or batch_cosine: learn the teacher's "
+        "vectors (mining.teacher_vectors) over the candidates of all ranks. Records without them "
         "only take part in InfoNCE. null: no distillation.",
     )
     weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of the distillation loss.")

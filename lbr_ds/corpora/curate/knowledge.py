@@ -11,8 +11,8 @@ Entities are drawn by seed, together with everything that shares a text with the
 | C, `splits.control`          | dropped     | control     | what was taught nowhere            |
 | without pairs                | gl          |             |                                    |
 
-The gain on B beyond the gain on C is knowledge; a gain on both is style, or a leak. Sizes count
-pairs. A pair whose entity has no fact is dropped.
+If the gain on B exceeds the gain on C, the difference is knowledge; a gain on both is style, or a
+leak. Sizes count pairs. A pair whose entity has no fact is dropped.
 
 One source may serve as both (`role: both`): the first of an entity's records, by seed and id, is
 its fact and the others are its pairs; the record of an entity with only one is a fact.

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, and the cure if it cannot be read."""
+"""The kind of a file by its first bytes, and what to do if this kind cannot be read."""
 
 from __future__ import annotations
 
