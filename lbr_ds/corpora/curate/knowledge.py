@@ -63,7 +63,7 @@ def choose_facts(store: Store, seed: int, dropped: Tally) -> None:
     if not store.number("SELECT EXISTS (SELECT 1 FROM records WHERE pair)"):
         raise DataError(
             "data.protocol=knowledge: no pair is left whose entity has a fact; name the column of "
-            "the entity in columns.group of each source, the same ids in facts and pairs"
+            "the entity in columns.group of each source, with equal values in facts and pairs"
         )
 
 
