@@ -30,15 +30,15 @@ _Tasks = Annotated[
     typer.Option(
         min=1,
         max=512,
-        help="With --engine: the tasks of each phase, best a multiple of the cores of all nodes; "
-        "a killed task is done again alone. By default 64 per node.",
+        help="With --engine: number of tasks of each phase, best a multiple of the cores of all "
+        "nodes; a killed task is repeated alone. Default: 64 per node.",
     ),
 ]
 _Nodes = Annotated[
     int | None, typer.Option(min=1, help="With --engine: the number of nodes, without srun.")
 ]
 _Node = Annotated[
-    int | None, typer.Option(min=0, help="With --engine: which of --nodes this is; 0 leads.")
+    int | None, typer.Option(min=0, help="With --nodes: the number of this node; node 0 leads.")
 ]
 _TASKS_PER_NODE = 64
 _SAMPLES = (4, 3, 3, 3)  # records of gl, cl, eval and control that are shown

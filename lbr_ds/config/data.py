@@ -1,4 +1,4 @@
-"""The section `data`: raw corpora, how they are cleaned and split, and the prepared folder."""
+"""The section `data`: raw corpora, cleaning, splits, and the folder of prepared data."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class SplitConfig(Section):
         ge=0,
         le=1e12,
         json_schema_extra={"unit": "share or records"},
-        description="Records for stage 1 (generative learning). Under protocol knowledge it gets "
-        "all facts; leave it out.",
+        description="Records for stage 1 (generative learning). Leave it out under protocol "
+        "knowledge, where this split gets all facts.",
     )
     cl: float = Field(
         default=0.25,
@@ -39,14 +39,14 @@ class SplitConfig(Section):
         gt=0,
         le=1e12,
         json_schema_extra={"unit": "share or records"},
-        description="Held-out records. Under protocol knowledge stage 1 reads their facts.",
+        description="Held-out records. Under protocol knowledge stage 1 trains on their facts.",
     )
     control: float = Field(
         default=0,
         ge=0,
         le=1e12,
         json_schema_extra={"unit": "share or records"},
-        description="Under protocol knowledge: held-out records whose facts no stage reads.",
+        description="Under protocol knowledge: held-out records whose facts no stage trains on.",
     )
 
     @model_validator(mode="after")
@@ -84,14 +84,16 @@ class DataConfig(Section):
         default=1,
         ge=0,
         le=1,
-        description="How much the size of a source counts when training draws from several: the "
-        "share of a source is proportional to weight * records**size_exponent. 1: in full. 0: not "
-        "at all, so that weights are shares. It is 1 / temperature of multilingual sampling.",
+        description="How much the size of a source counts when training draws from several "
+        "sources: the share of a source is proportional to weight * records**size_exponent. 1: "
+        "proportional to the size. 0: the size does not matter, so that weights are shares. The "
+        "key is 1 / temperature of multilingual sampling.",
     )
     protocol: Literal["random", "knowledge"] = Field(
         default="random",
-        description="random: the paper's split. knowledge: stage 1 reads the facts of all "
-        "entities but a control set, and evaluation asks for entities that stage 2 has not seen.",
+        description="random: the paper's split. knowledge: stage 1 trains on the facts of all "
+        "entities except a control set, and the evaluation queries are about entities that stage 2 "
+        "has not seen.",
     )
     splits: SplitConfig = Field(
         default=SplitConfig(),
@@ -103,42 +105,43 @@ class DataConfig(Section):
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "characters"},
-        description="Drop records with a text that is shorter, in characters.",
+        description="Drop records that have a text with fewer characters.",
     )
     max_chars: int = Field(
         default=20_000,
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "characters"},
-        description="Drop records with a text that is longer, in characters.",
+        description="Drop records that have a text with more characters.",
     )
     min_tokens: int | None = Field(
         default=None,
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "tokens"},
-        description="Drop records with a text that is shorter, in tokens of the backbone without "
-        "bottleneck. null: no limit.",
+        description="Drop records that have a text with fewer tokens of the backbone's tokenizer "
+        "(bottleneck tokens do not count). null: no limit.",
     )
     max_tokens: int | None = Field(
         default=None,
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "tokens"},
-        description="Drop records with a text that is longer, in tokens of the backbone without "
-        "bottleneck. null: no limit.",
+        description="Drop records that have a text with more tokens of the backbone's tokenizer "
+        "(bottleneck tokens do not count). null: no limit.",
     )
     languages: tuple[str, ...] = Field(
         default=(),
-        description="ISO 639-1 codes, as [en]: drop texts that are certainly in another language "
-        "(extra `language`). Empty: keep all.",
+        description="ISO 639-1 codes, for example [en]: drop texts that are almost certainly in "
+        "another language (needs the extra `language`). Empty: keep all.",
     )
     near_duplicate: float = Field(
         default=0.7,
         ge=0.6,
         le=1,
-        description="Share of common word pairs from which two texts count as near-duplicates and "
-        "go into the same split; `mine` takes none of a positive. 1: only equal texts.",
+        description="Two texts that share at least this part of their word pairs (Jaccard index) "
+        "are near duplicates. They go into the same split, and `mine` takes no near duplicate of a "
+        "positive as a negative. 1: only equal texts.",
     )
     records_per_shard: int = Field(
         default=4096,
@@ -149,16 +152,16 @@ class DataConfig(Section):
     )
     on_error: Literal["strict", "skip"] = Field(
         default="strict",
-        description="What an unreadable record or shard does: stop with an error, or be replaced, "
-        "counted and reported.",
+        description="What happens at an unreadable record or shard. strict: stop with an error. "
+        "skip: replace it, count it and report it.",
     )
     workers: int = Field(
         default=1,
         ge=0,
         le=1024,
         json_schema_extra={"unit": "processes per rank"},
-        description="Processes per rank that build batches ahead of training. 0: the training "
-        "process itself.",
+        description="Loader processes per rank, which build batches ahead of training. 0: the "
+        "training process builds them itself.",
     )
 
     @model_validator(mode="before")

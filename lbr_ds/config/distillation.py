@@ -14,28 +14,32 @@ class DistillationConfig(Section):
 
     loss: Literal["kl", "margin_mse", "batch_kl", "batch_cosine"] | None = Field(
         default=None,
-        description="kl or margin_mse: from the records' scores of a query's own candidates; needs "
-        "num_negatives. batch_kl or batch_cosine: from the teacher's vectors "
-        "(mining.teacher_vectors), over the candidates of all ranks. Records without them only "
-        "take part in InfoNCE. null: none.",
+        description="kl or margin_mse: learn the scores in the records for a query's positive and "
+        "hard negatives; needs num_negatives. batch_kl or batch_cosine: learn the teacher's "
+        "vectors (mining.teacher_vectors) over the candidates of all ranks. Records without them "
+        "only take part in InfoNCE. null: no distillation.",
     )
-    weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of this loss.")
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of the distillation loss.")
     info_nce: float = Field(
-        default=1.0, ge=0, le=1e6, description="Weight of InfoNCE beside it. 0: only the teacher."
+        default=1.0,
+        ge=0,
+        le=1e6,
+        description="Weight of InfoNCE beside distillation. 0: distillation alone.",
     )
     temperature: float | None = Field(
         default=None,
         ge=1e-4,
         le=100,
-        description="The student's cosines are divided by it. null: stage2.temperature.",
+        description="The student's cosines are divided by this temperature. null: "
+        "stage2.temperature.",
     )
     teacher_temperature: float | None = Field(
         default=None,
         ge=1e-4,
         le=1e4,
-        description="The teacher's scores are divided by it. 1 suits the logits of a cross-encoder "
-        "and 0.02 to 0.05 the cosines of an embedder. null: 1 for scores, and the student's "
-        "temperature for vectors.",
+        description="The teacher's scores are divided by this temperature. 1 suits the logits of a "
+        "cross-encoder and 0.02 to 0.05 the cosines of an embedder. null: 1 for scores, and the "
+        "student's temperature for vectors.",
     )
 
     @property

@@ -30,12 +30,13 @@ class MiningConfig(Section):
     )
     trust_remote_code: bool = Field(
         default=False,
-        description="Let the repositories of model, guide and teachers run their own code.",
+        description="Let the repositories of the model, the guide and the teachers run their own "
+        "code.",
     )
     guide: NameOrPath = Field(
         default="",
-        description="A second model, named like mining.model. It drops candidates that it scores "
-        "at or above the positive. Empty: none.",
+        description="A second model, given in the same way as mining.model. Candidates that it "
+        "scores at or above the positive are dropped. Empty: none.",
     )
     passages: tuple[Literal["cl", "gl"], ...] = Field(
         default=("cl",), min_length=1, description="Splits whose passages are candidates."
@@ -50,49 +51,50 @@ class MiningConfig(Section):
         ge=1,
         le=10_000,
         json_schema_extra={"unit": "negatives per record"},
-        description="Most negatives that are added to a record.",
+        description="Maximum number of negatives that are added to a record.",
     )
     pick: Literal["top", "random"] = Field(
         default="top",
-        description="Among the candidates within mining.ranks: take the nearest, or draw by seed.",
+        description="Which candidates within mining.ranks are taken. top: the nearest. random: a "
+        "random sample, drawn by seed.",
     )
     max_ratio: float | None = Field(
         default=0.95,
         gt=0,
         le=100,
-        description="Drop candidates that score above this share of the positive's score. "
+        description="Drop candidates whose score is above this share of the positive's score. "
         "null: no such limit.",
     )
     margin: float | None = Field(
         default=None,
         ge=0,
         le=1e6,
-        description="Drop candidates that score less than this below the positive. "
+        description="Drop candidates whose score is not at least this much below the positive's. "
         "null: no such limit.",
     )
 
     score_with: NameOrPath = Field(
         default="",
         description="A teacher that scores the positives and negatives of every record, for "
-        "stage2.distillation: a cross-encoder of sentence-transformers, or an embedder, named like "
-        "mining.model. Empty: the records keep the scores they came with.",
+        "stage2.distillation: a cross-encoder of sentence-transformers, or an embedder, given in "
+        "the same way as mining.model. Empty: the records keep the scores that they came with.",
     )
     teacher_vectors: NameOrPath = Field(
         default="",
-        description="An embedder, named like mining.model, whose vectors of the texts of cl are "
-        "written beside the shards, for stage2.distillation.loss batch_kl and batch_cosine. "
-        "Empty: none.",
+        description="An embedder, given in the same way as mining.model. Its vectors of the texts "
+        "of cl are written beside the shards, for stage2.distillation.loss batch_kl and "
+        "batch_cosine. Empty: none.",
     )
 
     @property
     def has_teacher(self) -> bool:
-        """Whether a teacher has anything to say."""
+        """Whether a teacher is named, for scores or for vectors."""
         return bool(self.score_with or self.teacher_vectors)
 
     @model_validator(mode="after")
     def _complete(self) -> MiningConfig:
         if "dense" in self.methods and not self.model:
-            raise ValueError("methods has dense and model is empty; name a model, or leave it out")
+            raise ValueError("methods has dense and model is empty; name a model, or remove dense")
         if self.ranks[0] > self.ranks[1]:
             raise ValueError(f"ranks={list(self.ranks)}; give [first, last]")
         return self
@@ -101,8 +103,8 @@ class MiningConfig(Section):
 def searched_together(queries: int, count: int) -> int:
     """Return how many of `queries` are searched at once for rankings of `count` passages each.
 
-    The vectors of all passages are read once for so many queries. Ranks share a search by such
-    parts, so there are at least 16 of them unless they are small.
+    The vectors of all passages are read once for each such part of the queries. Ranks share a
+    search part by part, so there are at least 16 parts unless they would be small.
     """
     part = max(_FEW, -(-queries // _PARTS))
     return max(1, min(_TOGETHER, _HELD // count, part))

@@ -1,4 +1,4 @@
-"""The sections `model`, `bottleneck` and `lora`: which network is trained, and how."""
+"""The sections `model`, `bottleneck` and `lora`: the network that is trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from lbr_ds.config.section import NameOrPath, Section
 
-# Descriptions are the recipe reference (`lbr-ds config --reference`); state a fact only here.
+# The descriptions are the recipe reference (`lbr-ds config --reference`), so a fact about a key is
+# stated only here.
 
 
 class ModelConfig(Section):
@@ -56,21 +57,21 @@ class ModelConfig(Section):
     )
     activation_checkpointing: Literal["auto"] | bool = Field(
         default=True,
-        description="Recompute activations in the backward pass: less memory, about a third more "
-        "computation. auto: only if it takes less time by `lbr-ds plan`, because without it only "
-        "small micro-batches fit into memory.",
+        description="Recompute activations in the backward pass, which needs less memory and about "
+        "a third more computation. auto: only if `lbr-ds plan` predicts that a step then takes "
+        "less time, because without it only small micro-batches fit into memory.",
     )
     attention_kernel: Literal["auto", "rectangles", "varlen"] = Field(
         default="auto",
-        description="How attention inside the segments of a batch is computed: rectangles calls "
-        "scaled_dot_product_attention on segments of similar length, varlen calls torch's kernel "
-        "for variable lengths (CUDA, bf16). auto chooses for each batch, by costs that are "
-        "measured at the start.",
+        description="How attention inside the segments of a batch is computed. rectangles: "
+        "scaled_dot_product_attention on segments of similar length. varlen: torch's kernel for "
+        "variable lengths (CUDA, bf16). auto: the cheaper one for each batch, by costs that are "
+        "measured when training starts.",
     )
     compile: Literal["auto"] | bool = Field(
         default="auto",
-        description="Compile the decoder layers with torch.compile, once: later starts take them "
-        "from its cache. on, off, or auto: on CUDA.",
+        description="Whether the decoder layers are compiled with torch.compile; later starts take "
+        "them from its cache. auto: only on CUDA.",
     )
     trust_remote_code: bool = Field(
         default=False,
@@ -92,8 +93,8 @@ class BottleneckConfig(Section):
         ge=0,
         le=256,
         json_schema_extra={"unit": "tokens"},
-        description="Number of bottleneck tokens K that are appended to every text. 0: a plain "
-        "backbone, for baselines; `separator` says where it is read.",
+        description="Number of bottleneck tokens K that are appended to every text. 0: a backbone "
+        "without a bottleneck, for baselines; `separator` decides which state is the embedding.",
     )
     ratio: float | None = Field(
         default=None,
@@ -101,13 +102,14 @@ class BottleneckConfig(Section):
         le=1 << 22,
         json_schema_extra={"unit": "tokens of text"},
         description="Compression ratio r of the paper's Table 5: a text of n tokens has "
-        "ceil(n / r) bottleneck tokens, at most count. null: every text has count.",
+        "ceil(n / r) bottleneck tokens, at most `count`. null: every text has `count` of them.",
     )
     separator: Literal["eos", "none", "chat"] = Field(
         default="eos",
-        description="With count 0: what ends a text. eos: the end token, which is then read. none: "
-        "nothing; its last token is read, and in stage 1 Y follows X directly (the paper's GL). "
-        "chat: like none, but in stage 1 X is put into the backbone's chat template.",
+        description="With count 0: what is appended to a text. eos: the end token, whose state is "
+        "the embedding. none: nothing; the state of the last token of the text is the embedding, "
+        "and in stage 1 Y follows X directly (the paper's GL). chat: like none, but in stage 1 X "
+        "is put into the backbone's chat template.",
     )
 
     @model_validator(mode="after")
@@ -143,11 +145,11 @@ class LoraConfig(Section):
         ge=0,
         lt=1,
         json_schema_extra={"unit": "probability"},
-        description="Dropout probability on the input of the adapters. Above 0 a step's result "
-        "depends on how it is cut into micro-batches.",
+        description="Dropout probability on the input of the adapters. Above 0 the result of a "
+        "step depends on how it is divided into micro-batches.",
     )
     targets: tuple[str, ...] = Field(
         default=(),
-        description="Names of the linear layers that get adapters, as [q_proj, v_proj]. Empty: all "
-        "linear layers of the decoder.",
+        description="Names of the linear layers that get adapters, for example [q_proj, v_proj]. "
+        "Empty: all linear layers of the decoder.",
     )

@@ -1,4 +1,4 @@
-"""The sections about the operation of a run: engine, guard, intervals, evaluation, model card."""
+"""The sections `engine`, `guard`, `every`, `evaluation` and `card`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ class EngineConfig(Section):
     ds_config: NameOrPath = Field(
         default="auto",
         description="Memory layout for DeepSpeed: a name from ds_configs/ or a path. auto: the "
-        "fastest that fits into memory by `lbr-ds plan`; on GPUs in bf16, on CPU ranks in fp32.",
+        "fastest layout that fits into memory, as `lbr-ds plan` predicts; in bf16 on GPUs and in "
+        "fp32 on CPU ranks.",
     )
     memory_gib: float | None = Field(
         default=None,
         gt=0,
         le=1e6,
         json_schema_extra={"unit": "GiB per rank"},
-        description="Memory of a rank that keys set to auto plan with. null: that of its GPU, or "
-        "its share of the free host memory.",
+        description="Memory of a rank, for choosing the values of keys that are auto. null: the "
+        "memory of its GPU, or its share of the free host memory.",
     )
     timeout_minutes: float = Field(
         default=30,
         gt=0,
         le=10_080,
         json_schema_extra={"unit": "minutes"},
-        description="Minutes without progress of any rank after which the run ends.",
+        description="The run ends after this many minutes in which a rank makes no progress.",
     )
 
 
@@ -42,14 +43,15 @@ class GuardConfig(Section):
         ge=0,
         le=MAX_COUNT,
         json_schema_extra={"unit": "updates"},
-        description="Updates in a row that may be skipped; one more ends the run.",
+        description="Maximum number of consecutive updates that are skipped; one more ends the "
+        "run.",
     )
     max_skipped_total: int = Field(
         default=100,
         ge=0,
         le=MAX_COUNT,
         json_schema_extra={"unit": "updates"},
-        description="Updates in all that may be skipped; one more ends the run.",
+        description="Maximum number of updates that are skipped in total; one more ends the run.",
     )
     spike_sigmas: float | None = Field(
         default=None,
@@ -57,8 +59,8 @@ class GuardConfig(Section):
         le=1e6,
         json_schema_extra={"unit": "standard deviations"},
         description="Also skip an update whose loss or gradient norm is this many standard "
-        "deviations above the mean of the last 128 steps; 6 is usual. null: only updates that are "
-        "not finite.",
+        "deviations above the mean of the last 128 steps; 6 is usual. null: skip only updates "
+        "whose loss or gradient is not finite.",
     )
 
 
@@ -74,15 +76,16 @@ class EveryConfig(Section):
     )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         default=("tensorboard",),
-        description="Where metrics, the recipe and retrieved passages go beside metrics.jsonl. "
-        "wandb and mlflow read their servers and keys from the environment (WANDB_MODE=offline, "
-        "MLFLOW_TRACKING_URI); pip install accelerate wandb mlflow.",
+        description="Experiment trackers that get metrics, the recipe and retrieved passages, in "
+        "addition to metrics.jsonl. wandb and mlflow read their servers and keys from the "
+        "environment (WANDB_MODE=offline, MLFLOW_TRACKING_URI) and need `pip install accelerate "
+        "wandb mlflow`.",
     )
     evaluate: Literal["save"] | Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
         default="save",
         json_schema_extra={"unit": "steps"},
-        description="When to evaluate on held-out data: save (before every checkpoint), a number "
-        "(every so many steps too), or null (never).",
+        description="When to evaluate on held-out data. save: before every checkpoint. A number: "
+        "also after every such number of steps. null: never.",
     )
     save: int = Field(
         default=500,
@@ -96,15 +99,16 @@ class EveryConfig(Section):
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "checkpoints"},
-        description="Newest checkpoints that are kept. Stage 1's best one is also kept while "
-        "stage2.from is best.",
+        description="How many of the newest checkpoints are kept. The best checkpoint of stage 2, "
+        "and that of stage 1 if stage2.from is best, is kept too (unless every.evaluate is null).",
     )
     keep_every: int | None = Field(
         default=None,
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "steps"},
-        description="Also keep the checkpoints of every so many steps for good. null: none.",
+        description="Also keep every checkpoint whose step is a multiple of this number. null: "
+        "none.",
     )
     save_async: bool = Field(
         default=True,
@@ -121,27 +125,28 @@ class EvaluationConfig(Section):
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "queries"},
-        description="Most queries. null: all.",
+        description="Maximum number of queries. null: all.",
     )
     max_passages: int | None = Field(
         default=2000,
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "passages"},
-        description="Most passages; more only if more are right answers. null: all.",
+        description="Maximum number of passages; exceeded only if more passages than this are "
+        "right answers. null: all.",
     )
 
 
 class CardConfig(Section):
-    """What the model card of an export states beyond what follows from the run."""
+    """What the model card of an export states and the run does not contain."""
 
     base_model: str | None = Field(
         default=None,
-        description="Hub name of the base model. null: model.backbone, if that is one.",
+        description="Hub name of the base model. null: model.backbone, if that is a hub name.",
     )
     license: str | None = Field(
         default=None,
-        description="Licence of the weights as the hub spells it: apache-2.0, llama3.2.",
+        description="Licence of the weights as the hub spells it, for example apache-2.0.",
     )
     language: tuple[str, ...] = Field(
         default=(), description="ISO 639 codes. Empty: data.languages."

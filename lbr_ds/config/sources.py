@@ -1,4 +1,4 @@
-"""The items of `data.sources`: where a raw corpus is, how it is laid out, what its columns mean."""
+"""The items of `data.sources`: the location, format and columns of a raw corpus."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPE_NAMES: tuple[str, ...] = get_args(Shape)[1:]
 
 
 class ColumnsConfig(Section):
-    """Which column of a row is which part of a record. A part that is left out has its own name.
+    """Which column of a row is which part of a record. Default: the column of the same name.
 
     A column is a name, a path (`outer.inner`, `turns.0.value`) or a template
     (`"{name}. {definition}"`).
@@ -46,11 +46,13 @@ class ColumnsConfig(Section):
     )
     instruction: str = Field(
         default="",
-        description="Column of the record's own query instruction; it replaces the source's.",
+        description="Column of the record's own query instruction, which replaces that of the "
+        "source.",
     )
     document_instruction: str = Field(
         default="",
-        description="Column of the record's own document instruction; it replaces the source's.",
+        description="Column of the record's own document instruction, which replaces that of the "
+        "source.",
     )
     query: str = Field(default="", description="Column of the query.")
     positives: str | list[str] = Field(
@@ -61,16 +63,17 @@ class ColumnsConfig(Section):
     )
     positive_scores: str = Field(
         default="",
-        description="Column of a teacher's scores of the right answers: a number for each.",
+        description="Column of a teacher's scores of the right answers, one number for each.",
     )
     negative_scores: str = Field(
-        default="", description="Column of a teacher's scores of the wrong answers."
+        default="",
+        description="Column of a teacher's scores of the wrong answers, one number for each.",
     )
     rationale: str = Field(
         default="",
-        description="Column of the rationale: how the query leads to the answer "
-        "(stage1.rationale_weight). Empty: rationale, reasoning, reasoning_content, cot, "
-        "chain_of_thought or explanation, where the row has one.",
+        description="Column of the rationale, the reasoning that leads from the query to the "
+        "answer (stage1.rationale_weight). Empty: the column rationale, reasoning, "
+        "reasoning_content, cot, chain_of_thought or explanation, if a row has one of them.",
     )
     options: str | list[str] = Field(
         default="",
@@ -79,8 +82,8 @@ class ColumnsConfig(Section):
     )
     answer: str = Field(
         default="",
-        description="For shape choices: column that names the right option. For scored_pairs and "
-        "nli: column of the score or label.",
+        description="For shape choices: column that names the right option. For shapes "
+        "scored_pairs and nli: column of the score or label.",
     )
     title: str = Field(
         default="", description="For shape titled: column of the title, which becomes the query."
@@ -92,15 +95,16 @@ class ColumnsConfig(Section):
 
 
 class InstructionConfig(Section):
-    """Text that is put before a source's texts when a model encodes them.
+    """Text that is put before the texts of a source when a model encodes them.
 
-    The same in training, mining, evaluation and the prompts of the export.
+    It is the same in training, mining, evaluation and the prompts of the export.
     """
 
     query: str = Field(
-        default="", description='Put before each query as it is: "Instruct: ...\\nQuery: ".'
+        default="",
+        description='Text put before each query, unchanged, for example "Instruct: ...\\nQuery: ".',
     )
-    document: str = Field(default="", description="Put before each document as it is.")
+    document: str = Field(default="", description="Text put before each document, unchanged.")
 
     @field_validator("query", "document")
     @classmethod
@@ -116,20 +120,21 @@ class SourceConfig(Section):
     """One raw corpus, and how its rows become records."""
 
     path: Address = Field(
-        description="A file or folder; https://... ; s3://... and other URLs of fsspec, of a file, "
+        description="A file or folder; https://... ; s3://... or another URL of fsspec for a file, "
         "a folder or a pattern (JSON lines and Parquet, read in ranges); "
         "wheel:NAME==VERSION/FILE#sha256=HASH; python:stdlib or python:PACKAGE (an installed "
-        "package); hf:NAME[@REVISION] (a Hugging Face dataset, streamed).",
+        "package); hf:NAME[@REVISION] (a Hugging Face dataset).",
     )
     format: str = Field(
         default="",
         description="File format: jsonl, csv, tsv, parquet, arrow, text, beir, python, obo or "
-        "icd10cm. Empty: by the file name's suffix.",
+        "icd10cm. Empty: decided by the suffix of the file name.",
     )
     shape: Shape = Field(
         default="",
-        description="What a row is; lbr_ds/corpora/formats/README.md has an example of each. "
-        "Empty: what the named columns imply, else recognised from the first rows and printed.",
+        description="How a row becomes a record; lbr_ds/corpora/formats/README.md has an example "
+        "of each shape. Empty: the shape that the named columns imply; without named columns it is "
+        "recognised from the first rows and printed.",
     )
     columns: ColumnsConfig = Field(
         default=ColumnsConfig(), description="Which column is which part of a record."
@@ -144,36 +149,37 @@ class SourceConfig(Section):
         ge=-MAX_COUNT,
         le=MAX_COUNT,
         json_schema_extra={"unit": "points"},
-        description="For shape scored_pairs: rows with a lower score are no pairs; they are "
-        "counted. null: 0.8, for labels 0 and 1 and scores up to 1.",
+        description="For shape scored_pairs: rows with a lower score are counted and dropped. "
+        "null: 0.8, for labels 0 and 1 and scores up to 1.",
     )
     documents: Address = Field(
         default="",
-        description="Where the documents are that this source names by id (shapes tevatron_ids and "
-        "nemo, or any other): a file, folder or hf: dataset with columns docid, doc_id, _id or id, "
-        "and text with or without title. Empty: the source contains the texts.",
+        description="The documents that this source refers to by id (shapes tevatron_ids and nemo, "
+        "or any other): a file, folder or hf: dataset with a column docid, doc_id, _id or id, a "
+        "column text and optionally a column title. Empty: the source contains the texts.",
     )
     where: dict[str, str] = Field(
         default_factory=dict,
-        description="Keep only rows whose column matches the regular expression as a whole: "
-        "{column: pattern}. The others are counted.",
+        description="Keep only rows whose columns match these regular expressions in full: "
+        "{column: pattern}. The other rows are counted and dropped.",
     )
     role: Literal["pair", "fact", "both", "eval"] = Field(
         default="pair",
-        description="eval: it only evaluates; eval has such sources alone, and what shares a text "
-        "or group with it trains nothing. For data.protocol knowledge: facts are read in stage 1 "
-        "only, pairs are for stage 2 or held out. both: the first record of an entity (by seed) is "
-        "its fact, the others are pairs.",
+        description="eval: for evaluation only; the split eval then has only such sources, and "
+        "records that share a text or group with it are not trained on. Under data.protocol "
+        "knowledge: fact (stage 1 only), pair (stage 2 or held out), or both (an entity's first "
+        "record by seed is its fact, the others are pairs).",
     )
     header: list[str] = Field(
         default_factory=list,
-        description='Column names of a table without a header line; a last "*name" collects the '
-        "remaining columns as a list.",
+        description='Column names of a table without a header line; "*name" in the last place '
+        "collects the remaining columns as a list.",
     )
     subset: str = Field(default="", description="Configuration name of a Hugging Face dataset.")
     encoding: str = Field(
         default="utf-8",
-        description="Encoding of text files, by any name that Python knows: gb18030, cp1252.",
+        description="Encoding of text files, by any name that Python knows, for example gb18030 or "
+        "cp1252.",
     )
     split: str = Field(
         default="",
@@ -182,20 +188,20 @@ class SourceConfig(Section):
     )
     instruction: InstructionConfig = Field(
         default=InstructionConfig(),
-        description="Text put before queries and documents. A plain string is that of the query.",
+        description="Text put before queries and documents. A plain string is for queries.",
     )
     name: str = Field(
         default="",
-        description="Written into each record as its source, unless it has one. Empty: derived "
-        "from the path.",
+        description="Name that is written into each record as its source, unless the record has "
+        "one. Empty: derived from the path.",
     )
     weight: float | None = Field(
         default=None,
         gt=0,
         le=1e6,
         description="How often training draws from this source: its share of the samples is "
-        "proportional to weight * records**data.size_exponent. Needs `name`. null: 1, and without "
-        "any weight every record is drawn once per epoch.",
+        "proportional to weight * records**data.size_exponent. Needs `name`. null: 1. If no source "
+        "has a weight, every record is drawn once per epoch.",
     )
     temperature: float | None = Field(
         default=None,
@@ -204,8 +210,10 @@ class SourceConfig(Section):
         description="Temperature of InfoNCE for queries of this source. Needs `name`. null: "
         "stage2.temperature.",
     )
-    license: str = Field(default="", description="Licence of the corpus, for curation.json.")
-    origin: str = Field(default="", description="Whom to cite, for curation.json.")
+    license: str = Field(
+        default="", description="Licence of the corpus; copied into curation.json."
+    )
+    origin: str = Field(default="", description="Whom to cite; copied into curation.json.")
     keep_lines: bool | None = Field(
         default=None,
         description="Keep line breaks and indentation. null: only for source code.",
@@ -215,15 +223,15 @@ class SourceConfig(Section):
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "letters"},
-        description="Drop pairs whose answer repeats a longer run of the query's letters than "
-        "this, since they need no knowledge. Set it lower for Chinese. null: keep all.",
+        description="Drop pairs whose answer repeats a run of more than this many letters of the "
+        "query, since such pairs need no knowledge. Set it lower for Chinese. null: keep all.",
     )
     max_records: int | None = Field(
         default=None,
         ge=1,
         le=1 << 40,
         json_schema_extra={"unit": "records"},
-        description="Read no more than this many records. null: all.",
+        description="Maximum number of records that are read. null: all.",
     )
 
     @model_validator(mode="after")
@@ -231,7 +239,7 @@ class SourceConfig(Section):
         for key in ("weight", "temperature"):
             if getattr(self, key) is not None and not self.name:
                 raise ValueError(
-                    f"{key} belongs to the records of one name; give the source a name"
+                    f"{key} is applied to records by the name of their source; add a name"
                 )
         return self
 

@@ -29,27 +29,28 @@ class SynthesisConfig(Section):
 
     url: Address = Field(
         default="",
-        description="An OpenAI-compatible server, as http://localhost:8000/v1 (vLLM, llama.cpp, "
-        "Ollama, a provider). Empty: the model runs in this process.",
+        description="URL of an OpenAI-compatible server (vLLM, llama.cpp, Ollama, a provider), for "
+        "example http://localhost:8000/v1. Empty: the model runs in this process.",
     )
     model: NameOrPath = Field(
         default="",
-        description="With url: the model's name at the server; empty if it serves only one. "
-        "Without: a folder, hub name or wheel: of a causal LM; empty: model.backbone, whole.",
+        description="With url: the name of the model at the server; empty if it serves only one. "
+        "Without url: a folder, hub name or wheel: of a causal LM; empty: model.backbone with all "
+        "of its layers.",
     )
     api_key_variable: str = Field(
         default="OPENAI_API_KEY",
-        description="Environment variable that holds the server's API key, if it wants one.",
+        description="Environment variable that holds the API key of the server, if it needs one.",
     )
     prompt: str = Field(
         default=PROMPT,
-        description="What the model is asked. {passage} is replaced by the passage, {count} by "
+        description="The prompt. {passage} is replaced by the passage, {count} by "
         "synthesis.queries, and {domain} by synthesis.domain.",
     )
     domain: str = Field(
         default="",
-        description='Who asks, and how: "Patients ask about diseases in everyday words." Put into '
-        "the prompt.",
+        description='Who asks, and how, for example "Patients ask about diseases in everyday '
+        'words.". It is put into the prompt.',
     )
     examples: list[ExampleConfig] = Field(
         default_factory=list,
@@ -60,77 +61,79 @@ class SynthesisConfig(Section):
         ge=1,
         le=100,
         json_schema_extra={"unit": "queries per passage"},
-        description="Queries that are asked for, for each passage.",
+        description="Number of queries that the prompt asks for.",
     )
     passages: tuple[Literal["cl", "gl"], ...] = Field(
         default=("cl",),
         min_length=1,
-        description="Splits whose plain passages get queries. They always go into cl.",
+        description="Splits whose plain passages get queries. The pairs always go into cl.",
     )
     max_passages: int | None = Field(
         default=None,
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "passages"},
-        description="Write queries for so many passages, drawn by seed. null: all.",
+        description="Write queries for at most this many passages, drawn by seed. null: all.",
     )
     passage_chars: int = Field(
         default=4000,
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "characters"},
-        description="The beginning of a passage that the model reads.",
+        description="Maximum length of a passage in the prompt. Longer passages are truncated.",
     )
     temperature: float = Field(
-        default=0.7, ge=0, le=2, description="Sampling temperature. 0: the likeliest token."
+        default=0.7, ge=0, le=2, description="Sampling temperature. 0: greedy decoding."
     )
     max_tokens: int = Field(
         default=256,
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "tokens"},
-        description="Longest answer, which holds all queries of a passage.",
+        description="Maximum length of an answer, which holds all queries of a passage.",
     )
     concurrency: int = Field(
         default=16,
         ge=1,
         le=1024,
         json_schema_extra={"unit": "requests"},
-        description="With url: requests at the same time. Without: passages of one batch.",
+        description="With url: number of simultaneous requests. Without url: batch size in "
+        "passages.",
     )
     requests_per_minute: float | None = Field(
         default=None,
         gt=0,
         le=1e9,
         json_schema_extra={"unit": "requests per minute"},
-        description="With url: start no more requests than this. null: no limit.",
+        description="With url: maximum number of requests per minute. null: no limit.",
     )
     retries: int = Field(
         default=6,
         ge=0,
         le=100,
         json_schema_extra={"unit": "tries"},
-        description="With url: further tries of a request after a lost connection, HTTP 429 or a "
-        "server error, after growing pauses or when the server says.",
+        description="With url: how often a request is repeated after a lost connection, HTTP 429 "
+        "or a server error. Pauses grow, or are as long as the server says.",
     )
     timeout: float = Field(
         default=120,
         gt=0,
         le=86_400,
         json_schema_extra={"unit": "seconds"},
-        description="With url: how long one request may take.",
+        description="With url: time limit of one request.",
     )
     keep_rank: int | None = Field(
         default=10,
         ge=1,
         le=MAX_COUNT,
-        description="Keep a query only if its own passage is among this many best ones for it, of "
-        "all passages of cl and gl outside its group. null: keep all.",
+        description="Keep a query only if its own passage is among this many best-ranked passages "
+        "for it. Ranked are the passages of cl and gl without the others of its group. null: keep "
+        "all.",
     )
     ranker: NameOrPath = Field(
         default="bm25",
-        description="What ranks the passages for keep_rank: bm25, or a run, checkpoint or export "
-        "of lbr-ds, or any model that sentence-transformers loads.",
+        description="The ranker for keep_rank: bm25, or a run, checkpoint or export of lbr-ds, or "
+        "any model that sentence-transformers loads.",
     )
 
     @field_validator("prompt")

@@ -26,21 +26,21 @@ class OptimConfig(Section):
     lr: float = Field(
         gt=0,
         le=10,
-        description="Peak learning rate. With LoRA about ten times that of full training.",
+        description="Peak learning rate. LoRA needs about ten times that of full training.",
     )
     min_lr_ratio: float = Field(
         default=0.1,
         ge=0,
         le=1,
         json_schema_extra={"unit": "share of lr"},
-        description="The cosine schedule ends at this share of lr.",
+        description="The cosine schedule ends at this fraction of lr.",
     )
     warmup_ratio: float = Field(
         default=0.05,
         ge=0,
         le=1,
         json_schema_extra={"unit": "share of the steps"},
-        description="Share of the steps in which the learning rate rises from 0.",
+        description="Fraction of the steps in which the learning rate rises from 0.",
     )
     weight_decay: float = Field(
         default=0.01,
@@ -55,7 +55,10 @@ class OptimConfig(Section):
         default=1e-8, gt=0, le=1, description="Adam's constant against division by zero."
     )
     clip: float = Field(
-        default=1.0, gt=0, le=1e30, description="Largest global norm of the gradient."
+        default=1.0,
+        gt=0,
+        le=1e30,
+        description="Gradient clipping: the maximum global norm of the gradient.",
     )
 
 
@@ -80,14 +83,15 @@ class StageConfig(Section):
         ge=1,
         le=1 << 24,
         json_schema_extra={"unit": "samples"},
-        description="Samples of one optimizer step over all ranks together (the global batch "
-        "size). Must be a multiple of the number of ranks.",
+        description="Samples in one optimizer step over all ranks (the global batch size). Must be "
+        "a multiple of the number of ranks.",
     )
     micro_batch_tokens: Literal["auto"] | Annotated[int, Field(ge=16, le=MAX_COUNT)] = Field(
         default=8192,
         json_schema_extra={"unit": "tokens per rank"},
-        description="Most tokens of one rank in one forward pass. It decides memory and speed, "
-        "not the result. auto: what fits into memory and takes the least time by `lbr-ds plan`.",
+        description="Maximum number of tokens of one rank in one forward pass. It changes memory "
+        "and speed, not the result. auto: the number that fits into memory and takes the least "
+        "time, as `lbr-ds plan` predicts.",
     )
     optim: OptimConfig = Field(description="Optimizer and learning-rate schedule.")
 
@@ -119,31 +123,31 @@ class Stage1Config(StageConfig):
 
     objective: dict[str, _Weight] = Field(
         default_factory=lambda: {"ib_sft": 1.0},
-        description="What is trained: ib_sft, ib_reconstruct, ib_continue, the control ib_uncut, "
-        "or without bottleneck plain_sft and plain_lm. A mixture gives weights: "
-        "{ib_sft: 2, ib_reconstruct: 1}.",
+        description="The training objective: ib_sft, ib_reconstruct, ib_continue, the control "
+        "ib_uncut, or one without a bottleneck, plain_sft or plain_lm. A mixture is given by "
+        "weights: {ib_sft: 2, ib_reconstruct: 1}.",
     )
     max_target_length: int = Field(
         default=512,
         ge=1,
         le=1 << 22,
         json_schema_extra={"unit": "tokens"},
-        description="Longest target Y in tokens. Longer ones are truncated.",
+        description="Maximum length of the target Y. Longer targets are truncated.",
     )
     rationale_weight: float = Field(
         default=0,
         ge=0,
         le=1e6,
-        description="Where a record has a rationale, Y is that and then the answer (ib_sft, "
-        "ib_uncut and plain_sft). The weight of each of its tokens in the loss; those of the "
-        "answer have 1. 0: Y is the answer alone.",
+        description="Weight of each token of a rationale in the loss; tokens of the answer have "
+        "the weight 1. Above 0, Y is the rationale followed by the answer, for records that have a "
+        "rationale (objectives ib_sft, ib_uncut and plain_sft). 0: Y is the answer alone.",
     )
     bag_of_words: float = Field(
         default=0,
         ge=0,
         le=1e6,
-        description="Weight of an additional loss by which the embedding predicts all tokens of Y "
-        "at once, order ignored. 0: the paper's plain form.",
+        description="Weight of an additional loss with which the embedding predicts the tokens of "
+        "Y all at once, without their order. 0: the paper's plain form.",
     )
 
     @field_validator(
@@ -172,8 +176,8 @@ class CropConfig(Section):
     query: tuple[_Share, _Share] = Field(
         default=(0.1, 0.5),
         json_schema_extra={"unit": "share of the passage"},
-        description="Shortest and longest query, as shares of the passage's words (in Chinese, "
-        "Japanese, Thai and other scripts without spaces: of its letters).",
+        description="Minimum and maximum length of the query, as shares of the passage's words (or "
+        "of its letters in Chinese, Japanese, Thai and other scripts without spaces).",
     )
     positive: tuple[_Share, _Share] = Field(
         default=(0.1, 0.5),
@@ -198,23 +202,23 @@ class Stage2Config(StageConfig):
         alias="from",
         coerce_numbers_to_str=True,
         description="Weights to start from: best (the stage-1 checkpoint with the highest "
-        "Separation Ratio on held-out data), last, a stage-1 step as 500, backbone (no stage 1), "
-        "or a folder.",
+        "Separation Ratio on held-out data), last, the number of a stage-1 step such as 500, "
+        "backbone (no stage 1), or a folder.",
     )
     pairs: Literal["given", "crop"] = Field(
         default="given",
-        description="given: the queries and positives of the records. crop: a plain passage gives "
-        "two random spans of itself as query and positive, others in every epoch; records with a "
-        "query keep it.",
+        description="given: train on the queries and positives of the records. crop: also train on "
+        "plain passages, of which two random spans are the query and the positive; every epoch "
+        "draws new spans.",
     )
     crop: CropConfig = Field(
-        default=CropConfig(), description="For pairs: crop: the lengths of the spans."
+        default=CropConfig(), description="Lengths of the spans, for pairs: crop."
     )
     temperature: float = Field(default=0.02, ge=1e-4, le=100, description="Temperature of InfoNCE.")
     homogeneous: bool = Field(
         default=False,
-        description="Draw all samples of a step from one source, so that in-batch negatives are of "
-        "one kind. Each source must then have samples_per_step records.",
+        description="Draw all samples of a step from one source, so that in-batch negatives come "
+        "from the same source. Each source must then have at least samples_per_step records.",
     )
     num_negatives: int = Field(
         default=0,
@@ -222,7 +226,7 @@ class Stage2Config(StageConfig):
         le=10_000,
         json_schema_extra={"unit": "negatives per record"},
         description="Hard negatives used per record, from its source or from `lbr-ds mine`. A "
-        "record with fewer uses those it has.",
+        "record that has fewer uses all of them.",
     )
     false_negative_margin: float | None = Field(
         default=None,
@@ -230,41 +234,42 @@ class Stage2Config(StageConfig):
         le=2,
         json_schema_extra={"unit": "cosine"},
         description="A candidate whose cosine to the query exceeds the positive's by more than "
-        "this is not used as a negative; 0.1 is usual. null: similarity excludes no candidate.",
+        "this is not used as a negative; 0.1 is usual. null: no candidate is excluded by "
+        "similarity.",
     )
     patience: int | None = Field(
         default=None,
         ge=1,
         le=MAX_COUNT,
         json_schema_extra={"unit": "evaluations"},
-        description="End the stage after so many evaluations in a row (every.evaluate) without a "
-        "higher held-out nDCG@10. null: train all steps.",
+        description="Early stopping: end the stage after this many consecutive evaluations "
+        "(every.evaluate) without a higher held-out nDCG@10. null: train all steps.",
     )
     matryoshka: dict[Annotated[int, Field(ge=1, le=1 << 20)], _Weight] = Field(
         default_factory=dict,
-        description="Lengths to which vectors may be truncated: the loss is computed on these "
-        "prefixes too. A list gives each the weight 1: [256, 128, 64]; a mapping other weights: "
-        "{256: 1, 64: 0.5}. The whole vector has the weight 1.",
+        description="Lengths to which vectors may be truncated (Matryoshka): the loss is also "
+        "computed on these prefixes. In a list, as [256, 128, 64], each has the weight 1; a "
+        "mapping, as {256: 1, 64: 0.5}, gives the weights. The whole vector has the weight 1.",
     )
     distillation: DistillationConfig = Field(
-        default=DistillationConfig(), description="What a teacher contributes to the loss."
+        default=DistillationConfig(), description="Distillation from a teacher."
     )
     generative: float = Field(
         default=0,
         ge=0,
         le=1e6,
-        description="Weight of stage 1's loss beside the contrastive one, against forgetting: each "
-        "step then also has a batch of stage 1 (split gl, stage1.samples_per_step, "
-        "stage1.objective). With from: backbone both are trained together from the start, in one "
-        "stage. 0: the contrastive loss alone.",
+        description="Replay against forgetting: weight of the loss of stage 1, which is added to "
+        "the contrastive loss. Each step then also trains a batch of stage 1 (split gl, "
+        "stage1.samples_per_step, stage1.objective). With from: backbone, one stage trains both "
+        "losses from the start. 0: the contrastive loss alone.",
     )
     chunk_tokens: int | None = Field(
         default=None,
         ge=16,
         le=MAX_COUNT,
         json_schema_extra={"unit": "tokens per rank"},
-        description="Most tokens of one rank in one forward pass of gradient caching, which is "
-        "used when a step exceeds micro_batch_tokens. null: micro_batch_tokens.",
+        description="Maximum number of tokens of one rank in one forward pass of gradient caching, "
+        "which is used when a step exceeds micro_batch_tokens. null: micro_batch_tokens.",
     )
 
     @field_validator(

@@ -1,7 +1,8 @@
-"""Turn raw corpora into cleaned, grouped and divided records, proved free of leaks, in shards.
+"""Turn raw corpora into shards of cleaned, grouped and split records, verified to be free of leaks.
 
     from lbr_ds.corpora.prepare import prepare
     audit = prepare(config.data, config.seed)
 
-`formats/` reads, `curate/` decides what stays and where it goes. No module here imports torch.
+`formats/` reads files; `curate/` decides which records are kept, and in which split. No module here
+imports torch.
 """

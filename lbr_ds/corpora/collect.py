@@ -1,8 +1,8 @@
 """Read and clean the sources of a recipe into the store; count what is left out, and why.
 
-All cores read, clean and sign, and write parts (`reading.py`); this process stores which parts are
-written, so an interrupted run resumes there. Then it drops records with repeated ids and exact
-duplicates of all parts at once (`curate/exact_duplicates.py`).
+All cores read and clean records, compute signatures, and write parts (`reading.py`). This process
+stores which parts are written, so that an interrupted run resumes after them. Then it drops records
+with repeated ids and exact duplicates of all parts at once (`curate/exact_duplicates.py`).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _written(store: Store, number: int, complete: bool) -> list[Part]:
 
 
 def _tell_forms(corpora: list[Corpus]) -> None:
-    """Log what the rows of each source were recognised as."""
+    """Log the shape that was recognised for each source."""
     for corpus in corpora:
         with hinting(corpus):
             told = corpus.form.told

@@ -1,13 +1,13 @@
-"""Prepare a corpus on several nodes: datatrove's executor does the jobs of `map_in_order`.
+"""Prepare a corpus on several nodes: datatrove's executor runs the jobs of `map_in_order`.
 
 A phase is a folder that all nodes see: `jobs/TASK` and `results/TASK` (pickles, one after another)
 beside datatrove's `completions/TASK`, `logs/` and `stats/`. Task t has the jobs t, t + tasks, ...;
-node n does the tasks n, n + nodes, ... A task is complete when its marker exists, so whatever is
-killed, only tasks without a marker are done again. A pickle can run code, so a phase's folder is
-closed to other users, and one that is not is refused.
+node n runs the tasks n, n + nodes, ... A task is complete when its marker exists, so after any kill
+only tasks without a marker are repeated. A pickle can run code, so a phase's folder is closed to
+other users, and a folder that is not is refused.
 
 datatrove's own LocalPipelineExecutor is not used: its pool waits for ever for a task whose process
-was killed. Ours derives from the same class, and does such a task again.
+was killed. Our executor derives from the same class, and repeats such a task.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several nodes that prepare one folder together: which are alive, and what is to be done.
+"""Coordinate several nodes that prepare one folder: which are alive, and which phase runs.
 
 All of them see the folder `.NAME.lbr-nodes` next to `data.folder`. Node 0 leads: it runs `prepare`
 and announces phases there; the other nodes do their share of each phase. Every node touches a file

@@ -1,17 +1,18 @@
 """Turn raw files into records, splits and shards: everything that `lbr-ds prepare` does.
 
-1. Find the sources' files and hash them; a folder made from the same files is reused.
+1. Find the files of the sources and hash them; a folder made from the same files is reused.
 2. Read and clean them into a store on disk, without exact duplicates (`collect.py`, `cleaning.py`,
    `exact_duplicates.py`).
 3. Find near duplicates (`near_duplicates.py`), form components and groups (`groups.py`), divide
    them into gl, cl and eval (`splits.py`; for the knowledge protocol `knowledge.py`, with a control
    split), remove negatives that leak (`leaks.py`).
-4. Write the shards beside the folder, and prove from them that eval leaks nowhere (`leaks.py`).
+4. Write the shards beside the folder, and verify from them that eval leaks nowhere (`leaks.py`).
 5. Write manifest.json and curation.json, and rename everything into place.
 
-Each step is stored with its result; an interrupted run resumes after the last one. Records are in
-files that all processes write, and what is known of them in a DuckDB database (`store.py`). The
-work folder takes the size of the texts and about 900 bytes per distinct text, beside the shards.
+Each step is stored with its result, and an interrupted run resumes after the last step. Records are
+in files that all processes write; everything that is found out about them is in a DuckDB database
+(`store.py`). In addition to the shards, the work folder needs the size of the texts and about 900
+bytes per distinct text.
 """
 
 from __future__ import annotations

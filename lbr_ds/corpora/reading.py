@@ -1,7 +1,8 @@
-"""Read and clean the sources in many processes into parts: of a piece of a source, or of its rows.
+"""Read and clean the sources in many processes, and write the records as parts.
 
-A source of several pieces is read by the processes that clean it. Of any other, one process reads
-and all of them clean. Where an engine spreads the work, all pieces of all sources are one phase.
+A source with several pieces is read by the processes that clean it; a part is then one piece. Any
+other source is read by one process and cleaned by all of them. With an engine that distributes the
+work over nodes, the pieces of all sources are one phase.
 """
 
 from __future__ import annotations

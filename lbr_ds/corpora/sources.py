@@ -220,7 +220,8 @@ def find(source: SourceConfig, key: str = "data.sources.0") -> Corpus:
     kind = FORMATS[name]
     if isinstance(path, RemoteFiles) and not (kind.parts and kind.parts.remote):
         raise ConfigError(
-            f"data.sources.path={path}: format {name} is not read from there; download the files"
+            f"data.sources.path={path}: format {name} cannot be read from this address; download "
+            "the files"
         )
     if path.is_dir() and kind.only_files:
         raise DataError(f"{path}: data.sources.path must be a file for format {name}")

@@ -1,14 +1,14 @@
-"""Hold what `prepare` knows of the records: a DuckDB database, and files that any process reads.
+"""Store what `prepare` finds out about the records: a DuckDB database, and files for all processes.
 
-Processes that clean write parts (`parts.py`); `stored.py` reads records and texts from them. The
-database, which this process alone opens, has numbers and names:
+The processes that clean records write parts (`parts.py`); `stored.py` reads records and texts from
+them. The database, which only this process opens, has numbers and names:
 
 parts      which parts are written, see `parts.Part`
 read_rows  a view of the rows of all parts with their numbers `seq`, until texts are gathered
 records    seq, id, source, the source's group, instructions, pair, judges; without duplicates.
            instruction: NULL for a passage; pair: true for a question with answers, false for a
            passage or a fact, NULL until `knowledge.py` has decided; judges: true for a record of a
-           source that only evaluates (role eval)
+           source for evaluation only (role eval)
 texts      num: every distinct normalised text, numbered from 0; hi and lo, the halves of its key;
            and the first record that has it, in which role and place
 uses       which record has which text, in which role, and its length in characters

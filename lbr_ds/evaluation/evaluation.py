@@ -246,7 +246,7 @@ def _choose_tasks(
     if data is None and not names:
         raise ConfigError("nothing to evaluate on; give data, or tasks, or both")
     if general is not None and data is None:
-        raise ConfigError("general data is scored beside data of the domain; give both")
+        raise ConfigError("--general needs --data, the data of the domain; give both")
     chosen: list[AbsTask] = []
     for place in (data, general):
         if place is not None:
@@ -258,7 +258,7 @@ def _choose_tasks(
             )
     if len({task.metadata.name for task in chosen}) < len(chosen):
         raise ConfigError(
-            f"{data} and {general}: their scores would have one name; rename one of the folders"
+            f"{data} and {general}: their scores would have the same name; rename one folder"
         )
     return chosen + official_tasks(names)
 

@@ -1,4 +1,4 @@
-"""What `mine` chose: the negatives of each query, in little memory, and the audit mining.json."""
+"""The result of `mine`: negatives of each query, in little memory, and the audit mining.json."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """BM25 over the pool, by bm25s (Lucene's variant, k1 1.5, b 0.75).
 
-Memory: about six times the text of the pool while it is indexed; then 8 bytes for each distinct
-word of each passage, and 4 bytes a passage for the query in hand.
+Memory: about six times the text of the pool during indexing; after that 8 bytes for each distinct
+word of each passage, and 4 bytes per passage for the current query.
 """
 
 from __future__ import annotations

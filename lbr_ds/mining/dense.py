@@ -1,20 +1,21 @@
-"""Exact search by inner product, block by block: every query meets every passage.
+"""Exact search by inner product, block by block: every query is compared with every passage.
 
-Some queries are searched together (`config.mining.searched_together`, 8,192 or fewer). Memory holds
-their vectors, the scores of BLOCKS * ROWS passages and the best so far, whatever the corpus: with
-4096 dimensions about 400 MB. It is allocated once and used again, because arrays of 1 to 30 MB that
-live for different times fragment the heap of glibc, which then takes several GB.
+A part of the queries is searched at once (`config.mining.searched_together`, 8,192 or fewer).
+Memory holds their vectors, the scores of BLOCKS * ROWS passages and the best passages so far: about
+400 MB with 4096 dimensions, whatever the size of the corpus. It is allocated once and used again,
+because arrays of 1 to 30 MB with different lifetimes fragment the heap of glibc, which then takes
+several GB.
 
-The vectors of the passages are read once for these queries, and their rankings are stored in
-`WORK/KEY/00000.npz` ..., in one rename each: ranks share them, and a killed run resumes after its
-last complete one. A block of scores is one product of the same shape either way, so the result does
-not depend on the ranks.
+The vectors of the passages are read once for each part, and its rankings are stored in
+`WORK/KEY/00000.npz` ..., in one rename each. Ranks share these files, and a killed run resumes
+after its last complete one. A block of scores is one product of the same shape in any case, so the
+result does not depend on the number of ranks.
 
 No approximate index is used: the pool of one domain is small enough, and an exact search gives the
 same negatives on every machine. FAISS's exact index is not used either. On 50,000 passages of 384
 dimensions, 2048 queries and one thread it takes 0.54 of the time (faiss-cpu 1.15), but it breaks
 ties differently (in 7 of 2048 queries), rounds by its own BLAS, and would make the negatives depend
-on what is installed. Encoding the texts takes far longer than either.
+on the installed packages. Encoding the texts takes far longer than either search.
 """
 
 from __future__ import annotations

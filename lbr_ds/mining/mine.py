@@ -1,12 +1,12 @@
 """Add hard negatives to cl: everything that `lbr-ds mine` does.
 
-Memory: texts and vectors stay on disk and pass through in blocks (`stored.py`, `vectors.py`,
-`dense.py`); the first rank holds hashes of the texts (`pool.py`), then 8 bytes for each negative.
-BM25 indexes in memory, see there.
+Memory: texts and vectors are on disk and are read in blocks (`stored.py`, `vectors.py`,
+`dense.py`); the first rank holds hashes of the texts (`pool.py`), and later 8 bytes for each
+negative. BM25 builds its index in memory (`bm25.py`).
 
-Texts, vectors and rankings are stored in `DATA.mining/`, beside DATA: a killed command resumes
-there, and mining again with other rules encodes and searches nothing. It may be deleted at any
-time.
+Texts, vectors and rankings are stored in `DATA.mining/`, beside DATA: a killed command resumes from
+it, and mining again with other rules does not repeat the encoding and the search. It may be deleted
+at any time.
 """
 
 from __future__ import annotations

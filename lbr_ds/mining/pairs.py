@@ -3,7 +3,7 @@
     make_pairs(folder, records)
     pairs = Pairs(folder)
 
-Texts are the same if `text_key` is, by which the loaders find a teacher's vectors.
+Two texts are the same if their `text_key` is, by which the loaders find a teacher's vectors.
 """
 
 from __future__ import annotations

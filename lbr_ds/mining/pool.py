@@ -4,8 +4,8 @@
     pool = Pool(folder)
 
 One rank makes the files and every rank reads them. While they are made, memory holds the hashes of
-the texts, about 100 bytes for each of them, and no texts. Texts are the same if the first 8 bytes
-of their `segmentation.key` are, as in `trained.u64`.
+the texts, about 100 bytes for each of them, but not the texts. Two texts are the same if the first
+8 bytes of their `segmentation.key` are, as in `trained.u64`.
 """
 
 from __future__ import annotations

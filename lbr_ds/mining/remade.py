@@ -1,4 +1,4 @@
-"""Records of a split with mined negatives or scores, read by the process that writes a shard."""
+"""Records of a split with mined negatives or scores added, by the process that writes a shard."""
 
 from __future__ import annotations
 

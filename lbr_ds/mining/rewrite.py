@@ -1,11 +1,11 @@
-"""Replace the records of cl in a prepared folder; everything else keeps its bytes.
+"""Replace the records of cl in a prepared folder; everything else is unchanged.
 
-`mine` adds negatives to the records of cl and then a teacher's scores, `synthesize` replaces its
-passages by pairs.
+`mine` adds negatives to the records of cl, and then the scores of a teacher; `synthesize` replaces
+passages of cl by pairs.
 
 1. Beside the folder: every file linked (copied where the disk cannot link), cl as it was becomes
    `given/` (or `passages/`, `unscored/`), and the new cl is written.
-2. Every shard is read again and compared with its hash; eval is proved apart from training.
+2. Every shard is read again and compared with its hash; no text of eval may be in training splits.
 3. One rename puts the new folder in place; until then the old one is unchanged.
 """
 

@@ -3,15 +3,15 @@
 Candidates are examined in the order of their ranks (methods take turns) or in a random order. The
 first rule that applies drops a candidate:
 
-- positive_not_found: its method scores the query's own positive at 0 or less, so its
-  scores do not tell what is too near. Only where max_ratio or margin is set.
-- too_near_the_positive: its score is above `max_ratio` times the positive's, or less than `margin`
-  below it; with several positives the lowest counts. Scores are compared within one method, and
-  every method that found the candidate counts.
-- same_as_positive: it is a near duplicate of a positive, as `prepare` defines it
+- positive_not_found: the method that found the candidate scores the query's own positive at 0 or
+  less, so a limit relative to the positive is meaningless. Only if max_ratio or margin is set.
+- too_near_the_positive: the candidate's score is above `max_ratio` times the positive's, or less
+  than `margin` below it; with several positives the lowest counts. Scores are compared within one
+  method, and one method that finds the candidate too near suffices.
+- same_as_positive: the candidate is a near duplicate of a positive, as `prepare` defines it
   (`data.near_duplicate`).
-- same_as_kept: likewise with a negative already kept.
-- guide: the guide scores it at or above the positive.
+- same_as_kept: the candidate is a near duplicate of a negative already kept.
+- guide: the guide scores the candidate at or above the positive.
 
 Passages of the query's group and texts of eval are not candidates at all (`pool.py`).
 """

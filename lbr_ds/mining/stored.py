@@ -2,8 +2,8 @@
 
 A set of texts NAME has two files: `NAME.utf8`, one text after the other, and `NAME.spans`, where
 each begins and ends. `NAME.sha256` identifies them. A list of lists has `NAME-items.npy` and
-`NAME-ends.npy`. Texts are read with pread and lists are mapped, so that memory holds only what is
-in use.
+`NAME-ends.npy`. Texts are read with pread and lists are memory-mapped, so that memory holds only
+what is in use.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 It reads cl as it is, mined or not, and writes the same records in the same order: with
 `positive_scores` and `negative_scores` (`mining.score_with`), and `teacher-keys.npy` and
-`teacher-vectors.npy` (`mining.teacher_vectors`). cl as it was becomes `unscored/`, from which the
-next teacher starts, so one command names all that is wanted.
+`teacher-vectors.npy` (`mining.teacher_vectors`). The previous cl becomes `unscored/`, from which
+the next command starts, so a command has to name all teachers whose scores or vectors are wanted.
 """
 
 from __future__ import annotations

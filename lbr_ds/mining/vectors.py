@@ -2,8 +2,7 @@
 
 A set of vectors is stored in `WORK/KEY/00000.npy` ..., where KEY hashes the model's
 fingerprint, the side and every text in order, so that vectors are never used for other texts or
-another model. A block
-appears in one rename, and one that is damaged is made again.
+another model. A block is written in one rename, and a damaged block is computed again.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ FOREIGN: dict[bytes, str] = {
     b"ARROW1\0\0": "is an Arrow file; add `format: arrow` to this entry of data.sources",
     archive(): "is a zip archive (or .xlsx, .docx, .npz); unpack it, or save a sheet as CSV",
     tar(): "is a tar archive; unpack it",
-    b"BZh91AY": "is bzip2 data; unpack it; only gzip is read as it is",
+    b"BZh91AY": "is bzip2 data; decompress it; only gzip is read directly",
     b"%PDF-1.7\n": "is a PDF document; extract its text first",
     b"SQLite format 3\0": "is an SQLite database; export its table as CSV",
     b"\x80\x04\x95": "is a pickle, which could run code when it is opened; save it as JSON lines",

@@ -266,7 +266,7 @@ def test_addresses(tmp_path: Path, server: Server) -> None:
         found("file:///nowhere/x.jsonl")
     with pytest.raises(DataError, match=r"part-5.jsonl: the server has no such file"):
         found(f"{server.url}/part-{{3..5}}.jsonl")
-    with pytest.raises(ConfigError, match="format csv is not read from there; download the files"):
+    with pytest.raises(ConfigError, match="format csv cannot be read from this address; download"):
         found(f"file://{tmp_path}/a.csv")
     with pytest.raises(ConfigError, match="no such kind of address"):
         found("nosuch://bucket/a.jsonl")

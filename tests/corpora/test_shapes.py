@@ -511,7 +511,7 @@ def test_documents_by_id(tmp_path: Path, shape: str, kind: str) -> None:
     if kind == "jsonl":
         lines(store, docs[1:])
         assert str(one(path, documents=str(store))) == (
-            f"{path}:1: names document 'd0', not in {store}"
+            f"{path}:1: names document 'd0', which is not in {store}"
         )
         lines(store, [*docs, docs[0]])
         with pytest.raises(DataError, match=r"corpus\.jsonl:4: its document id is taken"):

@@ -1,7 +1,7 @@
 """Divide families of near duplicates into clusters: a leader and its own near duplicates.
 
-A family is transitive, which is right for what must stay in one split. In a corpus made from
-templates its ends may have little in common. A cluster is not transitive.
+A family is transitive, as is necessary for texts that must stay in one split. In a corpus made from
+templates, distant members of a family may have little in common. A cluster is not transitive.
 """
 
 from __future__ import annotations

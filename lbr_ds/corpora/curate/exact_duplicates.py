@@ -1,7 +1,7 @@
 """Drop records whose ids are used before, and exact duplicates; number the texts of the others.
 
-Of equal records the first in the order of reading stays, and a text is numbered when it is first
-used. One process does this for all parts together, with SQL.
+Of several equal records the first in reading order is kept. Texts are numbered in the order of
+their first use. One process does this for all parts together, with SQL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Assign records to components, which stay in one split, and to groups of no mutual negatives.
+"""Assign records to components, which stay in one split, and to groups without mutual negatives.
 
 A component is transitive: two records that share a group of the source, or a query, positive or
 passage (equal after normalisation, or near duplicates), are in one component, and so is whatever
@@ -8,8 +8,8 @@ A component may be half of a corpus that was made from templates, and a group of
 leave hardly any negatives. So groups are not transitive without limit. The records of one group of
 the source are always one group, and so are those of equal queries. The records of a cluster of
 texts (`clusters.py`) are joined too, the rarest texts first, as long as the group has at most
-`MAX_GROUP_SHARE` of the records. Texts that more records have, as "This condition is inherited in
-an autosomal recessive pattern", join nothing.
+`MAX_GROUP_SHARE` of the records. A text that more records have, such as "This condition is
+inherited in an autosomal recessive pattern", does not join records.
 
 The result does not depend on the order in which records were read.
 """

@@ -11,8 +11,8 @@ Entities are drawn by seed, together with everything that shares a text with the
 | C, `splits.control`          | dropped     | control     | what was taught nowhere            |
 | without pairs                | gl          |             |                                    |
 
-The gain on B beyond the gain on C is knowledge; a gain on both is style, or a leak. Sizes count
-pairs. A pair whose entity has no fact is dropped.
+If the gain on B exceeds the gain on C, the difference is knowledge; a gain on both is style, or a
+leak. Sizes count pairs. A pair whose entity has no fact is dropped.
 
 One source may serve as both (`role: both`): the first of an entity's records, by seed and id, is
 its fact and the others are its pairs; the record of an entity with only one is a fact.
@@ -63,7 +63,7 @@ def choose_facts(store: Store, seed: int, dropped: Tally) -> None:
     if not store.number("SELECT EXISTS (SELECT 1 FROM records WHERE pair)"):
         raise DataError(
             "data.protocol=knowledge: no pair is left whose entity has a fact; name the column of "
-            "the entity in columns.group of each source, the same ids in facts and pairs"
+            "the entity in columns.group of each source, with equal values in facts and pairs"
         )
 
 

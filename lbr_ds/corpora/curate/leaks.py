@@ -1,4 +1,4 @@
-"""Keep every text of eval, and every near duplicate of one, out of gl and cl, and prove it.
+"""Keep every text of eval, and every near duplicate of one, out of gl and cl, and verify this.
 
 Queries, positives and passages cannot leak, since components stay in one split (`groups.py`).
 Negatives are texts of other records, and a rationale may repeat one, so they can: those that would

@@ -1,4 +1,4 @@
-"""Read Parquet, Arrow and data sets of the Hugging Face hub, streamed. Only door for `datasets`.
+"""Stream Parquet, Arrow and datasets of the Hugging Face hub. Only this module imports `datasets`.
 
 A piece of a Parquet file is a run of row groups.
 """

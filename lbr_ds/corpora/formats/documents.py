@@ -46,7 +46,7 @@ class Documents:
     def _text(self, ident: str, where: str) -> str:
         row = self._store.execute("SELECT text FROM texts WHERE id = ?", (ident,)).fetchone()
         if row is None:
-            raise DataError(f"{where}: names document {ident!r:.60}, not in {self._place}")
+            raise DataError(f"{where}: names document {ident!r:.60}, which is not in {self._place}")
         return row[0] or ""
 
 

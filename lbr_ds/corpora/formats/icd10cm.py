@@ -1,8 +1,8 @@
 """Read the ICD-10-CM tabular list (XML): inclusion term -> title of its code and its parents.
 
 "Ragpicker's disease" -> "Pulmonary anthrax. In: Anthrax". Parents are codes, nearest first;
-chapters and sections are left out. Codes without inclusion terms give no row. The rationale is the
-way from the chapter to the code: "Certain infectious and parasitic diseases; Certain zoonotic
+chapters and sections are left out. Codes without inclusion terms give no row. The rationale has the
+titles from the chapter to the code: "Certain infectious and parasitic diseases; Certain zoonotic
 bacterial diseases; Anthrax".
 """
 

@@ -9,11 +9,11 @@ To add a format, write a module like this one and add it to `FORMATS` in `format
 
     INI = Format(read_ini, suffixes=(".ini",))
 
-What becomes of the columns is decided by the recipe (`shapes.py`). A reader yields a `DataError`
-in place of the columns for a row that it cannot use, and raises one only if nothing can be read.
-For a damaged file among others it yields `lost_rows`.
+The recipe decides how the columns are used (`shapes.py`). For a row that it cannot use, a reader
+yields a `DataError` in place of the columns; it raises one only if nothing can be read. For a
+damaged file among others it yields `lost_rows`.
 
-A format whose files can be read in parts has `Parts`: many processes then read one source.
+A format whose files can be read in pieces has `Parts`: many processes then read one source.
 """
 
 from __future__ import annotations

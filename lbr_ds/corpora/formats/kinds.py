@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, and the cure if it cannot be read."""
+"""The kind of a file by its first bytes, and what to do if this kind cannot be read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "a Parquet file", "add `format: parquet` to this entry of data.sources"),
     (b"ARROW1", "an Arrow file", "add `format: arrow` to this entry of data.sources"),
     (b"PK\x03\x04", "a zip archive (or .xlsx, .docx, .npz)", "unpack it, or save a sheet as CSV"),
-    (b"BZh", "bzip2 data", "unpack it; only gzip is read as it is"),
-    (b"\xfd7zXZ\0", "xz data", "unpack it; only gzip is read as it is"),
-    (b"\x28\xb5\x2f\xfd", "Zstandard data", "unpack it; only gzip is read as it is"),
+    (b"BZh", "bzip2 data", "decompress it; only gzip is read directly"),
+    (b"\xfd7zXZ\0", "xz data", "decompress it; only gzip is read directly"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard data", "decompress it; only gzip is read directly"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it"),
     (b"Rar!\x1a\x07", "a RAR archive", "unpack it"),
     (b"%PDF-", "a PDF document", "extract its text first"),

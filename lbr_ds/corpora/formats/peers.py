@@ -1,6 +1,6 @@
-"""The rows of other trainers' files: one table of what identifies each shape, and how it is read.
+"""The shapes of other trainers' files ("peers"): what identifies each, and how its rows are read.
 
-A peer's columns may have several names (the first that a row has counts), and passages may be
+A column of a peer may have several names (the first that a row has is used), and passages may be
 texts or objects (`passage_texts` of `values.py`). README.md shows a row of each.
 """
 
