@@ -78,8 +78,8 @@ class EveryConfig(Section):
         default=("tensorboard",),
         description="Experiment trackers that get metrics, the recipe and retrieved passages, in "
         "addition to metrics.jsonl. wandb and mlflow read their servers and keys from the "
-        "environment (WANDB_MODE=offline, MLFLOW_TRACKING_URI) and need `pip install accelerate "
-        "wandb mlflow`.",
+        "environment (WANDB_MODE=offline, MLFLOW_TRACKING_URI) and need the extra "
+        "`trackers`.",
     )
     evaluate: Literal["save"] | Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
         default="save",
