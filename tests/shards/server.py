@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +22,10 @@ class Server:
     url: str = ""
     asked: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)  # one a request for a tar: the first is next
-    delay: float = 0.0  # seconds that a tar takes
+    together: int = 0  # a tar is sent once so many have been under way at the same time,
+    patience: float = 60.0  # or after so many seconds
     under_way: int = 0  # tars
-    tars_at_once: int = 0  # the most that were under way together
+    tars_at_once: int = 0  # the most that were under way at the same time
     password: str = ""  # USER:PASSWORD that a request must bring
 
     @property
@@ -36,7 +36,7 @@ class Server:
 @contextmanager
 def serve(folder: Path) -> Iterator[Server]:
     """Serve `folder` below /data while the block runs."""
-    state, counting = Server(folder), threading.Lock()
+    state, counting = Server(folder), threading.Condition()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -57,8 +57,8 @@ def serve(folder: Path) -> Iterator[Server]:
                 with counting:
                     state.under_way += 1
                     state.tars_at_once = max(state.tars_at_once, state.under_way)
-                time.sleep(state.delay)
-                with counting:
+                    counting.notify_all()
+                    counting.wait_for(lambda: state.tars_at_once >= state.together, state.patience)
                     state.under_way -= 1
                 self.answer(file.read_bytes(), fault)
             else:
