@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -25,7 +26,8 @@ from lbr_ds.reproduce.tables import TABLES
 from tests.tiny import tiny_recipe
 
 AUTO = "engine.ds_config=auto"
-# A job that writes down when it starts and ends; PLAN says what each number does.
+# A job that writes down when it starts and ends; JOB_N says what job N does. One that fails waits
+# until another one, which is to be stopped, is ready for that.
 SCRIPT = """
 import os, signal, subprocess, sys, time
 number, folder = sys.argv[-1], sys.argv[1]
@@ -42,12 +44,15 @@ if what == "hang":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     note(f"child {child.pid}")
+    open(f"{folder}/ready", "w").close()
     time.sleep(600)
 if what == "wait":
     print("step 7/9", flush=True)
+    open(f"{folder}/ready", "w").close()
     time.sleep(600)
 if what == "fail":
-    time.sleep(0.5)
+    while not os.path.exists(f"{folder}/ready"):
+        time.sleep(0.05)
     print("lbr-ds: error: the data is wrong", file=sys.stderr)
     sys.exit(3)
 time.sleep(0.2)
@@ -146,10 +151,11 @@ def test_a_job_that_does_not_stop_is_killed_with_its_children(
     with pytest.raises(LbrError, match=r"job 1 .* failed"):
         run(recipe, tmp_path, monkeypatch, does={0: "hang", 1: "fail"})
     (child,) = (int(words[1]) for words in events(tmp_path) if words[0] == "child")
-    deadline = time.monotonic() + 5
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    deadline = time.monotonic() + 60
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_the_state_of_a_job_is_the_step_in_its_output(tmp_path: Path, recipe: Path) -> None:
