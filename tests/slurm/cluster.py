@@ -56,7 +56,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 JobRequeue=1
-KillWait=10
 MinJobAge=3600
 ReturnToService=2
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} State=UNKNOWN
@@ -87,12 +86,15 @@ class SlurmCluster:
         }
         self.environment |= {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
 
-    def start(self, limit: float = 60) -> SlurmCluster:
+    def start(self, limit: float = 240) -> SlurmCluster:
         """Start all daemons and wait until both nodes are idle."""
+        ports = set[int]()
+        while len(ports) < 3:
+            ports.add(free_port())
         config = CONFIG.format(
             host=socket.gethostname().split(".")[0],
             folder=self.folder,
-            ports=[free_port() for _ in range(3)],
+            ports=[*ports],
             cpus=self.cpus,
         )
         (self.folder / "slurm.conf").write_text(config)
@@ -104,7 +106,7 @@ class SlurmCluster:
         options = [f"--{name}={self.folder}/munge.{end}" for name, end in files.items()]
         # --force: munged would rather not live below /tmp.
         self._daemon("munged", "--foreground", "--force", f"--key-file={key}", *options)
-        _wait_for((self.folder / "munge.socket").exists, 10, "munged opened no socket", self)
+        _wait_for((self.folder / "munge.socket").exists, 60, "munged opened no socket", self)
         self._daemon("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
         for node in NODES:
             (self.folder / f"spool-{node}").mkdir()
@@ -138,7 +140,7 @@ class SlurmCluster:
             env={**self.environment, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")

@@ -2,8 +2,9 @@
 
 `train`: ranks meet at MASTER_ADDR:MASTER_PORT, then count the steps of stage 1, 0.2 s each, into
 RUN/rank-R. USR1, USR2 and TERM end the count after the step in hand with exit code 85; the next
-start resumes. STAND_IN_CODE=N: rank 1 fails with N after one step. STAND_IN_SKEW=S: a stopping
-rank R takes R * S seconds more. `bench`, as a rank of a configuration: rank 0 writes made-up
+start resumes. STAND_IN_HOLD=1: a start at step 0 does not take its last step, but waits for a
+signal. STAND_IN_CODE=N: rank 1 fails with N after one step. STAND_IN_SKEW=S: a stopping rank R
+takes R * S seconds more. `bench`, as a rank of a configuration: rank 0 writes made-up
 figures, and with STAND_IN_CODE rank 1 fails. `doctor` finds its node fit, unless STAND_IN_SICK is
 the node's name. Any other verb only says that it ran.
 """
@@ -29,7 +30,7 @@ def meet(rank: int, world: int) -> None:
             for _ in range(world - 1):
                 server.accept()[0].close()
         return
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while True:
         try:
             socket.create_connection(place, timeout=5).close()
@@ -93,10 +94,11 @@ def main() -> int:
     place = Path(given["run"]) / f"rank-{rank}"
     place.parent.mkdir(parents=True, exist_ok=True)
     step = int(place.read_text()) if place.exists() else 0
+    steps, held = int(given["stage1.num_steps"]), step == 0 and "STAND_IN_HOLD" in os.environ
     print(f"rank {rank} of world size {world} starts at step {step}", flush=True)
-    while step < int(given["stage1.num_steps"]):
+    while step < steps:
         time.sleep(0.2)
-        step += 1
+        step = min(step + 1, steps - held)
         place.write_text(str(step))
         if stop:
             time.sleep(rank * float(os.environ.get("STAND_IN_SKEW", "0")))
