@@ -17,7 +17,7 @@ from typing import IO, Any
 from tests.forks import Fork, fork
 
 ROOT = Path(__file__).parent.parent
-TIMEOUT_SECONDS = 300
+TIMEOUT_SECONDS = 900  # a program that takes so long hangs, on a slow machine too
 PATIENCE_SECONDS = 20
 
 
@@ -53,12 +53,25 @@ def run_ranks(module: str, world: int, *arguments: str) -> str:
 
     It fails with that if a rank fails; one that waits for it gets a moment to say so.
     """
+    codes, said = ended_ranks(module, world, *arguments, servers=2)
+    whole = "\n".join(f"--- rank {rank}\n{one}" for rank, one in enumerate(said))
+    assert codes == [0] * world, f"{codes} of {module} {arguments}\n{whole}"
+    return whole
+
+
+def ended_ranks(
+    module: str, world: int, *arguments: str, servers: int = 1
+) -> tuple[list[int], list[str]]:
+    """Exit codes of ranks, and what each printed.
+
+    The forks of one server start within milliseconds; interpreters may be ready seconds apart.
+    """
     with contextlib.ExitStack() as stack:
         ranks, files = [], []
         for rank, env in enumerate(rank_environments(world)):
             files.append(stack.enter_context(tempfile.TemporaryFile()))
             words = module, list(arguments), env, files[-1], files[-1]
-            ranks.append(start(*words, server=rank % 2, warn=False))
+            ranks.append(start(*words, server=rank % servers, warn=False))
         end = time.monotonic() + TIMEOUT_SECONDS
         while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
             if any(rank.poll() for rank in ranks):
@@ -66,10 +79,7 @@ def run_ranks(module: str, world: int, *arguments: str) -> str:
             time.sleep(0.05)
         for process in ranks:
             process.kill()
-        codes = [process.wait() for process in ranks]
-        said = "\n".join(f"--- rank {rank}\n{content(file)}" for rank, file in enumerate(files))
-        assert codes == [0] * world, f"{codes} of {module} {arguments}\n{said}"
-        return said
+        return [process.wait() for process in ranks], [content(file) for file in files]
 
 
 def train_ranks(world: int, recipe: Path | str, stage: int | str, *overrides: str) -> str:
@@ -82,10 +92,10 @@ def content(file: IO[bytes]) -> str:
     return file.read().decode()
 
 
-def start_cli(*arguments: str, **options: Any) -> subprocess.Popen[Any]:
+def start_cli(*arguments: str, module: str = "lbr_ds", **options: Any) -> subprocess.Popen[Any]:
     """`lbr-ds ARGUMENTS` in a process of its own, still running; options: of Popen."""
     return subprocess.Popen(
-        [sys.executable, "-m", "lbr_ds", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         **options,
@@ -134,10 +144,11 @@ def free_port() -> int:
     """A TCP port that nobody on this machine listens on.
 
     Below those that Linux gives to connections: one of these may be taken before a rank listens.
+    Above 20000 + N, at which the ranks of SLURM job N meet, for the first 2000 jobs.
     """
     while True:
         with socket.socket() as probe:
-            port = 20_000 + secrets.randbelow(12_000)
+            port = 22_000 + secrets.randbelow(10_000)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:

@@ -16,7 +16,7 @@ from lbr_ds.mining import vectors
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.system import blocks
 from tests.mining.toy import Words, file_bytes
-from tests.ranks import run_cli, start_ranks
+from tests.ranks import ended_ranks, run_cli
 from tests.tiny import tiny_recipe
 
 pytestmark = pytest.mark.slow
@@ -79,8 +79,7 @@ def test_mine_by_two_ranks_is_mine_by_one(tmp_path: Path) -> None:
 
 def test_another_number_of_ranks_than_the_launchers_is_refused(tmp_path: Path) -> None:
     """In one line, which one of the two ranks prints."""
-    ranks = start_ranks("lbr_ds", 2, "mine", str(tiny_recipe(tmp_path)), "--nproc", "3")
-    outputs = [process.communicate(timeout=120)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [ConfigError.exit_code] * 2, outputs
+    codes, outputs = ended_ranks("lbr_ds", 2, "mine", str(tiny_recipe(tmp_path)), "--nproc", "3")
+    assert codes == [ConfigError.exit_code] * 2, outputs
     line = "--nproc 3: a launcher has started 2 ranks already; leave it out"
     assert "".join(outputs).count(line) == 1, outputs

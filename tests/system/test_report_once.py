@@ -9,7 +9,7 @@ import pytest
 
 from lbr_ds.system import report_once as module
 from lbr_ds.system.report_once import report_once
-from tests.ranks import start_ranks
+from tests.ranks import ended_ranks
 from tests.tiny import tiny_recipe
 
 
@@ -22,9 +22,8 @@ from tests.tiny import tiny_recipe
 )
 def test_ranks_print_one_line(tmp_path: Path, key: str, line: str, code: int) -> None:
     recipe = tiny_recipe(tmp_path, count=40)
-    ranks = start_ranks("lbr_ds", 2, "train", str(recipe), "--stage", "1", key)
-    said = [process.communicate(timeout=200)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [code, code]
+    codes, said = ended_ranks("lbr_ds", 2, "train", str(recipe), "--stage", "1", key)
+    assert codes == [code, code], said
     (error,) = [e for e in "".join(said).splitlines() if e.startswith("lbr-ds: error:")]
     assert line in error
     assert not (tmp_path / "run").exists()

@@ -21,13 +21,13 @@ from tests.training.test_resume import metrics, weights
 pytestmark = pytest.mark.slow
 
 FAULTY = "tests.training.faulty"
-SLOW = ("slow", "1", "0")  # a step takes a second, so that something can happen in it
+SLOW = ("slow+cut", "1", "0")  # a step takes a second, so that something can happen in it
 
 
 def ended(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
     """All ranks' exit codes and what each said."""
     try:
-        said = [process.communicate(timeout=240)[0] for process in ranks]
+        said = [process.communicate(timeout=600)[0] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -37,7 +37,7 @@ def ended(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
 def at_step(folder: Path, step: int, ranks: list[subprocess.Popen[str]]) -> None:
     """Return when the run's metrics have reached that step."""
     file = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not (file.exists() and f'"step": {step},' in file.read_text()):
         assert time.monotonic() < deadline, f"no step {step}"
         assert all(process.poll() is None for process in ranks), ended(ranks)

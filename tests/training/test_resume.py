@@ -65,16 +65,20 @@ def test_resumed_equals_uninterrupted(trained: RunConfig, copied: Path, stage: i
 def test_preempted_run_saves_exits_85_and_resumes(trained: RunConfig, copied: Path) -> None:
     folder = copied.parent / "run" / "stage1"
     shutil.rmtree(folder)
-    words = ["train", str(copied), "--stage", "1", "--nproc", "2", "every.save=100"]
-    running = start_cli(*words, start_new_session=True)
+    # Each step takes a second, so that the signals come before the last one.
+    words = ["slow", "1", "0", "train", str(copied), "--stage", "1", "--nproc", "2"]
+    module = "tests.training.faulty"
+    running = start_cli(*words, "every.save=100", module=module, start_new_session=True)
     path = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 600
+    while not (path.exists() and path.read_text()):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.002)
     # A scheduler signals every process; the launcher passes it on, so that each rank has it twice.
     os.killpg(running.pid, signal.SIGTERM)
     running.send_signal(signal.SIGUSR1)
-    assert running.wait(timeout=60) == SAVED_AND_STOPPED
+    assert running.wait(timeout=240) == SAVED_AND_STOPPED
     stopped_at = len(metrics(folder))
     assert checkpoints(folder)[-1].name == f"step-{stopped_at:06d}"
     assert 1 <= stopped_at < 6
