@@ -95,9 +95,11 @@ def swept(words: list[str]) -> tuple[list[dict[str, Any]], Path, str]:
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 900
     try:
-        while len(rows_of(folder)) < 3 and time.monotonic() < deadline:
+        while len(rows_of(folder)) < 3:
+            assert first.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.1)
     finally:
         os.killpg(first.pid, signal.SIGKILL)

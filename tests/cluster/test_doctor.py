@@ -291,7 +291,7 @@ def test_what_hangs_is_named(recipe: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 6, done.stderr
     assert done.stderr.endswith(

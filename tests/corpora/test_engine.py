@@ -75,7 +75,7 @@ def start(tmp_path: Path, data: dict[str, Any], node: int, tasks: int = 3, **mor
 
 def end(started: list[Any]) -> list[tuple[int, str]]:
     """Exit codes and outputs."""
-    said = [process.communicate(timeout=300)[0] for process in started]
+    said = [process.communicate(timeout=900)[0] for process in started]
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 

@@ -18,7 +18,7 @@ from tests.ranks import ROOT
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 15  # seconds in which all must have ended
+LIMIT = 120  # seconds in which all must have ended; they would run for 600
 CHAINS = {
     "verb verb saves": 3,
     "verb deaf": 2,
@@ -36,7 +36,7 @@ def start(folder: Path, chain: str) -> subprocess.Popen[bytes]:
 
 def family(folder: Path, count: int, first: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The processes of a chain, once so many have said that they are there; the first one first."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(found := list(folder.glob("*.pid"))) < count and time.monotonic() < deadline:
         assert first.poll() is None
         time.sleep(0.02)
@@ -105,7 +105,7 @@ def test_a_signal_to_the_first_reaches_the_last_and_its_code_comes_back(tmp_path
     first = start(tmp_path, "verb verb saves")
     family(tmp_path, 3, first)
     first.terminate()
-    assert first.wait(timeout=60) == 85
+    assert first.wait(timeout=240) == 85
     assert (tmp_path / "saved").read_text() == "SIGTERM"
     assert ends(first.pid)
 
