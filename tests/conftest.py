@@ -10,6 +10,8 @@ import pytest
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and several processes at a time
+# No thread of pyarrow's allocator: a process with threads does not serve forks (`tests/forks.py`).
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 import torch
 
