@@ -204,7 +204,7 @@ def test_general_data_is_scored_beside_the_domain(
     assert list(both["tasks"]) == ["data-eval", "general-eval"]
     assert both["general"] == str(general)
     assert both["protocol"] == "random split"
-    with pytest.raises(ConfigError, match="rename one of the folders"):
+    with pytest.raises(ConfigError, match="rename one folder"):
         evaluate(str(sides[0]), data=domain, general=domain)
     with pytest.raises(ConfigError, match="give both"):
         evaluate(str(sides[0]), general=general, tasks=["NFCorpus"])

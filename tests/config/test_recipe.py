@@ -209,8 +209,8 @@ def test_how_sources_are_drawn_is_part_of_the_result() -> None:
 @pytest.mark.parametrize(
     ("sources", "words"),
     [
-        ("[{path: a, weight: 2}]", "weight belongs to .* give the source a name"),
-        ("[{path: a, temperature: 2}]", "temperature belongs to .* give the source a name"),
+        ("[{path: a, weight: 2}]", "weight is applied .* add a name"),
+        ("[{path: a, temperature: 2}]", "temperature is applied .* add a name"),
         ("[{path: a, name: x, weight: 2}, {path: b, name: x}]", "'x' and differ in weight"),
         ("[{path: a, name: x, weight: 0}]", "weight: .*greater than 0"),
     ],
