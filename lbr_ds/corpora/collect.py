@@ -16,6 +16,7 @@ from lbr_ds.config import DataConfig
 from lbr_ds.corpora.curate.cleaning import Rules
 from lbr_ds.corpora.curate.exact_duplicates import Repeated, drop_exact_duplicates, repeated_ids
 from lbr_ds.corpora.curate.tally import Tally
+from lbr_ds.corpora.formats.interface import RESTORE
 from lbr_ds.corpora.parts import Part, is_shared
 from lbr_ds.corpora.reading import READ, Source, hinting, made
 from lbr_ds.corpora.sources import Corpus
@@ -195,7 +196,7 @@ def _refusal(fault: str, any_valid: bool) -> str:
     any_valid: Whether a row before or near it is valid; only then does it help to skip such rows.
     """
     names_key = "data.sources" in fault  # the message already says what to correct
-    fix = "" if names_key else "; fix this row"
+    fix = "" if names_key or fault.endswith(RESTORE) else "; fix this row"
     skip = f"{fix}, or set data.on_error=skip to drop and count such rows"
     cure = skip if any_valid else "" if names_key else f"; {_CURE}"
     return f"{fault:.1000}{cure}"

@@ -29,6 +29,7 @@ from lbr_ds.system.remote_files import RANGE_BYTES, RemoteFile, RemoteFiles
 from lbr_ds.system.urls import is_url
 
 PIECE_BYTES = RANGE_BYTES  # of a piece; one request, and little enough to be held
+RESTORE = "the rest of this file is lost, so restore it"
 _File = TypeVar("_File", Path, RemoteFile)
 
 
@@ -210,7 +211,7 @@ def lost_rows(file: File, prefix: str, error: DataError) -> Row:
 
     It is counted like any invalid row, and with `on_error=skip` the other files are read.
     """
-    fault = DataError(f"{error}; the rest of this file is lost, so restore it")
+    fault = DataError(f"{error}; {RESTORE}")
     return Row(str(file), f"{prefix}rest", fault)
 
 
