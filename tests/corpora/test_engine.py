@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -132,20 +131,29 @@ def interrupt(config: DataConfig, monkeypatch: pytest.MonkeyPatch, part: int) ->
             prepare(config, 0)
 
 
+def in_turns(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch, alone: int, together: int, again: int
+) -> None:
+    """Prepare on one node, on several, on one and on several; all but the last are interrupted.
+
+    alone, together, again: when which part is stored.
+    """
+    interrupt(config, monkeypatch, alone)
+    with engine.leading(config.local_folder, Spread(3)):
+        interrupt(config, monkeypatch, together)
+    interrupt(config, monkeypatch, again)
+    with engine.leading(config.local_folder, Spread(3)):
+        prepare(config, 0)
+
+
 def test_one_node_and_several_read_again_what_the_other_has_read_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, as several nodes, alone and as several nodes again; the last one completes it."""
     data = files(tmp_path, 60)
     expected = alone(tmp_path, data)
     config = DataConfig.model_validate({**data, "folder": tmp_path / "data"})
     monkeypatch.setattr("lbr_ds.corpora.reading._ROWS", 16)
-    for part in (3, 2, 5):
-        together = engine.leading(config.local_folder, Spread(3)) if part == 2 else nullcontext()
-        with together:
-            interrupt(config, monkeypatch, part)
-    with engine.leading(config.local_folder, Spread(3)):
-        prepare(config, 0)
+    in_turns(config, monkeypatch, alone=3, together=2, again=5)
     assert everything(tmp_path / "data") == expected
 
 
@@ -164,12 +172,7 @@ def test_many_files_are_pieces_as_they_are(tmp_path: Path, monkeypatch: pytest.M
     assert list(corpus.shared_pieces()) == list(corpus.pieces())
     monkeypatch.setattr(sources, "MANY_FILES", SOURCES)
     assert len(list(corpus.shared_pieces())) == SOURCES < len(list(corpus.pieces()))
-    for part in (12, 3):  # pieces of one node, then of several
-        together = engine.leading(config.local_folder, Spread(3)) if part == 3 else nullcontext()
-        with together:
-            interrupt(config, monkeypatch, part)
-    with engine.leading(config.local_folder, Spread(3)):
-        prepare(config, 0)
+    in_turns(config, monkeypatch, alone=12, together=3, again=14)
     assert everything(tmp_path / "data") == expected
 
 
