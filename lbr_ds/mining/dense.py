@@ -70,10 +70,8 @@ def rank_share(
     progress: Progress = no_progress,
 ) -> None:
     """Store this rank's share of the rankings of `rank`: every `world.size`-th block of queries."""
-    folder, several = (
-        work / rank_key(pool, queries, passages, count),
-        searched_together(queries.count, count),
-    )
+    folder = work / rank_key(pool, queries, passages, count)
+    several = searched_together(queries.count, count)
     for start in range(world.rank * several, queries.count, world.size * several):
         found = _stored(pool, queries, passages, count, start, folder)
         progress("search", start + len(found), queries.count)

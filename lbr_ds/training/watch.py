@@ -159,7 +159,7 @@ class Watch:
 
     def _exchange(self) -> None:
         """Thread: publish this rank's heartbeats and read those of the others."""
-        due, period = 0.0, _HEARTBEAT_SECONDS * max(1.0, self.world.size / _RANKS)
+        due, slower = 0.0, max(1.0, self.world.size / _RANKS)
         while not self._done.is_set():
             marked = self._woken.wait(_POLL_SECONDS)
             self._woken.clear()
@@ -169,8 +169,8 @@ class Watch:
                 if time.monotonic() >= due:
                     self._read()
                     self._answered = self._ran
-                    # A rank may die in its first second: until all are known, look more often.
-                    due = time.monotonic() + (period if self._seen else period * _POLL_SECONDS)
+                    gap = _HEARTBEAT_SECONDS if self._seen else _POLL_SECONDS  # a rank may die soon
+                    due = time.monotonic() + gap * slower
             except Exception:  # the store's errors have many types; all mean that its host is gone
                 self._lost_store = True
                 return

@@ -1,4 +1,4 @@
-"""A data set of the hub is read in pieces; a server on this host stands in for the hub."""
+"""A dataset of the hub is read in pieces; a server on this host takes the place of the hub."""
 
 from __future__ import annotations
 

@@ -153,6 +153,17 @@ def test_an_embedder_writes_cosines_and_vectors(run: RunConfig, use: Any) -> Non
     assert file_bytes(run.data.folder) == before
 
 
+def taught_again(run: RunConfig, copy: Path, use: Any) -> tuple[dict[str, bytes], int]:
+    """The files after the data as they were are taught in one go, and how many texts it encoded."""
+    shutil.rmtree(run.data.local_folder)
+    shutil.rmtree(run.data.local_folder.with_name("data.mining"))
+    shutil.copytree(copy, run.data.local_folder)
+    whole = Words()
+    use(whole)
+    teach(run)
+    return file_bytes(run.data.local_folder), whole.texts
+
+
 @pytest.mark.parametrize("stop_after", [0, 2, 5])
 def test_killed_and_resumed_is_uninterrupted(run: RunConfig, use: Any, stop_after: int) -> None:
     both = with_mining(run, score_with="words", teacher_vectors="words")
@@ -166,15 +177,8 @@ def test_killed_and_resumed_is_uninterrupted(run: RunConfig, use: Any, stop_afte
     rest = Words()
     use(rest)
     teach(both)
-    resumed, count = file_bytes(run.data.local_folder), rest.texts
-    shutil.rmtree(run.data.local_folder)
-    shutil.rmtree(run.data.local_folder.with_name("data.mining"))
-    shutil.copytree(copy, run.data.local_folder)
-    whole = Words()
-    use(whole)
-    teach(both)
-    assert file_bytes(run.data.local_folder) == resumed
-    assert count == whole.texts - stopped.texts
+    resumed = file_bytes(run.data.local_folder)
+    assert taught_again(both, copy, use) == (resumed, rest.texts + stopped.texts)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -194,13 +198,7 @@ def test_the_shares_of_ranks_are_the_whole(run: RunConfig, use: Any, ranks: int)
     teach(both)
     assert last.texts == 0 < min(counts)
     shared = file_bytes(run.data.local_folder)
-    shutil.rmtree(run.data.local_folder)
-    shutil.rmtree(run.data.local_folder.with_name("data.mining"))
-    shutil.copytree(copy, run.data.local_folder)
-    whole = Words()
-    use(whole)
-    teach(both)
-    assert (file_bytes(run.data.local_folder), whole.texts) == (shared, sum(counts))
+    assert taught_again(both, copy, use) == (shared, sum(counts))
 
 
 def test_another_teacher_starts_from_what_was_mined(run: RunConfig, use: Any) -> None:

@@ -7,15 +7,14 @@ the second of them was closed after two steps and opened again.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 
 from lbr_ds.config import load
-from lbr_ds.distributed import World, end, join, leave
+from lbr_ds.distributed import World
 from lbr_ds.training.session import build_engine, build_session
-from tests.training.probe import steps_of, train_whole_and_resumed, update
+from tests.training.probe import learned, run_probes, steps_of
 
 # name: (stage, overrides)
 CASES = {
@@ -33,19 +32,10 @@ def probe(name: str, recipe: str, out: Path, world: World) -> None:
     session = build_session(run, number, engine)
     (step,) = steps_of(run, session, world, 1)
     work = session.stage.collate(run, session.tokenizer, step)
-    totals = session.stage.forward_backward(session, work)
-    grads = dict(engine.gradients())
-    _, stats = update(engine, totals)
-    found = {"stats": stats, "grads": grads, "micro_batches": len(work.micro_batches)}
+    found = {**learned(session, engine, work), "micro_batches": len(work.micro_batches)}
     if world.first:
         torch.save(found, out / f"{name}-{world.size}.pt")
 
 
 if __name__ == "__main__":
-    place = join(timeout_minutes=2)
-    given, target = sys.argv[1], Path(sys.argv[2])
-    for case in CASES:
-        probe(case, given, target, place)
-    train_whole_and_resumed(given, target, place, "stage2.homogeneous=true")
-    leave()
-    end(0)
+    run_probes(probe, CASES, "stage2.homogeneous=true")

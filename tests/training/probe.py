@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from lbr_ds.training.loop import take_step
 from lbr_ds.training.session import Session, build_engine, build_session
 from lbr_ds.training.setup import open_session
 from lbr_ds.training.stages import Totals
+from lbr_ds.training.work import Work
 
 # name: (stage, ds_config, tokens of a micro-batch, further overrides)
 CHECKPOINTING = ["model.activation_checkpointing=true"]
@@ -113,6 +115,27 @@ def probe(recipe: str, out: Path, world: World) -> None:
         found["one_reduction"] = engine._one_reduction
         if world.first:
             torch.save(found, out / f"{case}-{world.size}.pt")
+
+
+def learned(session: Session, engine: Engine, work: Work) -> dict[str, Any]:
+    """The statistics and the gradients of a step, after its update."""
+    totals = session.stage.forward_backward(session, work)
+    grads = dict(engine.gradients())
+    _, stats = update(engine, totals)
+    return {"stats": stats, "grads": grads}
+
+
+def run_probes(
+    probe: Callable[[str, str, Path, World], None], cases: Iterable[str], override: str
+) -> None:
+    """The program of a rank, `RECIPE OUT`: a probe of each case, then the trainings."""
+    place = join(timeout_minutes=2)
+    given, target = sys.argv[1], Path(sys.argv[2])
+    for case in cases:
+        probe(case, given, target, place)
+    train_whole_and_resumed(given, target, place, override)
+    leave()
+    end(0)
 
 
 def train_whole_and_resumed(recipe: str, out: Path, world: World, override: str) -> None:

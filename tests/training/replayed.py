@@ -7,17 +7,16 @@ the second of them was closed after two steps and opened again.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 
 from lbr_ds.config import load
-from lbr_ds.distributed import World, end, join, leave
+from lbr_ds.distributed import World
 from lbr_ds.training.deepspeed.engine import load_layout
 from lbr_ds.training.feed import open_feed
 from lbr_ds.training.session import build_engine, build_session, text_tokenizer
-from tests.training.probe import train_whole_and_resumed, update
+from tests.training.probe import learned, run_probes
 
 WEIGHT, BAG, RATIONALE = 0.3, 0.7, 0.4
 # name: (layout in OUT, tokens of a micro-batch)
@@ -47,20 +46,11 @@ def probe(name: str, recipe: str, out: Path, world: World) -> None:
     session = build_session(run, 2, engine)
     work = next(open_feed(run, session.stage, text_tokenizer(run), world, start=0, stop=1))
     assert work.replay is not None
-    totals = session.stage.forward_backward(session, work)
-    grads = dict(engine.gradients())
-    _, stats = update(engine, totals)
+    found = learned(session, engine, work)
     batches = [len(work.micro_batches), len(work.replay.micro_batches)]
     if world.first:
-        found = {"stats": stats, "grads": grads, "micro_batches": batches}
-        torch.save(found, out / f"{name}-{world.size}.pt")
+        torch.save({**found, "micro_batches": batches}, out / f"{name}-{world.size}.pt")
 
 
 if __name__ == "__main__":
-    place = join(timeout_minutes=2)
-    given, target = sys.argv[1], Path(sys.argv[2])
-    for case in CASES:
-        probe(case, given, target, place)
-    train_whole_and_resumed(given, target, place, "stage2.generative=0.5")
-    leave()
-    end(0)
+    run_probes(probe, CASES, "stage2.generative=0.5")
