@@ -26,7 +26,7 @@ __all__ = ["write_report"]
 def write_report(runs: Sequence[Path], output: Path) -> dict[str, Any]:
     """Write the three files into the folder `output`; returns what report.json holds.
 
-    What a run lacks (no evaluation yet, no environment) is left out with a sentence in `notes`.
+    What a run lacks is left out. `notes` names a missing recipe, data folder, stage or evaluation.
     Raises ConfigError without runs or for a folder that is no run; DataError for a file that
     cannot be read, with its name and line.
     """
