@@ -157,5 +157,5 @@ def _needs(lacks: str) -> str:
         return ""
     return (
         f"transformers 5 or newer: transformers 4 has no keys for this model's rotary positions "
-        f"({lacks}) and would give wrong vectors without an error"
+        f"({lacks}), so it refuses the model or gives wrong vectors without an error"
     )
