@@ -34,7 +34,7 @@ def export(
     ] = False,
     bottleneck: Annotated[
         int | None,
-        typer.Option(min=1, help="Append only so many bottleneck tokens."),
+        typer.Option(min=1, help="Append only this many bottleneck tokens, the first ones."),
     ] = None,
 ) -> None:
     """Export a checkpoint for sentence-transformers, MTEB and servers, and verify its vectors.

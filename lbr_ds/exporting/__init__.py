@@ -57,8 +57,8 @@ def export(
             and generation, instead of the base model that embedding servers load.
         onnx: Whether to write `onnx/` too.
         int8: Whether to write 8-bit weights in ONNX too; implies `onnx`.
-        bottleneck: Append only the first so many bottleneck tokens. `lbr-ds eval --bottleneck`
-            says what it costs.
+        bottleneck: Append only this many bottleneck tokens, the first ones. `lbr-ds eval
+            --bottleneck` measures what fewer tokens cost.
 
     Returns:
         The content of parity.json.

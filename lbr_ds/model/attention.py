@@ -113,7 +113,9 @@ def segment_attention(
         raise ConfigError(f"attention {NAME!r} was called without segments; use packed_forward")
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
-            raise ConfigError(f"this backbone's attention uses {name}, which {NAME} does not do")
+            raise ConfigError(
+                f"this backbone's attention uses {name}, which {NAME} does not support"
+            )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, d)
     window, causal = kwargs.get("sliding_window"), not bidirectional
     if torch.compiler.is_compiling():

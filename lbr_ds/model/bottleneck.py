@@ -41,9 +41,9 @@ from lbr_ds.system.failures import reading
 log = logging.getLogger(__name__)
 CARD = "lbr.json"
 _NEVER = -1e4  # a piece's log probability: any other way to write the text is likelier
-_ROUND_TO = 64  # new embedding tables get a multiple of this many rows: kernels like it
+_ROUND_TO = 64  # new embedding tables get a multiple of this many rows, for fast kernels
 
-transformers_logging.disable_progress_bar()  # a bar a tensor, on every rank
+transformers_logging.disable_progress_bar()  # else every rank shows a bar for each tensor
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ transformers fills a tensor that a file lacks with random numbers and reports it
 Here a folder whose tensors do not fit the model is refused with one line, wherever a model is read:
 
 - `fit` compares the names in the files' headers with those of a module on the meta device, and maps
-  a prefix that all of them have too much or too little (`module.`, `base_model.model.`);
+  a prefix that all of them have in addition or lack (`module.`, `base_model.model.`);
 - `complete` is a context in which every `from_pretrained`, whichever library calls it, is compared
   by transformers' own loading report, and its values are checked;
 - `check_positions` and `check_finite` are the parts that are used alone.
@@ -89,7 +89,7 @@ def common_prefix(missing: list[str], left: list[str]) -> tuple[str, str]:
     by_end: dict[str, list[str]] = {}
     for name in left:
         by_end.setdefault(_end(name), []).append(name)
-    # One name would do were it not the head, which may have no counterpart.
+    # One name is not enough, because it may belong to the head, which may have no counterpart.
     for name in {missing[0], missing[len(missing) // 2], missing[-1]} if missing else ():
         candidates = {_without_common_end(other, name) for other in by_end.get(_end(name), ())}
         for candidate in sorted(candidates, key=lambda pair: (len(pair[0]) + len(pair[1]), pair)):

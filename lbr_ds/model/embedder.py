@@ -90,7 +90,8 @@ def _means(states: Tensor, batch: PackedBatch) -> Tensor:
     """Return (N, D), the mean of each sequence's rows of states (T, D) without unpooled ones."""
     lengths = batch.starts.diff()
     numbers = torch.arange(len(lengths), device=states.device)
-    owner = numbers.repeat_interleave(lengths, output_size=len(states))  # or it reads their sum
+    # Without output_size torch would wait for the device to know the sum of the lengths.
+    owner = numbers.repeat_interleave(lengths, output_size=len(states))
     if batch.unpooled is not None:
         inside = torch.arange(len(states), device=states.device) - batch.starts[owner]
         states = states * (inside >= batch.unpooled[owner])[:, None]

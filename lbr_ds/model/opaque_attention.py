@@ -113,7 +113,7 @@ def opaque_attention(
     with (
         torch._C._ForceDispatchKeyGuard(*_RECORDING),
         torch.enable_grad(),
-        # Those of activation checkpointing see the tokens, and must not see what is recorded.
+        # Hooks of activation checkpointing save the tokens, and must not save what is recorded.
         torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
     ):
         inputs = [x.requires_grad_() for x in inputs]

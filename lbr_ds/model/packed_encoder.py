@@ -36,7 +36,8 @@ class PackedEncoder:
             dtype: "auto": as the weights are stored; None: likewise, but fp32 on a CPU that has no
                 instructions for bf16.
             trust_remote_code: whether code that the model brings may run.
-            bottleneck: read texts with so many of its bottleneck tokens; None: as it was trained.
+            bottleneck: read texts with this many bottleneck tokens, the first ones; None: as it was
+                trained.
 
         Raises:
             CheckpointError: the folder is not complete (see `complete.py`).

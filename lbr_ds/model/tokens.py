@@ -85,7 +85,7 @@ def ensure_end(what: str, tokenizer: PreTrainedTokenizerBase, module: PreTrained
         )
     tokenizer.eos_token = str(tokenizer.convert_ids_to_tokens(number))
     log.warning(
-        "%s: its tokenizer names no end token; %r of its config is taken", what, tokenizer.eos_token
+        "%s: its tokenizer names no end token; %r of its config is used", what, tokenizer.eos_token
     )
 
 
@@ -100,7 +100,7 @@ def ensure_padding(what: str, tokenizer: Any) -> None:
     filling = next((token for token in known if token is not None), None)
     tokenizer.pad_token = filling or tokenizer.convert_ids_to_tokens(0)
     log.warning(
-        "%s: its tokenizer has no pad token; batches are filled up with %r",
+        "%s: its tokenizer has no pad token; batches are padded with %r",
         what,
         tokenizer.pad_token,
     )

@@ -20,7 +20,7 @@ from lbr_ds.report.by_source import sources_of
 from lbr_ds.report.collect import Run, Stage
 
 MAX_SERIES = 6  # colours in the palette that stay apart for colour-blind eyes
-_MAX_POINTS = 600  # more than that no screen shows, and the file would grow with the run
+_MAX_POINTS = 600  # a screen does not show more, and the file would grow with the run
 _INK, _GRID = "#101112", "#202122"
 _SERIES = [f"#a0a0{n:02x}" for n in range(MAX_SERIES)]
 _VARIABLES = {_INK: "var(--soft)", _GRID: "var(--rule)"}
@@ -49,7 +49,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart: which measures, and what the reader should know."""
+    """One small chart: its measures, and a note for the reader."""
 
     title: str
     keys: tuple[str, ...]
@@ -64,7 +64,7 @@ PANELS = (
     Panel("Loss", ("loss",)),
     Panel("Generative loss", ("generative_loss",), (2,), "of the replayed batches of stage 1"),
     Panel("Distillation loss", ("distillation_loss",), (2,), "of the teacher's scores or vectors"),
-    Panel("In-batch accuracy", ("accuracy",), (2,), "queries whose answer ranks first"),
+    Panel("In-batch accuracy", ("accuracy",), (2,), "share of queries whose answer ranks first"),
     Panel(
         "Cosine to the query",
         ("positive_cosine", "negative_cosine"),
@@ -75,24 +75,24 @@ PANELS = (
     Panel(
         "Held-out retrieval",
         ("evaluation/recall_at_10", "evaluation/ndcg_at_10"),
-        note="a sample, in training",
+        note="on a sample, during training",
         names=("R@10", "N@10"),
     ),
-    Panel("Separation Ratio", ("evaluation/separation_ratio",), note="held out; 1: none"),
+    Panel("Separation Ratio", ("evaluation/separation_ratio",), note="held out; 1 means none"),
     Panel(
         "Held-out loss",
         ("evaluation/loss", "evaluation/loss_without_bottleneck"),
-        note="what Y reads from B is the gap",
+        note="the gap is what Y reads from B",
         names=("as trained", "B hidden from Y"),
     ),
-    Panel("Alignment", ("evaluation/alignment",), note="held out; 0: pairs coincide"),
-    Panel("Uniformity", ("evaluation/uniformity",), note="held out; 0: collapse"),
-    Panel("Effective rank", ("evaluation/effective_rank",), note="held out; 1: collapse"),
+    Panel("Alignment", ("evaluation/alignment",), note="held out; 0 if pairs coincide"),
+    Panel("Uniformity", ("evaluation/uniformity",), note="held out; 0 means collapse"),
+    Panel("Effective rank", ("evaluation/effective_rank",), note="held out; 1 means collapse"),
     Panel("Gradient norm", ("grad_norm",), note="before clipping", log=True),
     Panel("Learning rate", ("lr",), from_zero=True),
-    Panel("Throughput", ("tokens_per_second",), note="tokens a second", from_zero=True),
-    Panel("Memory", ("memory_gib",), (1,), "GiB, peak a rank", from_zero=True),
-    Panel("Waiting for data", ("data_wait_seconds",), (1,), "seconds a step", from_zero=True),
+    Panel("Throughput", ("tokens_per_second",), note="tokens per second", from_zero=True),
+    Panel("Memory", ("memory_gib",), (1,), "GiB, peak of a rank", from_zero=True),
+    Panel("Waiting for data", ("data_wait_seconds",), (1,), "seconds per step", from_zero=True),
 )
 
 
@@ -139,7 +139,7 @@ def _legend(panel: Panel, several: bool) -> list[dict[str, str]]:
 
 
 def _draw(panel: Panel, shown: list[tuple[int, Stage]], several: bool, salt: str) -> str:
-    """One panel as an `<svg>` element."""
+    """Return one panel as an `<svg>` element."""
     style: Any = {**_STYLE, "svg.hashsalt": salt + panel.title}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(3.5, 1.9), layout="constrained")
@@ -161,7 +161,7 @@ def _draw(panel: Panel, shown: list[tuple[int, Stage]], several: bool, salt: str
 
 
 def _line(axes: Any, stage: Stage, key: str, color: str, dash: str) -> None:
-    """Draw the values, faint, with their running mean on top if there are enough of them."""
+    """Draw the values; if there are many, draw them faintly under their running mean."""
     steps, values = (np.asarray(part) for part in stage.series(key))
     if "/" in key and not key.startswith("evaluation/"):  # a step may have no sample of a source
         steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
@@ -178,7 +178,7 @@ def _line(axes: Any, stage: Stage, key: str, color: str, dash: str) -> None:
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) -> at most _MAX_POINTS means of neighbours; a group without a finite value is NaN."""
+    """Return at most _MAX_POINTS means of neighbours; NaN for a group without a finite value."""
     if len(steps) <= _MAX_POINTS:
         return steps, np.where(np.isfinite(values), values, np.nan)
     groups = np.array_split(np.arange(len(steps)), _MAX_POINTS)
@@ -190,7 +190,7 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray | None:
-    """Mean over a centred window of a twentieth of the curve; None for a short curve."""
+    """Return the mean over a centred window of a twentieth of the curve; None if it is short."""
     if len(values) < 40:
         return None
     width = max(3, len(values) // 20) | 1
@@ -203,7 +203,7 @@ def _running_mean(values: np.ndarray) -> np.ndarray | None:
 
 
 def _scale(axes: Any, panel: Panel) -> None:
-    """Few ticks, short numbers, zero in view where a share of the whole is meant."""
+    """Set few ticks with short numbers; the axis begins at zero where the panel says so."""
     axes.margins(x=0.01)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
@@ -235,7 +235,7 @@ def _short(value: float, _: Any = None) -> str:
 
 
 def _for_the_page(svg: str, title: str) -> str:
-    """Keep the element alone; colours become variables, fonts and size come from the page."""
+    """Return the `<svg>` element with CSS variables for colours and the fonts of the page."""
     svg = svg[svg.index("<svg") :]
     body = svg[svg.index(">") + 1 :]
     box = re.search(r'viewBox="([^"]+)"', svg)

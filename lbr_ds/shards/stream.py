@@ -181,7 +181,7 @@ class Decode:
                 return self._record(place), place
             except DataError:
                 continue
-        raise DataError(f"{error}; and no other record like it can be read: prepare again")
+        raise DataError(f"{error}; no replacement for it can be read; run `lbr-ds prepare` again")
 
     def _log(self, error: DataError) -> None:
         """Log the first few skipped records."""

@@ -379,7 +379,7 @@ def test_no_end_token(sound: Path, tmp_path: Path, caplog: pytest.LogCaptureFixt
     path.write_text(json.dumps(settings))
     made = prepare(folder, tmp_path / "made")
     assert AutoTokenizer.from_pretrained(made).eos_token == "</s>"
-    assert "'</s>' of its config is taken" in caplog.text
+    assert "'</s>' of its config is used" in caplog.text
     for name in ("config.json", "generation_config.json"):
         config = json.loads((folder / name).read_text())
         config["eos_token_id"] = None
@@ -401,7 +401,7 @@ def test_no_pad_token(
     together = encoder.encode(texts, "document")
     alone = np.concatenate([encoder.encode([text], "document") for text in texts])
     assert np.abs(together - alone).max() < 1e-5
-    assert "has no pad token; batches are filled up with '</s>'" in caplog.text
+    assert "has no pad token; batches are padded with '</s>'" in caplog.text
     assert np.isfinite(read(sound)).all()
 
 

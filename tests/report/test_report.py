@@ -65,7 +65,7 @@ def test_all_sections(run: Path, tmp_path: Path) -> None:
         "Data",
         "Recipe",
         "Environment",
-        "Make it again",
+        "Repeat this run",
     ):
         assert heading in page.headings
     assert source.count("<svg") == 6 + 5 + 6  # the effective rank was never a number

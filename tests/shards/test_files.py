@@ -397,7 +397,7 @@ def test_samples_carry_their_place(prepared: Path) -> None:
 def test_skip_with_nothing_readable(prepared: Path) -> None:
     for number in range(3):
         (prepared / "gl" / f"{number:05d}.tar").unlink()
-    with pytest.raises(DataError, match=r"cannot open.*no other record like it can be read"):
+    with pytest.raises(DataError, match=r"cannot open.*no replacement for it can be read"):
         stream(prepared, "skip")
 
 

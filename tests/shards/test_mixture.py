@@ -234,7 +234,7 @@ def test_a_replacement_is_of_the_same_source(folder: Path, tmp_path: Path) -> No
     halves = [read(damaged, rule, rank=rank, world=2, on_error="skip") for rank in range(2)]
     both = [sorted(chain(*parts)) for parts in zip(*map(names, halves), strict=True)]
     assert both == names(found)
-    with pytest.raises(DataError, match="no other record like it"):
+    with pytest.raises(DataError, match="no replacement for it"):
         read(broken(folder, tmp_path / "c", "c"), rule, on_error="skip")
 
 
