@@ -246,9 +246,16 @@ def _in_order(found: list[Path], checkpoint: str) -> list[Path]:
     )
 
 
+def checkpoint_name(folder: Path | None) -> str | None:
+    """Return the name of the checkpoint that holds a model folder, such as step-000120, or None."""
+    if folder is None or folder.name != "model" or not (folder.parent / "state.json").is_file():
+        return None
+    return folder.parent.name
+
+
 def choice(folder: Path, checkpoint: str) -> str:
     """Describe a result of `model_folder` for the log: the checkpoint, and why it was chosen."""
-    if folder.name != "model" or not (folder.parent / "state.json").is_file():
+    if checkpoint_name(folder) is None:
         return str(folder)
     name = MEASURES[_stage_of(folder.parent)]
     value = evaluation(folder.parent).get(name)

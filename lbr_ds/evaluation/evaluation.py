@@ -40,7 +40,7 @@ from lbr_ds.evaluation.models import OwnModel, load_model
 from lbr_ds.evaluation.scoring import Measure, fetch, score_task
 from lbr_ds.evaluation.tasks import HeldOutTask, held_out_tasks, official_tasks
 from lbr_ds.instructions import bare
-from lbr_ds.runs import BEST, ResolvedModel, choice, resolve_model
+from lbr_ds.runs import BEST, ResolvedModel, checkpoint_name, choice, resolve_model
 from lbr_ds.system import environment
 from lbr_ds.system.atomic import write_json
 from lbr_ds.system.progress import no_progress, show_progress
@@ -116,11 +116,13 @@ def evaluate(
         world: Its ranks share the encoding, then leave; the first rank does the rest.
 
     Returns:
-        {"model", "data", "seed", "seconds", "environment", "max_queries", "tasks": {name: scores},
-        "per_query": {name: {query id: nDCG@10}}}, with data also "protocol", on request "general",
-        "examples", "generation", "states" and "bottleneck". Scores are "recall_at_10",
-        "ndcg_at_10", "mrr_at_10" (or "main_score" and "metric"), "queries" and "documents"; for a
-        held-out task also those of `geometry.measure`, "compressed", and "by_source".
+        {"model", "checkpoint", "data", "seed", "seconds", "environment", "max_queries",
+        "tasks": {name: scores}, "per_query": {name: {query id: nDCG@10}}}, with data also
+        "protocol", on request "general", "examples", "generation", "states" and "bottleneck".
+        "checkpoint" is the name of the checkpoint's folder, None for a model without one. Scores
+        are "recall_at_10", "ndcg_at_10", "mrr_at_10" (or "main_score" and "metric"), "queries" and
+        "documents"; for a held-out task also those of `geometry.measure`, "compressed", and
+        "by_source".
 
     Raises:
         ConfigError: An unknown task or model, or nothing to score on.
@@ -140,6 +142,7 @@ def evaluate(
         scores = _score_all(_load(place, options, world), resolved, chosen, options, world)
     result: dict[str, Any] = {
         "model": model,
+        "checkpoint": checkpoint_name(resolved.folder),
         "data": None if data is None else public_url(data),
         "max_queries": options.max_queries,
         "seed": options.seed,

@@ -146,11 +146,12 @@ class Run:
         return [*commands, f"lbr-ds report {self.folder}"]
 
     def _eval_command(self, name: str, result: dict[str, Any]) -> str:
-        """Return the command that repeats `eval/NAME.json`, with the last logged step's model."""
-        steps = {f"stage{s.number}": s.rows[-1]["step"] for s in self.stages}
+        """Return the command that repeats `eval/NAME.json` with the checkpoint that was scored."""
+        last = {f"stage{s.number}": f"step-{s.rows[-1]['step']:06d}" for s in self.stages}
         place = self.folder / "backbone"
-        if name in steps:
-            place = self.folder / name / "checkpoints" / f"step-{steps[name]:06d}"
+        if name in last:
+            # Evaluations of earlier versions do not name their checkpoint.
+            place = self.folder / name / "checkpoints" / (result.get("checkpoint") or last[name])
         elif name != "base":
             place = self.folder / name
         assert self.recipe is not None

@@ -28,6 +28,7 @@ def test_a_sentence_transformers_folder(sentence_folder: Path, data: Path, tmp_p
     assert list(output.parent.iterdir()) == [output]
     assert set(result) == {
         "model",
+        "checkpoint",
         "data",
         "protocol",
         "max_queries",
@@ -39,6 +40,7 @@ def test_a_sentence_transformers_folder(sentence_folder: Path, data: Path, tmp_p
         "examples",
     }
     assert result["protocol"] == "random split"
+    assert result["checkpoint"] is None  # a folder of sentence-transformers
     scores = result["tasks"]["corpus-eval"]
     assert set(scores) == {
         "recall_at_10",

@@ -15,7 +15,7 @@ from lbr_ds.evaluation.baselines import resolve
 from lbr_ds.evaluation.models import _runs_own_code
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.packed_encoder import PackedEncoder
-from lbr_ds.runs import resolve_model
+from lbr_ds.runs import checkpoint_name, resolve_model
 from tests.tiny import seal, tiny_recipe
 
 
@@ -42,6 +42,8 @@ def test_the_newest_whole_checkpoint_of_the_last_stage(
     assert found(tmp_path) == tmp_path / "backbone"
     first = checkpoint(tmp_path, 1, 900)
     assert found(tmp_path) == first
+    assert checkpoint_name(first) == "step-000900"
+    assert checkpoint_name(tmp_path / "backbone") is None
     checkpoint(tmp_path, 2, 5)
     last = checkpoint(tmp_path, 2, 12)
     unfinished = checkpoint(tmp_path, 2, 99, whole=False)

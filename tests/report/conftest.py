@@ -109,7 +109,9 @@ def run(tmp_path: Path) -> Path:
     text = "".join(json.dumps({"step": n, "from": str(folder / p)}) + "\n" for n, p in starts)
     (folder / "stage2" / "starts.jsonl").write_text(text + '{"step": 1')
     for name, ndcg in SCORES.items():
-        (folder / "eval" / f"{name}.json").write_text(json.dumps(evaluation(ndcg)))
+        scored = {"checkpoint": "step-000020"} if name == "stage2" else {}  # the best one
+        text = json.dumps(evaluation(ndcg) | scored)
+        (folder / "eval" / f"{name}.json").write_text(text)
     environment = {"python": "3.11", "versions": {"torch": "2.13"}}
     (folder / "environment.json").write_text(json.dumps(environment))
     return folder

@@ -76,6 +76,9 @@ def test_all_sections(run: Path, tmp_path: Path) -> None:
     assert "| Started from | \u2013 | stage1/checkpoints/step-000045 |" in text
     assert "| After stage 2 (GR-CL) | 0.650 | 0.550 | 0.550 | +0.450 |" in text
     assert f"lbr-ds train {run}/recipe.yaml --stage 1 --nproc 2" in text
+    # The checkpoint that was scored, not the last; without its name the last.
+    assert f"lbr-ds eval {run}/stage2/checkpoints/step-000020 --data" in text
+    assert f"lbr-ds eval {run}/stage1/checkpoints/step-000090 --data" in text
 
 
 def test_one_file_that_fetches_and_runs_nothing(run: Path, tmp_path: Path) -> None:
