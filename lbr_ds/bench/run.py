@@ -187,9 +187,9 @@ def _begin(name: str, quick: bool, out: Path | None) -> dict[str, Any]:
     except (ConfigError, KeyError, AttributeError):
         same = False
     if same:
-        log.info("%s: its %d row(s) are kept", out, len(old["rows"]))
+        log.info("%s: %d row(s) of an earlier call are kept", out, len(old["rows"]))
         return {**made, "rows": old["rows"]}
-    log.info("%s: replaced, it is of another suite, machine or version", out)
+    log.info("%s: replaced, because its rows are from another suite, machine or version", out)
     return made
 
 

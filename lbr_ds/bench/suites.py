@@ -169,9 +169,13 @@ class Suite:
 
 
 SUITES = {
-    "gpu": Suite("lbr_ds.bench.gpu", "Measure the utilization of one GPU.", GPU, takes_data=True),
-    "host": Suite("lbr_ds.bench.host", "Measure the engine's overhead on the host.", HOST),
-    "loader": Suite("lbr_ds.bench.loader", "Measure the data stream.", LOADER, takes_data=True),
+    "gpu": Suite(
+        "lbr_ds.bench.gpu", "Measure how well training uses one GPU.", GPU, takes_data=True
+    ),
+    "host": Suite("lbr_ds.bench.host", "Measure the engine's overhead on the CPU.", HOST),
+    "loader": Suite(
+        "lbr_ds.bench.loader", "Measure the speed of the data loader.", LOADER, takes_data=True
+    ),
 }
 
 

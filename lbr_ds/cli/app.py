@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from lbr_ds.distributed import World
 
 app = typer.Typer(
-    help="Learn Before Represent: turn a causal LLM into the embedding model of one domain.",
+    help="Learn Before Represent (LBR): train a causal LLM into an embedding model for one domain. "
+    "The usual order: prepare, train --stage 1, train --stage 2, eval, export. Each command has an "
+    "example in its own --help.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,29 +25,52 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Recipe = Annotated[str, typer.Argument(help="A recipe: a YAML file, or a shipped name (demo).")]
+Recipe = Annotated[
+    str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one, such as demo.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Override recipe keys.")
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY.SUB=VALUE",
+        help="Override keys of the recipe, such as stage1.num_steps=50.",
+    ),
 ]
 Stage = Annotated[
-    int, typer.Option(min=1, max=2, help="1: generative (IB-GL). 2: contrastive (GR-CL).")
+    int,
+    typer.Option(
+        min=1,
+        max=2,
+        help="1: generative training (IB-GL in the paper). 2: contrastive training (GR-CL).",
+    ),
 ]
 EncodingRanks = Annotated[
-    int | None, typer.Option("--nproc", min=1, help="Ranks on this machine that encode texts.")
+    int | None,
+    typer.Option(
+        "--nproc",
+        min=1,
+        help="Number of ranks on this machine that share the work of the model. Default: 1.",
+    ),
 ]
 MaxQueries = Annotated[
-    int | None, typer.Option(min=1, help="Use a random sample of the held-out queries (seeded).")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Score a random sample of this many held-out queries, drawn by a fixed seed. "
+        "Default: all.",
+    ),
 ]
 CheckpointChoice = Annotated[
     str,
     typer.Option(
         "--checkpoint",
-        help="Which checkpoint of a run or a stage: best (by held-out figures of its training: "
-        "nDCG@10 in stage 2, Separation Ratio in stage 1), last, or a step.",
+        help="Checkpoint of a run or a stage: best, last, or the number of a step. best is the one "
+        "with the highest held-out score in training: nDCG@10 in stage 2, the Separation Ratio in "
+        "stage 1.",
     ),
 ]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", dir_okay=False, help="Also write the result to this file.")
+    Path | None,
+    typer.Option("--json", dir_okay=False, help="Also write the result to this file, as JSON."),
 ]
 
 
@@ -68,7 +93,7 @@ def join_or_launch(nproc: int | None, timeout_minutes: float) -> World:
         raise typer.Exit(launch(sys.argv[1:], nproc))
     if nproc not in (None, ranks):  # before they meet: one that leaves would break the meeting
         raise ConfigError(
-            f"--nproc {nproc}: a launcher has started {ranks} ranks already; leave it out"
+            f"--nproc {nproc}: a launcher has already started {ranks} ranks; leave --nproc out"
         )
     return join(timeout_minutes)
 

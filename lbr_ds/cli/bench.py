@@ -42,21 +42,39 @@ bench = typer.Typer(
 
 Rows = Annotated[
     list[str] | None,
-    typer.Option("--row", help="Measure this row only; give it again for more rows."),
+    typer.Option("--row", help="Measure only this row. Repeat the option for more rows."),
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(min=0, help="Time budget. Rows that cannot end within it are left out."),
+    typer.Option(
+        min=0,
+        help="Time budget in minutes, from the start of the command. Rows that would not end in "
+        "time are left out.",
+    ),
 ]
 Texts = Annotated[
     Path | None,
-    typer.Option(help="Prepared data; default: the demo's for loader, made-up texts for gpu."),
+    typer.Option(
+        help="Folder of prepared data. Default: the demo's data for loader, random texts for gpu; "
+        "host uses no data."
+    ),
 ]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of each row of times.")]
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Number of timed rounds of a row (host: twice as many). Default: 7; quick: 2."
+    ),
+]
 Quick = Annotated[
-    bool, typer.Option("--quick", help="Tiny sizes, to see every row run; on a CPU too.")
+    bool,
+    typer.Option(
+        "--quick",
+        help="Use tiny sizes, also on a CPU, to test that every row runs. The values mean nothing.",
+    ),
 ]
-ListRows = Annotated[bool, typer.Option("--list", help="List the rows with their targets and end.")]
+ListRows = Annotated[
+    bool, typer.Option("--list", help="List the rows with their targets and exit.")
+]
 
 
 def _suite_command(name: str) -> Callable[..., None]:
@@ -97,8 +115,9 @@ def _suite_command(name: str) -> Callable[..., None]:
     first = suite.targets[0].measure
     command.__doc__ = f"""{suite.about}
 
-    Each row is printed and written to the JSON file as soon as it is measured, and a file that has
-    rows of this machine already keeps them. So a suite can be run in pieces.
+    Each row is printed, and written to the file of `--json`, as soon as it is measured. Rows that
+    the file already has from this machine and version are kept unless they are measured again, so
+    a suite can be run in several calls.
 
     Rows: {", ".join(target.measure for target in suite.targets)}.
 
@@ -127,7 +146,9 @@ def _report_missing(name: str, result: dict[str, Any]) -> None:
     """Name the rows left out. Raises EnvironmentProblem if rows could not be measured."""
     if left := result["left_out"]:
         again = " ".join(f"--row {row}" for row in left)
-        typer.echo(f"left out for lack of time: `lbr-ds bench {name} {again}`")
+        typer.echo(
+            f"rows left out for lack of time; measure them with: lbr-ds bench {name} {again}"
+        )
     if failed := [row["measure"] for row in result["rows"] if row["value"] is None]:
         raise EnvironmentProblem(
             f"{len(failed)} row(s) could not be measured: {', '.join(failed)}; the reasons are "
@@ -136,34 +157,57 @@ def _report_missing(name: str, result: dict[str, Any]) -> None:
 
 
 Ranks = Annotated[
-    str, typer.Option(help="Numbers of ranks: 1,2,4; default: 1, 2, 4 ... up to this machine's.")
+    str,
+    typer.Option(
+        help="Comma-separated numbers of ranks, such as 1,2,4. Default: 1, 2, 4, ... up to the "
+        "number of GPUs of this machine (without a GPU: of cores, at most 4)."
+    ),
 ]
 Tokens = Annotated[
-    str, typer.Option(help="Values of micro_batch_tokens: 4096,8192; default: the recipe's.")
+    str,
+    typer.Option(
+        help="Comma-separated values of micro_batch_tokens, such as 4096,8192. Default: the value "
+        "of the recipe."
+    ),
 ]
 DsConfigs = Annotated[
-    str, typer.Option(help="Names or files of ds_configs: zero3,zero2; default: the recipe's.")
+    str,
+    typer.Option(
+        help="Comma-separated names or files of ds_configs, such as zero3,zero2. Default: the one "
+        "of the recipe."
+    ),
 ]
 Scaling = Annotated[
     str,
-    typer.Option(help="weak (the same samples per rank), strong (the same per step), or both."),
+    typer.Option(
+        help="weak (a fixed number of samples per rank), strong (a fixed number per step), or both."
+    ),
 ]
-Steps = Annotated[int, typer.Option(min=2, help="Timed steps of each configuration.")]
+Steps = Annotated[int, typer.Option(min=2, help="Number of timed steps per configuration.")]
 SweepFolder = Annotated[
     Path | None,
     typer.Option(
         file_okay=False,
-        help="A folder; default: bench-NAME-stageN. An unfinished sweep in it is resumed.",
+        help="Output folder. An unfinished sweep in it is resumed. Default: bench-NAME-stageN, "
+        "with the recipe's name.",
     ),
 ]
 Gpu = Annotated[
-    str, typer.Option(help="For MFU and the plan, as in `plan --gpu`; default: by its name.")
+    str,
+    typer.Option(
+        help="Type of GPU, as in `plan --gpu`, for MFU and the plan. Default: recognised from the "
+        "name of the device."
+    ),
 ]
 Launcher = Annotated[
     str,
-    typer.Option(help="Command that starts {ranks} ranks, {per_node} on each of {nodes} nodes."),
+    typer.Option(
+        help="Command that starts the ranks. It may contain {ranks} (their number), {nodes}, "
+        "{per_node} (ranks on each node) and {log} (a prefix for log files). Default: the ranks "
+        "run on this machine."
+    ),
 ]
-PerNode = Annotated[int, typer.Option(min=1, help="With --launcher: ranks of a full node.")]
+PerNode = Annotated[int, typer.Option(min=1, help="With --launcher: ranks on a full node.")]
 
 
 @bench.command()
@@ -180,15 +224,18 @@ def cluster(
     gpu: Gpu = "",
     launcher: Launcher = "",
     per_node: PerNode = 1,
-    retry: Annotated[bool, typer.Option("--retry", help="Repeat failed configurations.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also repeat the configurations that failed.")
+    ] = False,
     row: Annotated[Path | None, typer.Option(hidden=True)] = None,
     network: Annotated[bool, typer.Option("--network", hidden=True)] = False,
     nproc: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure speed, memory and traffic for ranks x micro-batch x ds_config, next to the plan.
+    """Measure speed, memory and traffic for each number of ranks, micro-batch and ds_config.
 
-    Each configuration runs in its own processes. One that fails becomes a row with its reason, and
-    repeating the command resumes the sweep at the first missing row. On SLURM:
+    Every combination of these is a configuration. It runs in its own processes and gives one row,
+    next to the prediction of `lbr-ds plan`. A configuration that fails gives a row with the reason.
+    The same command resumes an unfinished sweep at the first missing row. On SLURM, use
     `sbatch slurm/benchmark.sbatch`.
 
     Example: `lbr-ds bench cluster demo --ranks 1,2 --tokens 1024,2048 --out bench-demo`

@@ -17,23 +17,30 @@ if TYPE_CHECKING:
 
 def config(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe: a YAML file, or a shipped name (demo).")
+        str | None,
+        typer.Argument(help="A recipe: a YAML file, or the name of a shipped one, such as demo."),
     ] = None,
     overrides: Overrides = None,
     reference: Annotated[
-        bool, typer.Option("--reference", help="Print all keys with meaning, type and default.")
+        bool,
+        typer.Option(
+            "--reference", help="Print all recipe keys with their meaning, type and default."
+        ),
     ] = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the reference as Markdown.")
+        bool, typer.Option("--markdown", help="Print the reference of all keys as Markdown.")
     ] = False,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")
+        bool,
+        typer.Option(
+            "--schema", help="Print the JSON schema of recipes, with which editors check them."
+        ),
     ] = False,
 ) -> None:
     """Print a recipe with all defaults and overrides applied, or the reference of all keys.
 
-    Secrets in URLs are left out, as in the run folder. The reference is a table on a terminal and
-    Markdown elsewhere.
+    Secrets in URLs are left out, as in the run folder. `--reference` prints a table on a terminal,
+    and Markdown into a file or a pipe.
 
     Example: `lbr-ds config demo stage1.num_steps=10`
     """

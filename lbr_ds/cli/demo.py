@@ -13,14 +13,18 @@ from lbr_ds.system.failures import writing
 
 def demo(
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="A new or unfinished demo folder.")
+        Path,
+        typer.Option(file_okay=False, help="Output folder. An unfinished demo in it is resumed."),
     ] = Path("lbr-demo"),
     nproc: Annotated[
-        int | None, typer.Option(min=1, help="Ranks; default: one per GPU, two on a CPU.")
+        int | None,
+        typer.Option(min=1, help="Number of ranks. Default: one per GPU, or two on a CPU."),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Run the whole pipeline on a small real corpus and a small real model, in minutes.
+
+    It prepares the data, trains both stages, exports the model, evaluates it and writes a report.
 
     Example: `lbr-ds demo --out lbr-demo`
     """

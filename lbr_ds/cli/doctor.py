@@ -14,12 +14,16 @@ def doctor(
     recipe: Recipe,
     overrides: Overrides = None,
     stage: Stage = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes that take part.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes of the run.")] = 1,
     nproc: Annotated[
-        int | None, typer.Option(min=1, help="Ranks of each node; default: one per GPU.")
+        int | None,
+        typer.Option(min=1, help="Number of ranks on each node. Default: one per GPU."),
     ] = None,
 ) -> None:
     """Check that this node is ready for a run: data, disk, memory, GPUs.
+
+    All faults are reported in one line, each with what to do about it. SLURM jobs of this project
+    run the check on each node before training.
 
     Example: `lbr-ds doctor demo --stage 1 --nproc 2`
     """

@@ -17,57 +17,94 @@ from lbr_ds.system.failures import check_writable, writing
 _TIMEOUT_MINUTES = 30  # how long ranks of `eval` wait for each other
 
 Model = Annotated[
-    str, typer.Argument(help="A folder, run or checkpoint, bm25, or a name that MTEB knows.")
+    str,
+    typer.Argument(
+        help="The model: a run, a checkpoint or a model folder; bm25; or the name of a model that "
+        "MTEB or the Hugging Face hub knows."
+    ),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="A prepared folder or its URL: score on its held-out split.")
+    str | None,
+    typer.Option(help="Prepared data, a folder or a URL: score the model on its held-out split."),
 ]
 General = Annotated[
     str | None,
-    typer.Option(help="Another prepared folder, outside the domain: scored beside --data."),
+    typer.Option(
+        help="Prepared data outside the domain: also score the model on its held-out split."
+    ),
 ]
-Tasks = Annotated[str, typer.Option(help="MTEB tasks or benchmarks, comma-separated.")]
+Tasks = Annotated[str, typer.Option(help="Comma-separated names of MTEB tasks or benchmarks.")]
 Output = Annotated[
     Path | None,
-    typer.Option(dir_okay=False, help="JSON; default: RUN/eval/STAGE.json, or MODEL.json here."),
+    typer.Option(
+        dir_okay=False,
+        help="Result file (JSON). Default: RUN/eval/STAGE.json for a run, else MODEL.json in the "
+        "working directory.",
+    ),
 ]
-Examples = Annotated[int, typer.Option(min=0, help="Queries to show with their passages.")]
+Examples = Annotated[
+    int,
+    typer.Option(min=0, help="Number of queries to report with the passages that the model finds."),
+]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")
+    bool, typer.Option("--trust-remote-code", help="Allow code from the model's repository to run.")
 ]
 AllowOverlap = Annotated[
-    bool, typer.Option("--allow-overlap", help="Score even on texts that the model trained on.")
+    bool,
+    typer.Option(
+        "--allow-overlap",
+        help="Score the model even on texts that it was trained on, and report how many there are.",
+    ),
 ]
 Generation = Annotated[
-    bool, typer.Option("--generation", help="Also generate answers: BLEU-4, chrF and ROUGE-L.")
+    bool,
+    typer.Option(
+        "--generation",
+        help="Also generate answers and score them by BLEU-4, chrF and ROUGE-L (lbr-ds models).",
+    ),
 ]
 States = Annotated[
-    bool, typer.Option("--states", help="Also score retrieval by layer and by pooling.")
+    bool,
+    typer.Option(
+        "--states",
+        help="Also score retrieval with the hidden states of every layer, pooled in several ways "
+        "(lbr-ds models).",
+    ),
 ]
 Instructed = Annotated[
     bool,
     typer.Option(
         "--instructed",
-        help="Give the data's instructions also to models that lbr-ds did not train.",
+        help="Use the instructions of the data also with models that lbr-ds did not train.",
     ),
 ]
 InstructionsOf = Annotated[
-    str, typer.Option(help="For --tasks: the source whose instructions an lbr-ds model uses.")
+    str,
+    typer.Option(
+        help="With --tasks: the source of the training data whose instructions an lbr-ds model "
+        "uses."
+    ),
 ]
 
 Dimensions = Annotated[
     str,
     typer.Option(
-        help="Also score the vectors of --data truncated to these lengths, as 256,128. Default: "
-        "those that the model was trained for."
+        help="Also score the vectors of --data truncated to these lengths, such as 256,128. "
+        "Default: the lengths that the model was trained for (stage2.matryoshka)."
     ),
 ]
 Quantized = Annotated[
     bool,
-    typer.Option("--quantized", help="Also score the vectors of --data as int8 and binary ones."),
+    typer.Option(
+        "--quantized", help="Also score the vectors of --data quantised to int8 and to binary."
+    ),
 ]
 Bottleneck = Annotated[
-    str, typer.Option(help="Also score with only so many bottleneck tokens, as 1,2,4.")
+    str,
+    typer.Option(
+        help="Also score --data with fewer bottleneck tokens: a comma-separated list of counts, "
+        "such as 1,2,4."
+    ),
 ]
 
 

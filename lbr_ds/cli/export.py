@@ -12,24 +12,25 @@ from lbr_ds.system.failures import writing
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint of it.")],
-    out: Annotated[Path, typer.Argument(file_okay=False, help="A new folder.")],
+    run: Annotated[Path, typer.Argument(help="A run, a checkpoint or a merged model.")],
+    out: Annotated[Path, typer.Argument(file_okay=False, help="A new folder for the model.")],
     checkpoint: CheckpointChoice = "best",
     causal_lm: Annotated[
         bool,
         typer.Option(
             "--causal-lm",
-            help="Export the causal LM with its head, for further training or generation.",
+            help="Export the causal LM with its language-model head instead of an embedding model.",
         ),
     ] = False,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also write ONNX files, for onnxruntime and fastembed.")
+        bool,
+        typer.Option("--onnx", help="Also write the model as ONNX, for onnxruntime and fastembed."),
     ] = False,
     onnx_int8: Annotated[
         bool,
         typer.Option(
             "--onnx-int8",
-            help="Also write ONNX with 8-bit weights and measure the loss of accuracy.",
+            help="Also write ONNX with 8-bit weights, and report how close its vectors are.",
         ),
     ] = False,
     bottleneck: Annotated[
@@ -38,6 +39,8 @@ def export(
     ] = None,
 ) -> None:
     """Export a checkpoint for sentence-transformers, MTEB and servers, and verify its vectors.
+
+    The exported model encodes some texts, and its vectors must agree with those of the trainer.
 
     Example: `lbr-ds export runs/demo models/demo --onnx`
     """

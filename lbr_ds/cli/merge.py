@@ -18,25 +18,34 @@ def merge(
     models: Annotated[
         list[Path], typer.Argument(help="Runs, checkpoints, exports or model folders.")
     ],
-    out: Annotated[Path, typer.Option(file_okay=False, help="A new folder.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="A new folder for the result.")],
     weight: Annotated[
         float | None,
-        typer.Option(help="Share of the first model, 0 to 1; default: all models alike."),
+        typer.Option(
+            help="Weight of the first model, from 0 to 1; the others share the rest equally. "
+            "Default: equal weights."
+        ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="linear (the mean) or slerp (along the arc; two models).")
+        str,
+        typer.Option(
+            help="linear (the weighted mean) or slerp (spherical interpolation of two models)."
+        ),
     ] = "linear",
     last: Annotated[
-        int | None, typer.Option(min=2, help="Merge the newest N checkpoints of one run instead.")
+        int | None,
+        typer.Option(min=2, help="Merge the newest N checkpoints of one run or stage instead."),
     ] = None,
     weights: Annotated[
         str,
         typer.Option(
-            help="Merge at several weights, as 0,0.25,0.5,0.75,1, into folders of --out, and score "
-            "each on --data and --general."
+            help="Merge two models at several weights, such as 0,0.25,0.5,0.75,1, into subfolders "
+            "of --out, and score each result on --data and --general."
         ),
     ] = "",
-    data: Annotated[str | None, typer.Option(help="With --weights: data of the domain.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With --weights: prepared data of the domain.")
+    ] = None,
     general: Annotated[
         str | None, typer.Option(help="With --weights: prepared data outside the domain.")
     ] = None,
@@ -44,9 +53,10 @@ def merge(
 ) -> None:
     """Merge the weights of models that were trained from one backbone.
 
-    Between a domain model and its untrained backbone lies a model that keeps general ability; the
-    mean of the last checkpoints of a run is often better than each. Export the result like a
-    checkpoint. `--weights` shows what each weight keeps of the domain and of the rest.
+    A domain model merged with its untrained backbone regains some of the ability outside the
+    domain. The mean of the last checkpoints of a run is often better than each of them. The result
+    can be exported like a checkpoint. `--weights` shows the scores in and outside the domain for
+    several merge weights.
 
     Example: `lbr-ds merge runs/demo runs/demo/backbone --weight 0.7 --out models/between`
     """

@@ -24,20 +24,23 @@ def mine(
     score_with: Annotated[
         str | None,
         typer.Option(
-            help="Then score positives and negatives with this teacher, a cross-encoder or an "
-            "embedder: short for mining.score_with=..."
+            help="After mining, score positives and negatives with this teacher, a cross-encoder "
+            "or an embedding model. The same as mining.score_with=MODEL."
         ),
     ] = None,
     teacher_vectors: Annotated[
         str | None,
         typer.Option(
-            help="Then write this embedder's vectors beside the shards: short for "
-            "mining.teacher_vectors=..."
+            help="After mining, store the vectors of this embedding model, the teacher, beside the "
+            "shards. The same as mining.teacher_vectors=MODEL."
         ),
     ] = None,
     keep_negatives: Annotated[
         bool,
-        typer.Option("--keep-negatives", help="Mine nothing; the teacher takes cl as it is."),
+        typer.Option(
+            "--keep-negatives",
+            help="Do not mine. The teacher uses the negatives that the split cl already has.",
+        ),
     ] = False,
     nproc: EncodingRanks = None,
 ) -> None:

@@ -13,32 +13,51 @@ from lbr_ds.system.failures import check_writable, writing
 
 def plan(
     recipe: Recipe,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")],
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each node.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")],
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs per node.")],
     overrides: Overrides = None,
     gpu: Annotated[
         str,
-        typer.Option(help="h100, h200, b200, ... or a YAML file (lbr_ds/plan/gpus.yaml)."),
+        typer.Option(
+            help="Type of GPU: h100, h200, b200, ... (all are in lbr_ds/plan/gpus.yaml), or a YAML "
+            "file with the same keys."
+        ),
     ] = "h100",
     network: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s to other nodes, per GPU and direction.")
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Bandwidth to other nodes in GB/s, per GPU and direction. Default: that of --gpu.",
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="The backbone's config.json, if it cannot be found.")
+        Path | None,
+        typer.Option(
+            help="The backbone's config.json, if the backbone is neither a local folder nor in the "
+            "cache of the Hugging Face hub."
+        ),
     ] = None,
     passages: Annotated[
         int | None,
-        typer.Option(min=1, help="Passages to encode and mine in; default: the prepared data's."),
+        typer.Option(
+            min=1,
+            help="For mining: number of passages to encode and search. Default: that of the "
+            "prepared data.",
+        ),
     ] = None,
     queries: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Queries to mine for; default: the prepared data's, or one per passage."
+            min=1,
+            help="For mining: number of queries. Default: that of the prepared data, or one per "
+            "passage.",
         ),
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of a text that is encoded; default: model.max_length."),
+        typer.Option(
+            min=1, help="For mining: number of tokens per encoded text. Default: model.max_length."
+        ),
     ] = None,
     out: JsonFile = None,
 ) -> None:

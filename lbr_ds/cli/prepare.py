@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _Engine = Annotated[
     str | None,
     typer.Option(
-        help="datatrove (extra engine): several nodes share the work; one srun task each."
+        help="datatrove: several nodes share the work, with one srun task on each node. Needs the "
+        "extra lbr-ds[engine]."
     ),
 ]
 _Tasks = Annotated[
@@ -30,15 +31,19 @@ _Tasks = Annotated[
     typer.Option(
         min=1,
         max=512,
-        help="With --engine: number of tasks of each phase, best a multiple of the cores of all "
-        "nodes; a killed task is repeated alone. Default: 64 per node.",
+        help="With --engine: number of tasks of each phase, ideally a multiple of the number of "
+        "cores of all nodes. A killed task is repeated alone. Default: 64 per node.",
     ),
 ]
 _Nodes = Annotated[
-    int | None, typer.Option(min=1, help="With --engine: the number of nodes, without srun.")
+    int | None,
+    typer.Option(min=1, help="With --engine and without srun: the number of nodes."),
 ]
 _Node = Annotated[
-    int | None, typer.Option(min=0, help="With --nodes: the number of this node; node 0 leads.")
+    int | None,
+    typer.Option(
+        min=0, help="With --nodes: the index of this node. Node 0 coordinates the others."
+    ),
 ]
 _TASKS_PER_NODE = 64
 _SAMPLES = (4, 3, 3, 3)  # records of gl, cl, eval and control that are shown
@@ -52,7 +57,7 @@ def prepare(
     nodes: _Nodes = None,
     node: _Node = None,
 ) -> None:
-    """Turn raw corpora into clean, leak-checked splits, stored as tar shards.
+    """Clean raw corpora, split them without leaks, and store the splits as tar shards.
 
     Example: `lbr-ds prepare demo`
 

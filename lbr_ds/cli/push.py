@@ -12,14 +12,20 @@ def push(
     folder: Annotated[Path, typer.Argument(help="A folder made by `lbr-ds export`.")],
     name: Annotated[str, typer.Argument(help="The repository: OWNER/NAME.")],
     public: Annotated[
-        bool, typer.Option("--public", help="Make a new repository public; default: private.")
+        bool,
+        typer.Option(
+            "--public", help="If the repository is new, make it public. Default: private."
+        ),
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="A branch; default: main.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to upload to. Default: main.")
+    ] = None,
 ) -> None:
     """Upload an exported model to the Hugging Face hub, in one commit.
 
-    Uses the token of `hf auth login` or HF_TOKEN. The model card, the proof of the vectors and
-    64-bit hashes of the training texts are uploaded with the weights.
+    The access token is the one that `hf auth login` stored, or HF_TOKEN. Besides the weights, the
+    upload contains the model card, the record of the verified vectors (parity.json) and 64-bit
+    hashes of the training texts.
 
     Example: `lbr-ds push models/demo my-name/demo`
     """

@@ -11,12 +11,15 @@ from lbr_ds.system.failures import writing
 
 
 def report(
-    run: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    run: Annotated[list[Path], typer.Argument(help="One or more run folders.")],
     out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="A folder; default: the first run.")
+        Path | None,
+        typer.Option(file_okay=False, help="Output folder. Default: the first run folder."),
     ] = None,
 ) -> None:
-    """Write curves, scores and held-out examples of runs: report.html, report.md, report.json.
+    """Write a report of runs, with curves, scores and held-out examples.
+
+    The report has three formats: report.html, report.md and report.json.
 
     Example: `lbr-ds report runs/demo`
     """

@@ -13,32 +13,45 @@ from lbr_ds.system.failures import check_writable, writing
 def reproduce(
     table: Annotated[
         str,
-        typer.Argument(help="table1 to table6, figure3, counts, bottleneck, beyond or forgetting."),
+        typer.Argument(
+            help="table1 to table6 or figure3 of the paper, or one of ours: counts, bottleneck, "
+            "beyond, forgetting."
+        ),
     ],
     recipe: Recipe,
     overrides: Overrides = None,
     seeds: Annotated[
-        str, typer.Option(help="Seeds of training: 0,1,2; default: the recipe's.")
+        str,
+        typer.Option(
+            help="Comma-separated seeds of training, such as 0,1,2. Default: the recipe's seed."
+        ),
     ] = "",
     out: JsonFile = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks of each training.")] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of ranks of each training. Default: one per GPU; with --jobs, one."
+        ),
+    ] = None,
     max_queries: MaxQueries = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the jobs without running them.")
+        bool, typer.Option("--dry-run", help="List the numbered jobs without running them.")
     ] = False,
-    only: Annotated[int | None, typer.Option(help="Run only this job of the list.")] = None,
+    only: Annotated[
+        int | None, typer.Option(help="Run only the job with this number in the list of --dry-run.")
+    ] = None,
     jobs: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Run so many jobs at once, on one device or spread over the GPUs. A job has one "
-            "rank then, unless --nproc says otherwise.",
+            help="Number of jobs that run at once, on one device or distributed over the GPUs.",
         ),
     ] = 1,
 ) -> None:
-    """Reproduce a table of the paper: train what is missing, evaluate, print both side by side.
+    """Train and score the variants of a table of the paper, and compare them with its figures.
 
-    A small model leaves most of a GPU idle, so several jobs on it take less time.
+    Variants that exist already are not trained again. A small model leaves most of a GPU idle, so
+    running several jobs at once with `--jobs` saves time.
 
     Example: `lbr-ds reproduce table3 medical-demo --seeds 0,1 --jobs 2 --json table3.json`
     """

@@ -17,11 +17,17 @@ from lbr_ds.system.urls import public_url
 
 Url = Annotated[
     str | None,
-    typer.Option(help="An OpenAI-compatible server, as http://localhost:8000/v1 (synthesis.url)."),
+    typer.Option(
+        help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1. The same "
+        "as synthesis.url=URL."
+    ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="Its model, or without --url one that runs here (synthesis.model)."),
+    typer.Option(
+        help="Name of the model on that server; without --url, a model to run on this machine. The "
+        "same as synthesis.model=MODEL."
+    ),
 ]
 
 

@@ -20,15 +20,18 @@ def train(
     stage: Stage,
     overrides: Overrides = None,
     nproc: Annotated[
-        int | None, typer.Option(min=1, help="Ranks on this machine; default: one per GPU.")
+        int | None,
+        typer.Option(min=1, help="Number of ranks on this machine. Default: one per GPU."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Resume even if the recipe or the data changed.")
+        bool,
+        typer.Option("--force", help="Resume even if the recipe or the data has changed."),
     ] = False,
 ) -> None:
     """Train one stage, resuming from the newest checkpoint of the run folder.
 
-    Stage 2 starts from the stage-1 checkpoint with the best held-out evaluation (stage2.from).
+    Stage 2 starts from the checkpoint of stage 1 with the best held-out score, unless the key
+    stage2.from names another one.
 
     Example: `lbr-ds train demo --stage 1 --nproc 2 stage1.num_steps=50`
     """

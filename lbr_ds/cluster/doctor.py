@@ -111,7 +111,7 @@ def _time_limit(host: str, what: str) -> Iterator[None]:
     """End the process if the body takes longer than TIMEOUT_SECONDS."""
 
     def give_up() -> None:
-        line = f"{host}: {what}: no answer within {TIMEOUT_SECONDS} s, something hangs there"
+        line = f"{host}: the check of {what} did not end within {TIMEOUT_SECONDS} s"
         print(
             f"lbr-ds: error: {line}; leave the node out with sbatch --exclude={host}",
             file=sys.stderr,

@@ -1,6 +1,6 @@
-"""Check every GPU of this host: whether its memory is free, its results right, and its speed alike.
+"""Check the GPUs of this host: free memory, correct results, and the same speed on each of a kind.
 
-The matrix products have not been run on a GPU so far; without a GPU the processor computes them.
+Without a GPU, the processor computes the matrix products.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def product(device: torch.device) -> tuple[str, float]:
     )
     first = a @ b
     if not first.isfinite().all():
-        return "a product is not finite", 0.0
+        return "a matrix product is not finite", 0.0
     seconds = []
     for _ in range(_ROUNDS):
         _wait(device)
@@ -77,7 +77,7 @@ def product(device: torch.device) -> tuple[str, float]:
         _wait(device)
         seconds.append((time.perf_counter() - began) / _TIMES)
         if not torch.equal(first, again):
-            return "the same product gives different results", 0.0
+            return "the same matrix product gives different results", 0.0
     return "", min(seconds)
 
 
@@ -113,12 +113,12 @@ def check(states: list[GpuState], *, promised: int, ranks: int, host: str) -> st
         fastest = min((g.seconds for g in states if g.name == gpu.name and g.seconds), default=0)
         if gpu.taken:
             size = f"{gpu.taken / (1 << 30):.1f} GiB"
-            faults.append(f"{name}: {size} of its memory are in use; end what runs there")
+            faults.append(f"{name}: {size} of its memory are in use by other processes; stop them")
         elif gpu.fault:
             faults.append(f"{name}: {gpu.fault}")
         elif gpu.seconds > SLOW * fastest:
             faults.append(
-                f"{name}: a product takes {gpu.seconds * 1e3:.2f} ms, "
+                f"{name}: a matrix product takes {gpu.seconds * 1e3:.2f} ms, "
                 f"{fastest * 1e3:.2f} ms on the fastest GPU of its kind"
             )
     if faults:

@@ -1,10 +1,10 @@
 """One process at a time writes in a folder: a lock that names its owner.
 
-    with own(Path("runs/demo"), cure="wait, or give another run folder with run=..."):
+    with lock_folder(Path("runs/demo"), cure="wait, or give another run folder with run=..."):
         ...
 
 The lock is a file: `.lbr-lock` in the folder, or `.NAME.lbr-lock` next to a folder that is replaced
-as a whole (`atomic.new_folder`). It holds the owner as JSON, and its owner keeps an flock on it.
+as a whole (`atomic.atomic_folder`). It holds the owner as JSON, and its owner keeps an flock on it.
 
 A process that is killed leaves the file behind. The next one takes it over with a log line when the
 owner has ended: its flock is gone, its process is gone from this host, or SLURM says that the job

@@ -226,10 +226,10 @@ SOUND = [GpuState("H100", 0, "", 0.0010), GpuState("H100", 0, "", 0.0012)]
             r"GPU 2 \(H100\): .* 1.40 ms, 1.00 ms on",
         ),
         (
-            [GpuState("CPU", fault="a product is not finite")],
+            [GpuState("CPU", fault="a matrix product is not finite")],
             0,
             1,
-            "the processor: a product is not",
+            "the processor: a matrix product is not",
         ),
     ],
 )
@@ -295,6 +295,6 @@ def test_what_hangs_is_named(recipe: Path) -> None:
     )
     assert done.returncode == 6, done.stderr
     assert done.stderr.endswith(
-        "lbr-ds: error: n7: data.folder: no answer within 1 s, something hangs there; "
+        "lbr-ds: error: n7: the check of data.folder did not end within 1 s; "
         "leave the node out with sbatch --exclude=n7\n"
     )
