@@ -13,42 +13,47 @@ from lbr_ds.cli.app import MaxQueries
 from lbr_ds.errors import ConfigError
 from lbr_ds.system.failures import writing
 
+Models = Annotated[list[Path], typer.Argument(help="Runs, checkpoints, exports or model folders.")]
+Result = Annotated[Path, typer.Option(file_okay=False, help="A new folder for the result.")]
+Weight = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of the first model, from 0 to 1; the others share the rest equally. "
+        "Default: equal weights."
+    ),
+]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        help="linear (the weighted mean) or slerp (spherical interpolation of two models)."
+    ),
+]
+Last = Annotated[
+    int | None,
+    typer.Option(min=2, help="Merge the newest N checkpoints of one run or stage instead."),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="Merge two models at several weights, such as 0,0.25,0.5,0.75,1, into subfolders "
+        "of --out, and score each result on --data and --general."
+    ),
+]
+Data = Annotated[str | None, typer.Option(help="With --weights: prepared data of the domain.")]
+General = Annotated[
+    str | None, typer.Option(help="With --weights: prepared data outside the domain.")
+]
+
 
 def merge(
-    models: Annotated[
-        list[Path], typer.Argument(help="Runs, checkpoints, exports or model folders.")
-    ],
-    out: Annotated[Path, typer.Option(file_okay=False, help="A new folder for the result.")],
-    weight: Annotated[
-        float | None,
-        typer.Option(
-            help="Weight of the first model, from 0 to 1; the others share the rest equally. "
-            "Default: equal weights."
-        ),
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="linear (the weighted mean) or slerp (spherical interpolation of two models)."
-        ),
-    ] = "linear",
-    last: Annotated[
-        int | None,
-        typer.Option(min=2, help="Merge the newest N checkpoints of one run or stage instead."),
-    ] = None,
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="Merge two models at several weights, such as 0,0.25,0.5,0.75,1, into subfolders "
-            "of --out, and score each result on --data and --general."
-        ),
-    ] = "",
-    data: Annotated[
-        str | None, typer.Option(help="With --weights: prepared data of the domain.")
-    ] = None,
-    general: Annotated[
-        str | None, typer.Option(help="With --weights: prepared data outside the domain.")
-    ] = None,
+    models: Models,
+    out: Result,
+    weight: Weight = None,
+    method: MethodName = "linear",
+    last: Last = None,
+    weights: Weights = "",
+    data: Data = None,
+    general: General = None,
     max_queries: MaxQueries = None,
 ) -> None:
     """Merge the weights of models that were trained from one backbone.

@@ -9,44 +9,51 @@ import typer
 from lbr_ds.cli.app import JsonFile, MaxQueries, Overrides, Recipe
 from lbr_ds.system.failures import check_writable, writing
 
+TableName = Annotated[
+    str,
+    typer.Argument(
+        help="table1 to table6 or figure3 of the paper, or one of ours: counts, bottleneck, "
+        "beyond, forgetting."
+    ),
+]
+Seeds = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated seeds of training, such as 0,1,2. Default: the recipe's seed."
+    ),
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Number of ranks of each training. Default: one per GPU; with --jobs, one."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List the numbered jobs without running them.")
+]
+Only = Annotated[
+    int | None, typer.Option(help="Run only the job with this number in the list of --dry-run.")
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Number of jobs that run at once, on one device or distributed over the GPUs.",
+    ),
+]
+
 
 def reproduce(
-    table: Annotated[
-        str,
-        typer.Argument(
-            help="table1 to table6 or figure3 of the paper, or one of ours: counts, bottleneck, "
-            "beyond, forgetting."
-        ),
-    ],
+    table: TableName,
     recipe: Recipe,
     overrides: Overrides = None,
-    seeds: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated seeds of training, such as 0,1,2. Default: the recipe's seed."
-        ),
-    ] = "",
+    seeds: Seeds = "",
     out: JsonFile = None,
-    nproc: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of ranks of each training. Default: one per GPU; with --jobs, one."
-        ),
-    ] = None,
+    nproc: Ranks = None,
     max_queries: MaxQueries = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the numbered jobs without running them.")
-    ] = False,
-    only: Annotated[
-        int | None, typer.Option(help="Run only the job with this number in the list of --dry-run.")
-    ] = None,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Number of jobs that run at once, on one device or distributed over the GPUs.",
-        ),
-    ] = 1,
+    dry_run: DryRun = False,
+    only: Only = None,
+    jobs: Jobs = 1,
 ) -> None:
     """Train and score the variants of a table of the paper, and compare them with its figures.
 
