@@ -26,15 +26,16 @@ class Pairs:
     Attributes:
         sequences: n queries, then the candidates.
         group: (n,) int64, the hash of each query's group.
-        known: (n, P) int64, the hashes of all positives of its record; -1 fills up.
+        known: (n, P) int64, the hashes of all positives of each query's record, padded with -1.
         text: (n*(1+M),) int64, the hash of each candidate's text.
         real: (n*(1+M),) bool, False for a placeholder, where a record had fewer than M negatives.
-        scores: (n, 1+M) float32, a teacher's of each query's positive and negatives; nan: none.
-            None: not asked for.
-        teacher: (n + n*(1+M), E), a teacher's vectors of the sequences; a row of nan: none. None:
-            not asked for.
-        temperature: (n,) float64, of each query; None: that of the recipe for all.
-        kind: (n,) int64, the number of each query's source, for statistics, -1 for none; or None.
+        scores: (n, 1+M) float32, a teacher's scores of each query's positive and negatives, nan
+            where there is no score; None if they were not requested.
+        teacher: (n + n*(1+M), E), a teacher's vectors of the sequences, nan where there is no
+            vector; None if they were not requested.
+        temperature: (n,) float64, the temperature of each query; None: all have the recipe's.
+        kind: (n,) int64, the number of each query's source, for statistics, or -1; None: no
+            statistics.
     """
 
     sequences: list[Sequence]

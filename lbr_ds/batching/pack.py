@@ -21,11 +21,11 @@ from lbr_ds.objectives.ib_segments import Segments, ib_segments
 
 @dataclass(frozen=True)
 class Bags:
-    """The tokens that the ends of contexts are to predict.
+    """The tokens that the states at the ends of contexts have to predict.
 
     Attributes:
         read: (N,) int64, the row of `PackedBatch.read` whose state predicts each bag.
-        tokens: (N, M) int64, the ids of each bag; -1 fills up.
+        tokens: (N, M) int64, the ids of each bag, padded with -1.
     """
 
     read: Tensor

@@ -54,7 +54,7 @@ class TextTokenizer:
     Attributes:
         backend: the tokenizer of transformers.
         max_length: tokens of a context at most, bottleneck included.
-        num_bottleneck: K; with a ratio at most so many.
+        num_bottleneck: K, the number of bottleneck tokens; with a ratio, their maximum.
         ratio: tokens of text for each bottleneck token, or None: every text has K.
         pool_instruction: whether mean pooling includes the tokens of a text's instruction.
         special_ids: ids of the special tokens.
@@ -113,7 +113,7 @@ class TextTokenizer:
         return next(others, len(context))
 
     def _fit(self, ids: list[int]) -> list[int]:
-        """Keep of a text with all K tokens its own number, and what of the text fits before it."""
+        """Return `[X ; B]` with the text's own number of bottleneck tokens, within `max_length`."""
         end = len(ids) - len(self._bottleneck)
         count = self.num_bottleneck
         if self.ratio is not None:

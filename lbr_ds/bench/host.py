@@ -52,7 +52,7 @@ class Side(NamedTuple):
     Attributes:
         step: takes a whole step.
         micro_batch: runs a micro-batch that is not the last.
-        clear: makes an end of the gradients that micro-batches have left.
+        clear: removes the gradients that micro-batches have left.
     """
 
     step: Act

@@ -26,12 +26,12 @@ class Row:
     Attributes:
         measure: its name.
         value: the median of the rounds; None if it could not be measured, and `about` says why.
-        unit: of the value.
-        goal: the aim.
+        unit: unit of the value.
+        goal: the value aimed at.
         better: whether a lower or a higher value is better.
         floor: what must be reached.
-        quartiles: the first and the third of the rounds.
-        rounds: their number.
+        quartiles: the first and the third quartile of the rounds.
+        rounds: the number of rounds.
         about: what exactly was measured.
         theory: what arithmetic predicts, if it does.
         first_seconds: the first calls, before the rounds; they include compilation.
@@ -61,10 +61,10 @@ class Target:
     Attributes:
         measure: its name.
         floor: what must be reached.
-        goal: the aim.
+        goal: the value aimed at.
         better: whether a lower or a higher value is better.
         about: what it is, in a few words.
-        unit: of the value.
+        unit: unit of the value.
         seconds: how long the row takes at full size, with set-up and compilation. With a time
             budget a row is not begun when less is left.
     """
@@ -148,7 +148,7 @@ def interleaved(
 ) -> list[tuple[float, float]]:
     """Return the figures of `a` and `b` in each round; they take turns in running first.
 
-    Other load of the machine so falls on both. One unrecorded run of each comes first.
+    So other load on the machine affects both. One run of each, which is not recorded, comes first.
     """
     a(), b()
     figures = []

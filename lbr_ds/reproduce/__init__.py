@@ -59,8 +59,8 @@ def reproduce(
     Args:
         name: A key of `TABLES`.
         recipe: A recipe's name or file.
-        overrides: Of the recipe, `key.sub=value`.
-        seeds: Of training; the data stays the same. None: the recipe's own seed.
+        overrides: Overrides of recipe keys, `key.sub=value`.
+        seeds: Seeds of training; the data stays the same. Empty: the recipe's own seed.
         nproc: Ranks of each training.
         max_queries: Score a seeded sample of the held-out queries.
         only: Do only the job of this number in `list_jobs`, for job arrays.

@@ -112,8 +112,9 @@ def _check(what: str, needs: Sequence[int], free: int, at_once: int, groups: int
         return
     most = max((n for n in range(1, at_once) if fits(n)), default=1)
     raise EnvironmentProblem(
-        f"--jobs {at_once}: the largest job needs {needs[0] / GIB:.1f} GiB of {what}, and "
-        f"{free / GIB:.1f} may be used for {-(-at_once // groups)} at once; use --jobs {most}"
+        f"--jobs {at_once}: the largest job needs {needs[0] / GIB:.1f} GiB of {what}, but only "
+        f"{free / GIB:.1f} GiB are available for {-(-at_once // groups)} of them at once; "
+        f"use --jobs {most}"
     )
 
 

@@ -28,14 +28,14 @@ class Variant:
     """One row of a table.
 
     Attributes:
-        name: Of the row.
+        name: The name of the row.
         stages: The stages to train.
-        learn: Overrides of all its runs.
-        represent: Further overrides of its stage 2.
-        data: Overrides of `prepare`, if it needs data of its own.
-        model: The name of a model of others, which is only scored.
+        learn: Overrides of the recipe for both stages.
+        represent: Further overrides for stage 2 alone.
+        data: Overrides of `prepare`, if the variant needs data of its own.
+        model: The name of a published model, which is only scored.
         paper: The row of the paper's table to compare with.
-        over: The variant whose time for stage 1 is the unit of time.
+        over: The variant by whose time for stage 1 that of this one is divided.
         share: The share of the budget in stage 1, figure 3's horizontal axis.
     """
 
