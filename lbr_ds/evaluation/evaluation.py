@@ -113,16 +113,14 @@ def evaluate(
         tasks: Names of mteb tasks or benchmarks.
         output: A JSON file for the result.
         options: How to score.
-        world: Its ranks share the encoding, then leave; the first rank does the rest.
+        world: Its ranks share the encoding; the first one does the rest.
 
     Returns:
-        {"model", "checkpoint", "data", "seed", "seconds", "environment", "max_queries",
-        "tasks": {name: scores}, "per_query": {name: {query id: nDCG@10}}}, with data also
-        "protocol", on request "general", "examples", "generation", "states" and "bottleneck".
-        "checkpoint" is the name of the checkpoint's folder, None for a model without one. Scores
-        are "recall_at_10", "ndcg_at_10", "mrr_at_10" (or "main_score" and "metric"), "queries" and
-        "documents"; for a held-out task also those of `geometry.measure`, "compressed", and
-        "by_source".
+        {"model", "checkpoint": its name or None, "data", "seed", "seconds", "environment",
+        "max_queries", "tasks": {name: scores}, "per_query": {name: {query id: nDCG@10}}}, with data
+        also "protocol", on request "general", "examples", "generation", "states" and "bottleneck".
+        Scores: recall_at_10, ndcg_at_10, mrr_at_10 (or main_score and metric), queries, documents;
+        of a held-out task also those of `geometry.measure`, compressed and by_source.
 
     Raises:
         ConfigError: An unknown task or model, or nothing to score on.
@@ -152,8 +150,7 @@ def evaluate(
         "environment": _environment(),
     }
     result |= ({"overlap": overlap} if overlap else {}) | _of_data(held_out, general, options)
-    if world.first:
-        result |= _inspect(resolved, held_out, options)
+    result |= _inspect(resolved, held_out, options) if world.first else {}
     if world.first and output is not None:
         write_json(output, result)
     return result

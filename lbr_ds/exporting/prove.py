@@ -37,6 +37,8 @@ def proof_texts(max_length: int) -> list[str]:
         "",
         "A",
         "naive cafe\nwith a line break",
+        "white space around a text",
+        "  white space around a text\n",  # check_export.py recognises who removes it
         "x" * (4 * max_length),
         "\u00e9\u03b2 12.5 mg/kg",
         "\u5fc3\u810f\u628a\u8840\u6db2\u9001\u5230\u5168\u8eab",  # Chinese

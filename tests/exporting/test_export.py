@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.evaluation import evaluate
-from lbr_ds.exporting import TOLERANCE, export, proof_texts
+from lbr_ds.exporting import TOLERANCE, check_export, export, proof_texts
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.packed_encoder import PackedEncoder
 from lbr_ds.runs import model_folder
@@ -52,6 +52,33 @@ def test_equals_the_engine_of_the_trainer(
     trainers_own = np.load(tmp_path / "vectors.npy")
     stock = SentenceTransformer(str(exported)).encode(texts, batch_size=5)
     assert np.abs(stock - trainers_own).max() <= TOLERANCE
+
+
+def test_who_removes_white_space_around_a_text_is_recognised(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sentence-transformers did up to 5.2; any other difference is still found."""
+    from sentence_transformers import SentenceTransformer
+
+    encode = SentenceTransformer.encode
+    assert check_export.main([str(exported)]) == 0
+    assert "WHITE SPACE" not in capsys.readouterr().out
+
+    def stripped(self: Any, texts: list[str], **options: Any) -> Any:
+        return encode(self, [text.strip() for text in texts], **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", stripped)
+    assert check_export.main([str(exported)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("  WHITE SPACE REMOVED") == 1
+    assert "This installation removes white space" in shown
+
+    def shifted(self: Any, texts: list[str], **options: Any) -> Any:
+        return encode(self, [f"{text}." for text in texts], **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", shifted)
+    assert check_export.main([str(exported)]) == 1
+    assert "WHITE SPACE" not in capsys.readouterr().out
 
 
 def test_company_and_padding_do_not_matter(exported: Path, texts: list[str]) -> None:

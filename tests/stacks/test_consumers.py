@@ -28,7 +28,7 @@ pytestmark = pytest.mark.stacks
 
 @pytest.fixture(scope="session")
 def transformers4() -> Installed:
-    return installed("transformers4", "transformers==4.57.6", "sentence-transformers==5.7.0")
+    return installed("transformers4", "transformers==4.57.6", "sentence-transformers==5.1.2")
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +52,7 @@ def agreed(done: subprocess.CompletedProcess[str]) -> float:
 def test_transformers_4(transformers4: Installed, exported: Path) -> None:
     done = transformers4.run(str(exported / "check_export.py"))
     assert "transformers 4.57" in done.stdout
+    assert "WHITE SPACE REMOVED" in done.stdout  # by sentence-transformers 5.1
     assert agreed(done) <= 1e-5
 
 
