@@ -203,6 +203,7 @@ def _fingerprint(run: RunConfig, manifest: Manifest, encoders: dict[str, Encoder
         lbr_ds.__version__,
         run.seed,
         run.data.records_per_shard,
+        run.data.near_duplicate,
         settings,
         models,
         shards,

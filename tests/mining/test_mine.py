@@ -133,6 +133,24 @@ def test_mined_again_from_what_was_given(run: RunConfig) -> None:
     assert file_bytes(folder) == content
 
 
+def test_another_near_duplicate_share_is_mined_again(tmp_path: Path) -> None:
+    """The rules `same_as_positive` and `same_as_kept` use it; the oracle is a first run with it."""
+
+    def mined(name: str, *shares: float) -> tuple[list[bool], list[tuple[str, ...]]]:
+        run = make_run(tmp_path / name)
+        reused = []
+        for share in shares:
+            data = run.data.model_copy(update={"near_duplicate": share})
+            audit = mine(run.model_copy(update={"data": data}))
+            assert audit is not None
+            reused.append(audit["reused"])
+        return reused, [record.negatives for record in read_split(run.data.folder, "cl")]
+
+    (_, first), (_, other) = mined("first", 0.7), mined("other", 0.1)
+    assert first != other
+    assert mined("both", 0.7, 0.1, 0.1) == ([False, False, True], other)
+
+
 def test_prepare_leaves_mined_data_alone(run: RunConfig) -> None:
     mine(run)
     content = file_bytes(run.data.folder)
