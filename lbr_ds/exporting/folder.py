@@ -30,13 +30,12 @@ def write_dimensions(folder: Path) -> None:
         return
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["matryoshka_dimensions"] = [config["hidden_size"], *made.dimensions]
+    config["matryoshka_dimensions"] = [_vector_size(folder), *made.dimensions]
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_sentence_transformers(folder: Path, card: Card) -> None:
     """Write the files that make an exported folder a sentence-transformers model."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     modules = []
     for index, name in enumerate(_MODULES):
         path = "" if index == 0 else f"{index}_{name}"
@@ -44,7 +43,7 @@ def write_sentence_transformers(folder: Path, card: Card) -> None:
         kind = f"sentence_transformers.models.{name}"
         modules.append({"idx": index, "name": str(index), "path": path, "type": kind})
     pooling = {
-        "word_embedding_dimension": config.hidden_size,
+        "word_embedding_dimension": _vector_size(folder),
         "pooling_mode_cls_token": False,
         "pooling_mode_mean_tokens": card.pooling == "mean",
         "pooling_mode_max_tokens": False,
@@ -69,6 +68,12 @@ def write_sentence_transformers(folder: Path, card: Card) -> None:
         "tokenizer_config.json": tokenizer,
     }.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _vector_size(folder: Path) -> int:
+    """Return the components of a vector, by whatever name config.json has them (GPT-2: n_embd)."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return int(config.get_text_config().hidden_size)
 
 
 def prompts(folder: Path) -> dict[str, str]:

@@ -18,7 +18,8 @@ from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.evaluation import evaluate
-from lbr_ds.exporting import TOLERANCE, check_export, export, proof_texts
+from lbr_ds.exporting import TOLERANCE, export, proof_texts
+from lbr_ds.lineage import Bottleneck, Dataset, Lineage, Training
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.packed_encoder import PackedEncoder
 from lbr_ds.runs import model_folder
@@ -218,11 +219,20 @@ def test_a_plain_backbone_is_read_at_its_last_token(
 
 
 def test_config_attributes_of_other_names(tmp_path: Path) -> None:
-    """GPT-2's config.json has n_embd and no hidden_size."""
+    """GPT-2's config.json has n_embd and no hidden_size; the model was trained on prefixes."""
     raw = backbone(tmp_path / "raw", "gpt2", hidden_size=24)
     model = ModelConfig(backbone=str(raw), max_length=32)
     prepare_backbone(model, BottleneckConfig(count=2), tmp_path / "made", 0)
+    data = Dataset(name="data", place="data", fingerprint="0", protocol="random", splits={"cl": 8})
+    Lineage(
+        backbones=(),
+        bottleneck=Bottleneck(count=2, attention="causal", pooling="last", max_length=32),
+        history=(Training(stage=2, split="cl", steps=1, samples=8, data=data, dimensions=(8, 4)),),
+    ).save(tmp_path / "made")
+    (tmp_path / "made" / "files.json").unlink()
     assert export(tmp_path / "made", tmp_path / "out")["largest_difference"] <= TOLERANCE
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["matryoshka_dimensions"] == [24, 8, 4]
     pooling = json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())
     assert pooling["word_embedding_dimension"] == 24
     assert "a vector of 24 numbers" in (tmp_path / "out" / "README.md").read_text()
