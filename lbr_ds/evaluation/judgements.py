@@ -134,7 +134,8 @@ class HeldOut:
         judged: Its judgements.
         records: The record of each query, in order.
         facts_in: See `HeldOutTask`.
-        languages: `data.languages` of the recipe that the data was prepared with.
+        languages: `data.languages` of the recipe that the data was prepared with; () if
+            curation.json does not say.
     """
 
     split: str
@@ -200,7 +201,11 @@ def read_held_out(data: Path | str, cache_gib: float = CACHE_GIB) -> list[HeldOu
 
 
 def _languages(curation: bytes | None) -> tuple[str, ...]:
-    return tuple(json.loads(curation).get("languages", ())) if curation else ()
+    """Return `data.languages` as curation.json has them; () if it is missing or damaged."""
+    try:
+        return tuple(map(str, json.loads(curation)["languages"])) if curation else ()
+    except (ValueError, KeyError, TypeError):
+        return ()  # the manifest decides what the data is; this file only explains it
 
 
 def _next(record: Record, judged: Judgements) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from lbr_ds.corpora.curate import language as identification
 from lbr_ds.evaluation import evaluate
 from lbr_ds.evaluation.bm25 import word_options
-from lbr_ds.evaluation.judgements import Judgements
+from lbr_ds.evaluation.judgements import Judgements, read_held_out
 from lbr_ds.evaluation.languages import languages_of
 from lbr_ds.evaluation.library_logs import silence_libraries
 from lbr_ds.evaluation.models import load_model
@@ -133,3 +134,17 @@ def test_metadata_of_prepared_data(tmp_path: Path) -> None:
     assert one.metadata.eval_langs == ["zho-Hans"]
     scores = evaluate("bm25", data=data.folder)["tasks"]["data-eval"]
     assert scores["recall_at_10"] == 1
+
+
+def test_the_held_out_split_is_read_with_a_damaged_account(tmp_path: Path) -> None:
+    """curation.json only explains the data; without its languages those of the texts count."""
+    from lbr_ds.corpora.prepare import prepare
+    from tests.corpora.toy import recipe
+
+    data = recipe(tmp_path, english_records(40), languages=["en"])
+    prepare(data, 0)
+    (whole,) = read_held_out(data.folder)
+    assert whole.languages == ("en",)
+    for damage in (b'{"languages": ["e', b"[]", b'{"languages": 3}', b"\xff"):
+        (data.local_folder / "curation.json").write_bytes(damage)
+        assert read_held_out(data.folder) == [replace(whole, languages=())]
