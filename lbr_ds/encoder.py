@@ -4,6 +4,7 @@
 
     encoder = Encoder("runs/demo")
     queries = encoder.encode_queries(["acute pain"])                    # (1, D) float32
+    query = encoder.encode_queries("acute pain")                        # (D,) float32
     documents = encoder.encode_documents(["sudden pain", "a cyst"])     # (2, D) float32
     scores = queries @ documents.T                                      # cosine similarities
 
@@ -99,30 +100,32 @@ class Encoder:
                 self.instructions = self.instructions.of_source(instructions_of, self.name)
 
     def encode_queries(
-        self, texts: Sequence[str], instruction: str | None = None, *, progress: bool = False
+        self, texts: str | Sequence[str], instruction: str | None = None, *, progress: bool = False
     ) -> NDArray[np.float32]:
         """Encode texts as queries.
 
         Args:
-            texts: N texts.
+            texts: N texts, or one text as a plain string.
             instruction: Text before each query; "": none; None: the model's own (of training, or
                 the `query` prompt of a sentence-transformers model).
             progress: Whether to show the progress on stderr.
 
         Returns:
-            (N, D) float32, L2-normalised, in the order of `texts`.
+            (N, D) float32, L2-normalised, in the order of `texts`; (D,) for a plain string.
         """
         return self._encode_side(texts, "query", instruction, progress)
 
     def encode_documents(
-        self, texts: Sequence[str], instruction: str | None = None, *, progress: bool = False
+        self, texts: str | Sequence[str], instruction: str | None = None, *, progress: bool = False
     ) -> NDArray[np.float32]:
-        """Encode texts as documents; arguments and result as for `encode_queries`."""
+        """Encode texts as documents; arguments and result are those of `encode_queries`."""
         return self._encode_side(texts, "document", instruction, progress)
 
     def _encode_side(
-        self, texts: Sequence[str], side: Side, instruction: str | None, progress: bool
+        self, texts: str | Sequence[str], side: Side, instruction: str | None, progress: bool
     ) -> NDArray[np.float32]:
+        if isinstance(texts, str):
+            return self._encode_side([texts], side, instruction, progress).squeeze(0)
         if self.ours:
             own = self.instructions.only(side) if instruction is None else instruction
             return self.encode([Instructed(own or "", t) for t in texts], side, progress=progress)
@@ -131,19 +134,26 @@ class Encoder:
         return self._by_sentences(list(texts), side, progress, prompt=instruction)
 
     def encode(
-        self, texts: Sequence[str], side: Side, *, progress: bool = False
+        self, texts: str | Sequence[str], side: Side, *, progress: bool = False
     ) -> NDArray[np.float32]:
         """Encode texts that may carry an instruction each (`Instructed`).
 
         An lbr-ds model reads each text after its own instruction, and nothing before a plain
         string. Any other model reads the bare text after its own prompt for `side`.
 
+        Args:
+            texts: N texts, or one text as a string.
+            side: Whether the texts are queries or documents.
+            progress: Whether to show the progress on stderr.
+
         Returns:
-            (N, D) float32, L2-normalised, in the order of `texts`.
+            (N, D) float32, L2-normalised, in the order of `texts`; (D,) for one string.
 
         Raises:
             DataError: An instruction leaves no room for its text.
         """
+        if isinstance(texts, str):
+            return self.encode([texts], side, progress=progress).squeeze(0)
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         if self.packed:

@@ -66,6 +66,27 @@ def test_the_vectors_are_those_of_eval(run: RunConfig, kind: str) -> None:
         assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["run", "export", "other"])
+def test_one_text_gives_one_vector(run: RunConfig, tmp_path: Path, kind: str) -> None:
+    """A plain str is one text, not a sequence of letters, as in sentence-transformers."""
+    place = run.run if kind == "run" else run.run.parent / "export"
+    if kind == "other":  # without lbr.json an export is a model of others
+        place = Path(shutil.copytree(place, tmp_path / "model"))
+        (place / "lbr.json").unlink()
+        theirs = SentenceTransformer(str(place)).encode_query("fever")
+        assert theirs.shape == (32,)
+    encoder = Encoder(place)
+    for encode in (encoder.encode_queries, encoder.encode_documents):
+        for instruction in (None, "other: "):
+            vector = encode("fever", instruction)
+            assert vector.shape == (32,)
+            assert np.array_equal(vector, encode(["fever"], instruction)[0])
+    for text in ("fever", Instructed("find: ", "fever")):
+        vector = encoder.encode(text, "query")
+        assert np.array_equal(vector, encoder.encode([text], "query")[0])
+    assert encoder.encode_queries("").shape == (32,)
+
+
 def test_an_export_has_the_vectors_of_its_run(run: RunConfig) -> None:
     ours, exported = Encoder(run.run), Encoder(run.run.parent / "export")
     for instruction in (None, "", "other: "):
