@@ -52,8 +52,8 @@ class Encoder:
             device. It changes speed and memory, not the vectors.
         batch_size: Texts per forward pass of sentence-transformers, which pads them.
         trust_remote_code: Whether code from a model's repository may run.
-        bottleneck: Read texts with so many of the model's bottleneck tokens; None: as it was
-            trained. `lbr-ds eval --bottleneck` says what fewer of them cost.
+        bottleneck: Append only this many bottleneck tokens to each text, the first ones; None: as
+            many as in training. `lbr-ds eval --bottleneck` measures what fewer tokens cost.
         instructions_of: The data source whose instructions are the default, for an lbr-ds model
             whose sources had different ones. Without it such a model uses none by default.
 

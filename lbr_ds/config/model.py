@@ -65,8 +65,8 @@ class ModelConfig(Section):
         default="auto",
         description="How attention inside the segments of a batch is computed. rectangles: "
         "scaled_dot_product_attention on segments of similar length. varlen: torch's kernel for "
-        "variable lengths (CUDA, bf16). auto: the cheaper one for each batch, by costs that are "
-        "measured when training starts.",
+        "variable lengths (CUDA, bf16 or fp16). auto: the cheaper one for each batch, by costs "
+        "that are measured when training starts.",
     )
     compile: Literal["auto"] | bool = Field(
         default="auto",

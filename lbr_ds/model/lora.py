@@ -98,7 +98,7 @@ def _check(lora: LoraConfig, backbone: nn.Module) -> None:
     for name in lora.targets:
         if name not in linear:
             raise ConfigError(
-                f"lora.targets: {name!r} is no linear layer of this backbone, which has "
+                f"lora.targets: {name!r} is not a linear layer of the backbone; choose from "
                 f"{', '.join(linear)}"
             )
 

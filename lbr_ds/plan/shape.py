@@ -177,7 +177,7 @@ def with_adapters(shape: Shape, lora: LoraConfig, new_rows: int) -> Shape:
         return shape
     if unknown := [name for name in lora.targets if name not in shape.matrices]:
         raise ConfigError(
-            f"lora.targets: {unknown[0]!r} is no linear layer of this backbone, which has "
+            f"lora.targets: {unknown[0]!r} is not a linear layer of the backbone; choose from "
             f"{', '.join(shape.matrices)}"
         )
     sizes = [shape.matrices[name] for name in lora.targets or shape.matrices]

@@ -18,7 +18,7 @@ from lbr_ds.corpora.curate import trained_texts
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.evaluation import evaluate
-from lbr_ds.exporting import TOLERANCE, export, proof_texts
+from lbr_ds.exporting import TOLERANCE, check_export, export, proof_texts
 from lbr_ds.lineage import Bottleneck, Dataset, Lineage, Training
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.model.packed_encoder import PackedEncoder

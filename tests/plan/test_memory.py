@@ -137,7 +137,9 @@ def test_adapters_states_by_hand() -> None:
     assert states["parameters"] == pytest.approx(parameters + 2 * (trainable / 8 + small), rel=1e-4)
     assert found(shape, "zero1").states["gradients"] == 2 * trainable
     assert found(shape, "zero3").phases["head"] < found(shape_of(whole), "zero3").phases["head"]
-    with pytest.raises(ConfigError, match="'query' is no linear layer"):
+    with pytest.raises(
+        ConfigError, match="'query' is not a linear layer of the backbone; choose from q_proj"
+    ):
         shape_of(load("huatuo-7b", ["lora.rank=16", "lora.targets=[query]"]))
 
 

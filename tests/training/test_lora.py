@@ -129,4 +129,4 @@ def test_unknown_target_ends_with_one_line(run: RunConfig, tmp_path: Path) -> No
     )
     assert done.returncode == 2
     (line,) = [text for text in done.stderr.splitlines() if "q_prj" in text]
-    assert "lora.targets: 'q_prj' is no linear layer of this backbone, which has q_proj" in line
+    assert "lora.targets: 'q_prj' is not a linear layer of the backbone; choose from q_proj" in line
