@@ -70,6 +70,7 @@ def mine(
 
     Raises:
         ConfigError: A model's folder holds no model.
+        CheckpointError: A model is damaged, or its result for a text is not finite.
         DataError: The data is missing or damaged, or cl has no query.
         EnvironmentProblem: A model cannot be loaded, the disk is full, or another process writes
             the folder.

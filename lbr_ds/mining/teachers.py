@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from lbr_ds.distributed import World
 from lbr_ds.encoder import Encoder, folder_hash, weights_hash
+from lbr_ds.errors import short
 from lbr_ds.instructions import Side
 from lbr_ds.mining.pairs import Pairs
 from lbr_ds.mining.stored import StoredTexts
-from lbr_ds.mining.vectors import embed, embed_share
+from lbr_ds.mining.vectors import SHOWN, check_finite, embed, embed_share
 from lbr_ds.runs import resolve_model
 from lbr_ds.system import blocks
 from lbr_ds.system.blocks import Vectors, block_of
@@ -137,7 +138,15 @@ class Reranker:
             progress(f"score ({self.name})", last, count)
 
     def _rate_of(self, pairs: Pairs, first: int, last: int) -> NDArray[np.float32]:
-        return self._rate(list(pairs.bare(first, last)))
+        texts = list(pairs.bare(first, last))
+        scores = self._rate(texts)
+
+        def name(row: int) -> str:
+            query, passage = (repr(short(text, SHOWN)) for text in texts[row])
+            return f"the score of pair {first + row + 1} ({query}, {passage})"
+
+        check_finite(self.name, scores, name)
+        return scores
 
 
 def scorer(name: str, *, trust_remote_code: bool = False) -> Embedder | Reranker:

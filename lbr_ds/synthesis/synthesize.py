@@ -73,6 +73,7 @@ def synthesize(
 
     Raises:
         ConfigError: The model cannot be loaded or is not served, or the splits are not allowed.
+        CheckpointError: A vector of the ranker is not finite.
         DataError: The data is missing or damaged, has no plain passage, or no query is left.
         EnvironmentProblem: The server fails, the disk is full, or another process writes the
             folder.

@@ -15,7 +15,9 @@ from lbr_ds.batching.contrastive import contrastive_pairs, hashed
 from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
 from lbr_ds.corpora.curate.segmentation import key
 from lbr_ds.corpora.prepare import prepare
-from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.distributed import World
+from lbr_ds.errors import CheckpointError, ConfigError, DataError
+from lbr_ds.instructions import Instructed
 from lbr_ds.mining import mine as mining
 from lbr_ds.mining import rewrite, vectors
 from lbr_ds.mining.mine import mine
@@ -218,6 +220,27 @@ def test_a_damaged_block_is_made_again(tmp_path: Path, use: Any) -> None:
     found = vectors.embed(texts, again, "query", tmp_path)
     assert again.texts == 16
     assert (found.rows(np.arange(40)) == encoder.encode(texts, "query")).all()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_is_one_line(tmp_path: Path, use: Any, number: float) -> None:
+    """The line names the model, the place of the text and the text; earlier blocks are kept."""
+
+    class Overflows(Words):
+        def encode(self, texts: list[str], role: str) -> Any:
+            rows = super().encode(texts, role)
+            rows[[text.endswith("text 20") for text in texts], 3] = number
+            return rows
+
+    use()
+    texts, encoder = [Instructed("find: ", f"text {i}") for i in range(40)], Overflows()
+    message = r"^words: the vector of query 21 \('text 20'\) is not finite .*use another model$"
+    with pytest.raises(CheckpointError, match=message):
+        vectors.embed(texts, encoder, "query", tmp_path)
+    (first,) = tmp_path.rglob("*.npy")
+    assert first.name == "00000.npy"
+    with pytest.raises(CheckpointError, match=message):
+        vectors.embed_share(texts, encoder, "query", tmp_path, World(rank=1, size=2))
 
 
 def test_a_fault_while_writing_leaves_the_folder(

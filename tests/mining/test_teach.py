@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import CrossEncoder
 from torch.distributed import HashStore
 from transformers import (
     AutoModelForSequenceClassification,
@@ -23,7 +24,7 @@ from transformers import (
 from lbr_ds.batching import TextTokenizer
 from lbr_ds.config import BottleneckConfig, ModelConfig, RunConfig
 from lbr_ds.distributed import World
-from lbr_ds.errors import ConfigError, DataError
+from lbr_ds.errors import CheckpointError, ConfigError, DataError, short
 from lbr_ds.mining import teach as room
 from lbr_ds.mining.mine import mine
 from lbr_ds.mining.teach import teach
@@ -285,6 +286,25 @@ def test_what_is_wrong_is_one_line(run: RunConfig, use: Any, tmp_path: Path) -> 
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"teacher-vectors\.npy: altered"):
         TeacherVectors(Manifest.load(run.data.folder)).check()
+
+
+def test_a_score_that_is_not_finite_is_one_line(
+    run: RunConfig, reranker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line names the model, the pair and its texts; the data is unchanged."""
+    before = cl(run)
+    asked = [(r.query, text) for r in before for text in (*r.positives, *r.negatives)]
+    query, passage = asked[20]
+
+    def predict(self: Any, pairs: list[tuple[str, str]], **options: Any) -> Any:
+        return np.array([np.nan if pair == asked[20] else 0.5 for pair in pairs])
+
+    monkeypatch.setattr(CrossEncoder, "predict", predict)
+    with pytest.raises(CheckpointError) as caught:
+        teach(with_mining(run, score_with=str(reranker)))
+    line = f"{reranker}: the score of pair 21 ({short(query, 60)!r}, {short(passage, 60)!r}) is"
+    assert str(caught.value).startswith(line)
+    assert cl(run) == before
 
 
 @pytest.mark.slow
