@@ -10,9 +10,12 @@ from lbr_ds.config.synthesis import SynthesisConfig
 Message = dict[str, str]  # "role" and "content", as chat models have it
 _THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.S)
 _FENCE = re.compile(r"^```\w*$", re.M)
-# "1. ", "2) ", "- ", "Query 3: ", "Q1: " and combinations of them before a query.
+# "1. ", "2) ", "- ", "Query 3: ", "Q1: " and combinations of them before a query, also in the forms
+# of Chinese and Japanese; \d is a digit of any script. "0.9% saline" and "q.i.d." are no prefixes.
 _BEFORE = re.compile(
-    r"^\s*(?:[-*\u2022]\s+|\(?\d{1,3}[.):]\s*|\**(?:query|question|q)\s*\d{0,3}\**\s*[:.]\**\s*)+",
+    r"^\s*(?:[-*\u2022]\s+|[\u25cf\u30fb\u2460-\u2473]\s*"
+    r"|[(\uff08\u3010]?\d{1,3}[.):\u3001\u3011\uff09\uff0e\uff1a](?!\d)\s*"
+    r"|\**(?:query|question|q)\s*\d{0,3}\**\s*(?:[:\uff1a]|\.(?!\d|[a-z]\b))\**\s*)+",
     re.I,
 )
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u300c": "\u300d", "*": "*", "`": "`"}

@@ -42,7 +42,7 @@ from lbr_ds.system.atomic import check_replaceable
 from lbr_ds.system.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
-_RULES = 1  # increase it when the same answers and settings would give other pairs
+_RULES = 2  # increase it when the same answers and settings would give other pairs
 _EXAMPLES, _SHOWN, _CHARS = 10, 3, 600  # in the audit: kept queries, refusals, characters
 # Settings that change neither answers nor rules.
 _OPERATION = {
