@@ -26,7 +26,10 @@ from lbr_ds.system.urls import public_url
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # what another try may get past
 _CHECK_SECONDS = 20.0
 _BACKOFF, _BACKOFF_MOST = 0.5, 60.0  # seconds: of the first pause, doubled each time, and at most
-_REFUSALS = 8  # in a row without any answer: not one passage is at fault, but every request
+# After as many refusals in a row, and at the end after any, a request without a passage tells
+# whether the server refuses these passages or, for example because of the key, every request.
+_REFUSALS = 8
+_NO_PASSAGE: list[Message] = [{"role": "user", "content": "Hello"}]
 
 
 class Question(NamedTuple):
@@ -97,24 +100,24 @@ class Endpoint:
         for _ in range(number):
             # Daemons: a program that is interrupted does not wait for requests on their way.
             threading.Thread(target=self._serve, args=(todo, done), daemon=True).start()
-        source, waiting, refused, answered = iter(questions), 0, 0, 0
+        source, waiting, refused = iter(questions), 0, 0
         try:
             while True:
                 for question in islice(source, number - waiting):
                     todo.put(question)
                     waiting += 1
                 if not waiting:
+                    if refused:
+                        self._check_answers()
                     return
                 answer = done.get()
                 waiting -= 1
                 if isinstance(answer, Exception):
                     raise answer
-                refused += bool(answer.refused)
-                answered += not answer.refused
-                if refused >= _REFUSALS and not answered:
-                    raise EnvironmentProblem(
-                        f"{self.place} refuses every request: {answer.refused}"
-                    )
+                refused = refused + 1 if answer.refused else 0
+                if refused == _REFUSALS:
+                    self._check_answers()
+                    refused = 0
                 yield answer
         finally:
             for _ in range(number):
@@ -166,6 +169,15 @@ class Endpoint:
             ) from None
         return Answer(question.passage, text or "")
 
+    def _check_answers(self) -> None:
+        """Raise EnvironmentProblem if a request without a passage is refused, too."""
+        if reason := self._ask(Question("", _NO_PASSAGE, 0)).refused:
+            raise EnvironmentProblem(
+                f"{self.place} refuses every request: {reason}; correct what it names, or the key "
+                f"in the environment variable {self.settings.api_key_variable}, and repeat the "
+                "command: all answers so far are stored"
+            )
+
     def _gave_up(self, reason: str) -> EnvironmentProblem:
         tries = self.settings.retries + 1
         return EnvironmentProblem(
@@ -174,7 +186,7 @@ class Endpoint:
         )
 
     def _check_key(self, found: requests.Response) -> None:
-        if found.status_code in (401, 403):
+        if found.status_code == 401:  # 403 may mean one passage, or only the list of models
             variable = self.settings.api_key_variable
             which = "refuses the key in" if os.environ.get(variable) else "wants a key; set"
             raise EnvironmentProblem(

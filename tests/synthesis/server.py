@@ -37,7 +37,7 @@ class Server:
         keys: The Authorization headers of all requests so far.
     """
 
-    def __init__(self, write: Writer, models: tuple[str, ...] = (MODEL,)) -> None:
+    def __init__(self, write: Writer, models: tuple[str, ...] | None = (MODEL,)) -> None:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         owner = self
@@ -47,6 +47,9 @@ class Server:
 
             def do_GET(self) -> None:
                 owner.keys.append(self.headers.get("Authorization"))
+                if models is None:
+                    self._reply(403, {"error": {"message": "this key may not list models"}})
+                    return
                 self._reply(200, {"object": "list", "data": [{"id": name} for name in models]})
 
             def do_POST(self) -> None:
@@ -87,7 +90,10 @@ class Server:
 
 
 @contextmanager
-def serving(write: Writer, models: tuple[str, ...] = (MODEL,)) -> Iterator[Server]:
-    """Start a server whose answer to a passage is `write(passage, request)`."""
+def serving(write: Writer, models: tuple[str, ...] | None = (MODEL,)) -> Iterator[Server]:
+    """Start a server whose answer to a passage is `write(passage, request)`.
+
+    models: What it serves; None: it refuses to list that.
+    """
     with Server(write, models) as server:
         yield server

@@ -154,6 +154,7 @@ def test_every_reason_is_counted(run: RunConfig) -> None:
         texts[6]: "x" * 30_000,
         texts[7]: "Here are the queries:\n",
         texts[8]: "",
+        "": "Hello!",
         texts[9]: long_one.format(first),
         texts[10]: long_one.format(first) + f" disease{second}",
     }
@@ -289,6 +290,7 @@ def refusing(status: int) -> Any:
     [
         (400, EnvironmentProblem, r"refuses every request: HTTP 400: no"),
         (401, EnvironmentProblem, r"wants a key; set the environment variable OPENAI_API_KEY"),
+        (403, EnvironmentProblem, r"request: HTTP 403: no; .* key in .* variable OPENAI_API_KEY"),
         (404, ConfigError, r"synthesis.model=writer: .* answers HTTP 404: no; correct the model"),
         (500, EnvironmentProblem, r"no answer after 1 tries \(HTTP 500: no\); all answers so far"),
     ],
@@ -301,6 +303,68 @@ def test_a_server_that_refuses(
     with serving(refusing(status)) as server, pytest.raises(kind, match=message):
         synthesize(with_synthesis(run, url=server.url, retries=0))
     assert file_bytes(Path(str(run.data.folder))) == before
+
+
+@pytest.mark.parametrize("number", [1, 12])
+def test_refused_passages_are_counted_also_if_only_they_are_left(
+    run: RunConfig, number: int
+) -> None:
+    """A gateway's moderation answers HTTP 403 for some passages, more in a row than the limit."""
+    moderated = {r.text for r in split(run, "cl")[:number]}
+
+    def write(text: str, request: dict[str, Any]) -> str:
+        if text in moderated:
+            raise Fault(403, "blocked by the content filter")
+        return good_queries(text, request)
+
+    with serving(write) as server:
+        for keep_rank in (3, 4):
+            first = len(server.requests)
+            audit = synthesize(with_synthesis(run, url=server.url, keep_rank=keep_rank))
+            assert audit is not None
+            assert audit["passages_refused_by_the_server"] == number
+            assert audit["server_refusals"] == ["HTTP 403: blocked by the content filter"]
+            assert audit["kept"] == 2 * (40 - number)
+        again = [r["messages"][-1]["content"] for r in server.requests[first:]]
+    asked = [text.partition("Passage:\n")[2] for text in again]
+    assert sorted(filter(None, asked)) == sorted(moderated)
+
+
+@pytest.mark.parametrize(("passages", "answers"), [(3, 0), (3, 2), (40, 0), (40, 20)])
+def test_passages_are_not_refused_because_of_a_key_that_stops_working(
+    run: RunConfig, passages: int, answers: int
+) -> None:
+    """The command ends, also before the limit; with a good key it asks for all that is missing."""
+    given: list[str] = []
+
+    def write(text: str, request: dict[str, Any]) -> str:
+        if len(given) >= answers:
+            raise Fault(403, "not allowed")
+        given.append(text)
+        return good_queries(text, request)
+
+    def settings(url: str) -> RunConfig:
+        return with_synthesis(
+            run, url=url, model=MODEL, max_passages=passages, concurrency=1, keep_rank=None
+        )
+
+    with serving(write) as server:
+        with pytest.raises(EnvironmentProblem, match="refuses every request: HTTP 403: not all"):
+            synthesize(settings(server.url))
+        assert len(server.requests) == min(answers + 8, passages) + 1
+    with serving(good_queries) as server:
+        audit = synthesize(settings(server.url))
+    assert audit is not None
+    assert audit["passages_refused_by_the_server"] == 0
+    assert len(server.requests) == passages - answers
+
+
+def test_a_server_that_refuses_to_list_its_models_is_used(run: RunConfig) -> None:
+    """As OpenAI does with a key that is restricted to chats."""
+    with serving(good_queries, models=None) as server:
+        audit = synthesize(with_synthesis(run, url=server.url, model=MODEL))
+    assert audit is not None
+    assert audit["kept"] == 80
 
 
 def test_wrong_models_and_addresses(run: RunConfig) -> None:

@@ -59,6 +59,8 @@ def number_of(text: str) -> int:
 
 
 def good_queries(text: str, request: dict[str, Any]) -> str:
-    """Two numbered queries that only this passage answers."""
+    """Two numbered queries that only this passage answers; a greeting if there is no passage."""
+    if not text:
+        return "Hello!"
     number = number_of(text)
     return f"1. what is disease{number}?\n2. Who gets Disease{number} with {text.split()[3]}"
