@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from lbr_ds.synthesis.prompts import encodable
+
 log = logging.getLogger(__name__)
 
 
@@ -48,9 +50,10 @@ class Answers:
         return self
 
     def add(self, passage: str, answer: str) -> None:
-        """Append an answer, unless the passage has one."""
+        """Append an answer, unless the passage has one; see `encodable` for what is replaced."""
         if passage in self._known:
             return
+        answer = encodable(answer)
         line = json.dumps({"passage": passage, "answer": answer}, ensure_ascii=False) + "\n"
         raw = line.encode()
         while raw:

@@ -20,7 +20,7 @@ from urllib3.util.retry import Retry
 
 from lbr_ds.config.synthesis import SynthesisConfig
 from lbr_ds.errors import ConfigError, EnvironmentProblem, short
-from lbr_ds.synthesis.prompts import Message
+from lbr_ds.synthesis.prompts import Message, encodable
 from lbr_ds.system.urls import public_url
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # what another try may get past
@@ -255,7 +255,7 @@ def _said(found: requests.Response) -> str:
         text = error.get("message", error) if isinstance(error, dict) else error
     except (ValueError, AttributeError):
         text = found.text
-    return f"HTTP {found.status_code}: {short(str(text), 160)}"
+    return f"HTTP {found.status_code}: {encodable(short(str(text), 160))}"
 
 
 def _reason(error: requests.RequestException) -> str:

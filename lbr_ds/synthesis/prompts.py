@@ -52,8 +52,16 @@ def parse(answer: str) -> list[str]:
     text = _FENCE.sub("", _THOUGHT.sub("", answer)).strip()
     found = _json_list(text)
     lines = text.splitlines() if found is None else found
-    queries = (_bare(line) for line in lines)
+    queries = (_bare(encodable(line)) for line in lines)
     return [query for query in queries if query and not query.endswith((":", "\uff1a"))]
+
+
+def encodable(text: str) -> str:
+    """Return a text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot represent.
+
+    JSON can hold such halves: a model that is stopped within an emoji writes one.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _json_list(text: str) -> list[str] | None:

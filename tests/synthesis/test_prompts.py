@@ -72,6 +72,14 @@ def test_a_number_at_the_beginning_of_a_query_is_no_prefix(query: str) -> None:
     assert [parse(f"{prefix}{query}") for prefix in ("", "- ", "1. ")] == [[query]] * 3
 
 
+def test_half_a_surrogate_pair_in_a_json_list_is_replaced() -> None:
+    assert parse('["gout \\ud83d\\ude00", "toe \\ud83d", "\\ude00 pain"]') == [
+        "gout \U0001f600",
+        "toe \ufffd",
+        "\ufffd pain",
+    ]
+
+
 @pytest.mark.parametrize("answer", ["", "  \n", "Here are the queries:", "<think>no end of it"])
 def test_an_answer_without_queries(answer: str) -> None:
     assert parse(answer) == []

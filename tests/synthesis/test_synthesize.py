@@ -278,6 +278,41 @@ def test_a_key_is_sent_and_never_stored(run: RunConfig, monkeypatch: pytest.Monk
         assert not [name for name, raw in files.items() if b"a-hidden-value" in raw]
 
 
+def test_half_a_surrogate_pair_of_an_answer_is_replaced_and_not_asked_again(
+    run: RunConfig,
+) -> None:
+    """A model that is stopped within an emoji gives half of it; whole pairs stay."""
+    settings = {"model": MODEL, "max_passages": 4, "keep_rank": None}
+
+    def write(text: str, request: dict[str, Any]) -> str:
+        return f"what is disease{number_of(text)} \U0001f600 \ud83d"
+
+    with serving(write) as server:
+        audit = synthesize(with_synthesis(run, url=server.url, **settings))
+        stored = {p: p.read_bytes() for p in Path(f"{run.data.folder}.synthesis").rglob("*.jsonl")}
+        again = synthesize(with_synthesis(run, url=server.url, **{**settings, "keep_rank": 30}))
+        assert len(server.requests) == 4
+    assert audit is not None
+    assert again is not None
+    assert audit["kept"] == again["kept"] == 4
+    assert all(r.query.endswith(" \U0001f600 \ufffd") for r in split(run, "cl"))
+    assert all(raw == path.read_bytes() for path, raw in stored.items())
+
+
+def test_half_a_surrogate_pair_of_a_refusal_is_replaced(run: RunConfig) -> None:
+    refused = split(run, "cl")[0].text
+
+    def write(text: str, request: dict[str, Any]) -> str:
+        if text == refused:
+            raise Fault(400, "too long: \ud83d")
+        return good_queries(text, request)
+
+    with serving(write) as server:
+        audit = synthesize(with_synthesis(run, url=server.url))
+    assert audit is not None
+    assert audit["server_refusals"] == ["HTTP 400: too long: \ufffd"]
+
+
 def refusing(status: int) -> Any:
     def write(text: str, request: dict[str, Any]) -> str:
         raise Fault(status, "no")
