@@ -22,18 +22,21 @@ from torch import Tensor
 
 from lbr_ds import lineage, runs
 from lbr_ds.corpora.curate import trained_texts
+from lbr_ds.encoder import folder_hash
 from lbr_ds.errors import CheckpointError, ConfigError
 from lbr_ds.instructions import NAME as INSTRUCTIONS
 from lbr_ds.instructions import Instructions
+from lbr_ds.model import made_from
 from lbr_ds.model.bottleneck import Card
 from lbr_ds.model.complete import fit
 from lbr_ds.model.files import Stored, in_files, save_files, save_index
-from lbr_ds.system.atomic import atomic_folder
+from lbr_ds.system.atomic import atomic_folder, try_recover, write_json
+from lbr_ds.system.yaml_json import read_json
 
 log = logging.getLogger(__name__)
 Method = Literal["linear", "slerp"]
 _MADE_HERE = ("*.safetensors", "*.index.json", lineage.NAME, trained_texts.NAME, INSTRUCTIONS)
-_OF_EXPORTS = ("parity.json", "check_export.py", "README.md", "onnx", "made_from.json")
+_OF_EXPORTS = ("parity.json", "check_export.py", "README.md", "onnx", made_from.NAME)
 # Keys of config.json that do not change what the weights mean.
 _IRRELEVANT = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
 _PARALLEL = 1e-4  # radians below which the arc is a line
@@ -46,7 +49,8 @@ def merge(
 
     Args:
         models: Runs, stages, checkpoints, exports or model folders of one backbone, at least two.
-        out: A new folder, which `export`, `eval` and `stage2.from` read.
+        out: A new folder, which `export`, `eval` and `stage2.from` read. A folder that this merge
+            has made before is kept as it is.
         weight: Share of the first model, 0 to 1; the others share the rest alike. None: all alike.
         method: linear: the weighted mean. slerp: of two models, each tensor is turned from one to
             the other along the arc, and its length is the weighted mean of both lengths.
@@ -55,11 +59,16 @@ def merge(
         The folders of the weights that were merged.
 
     Raises:
-        ConfigError: The models do not fit together, or an argument is impossible.
-        CheckpointError: A model is damaged.
+        ConfigError: The models do not fit together, an argument is impossible, or `out` exists and
+            holds anything else.
+        CheckpointError: A model is damaged, also an earlier result in `out`.
     """
     shares = _shares(len(models), weight, method)
     folders = [runs.model_folder(model) for model in models]
+    record = {"models": [folder_hash(f) for f in folders], "shares": shares, "method": method}
+    if _is_made(out, record):
+        try_recover(out)
+        return folders
     _check_alike(folders)
     stored = [Stored(folder) for folder in folders]
     first = stored[0]
@@ -85,8 +94,24 @@ def merge(
         save_files(files, read, part)
         save_index(files, part)
         _describe(folders, part)
+        write_json(part / made_from.NAME, record)
         runs.seal_folder(part)
     return folders
+
+
+def _is_made(out: Path, record: dict[str, Any]) -> bool:
+    """Return whether `out` is an undamaged result of the same merge."""
+    path = out / made_from.NAME
+    if not path.is_file():
+        return False
+    if read_json(path, "the record of a merge", CheckpointError, f"remove {out}") != record:
+        raise ConfigError(
+            f"{out} exists and was not merged from these models with this weight and method; "
+            "give a new folder"
+        )
+    if why := runs.changed(out):
+        raise CheckpointError(f"{out}: is damaged ({why}); remove it, and repeat the command")
+    return True
 
 
 def last_checkpoints(place: Path, count: int) -> list[Path]:

@@ -25,6 +25,7 @@ from lbr_ds.merging import last_checkpoints, merge
 from lbr_ds.records import Record
 from lbr_ds.runs import changed, checkpoints, model_folder, seal_folder
 from lbr_ds.shards import Manifest, write_split
+from tests.mining.toy import file_bytes
 from tests.ranks import run_cli
 from tests.tiny import records
 
@@ -135,6 +136,21 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(sides[0], other)
+    kept = tmp_path / "kept"
+    merge(sides, kept, weight=0.25)
+    before = file_bytes(kept)
+    for models, weight, method in (
+        (sides[::-1], 0.25, "linear"),
+        (sides, 0.3, "linear"),
+        (sides, 0.25, "slerp"),
+    ):
+        with pytest.raises(ConfigError, match="exists and was not merged from these models"):
+            merge(models, kept, weight=weight, method=method)  # type: ignore[arg-type]
+    assert merge([other, sides[1]], kept, weight=0.25) == [other, sides[1]]  # of equal content
+    assert file_bytes(kept) == before
+    (kept / "lbr.json").unlink()
+    with pytest.raises(CheckpointError, match=r"kept: is damaged \(lbr.json: missing\); remove it"):
+        merge(sides, kept, weight=0.25)
     card = json.loads((other / "lbr.json").read_text())
     (other / "lbr.json").write_text(json.dumps({**card, "max_length": 31}))
     out = tmp_path / "merged"
@@ -231,6 +247,10 @@ def test_each_weight_is_scored_on_both_sides(
         line = f"{row['domain']['ndcg_at_10']:.4f}"
         assert line in done.stdout
     assert (out / "weight-0.25" / "lbr.json").exists()
+    before = file_bytes(out)
+    again = run_cli(*asked, *places)
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert file_bytes(out) == before
     for wrong in (("0,2", *places), ("0,x", *places), ("0,1",)):
         done = run_cli("merge", *map(str, sides), "--out", str(out), "--weights", *wrong)
         assert done.returncode == 2, done.stderr
