@@ -167,7 +167,8 @@ def forget_after(path: Path, step: int) -> int:
     if not path.exists():
         return 0
     kept, last = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Not splitlines(), which also splits at U+2028 and U+0085: names of samples may contain them.
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             about = json.loads(line)["step"]
         except ValueError:

@@ -18,6 +18,7 @@ from lbr_ds.errors import TrainingError
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.shards import Manifest
 from lbr_ds.training.guard import SKIPPED, WINDOW, Guard
+from lbr_ds.training.meter import forget_after
 from lbr_ds.training.work import Work
 from tests.ranks import run_ranks
 from tests.tiny import tiny_recipe
@@ -78,6 +79,19 @@ def test_non_finite_steps_are_counted_named_and_end_the_run(run: RunConfig, tmp_
     again = guard(run, tmp_path, own.state_dict(), max_skipped=9, max_skipped_total=4)
     with pytest.raises(TrainingError, match=r"6 updates skipped.*max_skipped_total=4"):
         take(again, run, 6, math.nan, 1.0)
+
+
+def test_a_resume_keeps_the_lines_of_any_record_id(run: RunConfig, tmp_path: Path) -> None:
+    """Characters at which str.splitlines() splits may be in an id; JSON escapes only some."""
+    own, file = guard(run, tmp_path, max_skipped=9), tmp_path / SKIPPED
+    for step, name in enumerate(("a\u2028b", "c\u0085d", "e\u2029f\n", "g")):
+        own.accepts(math.nan, 1.0)
+        own.record(Work(step, 1, 0, [], [], [(name, 0, 3)]), False, 0, run.data.folder, ["gl"])
+    written = file.read_text(encoding="utf-8")
+    assert forget_after(file, 3) == 4
+    assert file.read_text(encoding="utf-8") == "".join(
+        line + "\n" for line in written.split("\n")[:3]
+    )
 
 
 def test_spikes_against_the_rule_written_out(run: RunConfig, tmp_path: Path) -> None:
