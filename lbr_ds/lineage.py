@@ -344,4 +344,11 @@ def _short(value: Any) -> str:
 
 def _same(one: Training, other: Training) -> bool:
     """Whether both are the same stage on the same data."""
-    return (one.stage, one.data.fingerprint) == (other.stage, other.data.fingerprint)
+    return one.stage == other.stage and (
+        fingerprint_of(one.data, one.stage) == fingerprint_of(other.data, one.stage)
+    )
+
+
+def fingerprint_of(data: Manifest | Dataset, stage: int) -> str:
+    """Return the fingerprint of what the stage reads: stage 1 does not read mined negatives."""
+    return data.prepared if stage == 1 else data.fingerprint

@@ -85,7 +85,10 @@ class _Feed(IterableDataset):
             now = Manifest.load(self.run.data.folder)
         except LbrError:
             return None
-        if not self.fingerprint or now.fingerprint == self.fingerprint:
+        was, current = self.fingerprint, now.fingerprint
+        if self.stage.number == 1:  # `mine` changes the fingerprint, but no text of this stage
+            was, current = was.rpartition("-")[2], now.prepared
+        if not was or current == was:
             return None
         return DataError(
             f"{now.place} was prepared again during the training (data {self.fingerprint} -> "

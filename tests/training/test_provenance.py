@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,28 @@ def test_data_exchanged_during_a_training_ends_it_where_it_cannot_be_read(
         next(feed)
 
 
+def test_data_mined_during_a_training_is_that_of_stage_1(chain: Chain, tmp_path: Path) -> None:
+    """Mining changes the fingerprint, but not the split `gl`, of which two records are damaged."""
+    data = make_data(tmp_path / "data", "F", per_shard=2)
+    manifest = Manifest.load(data)
+    damaged = data / manifest.shards("gl")[1].file
+    damaged.write_bytes(damaged.read_bytes().replace(b'"query"', b'"qu\xffry"'))
+    skipping = [f"data.folder={data}", "data.on_error=skip", "stage1.samples_per_step=4"]
+    run = load(chain.recipe, [f"run={chain.folder / 'run1'}", *skipping])
+
+    def opened() -> Any:
+        options: Any = {"start": 0, "stop": 4, "fingerprint": manifest.fingerprint}
+        return open_feed(run, STAGES[1], text_tokenizer(run), World(), **options)
+
+    expected = [(work.names, work.skipped) for work in opened()]
+    assert sum(skipped for _, skipped in expected) == 2
+    feed = opened()
+    works = [next(feed)]
+    replace(manifest, fingerprint=f"mined-{manifest.fingerprint}").save()
+    works += feed
+    assert [(work.names, work.skipped) for work in works] == expected
+
+
 def test_an_export_keeps_what_its_bottleneck_rows_have_learnt(chain: Chain) -> None:
     before = load_file(chain.folder / "export" / "model.safetensors")
     after = load_file(chain.folder / "run2" / "backbone" / "model.safetensors")
@@ -404,3 +426,16 @@ def test_resuming_adds_no_second_entry(chain: Chain) -> None:
     last = found.history[-1].model_copy(update={"steps": 9})
     assert found.trained(last, resumed=True).history == (*found.history[:-1], last)
     assert found.trained(last).history == (*found.history, last)
+
+
+@pytest.mark.parametrize(("stage", "entries"), [(1, 1), (2, 2)])
+def test_mined_data_are_other_data_for_stage_2_only(chain: Chain, stage: int, entries: int) -> None:
+    """Stage 1 does not read negatives, so its resume after `mine` continues the same entry."""
+    found = lineage.load(chain.model("run1", stage))
+    assert found is not None
+    first = found.model_copy(update={"history": found.history[-1:]})
+    data = first.history[-1].data
+    mined = data.model_copy(update={"fingerprint": f"mined-{data.fingerprint}"})
+    last = first.history[-1].model_copy(update={"steps": 9, "data": mined})
+    history = first.trained(last, resumed=True).history
+    assert history == (*first.history, last)[-entries:]

@@ -22,7 +22,6 @@ from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError, DataError
 from lbr_ds.lineage import Backbone, Dataset, Lineage, Training, identify
 from lbr_ds.runs import saved
-from lbr_ds.shards import Manifest
 from lbr_ds.training.checkpoint.writing import link_files
 
 log = logging.getLogger(__name__)
@@ -222,8 +221,3 @@ def describe(stage_folder: Path, step: int, samples: int, model: Path) -> list[P
     started.model_copy(update={"history": (*past, training)}).save(model)
     texts = [trained_texts.NAME] if (stage_folder / trained_texts.NAME).is_file() else []
     return [model / lineage.NAME, *link_files(texts, stage_folder, model)]
-
-
-def fingerprint_of(data: Manifest | Dataset, stage: int) -> str:
-    """Return the fingerprint of what the stage reads: stage 1 does not read mined negatives."""
-    return data.prepared if stage == 1 else data.fingerprint

@@ -12,6 +12,7 @@ import torch
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
+from lbr_ds.lineage import fingerprint_of
 from lbr_ds.runs import fault, saved
 from lbr_ds.shards import Manifest
 from lbr_ds.system import environment
@@ -110,7 +111,7 @@ def _check_fit(checkpoint: Path, run: RunConfig, stage: int, world: World, *, fo
             facts["recipe"]["model"][key] = getattr(run.model, key)
     if changed := ", ".join(environment.differences(facts["recipe"], run.result_settings(stage))):
         reasons.append(f"was made with another recipe ({changed})")
-    if facts["data"] != (data := provenance.fingerprint_of(Manifest.load(run.data.folder), stage)):
+    if facts["data"] != (data := fingerprint_of(Manifest.load(run.data.folder), stage)):
         reasons.append(
             f"was trained on data {facts['data'][:12]} and {run.data.folder} now holds {data[:12]}"
         )

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from lbr_ds import lineage
 from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.errors import CheckpointError
 from lbr_ds.instructions import Instructions
@@ -197,7 +198,7 @@ class Saver:
             "samples": step * self.run.stage(self.stage).samples_per_step,
             "counters": counters,
             "evaluation": evaluation,
-            "data": provenance.fingerprint_of(self._data, self.stage),
+            "data": lineage.fingerprint_of(self._data, self.stage),
             "config": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
             "recipe": recipe,
             "versions": environment.versions(),
