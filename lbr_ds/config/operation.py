@@ -31,7 +31,8 @@ class EngineConfig(Section):
         gt=0,
         le=10_080,
         json_schema_extra={"unit": "minutes"},
-        description="The run ends after this many minutes in which a rank makes no progress.",
+        description="The run ends after this many minutes in which no rank makes progress. "
+        "Reading and writing files is progress, so a checkpoint may take longer to save.",
     )
 
 

@@ -19,7 +19,7 @@ from lbr_ds.errors import ConfigError, EnvironmentProblem, LbrError, LostRank
 from lbr_ds.system import children
 from lbr_ds.system.environment import free_host_memory
 from lbr_ds.system.process_pool import cores
-from lbr_ds.training.watch import last_heartbeat, report_failure
+from lbr_ds.training.heartbeat import last_heartbeat, report_failure
 
 _GRACE_SECONDS = 10  # between the end of a rank and killing the others
 # glibc returns large tensors to the kernel and allocates them again at every step; on CPU ranks

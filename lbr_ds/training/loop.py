@@ -13,7 +13,7 @@ from lbr_ds.training.negatives import warn_without_negatives
 from lbr_ds.training.optim import learning_rate
 from lbr_ds.training.session import Session
 from lbr_ds.training.setup import open_session
-from lbr_ds.training.watch import stragglers
+from lbr_ds.training.watch import SAVES, stragglers
 
 Metrics = dict[str, float | list[float]]  # a list has one number per rank
 
@@ -62,7 +62,7 @@ def _train(run: RunConfig, number: int, *, force: bool) -> bool | None:
             ended = ended or patience_exhausted(session, checkpoint_due=due)
             stopped = session.preemption.agreed()
             if due or stopped or ended:
-                session.watch.mark(session.step, "saves")
+                session.watch.mark(session.step, SAVES)
                 session.saver.save(session.step, session.guard.state_dict(), figures)
     return ended
 

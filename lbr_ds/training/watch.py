@@ -7,6 +7,9 @@ what it is doing. It reads the heartbeats of the other ranks and ends this proce
 - another rank has stopped sending heartbeats: its process or node is gone, or is suspended;
 - no rank has made progress for `engine.timeout_minutes`; the rank furthest behind is named.
 
+A rank makes progress when it marks a new part of a step, and when it reads or writes files: at the
+start, or to save a checkpoint, one file may take longer than the limit.
+
 A collective that fails because a peer is gone is reported with the same line. Only one process
 prints the line; the others write it to their logs. The training thread only assigns a few values
 at each mark. One thread exchanges heartbeats and another one checks them, because a store whose
@@ -27,12 +30,13 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
 
 from lbr_ds.distributed import World, end, is_collective_error
 from lbr_ds.errors import LbrError, LostRank, PeerFailed, short
 from lbr_ds.system.failures import as_lbr_error
+from lbr_ds.system.io_progress import bytes_moved
 from lbr_ds.system.masking import mask_secrets
+from lbr_ds.training.heartbeat import Heartbeat
 
 _POLL_SECONDS = 0.05  # between two samples of what the training thread does
 _SUSPENDED_SECONDS = 1.0  # of a longer gap between two samples only this much counts
@@ -43,29 +47,8 @@ _SILENT_SECONDS = 120.0  # without a heartbeat; a thread may wait that long for 
 _PATIENCE_SECONDS = 5.0  # that the training thread has to end by itself after a peer's failure
 _STEPS = 20  # the seconds of a rank's own work are averaged over so many steps
 _KEPT = "; the last checkpoint is kept"
-
-
-class Heartbeat(NamedTuple):
-    """What a rank publishes about itself.
-
-    Attributes:
-        number: Rises with every heartbeat.
-        marks: Rises with the rank's progress.
-        step: Optimizer step, from 1.
-        doing: What the rank does in it.
-        waits: Whether it waits for other ranks, in a collective.
-        host: Its node.
-    """
-
-    number: int
-    marks: int
-    step: int
-    doing: str
-    waits: bool
-    host: str
-
-    def __str__(self) -> str:
-        return f"on {self.host}, last seen in step {self.step} ({self.doing})"
+SAVES = "saves"  # what a rank does while it copies its state or waits for a checkpoint
+WRITER = "checkpoint"  # name of the thread that writes a checkpoint
 
 
 @dataclass
@@ -91,7 +74,7 @@ class Watch:
         self._steps = deque[tuple[int, int, float]](maxlen=_STEPS)
         self._seen: dict[int, _Seen] = {}
         self._ran = 0.0  # seconds, without those in which this process was suspended
-        self._progress = (-1, 0.0)  # marks of all ranks, and since when
+        self._progress = (-1, 0.0)  # marks and bytes of all ranks, and since when
         self._lost_store = False
         self._answered = 0.0  # when the store has last answered, by the clock of `_ran`
         self._watched = threading.get_ident()
@@ -176,7 +159,18 @@ class Watch:
                 return
 
     def _heartbeat(self, number: int, *, waits: bool) -> Heartbeat:
-        return Heartbeat(number, self._marks, self.step, self._doing, waits, socket.gethostname())
+        now = (self._marks, self.step, self._doing, waits, socket.gethostname(), self._moved())
+        return Heartbeat(number, *now)
+
+    def _moved(self) -> int:
+        """Return the bytes that were read and written for the training, for data or a checkpoint.
+
+        While a rank saves, its training thread asks the other ranks again and again whether they
+        have ended. That is no progress, so only the threads that write are counted then.
+        """
+        trainer = None if self._doing == SAVES else self._watched
+        threads = [t for t in threading.enumerate() if t.name == WRITER or t.ident == trainer]
+        return sum(map(bytes_moved, threads))
 
     def _publish(self) -> None:
         self._count += 1
@@ -212,9 +206,11 @@ class Watch:
             self._end_process(code, line, report=self.peer_failure is None)
         if silent := self._silent_ranks(min(_SILENT_SECONDS, self.limit)):
             self._end_process(LostRank.exit_code, silent)
-        marks = sum(seen.heartbeat.marks for seen in self._seen.values()) or self._marks
-        if marks != self._progress[0]:
-            self._progress = (marks, self._ran)
+        heartbeats = [seen.heartbeat for seen in self._seen.values()]
+        heartbeats = heartbeats or [self._heartbeat(0, waits=False)]
+        progress = sum(heartbeat.marks + heartbeat.moved for heartbeat in heartbeats)
+        if progress != self._progress[0]:
+            self._progress = (progress, self._ran)
         elif self._ran - self._progress[1] > self.limit:
             self._end_process(LostRank.exit_code, self._no_progress())
 
@@ -338,13 +334,3 @@ def stragglers(own_seconds: list[float]) -> dict[str, float | list[float]]:
     slowest = max(range(len(own_seconds)), key=own_seconds.__getitem__)
     score = min(own_seconds) / own_seconds[slowest] if own_seconds[slowest] else 1.0
     return {"rank_seconds": own_seconds, "straggler": score, "slowest_rank": slowest}
-
-
-def last_heartbeat(store: Any, rank: int) -> str:
-    """Describe a rank's last heartbeat, for a launcher; "" when it never sent one."""
-    return str(Heartbeat(*json.loads(store.get(str(rank))))) if store.check([str(rank)]) else ""
-
-
-def report_failure(store: Any, code: int, line: str) -> None:
-    """Report, for a launcher, a rank that died silently; the others then exit with `code`."""
-    store.compare_set("failure", "", json.dumps([code, line, -1]))

@@ -8,14 +8,23 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lbr_ds.config import RunConfig
+from lbr_ds.distributed import World
 from lbr_ds.errors import LostRank
-from lbr_ds.runs import checkpoints
+from lbr_ds.runs import checkpoints, fault
+from lbr_ds.system.io_progress import bytes_moved
+from lbr_ds.system.locate import file_sha256
+from lbr_ds.training.checkpoint import writing
+from lbr_ds.training.heartbeat import Heartbeat
+from lbr_ds.training.watch import SAVES, Watch, _Seen
 from tests.ranks import start_cli, start_ranks
 from tests.training.test_hosts import at_step, ended
 from tests.training.test_resume import weights
@@ -137,3 +146,104 @@ def test_left_out_updates_and_stragglers_are_in_the_metrics_and_survive_a_resume
     assert again["loss"] == last["loss"]
     starts = [json.loads(x)["step"] for x in (folder / "starts.jsonl").read_text().splitlines()]
     assert starts == [0, 3]
+
+
+class Stopped(Exception):
+    """The watch has ended the process."""
+
+
+class HandDriven(Watch):
+    """A watch of this thread whose clock the test moves; its limit is a minute."""
+
+    def __init__(self) -> None:
+        super().__init__(World(), 1)
+        self.thread = ThreadPoolExecutor(1)
+
+    def pass_limit(self) -> None:
+        """Check in another thread, as a watch does, after more than the limit."""
+        self._ran += 61
+        self.thread.submit(self._check).result()
+
+    def _end_process(self, code: int, line: str, *, report: bool = True) -> None:
+        assert code == LostRank.exit_code
+        raise Stopped(line)
+
+
+def test_a_save_that_takes_longer_than_the_limit_is_not_ended(tmp_path: Path) -> None:
+    """Each part of the file takes longer; a writer that is stuck is still found."""
+    more, written = threading.Semaphore(0), threading.Semaphore(0)
+
+    def files(part: Path) -> list[Path]:
+        with (part / "weights").open("wb", buffering=0) as file:
+            for letter in (b"a", b"b", b"c", b"d"):
+                more.acquire()
+                file.write(letter * 4096)
+                written.release()
+        return [part / "weights"]
+
+    facts: dict[str, Any] = {"step": 3}
+    final = tmp_path / "checkpoints" / "step-000003"
+    saving = writing.Writing(writing.Plan(final, 0, 1, files, facts, 2, None, keep_best=False))
+    watch = HandDriven()
+    watch.mark(3, SAVES)
+    watch.pass_limit()
+    saving.start()
+    for _ in range(3):
+        more.release()
+        written.acquire()
+        watch.pass_limit()
+    (tmp_path / "polled").write_bytes(b"what this thread does while it waits is no progress")
+    with pytest.raises(Stopped, match=r"no rank made progress for 1 minutes .*\(saves\)"):
+        watch.pass_limit()
+    more.release()
+    saving.join()
+    assert (saving.failure, fault(final)) == ("", "")
+
+
+def test_reading_at_the_start_is_progress(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(b"a" * 4096)
+    watch = HandDriven()
+    for _ in range(3):
+        (tmp_path / "shard").read_bytes()
+        watch.pass_limit()
+    with pytest.raises(Stopped, match=r"rank 0 is furthest behind: .*\(starts\)"):
+        watch.pass_limit()
+
+
+def test_what_another_rank_writes_is_progress() -> None:
+    """It does not count when the rank furthest behind is named."""
+    watch = HandDriven()
+
+    def see(moved: int) -> None:
+        ranks = [Heartbeat(1, 3, 4, "saves", True, "node", 1)]
+        ranks.append(Heartbeat(1, 2, 3, "saves", True, "node", moved))
+        watch._seen = {rank: _Seen(last, watch._ran + 61) for rank, last in enumerate(ranks)}
+        watch.pass_limit()
+
+    for moved in (5, 9, 12):
+        see(moved)
+    with pytest.raises(Stopped, match="rank 1 is furthest behind: on node, last seen in step 3"):
+        see(12)
+
+
+def test_a_file_is_flushed_and_hashed_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the progress is visible between any two parts."""
+    path, parts, moved = tmp_path / "weights", list[tuple[int, int]](), list[int]()
+
+    def flush_part(handle: int, start: int, length: int) -> None:
+        parts.append((start, length))
+        moved.append(bytes_moved(threading.current_thread()))
+        flush(handle, start, length)
+
+    flush = writing.flush_part
+    monkeypatch.setattr(writing, "flush_part", flush_part)
+    monkeypatch.setattr(writing, "_PART", 1000)
+    for size in (0, 1, 1000, 2500):
+        parts.clear()
+        moved.clear()
+        path.write_bytes(bytes(n % 251 for n in range(size)))
+        assert writing.seal(path) == {"bytes": size, "sha256": file_sha256(path)}
+        assert parts == [(start, min(1000, size - start)) for start in range(0, size, 1000)]
+        assert moved == sorted(set(moved))

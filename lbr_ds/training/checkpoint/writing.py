@@ -7,6 +7,7 @@ manifest and renames the folder: only then does the checkpoint exist.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -21,10 +22,12 @@ import torch
 
 from lbr_ds import runs
 from lbr_ds.system.atomic import fsync, write_json
-from lbr_ds.system.locate import file_sha256
+from lbr_ds.system.io_progress import flush_part
+from lbr_ds.training.watch import WRITER
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.02
+_PART = 32 << 20  # bytes that are flushed at once
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Writing(threading.Thread):
     """
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__(name="checkpoint", daemon=True)
+        super().__init__(name=WRITER, daemon=True)
         self.plan = plan
         self.failure = ""
         self.cancel = threading.Event()
@@ -184,6 +187,16 @@ def link_files(names: Iterable[str], source: Path, folder: Path) -> list[Path]:
 
 
 def seal(path: Path) -> dict[str, Any]:
-    """Flush a file to disk; return its entry in the manifest."""
+    """Flush a file to disk; return its entry in the manifest.
+
+    It is read for its hash and flushed in parts, so that the watch sees the progress: flushing a
+    large file at once may take longer than `engine.timeout_minutes`.
+    """
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            flush_part(file.fileno(), size, len(part))
+            digest.update(part)
+            size += len(part)
     fsync(path)
-    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return {"bytes": size, "sha256": digest.hexdigest()}
