@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from lbr_ds.errors import CheckpointError, ConfigError
+from lbr_ds.system.json_lines import read_rows
 from lbr_ds.system.locate import cached_sha256, file_sha256
 
 log = logging.getLogger(__name__)
 _PARTS = re.compile(r"\.|backbone|stage[12](/checkpoints(/step-\d+(/model)?)?)?")  # of a run
 BEST, LAST = "best", "last"  # checkpoints of a run or a stage
 MEASURES = {1: "separation_ratio", 2: "ndcg_at_10"}  # by which a stage's best checkpoint is chosen
+EVALUATIONS = "evaluations.jsonl"  # of a stage
 MANIFEST = "files.json"  # of a checkpoint, a backbone, an export: {name: {"bytes", "sha256"}}
 
 
@@ -174,13 +176,21 @@ def _stage_of(checkpoint: Path) -> int:
 
 
 def evaluation(checkpoint: Path) -> dict[str, Any]:
-    """Return the figures of the evaluation at its save; {} without one or if not readable."""
+    """Return the figures of the evaluation at its step; {} without one or if not readable.
+
+    If a signal prevented it, the resumed stage made it, and its figures are in the stage's file.
+    """
     try:
         facts = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        figures: dict[str, Any] = facts.get("evaluation") or {}
-    except (OSError, ValueError, AttributeError):
+        stage, figures = checkpoint.resolve().parent.parent, facts.get("evaluation")
+        return figures or evaluations(stage).get(facts["step"], {})
+    except (OSError, ValueError, KeyError, AttributeError):
         return {}
-    return figures
+
+
+def evaluations(stage_folder: Path) -> dict[int, dict[str, Any]]:
+    """Return the figures of the evaluations during a stage, by step."""
+    return {row.pop("step"): row for row in read_rows(stage_folder / EVALUATIONS)}
 
 
 def model_folder(place: Path, checkpoint: str = BEST) -> Path:
@@ -218,11 +228,8 @@ def model_folder(place: Path, checkpoint: str = BEST) -> Path:
 def _unchanged(sealed: Path, folder: Path) -> Path:
     """`folder`, when nothing of `sealed` has changed. Raises CheckpointError otherwise."""
     if why := changed(sealed):
-        own = (
-            ""
-            if (sealed / "state.json").is_file()
-            else f", or, if the change is yours, remove its {MANIFEST}"
-        )
+        ours = (sealed / "state.json").is_file()
+        own = "" if ours else f", or, if the change is yours, remove its {MANIFEST}"
         raise CheckpointError(
             f"{sealed}: a file is missing or has changed ({why}); restore it from a copy, or use "
             f"another checkpoint{own}"

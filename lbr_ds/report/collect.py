@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import statistics
@@ -15,6 +14,7 @@ from lbr_ds.errors import ConfigError
 from lbr_ds.evaluation.scores import read_scores
 from lbr_ds.report.data import read_data
 from lbr_ds.report.reading import number, read_json, read_metrics
+from lbr_ds.system.json_lines import read_rows
 
 EVALS = ("base", "stage1", "stage2")
 _ENDS = 10  # logged steps averaged for a stage's first and last value
@@ -165,12 +165,9 @@ def _beside(stage: Path) -> tuple[list[dict[str, Any]], str | None]:
     """Return a stage's evaluations, and what its latest start at step 0 started from."""
     found, starts = stage / "evaluations.jsonl", stage / "starts.jsonl"
     evaluations = read_metrics(found) if found.exists() else []
-    text = starts.read_text(encoding="utf-8") if starts.exists() else ""
     origin = None
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):  # cut short by a kill
-            start = json.loads(line)
-            origin = start.get("from") if start.get("step") == 0 else origin
+    for start in read_rows(starts):
+        origin = start.get("from") if start.get("step") == 0 else origin
     return evaluations, _inside(origin, stage.parent)
 
 

@@ -11,7 +11,6 @@ without a graph leaves no gradient. A signal ends an evaluation after the curren
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import textwrap
@@ -35,7 +34,7 @@ from lbr_ds.evaluation.judgements import Judgements, read_held_out
 from lbr_ds.evaluation.retrieval_metrics import rank_scores
 from lbr_ds.instructions import bare
 from lbr_ds.records import Record
-from lbr_ds.training.meter import EVALUATIONS
+from lbr_ds.runs import evaluations
 from lbr_ds.training.stages import agreed_count
 from lbr_ds.training.work import split_into_micro_batches
 
@@ -99,22 +98,38 @@ def _read(run: RunConfig) -> HeldOutSample | str:
     return HeldOutSample(judged, [record[i] for i in judged.queries])
 
 
-def evaluate(session: Session, *, checkpoint_due: bool) -> Figures:
+def evaluate(session: Session, *, checkpoint_due: bool) -> Figures | None:
     """Evaluate the model on the held-out sample and write the figures, if that is due.
 
     It is due before every checkpoint, and every `every.evaluate` steps where that is a number. All
     ranks call it.
 
     Returns:
-        The figures, on rank 0; {} elsewhere, when nothing is due, and when a signal came.
+        The figures, on rank 0; {} elsewhere and when nothing is due. None on all ranks when a
+        signal prevented the evaluation: `evaluate_resumed` makes it when the stage resumes.
     """
     if session.held_out is None or not _due(session, checkpoint_due):
         return {}
     if session.preemption.agreed():
-        return {}
+        return None
     figures = measure(session, session.held_out)
-    session.meter.evaluation(session.step, figures)
+    session.meter.evaluation(session.step, figures or {})
     return figures
+
+
+def evaluate_resumed(session: Session) -> bool:
+    """Make the evaluation that a signal prevented before the stage was resumed, if there is one.
+
+    The stage then has the evaluations of an uninterrupted one, and ends at the same step. All ranks
+    call it before the first step.
+
+    Returns:
+        False when a signal prevented it again.
+    """
+    made = session.world.first and session.step in evaluations(session.meter.folder)
+    if not session.unevaluated or session.world.share(made):
+        return True
+    return evaluate(session, checkpoint_due=True) is not None
 
 
 def patience_exhausted(session: Session, *, checkpoint_due: bool) -> bool:
@@ -126,11 +141,8 @@ def patience_exhausted(session: Session, *, checkpoint_due: bool) -> bool:
     patience = session.run.stage2.patience
     if session.stage.number == 1 or patience is None or not _due(session, checkpoint_due):
         return False
-    path = session.meter.folder / EVALUATIONS
-    values = []
-    if session.world.first and path.exists():
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        values = [row.get("ndcg_at_10") or 0.0 for row in rows]
+    rows = evaluations(session.meter.folder) if session.world.first else {}
+    values = [row.get("ndcg_at_10") or 0.0 for row in rows.values()]
     without_gain = len(values) - 1 - values.index(max(values)) if values else 0
     if not session.world.share(without_gain >= patience):
         return False
@@ -150,14 +162,14 @@ def _due(session: Session, checkpoint_due: bool) -> bool:
     return session.held_out is not None and asked
 
 
-def measure(session: Session, sample: HeldOutSample) -> Figures:
+def measure(session: Session, sample: HeldOutSample) -> Figures | None:
     """Measure the session's model on `sample`. All ranks call it.
 
     Returns:
         On rank 0 the scores (`rank_scores`), the geometry of the vectors (`geometry.measure`), the
         losses of `_losses` where stage 1's loss is trained, the number of queries and passages, and
         the seconds taken; None for a figure that is not defined, for example of vectors that are
-        not finite. {} on other ranks, and when a signal ended the evaluation.
+        not finite. {} on other ranks; None on all when a signal ended the evaluation.
     """
     began, judged, run = time.perf_counter(), sample.judged, session.run
     texts = [*judged.queries.values(), *judged.documents.values()]
@@ -169,7 +181,7 @@ def measure(session: Session, sample: HeldOutSample) -> Figures:
                 figures |= _losses(session, sample.records)
     except _SignalReceived:
         log.info("step %d: a signal ended the evaluation", session.step)
-        return {}
+        return None
     finally:
         session.watch.pause()
     if not session.world.first:

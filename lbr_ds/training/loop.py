@@ -7,7 +7,7 @@ import time
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import join
 from lbr_ds.training.auto import halve, rehearsed
-from lbr_ds.training.held_out import evaluate, patience_exhausted
+from lbr_ds.training.held_out import evaluate, evaluate_resumed, patience_exhausted
 from lbr_ds.training.meter import memory_gib
 from lbr_ds.training.negatives import warn_without_negatives
 from lbr_ds.training.optim import learning_rate
@@ -43,11 +43,11 @@ def train(run: RunConfig, number: int, *, force: bool = False) -> bool:
 def _train(run: RunConfig, number: int, *, force: bool) -> bool | None:
     """Train as `train` does. Return None if an automatic micro-batch is to be halved first."""
     with open_session(run, number, force=force) as session:
-        stopped = False
-        ended = session.step >= session.num_steps or patience_exhausted(
-            session, checkpoint_due=True
+        stopped = not evaluate_resumed(session)
+        ended = not stopped and (
+            session.step >= session.num_steps or patience_exhausted(session, checkpoint_due=True)
         )
-        if not ended and not rehearsed(session, run):
+        if not (ended or stopped) and not rehearsed(session, run):
             session.engine.close()
             return None
         while not (ended or stopped):
@@ -59,11 +59,14 @@ def _train(run: RunConfig, number: int, *, force: bool) -> bool | None:
             ended = session.step == session.num_steps
             due = ended or session.step % run.every.save == 0
             figures = evaluate(session, checkpoint_due=due)
-            ended = ended or patience_exhausted(session, checkpoint_due=due)
+            # A stage whose evaluation was prevented has not ended: it resumes with this evaluation.
+            evaluated = figures is not None
+            ended = evaluated and (ended or patience_exhausted(session, checkpoint_due=due))
             stopped = session.preemption.agreed()
             if due or stopped or ended:
                 session.watch.mark(session.step, SAVES)
-                session.saver.save(session.step, session.guard.state_dict(), figures)
+                counters = {**session.guard.state_dict(), "unevaluated": not evaluated}
+                session.saver.save(session.step, counters, figures)
     return ended
 
 

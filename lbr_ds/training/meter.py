@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lbr_ds.distributed import World
+from lbr_ds.runs import EVALUATIONS
 from lbr_ds.system.atomic import write_text
 from lbr_ds.system.failures import writing
 from lbr_ds.training.trackers import Rows, Trackers
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
-EVALUATIONS = "evaluations.jsonl"
 _LINE_SECONDS = 10  # between two progress lines, without a terminal
 
 _TITLES = {

@@ -62,6 +62,7 @@ class Session:
         start: Steps that were done when the session began.
         step: Steps that are done now.
         held_out: Held-out texts for evaluation; None: no evaluation.
+        unevaluated: Whether a signal prevented the evaluation that was due at `start`.
     """
 
     run: RunConfig
@@ -77,6 +78,7 @@ class Session:
     num_steps: int
     start: int = 0
     held_out: HeldOutSample | None = None
+    unevaluated: bool = False
     step: int = field(init=False)
 
     def __post_init__(self) -> None:

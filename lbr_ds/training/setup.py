@@ -15,7 +15,7 @@ from lbr_ds.distributed import World, join
 from lbr_ds.errors import ConfigError
 from lbr_ds.model.bottleneck import Card, prepare_backbone
 from lbr_ds.model.complete import check_positions
-from lbr_ds.runs import step_of
+from lbr_ds.runs import EVALUATIONS, step_of
 from lbr_ds.shards import Manifest
 from lbr_ds.shards.in_use import in_use
 from lbr_ds.system import environment
@@ -85,6 +85,7 @@ def open_session(run: RunConfig, number: int, *, force: bool = False) -> Iterato
         session = build_session(run, number, engine, watch, feed=feed, start=start, num_steps=stop)
         session.guard.load_state_dict(counters)
         note_start(folder, start, origin, world)
+        session.unevaluated = bool(counters.get("unevaluated"))
         session.held_out = read_held_out_sample(run, world)
         session.meter.trackers.sent = forget_steps_after(folder, start, world)
         watch.mark(start, "starts")
@@ -107,7 +108,7 @@ def forget_steps_after(folder: Path, start: int, world: World) -> dict[str, int]
     Returns:
         The last step that each file was about.
     """
-    names = (meter.METRICS, meter.EVALUATIONS, guard.SKIPPED) if world.first else ()
+    names = (meter.METRICS, EVALUATIONS, guard.SKIPPED) if world.first else ()
     return {name: meter.forget_after(folder / name, start) for name in names}
 
 

@@ -19,13 +19,15 @@ from lbr_ds.distributed import World
 from lbr_ds.evaluation import evaluate
 from lbr_ds.model.bottleneck import load_tokenizer
 from lbr_ds.records import Record
-from lbr_ds.runs import checkpoints, evaluation
+from lbr_ds.runs import best_first, checkpoints, evaluation
 from lbr_ds.shards import Manifest, read_split, write_split
 from lbr_ds.training.held_out import read_held_out_sample
 from tests.dense import dense_mask
 from tests.faults.compare import differing_bits
 from tests.ranks import run_cli, run_ranks, train_ranks
+from tests.tiny import tiny_recipe
 from tests.training.examine import CASES
+from tests.training.test_resume import evaluations, metrics, weights
 
 pytestmark = pytest.mark.slow
 
@@ -230,3 +232,32 @@ def test_a_stage_without_gain_ends_and_stays_ended(trained: RunConfig, tmp_path:
     lifted = run_cli("train", recipe, "--stage", "2", *words, "stage2.patience=null")
     assert lifted.returncode == 0, lifted.stderr
     assert [path.name[-1] for path in checkpoints(tmp_path / "run" / "stage2")] == ["3", "6"]
+
+
+def test_an_evaluation_that_a_signal_prevents_is_made_by_the_resume(tmp_path: Path) -> None:
+    """The stage ends at the same step, with the same evaluations, best checkpoint and weights."""
+    run_ranks("tests.training.interrupted", 2, str(tiny_recipe(tmp_path)), str(tmp_path))
+    for name, last in (("patience", 3), ("saves", 6)):
+        whole, stopped = (tmp_path / name / kind / "stage2" for kind in ("whole", "stopped"))
+        assert [line["step"] for line in evaluations(stopped)] == (
+            [1, 2, 3] if name == "patience" else [3, 6]
+        )
+        assert evaluations(stopped) == evaluations(whole)
+        assert metrics(stopped) == metrics(whole)
+        assert weights(stopped) == weights(whole)
+        names, figures = (
+            [[value(path) for path in checkpoints(stage)] for stage in (whole, stopped)]
+            for value in (lambda path: path.name, lambda path: without_seconds(evaluation(path)))
+        )
+        assert names[0] == names[1]
+        assert names[0][-1] == f"step-{last:06d}"
+        assert figures[0] == figures[1]
+        best = [
+            [path.name for path in best_first(checkpoints(stage))] for stage in (whole, stopped)
+        ]
+        assert best[0] == best[1]
+        assert len(best[0]) == len(names[0])
+
+
+def without_seconds(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if name != "seconds"}
