@@ -2,7 +2,7 @@
 
 RUN/recipe.yaml environment.json backbone/ eval/*.json
 RUN/stage1/ stage2/   metrics.jsonl evaluations.jsonl starts.jsonl auto.json tensorboard/ log/
-                      trackers.json
+                      reduction.json trackers.json
                       checkpoints/step-000500/{state.json,files.json,state/,model/}
 
 A checkpoint is whole when every file has the size and sha256 that its files.json says.

@@ -132,7 +132,7 @@ def _chosen(
     return choice, line
 
 
-def _settings(run: RunConfig, number: int, world: World) -> dict[str, Any]:
+def settings_of(run: RunConfig, number: int, world: World) -> dict[str, Any]:
     """Return what a record must agree with to be used again."""
     return {"world_size": world.size, "recipe": run.result_settings(number)}
 
@@ -144,7 +144,7 @@ def _recorded(
     if not path.is_file():
         return None
     record = read_json(path, "the record of automatic values", ConfigError, "remove it")
-    if record.get("settings") != _settings(run, number, world):
+    if record.get("settings") != settings_of(run, number, world):
         return None
     choice = auto.Choice(**record["choice"])
     return choice, f"auto: {auto.values(run, number, choice)}, as this stage started ({path})"
@@ -154,7 +154,7 @@ def _write(
     path: Path, run: RunConfig, number: int, world: World, choice: auto.Choice, line: str
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = _settings(run, number, world)
+    settings = settings_of(run, number, world)
     write_json(path, {"choice": asdict(choice), "why": line, "settings": settings}, indent=2)
 
 

@@ -34,6 +34,7 @@ from lbr_ds.training.held_out import HeldOutSample
 from lbr_ds.training.kernels import attention_kernels
 from lbr_ds.training.meter import Meter
 from lbr_ds.training.preempt import Preemption
+from lbr_ds.training.reduction import one_reduction
 from lbr_ds.training.stages import STAGES, Stage
 from lbr_ds.training.starts import starting_point
 from lbr_ds.training.trackers import Trackers
@@ -89,6 +90,11 @@ class Session:
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer of the prepared backbone, with the lengths of the recipe."""
         return text_tokenizer(self.run)
+
+    @functools.cached_property
+    def one_reduction(self) -> bool:
+        """Whether a step of gradient caching reduces gradients once; see `reduction.py`."""
+        return one_reduction(self)
 
     @property
     def splits(self) -> list[str]:

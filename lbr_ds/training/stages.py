@@ -8,6 +8,7 @@ many ranks share it. Which split a stage trains on is in config/stages.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -267,7 +268,8 @@ def _backward_cached(
         return engine.forward(next(encoded)[1])
 
     gradients, stats = vector_gradients(encode, members, loss_of, count)
-    with engine.coalesced_reduction():
+    once = session.one_reduction
+    with engine.coalesced_reduction() if once else contextlib.nullcontext():
         for index, batch, included in micro_batches(session, work, count):
             rows = members[index if included else 0]
             loss = chunk_loss(engine.forward(batch), gradients[rows]) * included

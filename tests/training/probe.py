@@ -97,7 +97,7 @@ def probe(recipe: str, out: Path, world: World) -> None:
         stage = session.stage
         work = stage.collate(run, session.tokenizer, next(iter(steps_of(run, session, world, 1))))
         if case == "cl-reduced-each":
-            engine._one_reduction = False
+            session.one_reduction = False
         found: dict[str, Any] = {
             "micro_batches": len(work.micro_batches),
             "leaves": sum(hasattr(m, "_z3_leaf") for m in engine.engine.module.modules()),
@@ -112,7 +112,7 @@ def probe(recipe: str, out: Path, world: World) -> None:
             norm, stats = update(engine, totals)
             found |= {f"{turn}norm": norm, f"{turn}stats": stats}
             found[f"{turn}after"] = dict(engine.weights(engine.sizes() if world.first else ()))
-        found["one_reduction"] = engine._one_reduction
+        found["one_reduction"] = session.__dict__.get("one_reduction")
         if world.first:
             torch.save(found, out / f"{case}-{world.size}.pt")
 

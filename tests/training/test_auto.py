@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from lbr_ds.config import load
@@ -18,6 +20,7 @@ from lbr_ds.plan.memory import activations
 from lbr_ds.plan.shape import shape_of
 from lbr_ds.plan.work import work_of
 from lbr_ds.runs import saved
+from lbr_ds.training import reduction
 from lbr_ds.training.auto import settle
 from tests.ranks import run_cli, run_ranks
 from tests.tiny import backbone, tiny_recipe
@@ -143,3 +146,29 @@ def test_a_micro_batch_that_does_not_fit_is_halved_once(world: int, tmp_path: Pa
     told = (run_folder / "stage1" / "log" / "rank-0.log").read_text()
     line = "auto: out of memory with stage1.micro_batch_tokens=2048; starting again with 1024"
     assert told.count(line) == 1
+
+
+@pytest.mark.parametrize("free", [1e3, 1e9])
+def test_a_resume_reduces_gradients_as_the_run_started(
+    recipe: str, tmp_path: Path, free: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever memory is free then; other settings and another number of ranks decide anew."""
+    engine = SimpleNamespace(num_trainable=1000, dtype=torch.float32)
+
+    def decided(bytes_free: float, *overrides: str) -> bool:
+        monkeypatch.setattr(reduction, "free_memory", lambda world: bytes_free)
+        run: Any = load(recipe, [f"run={tmp_path / 'run'}", *overrides])
+        stage: Any = SimpleNamespace(number=2)
+        session: Any = SimpleNamespace(run=run, stage=stage, world=World(), engine=engine)
+        return reduction.one_reduction(session)
+
+    fits = free == 1e9
+    file = tmp_path / "run" / "stage2" / reduction.NAME
+    assert decided(free) is fits
+    stored = file.read_text()
+    assert [decided(other) for other in (1e3, 1e9)] == [fits, fits]
+    assert file.read_text() == stored
+    for other in (1e3, 1e9):
+        assert decided(other, f"seed={int(other)}") is (other == 1e9)
+        file.write_text(stored.replace('"world_size": 1', '"world_size": 3'))
+        assert decided(other) is (other == 1e9)

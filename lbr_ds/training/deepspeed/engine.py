@@ -35,7 +35,6 @@ from lbr_ds.training.deepspeed.library import StateCollector, deepspeed, gathere
 from lbr_ds.training.deepspeed.settings import ds_config, optimizer
 from lbr_ds.training.deepspeed.universal import repair_loaded, to_universal
 from lbr_ds.training.deepspeed.weights import Origin, load_weights, shape_of
-from lbr_ds.training.meter import free_memory
 from lbr_ds.training.optim import parameter_groups
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,6 @@ class Engine:
         if reason := layout.unfit(world.size, gpus=world.device.type == "cuda"):
             raise ConfigError(f"engine.ds_config: {reason}; use zero3, or zero3_cpu on CPU ranks")
         self.world = world
-        self._one_reduction: bool | None = None
         self.stage = layout.stage
         self.dtype = torch.bfloat16 if layout.width == 2 else torch.float32
         config = ds_config(layout, optim)
@@ -153,31 +151,13 @@ class Engine:
     def coalesced_reduction(self) -> Iterator[None]:
         """Reduce gradients once, after all backward passes of a step of gradient caching.
 
-        Only where every rank has room for a whole gradient; else they are reduced after every
-        chunk, and the sums are the same. This is decided at the first such step: the rehearsal has
-        allocated by then what a step needs.
+        Every rank needs room for a whole gradient. Otherwise gradients are reduced after every
+        chunk, and the sums are the same except for rounding.
         """
-        if self._one_reduction is None:
-            self._one_reduction = self._fits_whole_gradient()
-        if not self._one_reduction:
-            yield
-            return
         # DeepSpeed restores at the end the boundary that it found here, and step() needs it set.
         self.engine.set_gradient_accumulation_boundary(True)
         with self.engine.coalesce_grad_reduction():
             yield
-
-    def _fits_whole_gradient(self) -> bool:
-        """Return whether an unsharded gradient takes at most half of every rank's free memory."""
-        need, free = self.num_trainable * self.dtype.itemsize, free_memory(self.world)
-        (too_large,) = self.world.max(float(need > free / 2))
-        log.info(
-            "gradient caching: %s (a whole gradient is %.2f GiB, %.1f GiB are free)",
-            "one reduction per chunk" if too_large else "one reduction per step",
-            need / 2**30,
-            free / 2**30,
-        )
-        return not too_large
 
     def close(self) -> None:
         """Free the memory of the engine, which cannot be used afterwards. All ranks call it."""
