@@ -285,12 +285,9 @@ def _files_of(place: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    options: Any = {"allow_patterns": _HUB_FILES, "local_files_only": True}
     try:
-        return Path(
-            snapshot_download(
-                place, revision=revision, allow_patterns=_HUB_FILES, local_files_only=True
-            )
-        )
+        return Path(snapshot_download(place, revision=revision, **options))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
 
@@ -344,9 +341,8 @@ def _short(value: Any) -> str:
 
 def _same(one: Training, other: Training) -> bool:
     """Whether both are the same stage on the same data."""
-    return one.stage == other.stage and (
-        fingerprint_of(one.data, one.stage) == fingerprint_of(other.data, one.stage)
-    )
+    read = [(made.stage, fingerprint_of(made.data, made.stage)) for made in (one, other)]
+    return read[0] == read[1]
 
 
 def fingerprint_of(data: Manifest | Dataset, stage: int) -> str:
