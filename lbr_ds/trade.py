@@ -77,15 +77,10 @@ def trade(
         if weight not in rows and weight not in places:
             places[weight] = out / f"weight-{weight:g}"
             merge(folders, places[weight], weight=weight, method=method)
-    for weight in chosen:
-        if weight in rows:
-            continue
+    for weight in (weight for weight in chosen if weight not in rows):
         place = str(places[weight])
         result = evaluate(place, data=data, general=general, options=options)
-        # The first task of each folder: `control` of the knowledge protocol would follow it.
-        tasks = result["tasks"]
-        sides = {name.rpartition("-")[0]: tasks[name] for name in tasks if name.endswith("-eval")}
-        domain, other = sides.values()
+        domain, other = _sides(result["tasks"])
         rows[weight] = {"weight": weight, "model": place, "domain": domain, "general": other}
         write_json(
             out / NAME,
@@ -98,6 +93,11 @@ def trade(
             | {key: result[key] for key in ("data", "general", "max_queries", "environment")},
         )
     return [rows[weight] for weight in chosen]
+
+
+def _sides(tasks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the scores of the domain and of the other data, without `control` of either."""
+    return [scores for name, scores in tasks.items() if name.endswith("-eval")]
 
 
 def _fingerprint(
