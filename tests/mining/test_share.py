@@ -81,5 +81,5 @@ def test_another_number_of_ranks_than_the_launchers_is_refused(tmp_path: Path) -
     """In one line, which one of the two ranks prints."""
     codes, outputs = ended_ranks("lbr_ds", 2, "mine", str(tiny_recipe(tmp_path)), "--nproc", "3")
     assert codes == [ConfigError.exit_code] * 2, outputs
-    line = "--nproc 3: a launcher has started 2 ranks already; leave it out"
+    line = "--nproc 3: a launcher has already started 2 ranks; leave --nproc out"
     assert "".join(outputs).count(line) == 1, outputs

@@ -108,7 +108,7 @@ def test_nothing_changes_at_first_and_little_learns(tmp_path: Path) -> None:
 
 def test_unknown_target_is_one_line(tmp_path: Path) -> None:
     model = drawn(prepared(tmp_path))
-    with pytest.raises(ConfigError, match=r"^lora\.targets: 'q_prj' is no linear") as caught:
+    with pytest.raises(ConfigError, match=r"^lora\.targets: 'q_prj' is not a linear") as caught:
         adapt(model, lora=LoraConfig(rank=2, targets=("q_proj", "q_prj")), new=[])
     assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in str(caught.value)
     assert "\n" not in str(caught.value)
