@@ -137,14 +137,26 @@ def settings_of(run: RunConfig, number: int, world: World) -> dict[str, Any]:
     return {"world_size": world.size, "recipe": run.result_settings(number)}
 
 
+def read_record(path: Path, what: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what an earlier start recorded with these settings; None without such a record."""
+    if not path.is_file():
+        return None
+    record = read_json(path, f"the record of {what}", ConfigError, "remove it")
+    return record if record.get("settings") == settings else None
+
+
+def write_record(path: Path, made: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Record what was chosen with these settings, for a resume."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**made, "settings": settings}, indent=2)
+
+
 def _recorded(
     path: Path, run: RunConfig, number: int, world: World
 ) -> tuple[auto.Choice, str] | None:
     """Return the choice of an earlier start with these settings; None without one."""
-    if not path.is_file():
-        return None
-    record = read_json(path, "the record of automatic values", ConfigError, "remove it")
-    if record.get("settings") != settings_of(run, number, world):
+    record = read_record(path, "automatic values", settings_of(run, number, world))
+    if record is None:
         return None
     choice = auto.Choice(**record["choice"])
     return choice, f"auto: {auto.values(run, number, choice)}, as this stage started ({path})"
@@ -153,9 +165,8 @@ def _recorded(
 def _write(
     path: Path, run: RunConfig, number: int, world: World, choice: auto.Choice, line: str
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    settings = settings_of(run, number, world)
-    write_json(path, {"choice": asdict(choice), "why": line, "settings": settings}, indent=2)
+    made = {"choice": asdict(choice), "why": line}
+    write_record(path, made, settings_of(run, number, world))
 
 
 def rehearsed(session: Session, run: RunConfig) -> bool:

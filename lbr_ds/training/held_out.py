@@ -126,8 +126,10 @@ def evaluate_resumed(session: Session) -> bool:
     Returns:
         False when a signal prevented it again.
     """
+    if not session.unevaluated:
+        return True
     made = session.world.first and session.step in evaluations(session.meter.folder)
-    if not session.unevaluated or session.world.share(made):
+    if session.world.share(made):
         return True
     return evaluate(session, checkpoint_due=True) is not None
 

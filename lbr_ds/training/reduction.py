@@ -9,11 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from lbr_ds.errors import ConfigError
-from lbr_ds.system.atomic import write_json
 from lbr_ds.system.failures import writing
-from lbr_ds.system.yaml_json import read_json
-from lbr_ds.training.auto import settings_of
+from lbr_ds.training.auto import read_record, settings_of, write_record
 from lbr_ds.training.meter import free_memory
 
 if TYPE_CHECKING:
@@ -32,17 +29,13 @@ def one_reduction(session: Session) -> bool:
     """
     run, world, number = session.run, session.world, session.stage.number
     path, settings = run.run / f"stage{number}" / NAME, settings_of(run, number, world)
-    record = None
-    if world.first and path.is_file():
-        record = read_json(path, "the record of the reduction", ConfigError, "remove it")
-    record = world.share(record)
-    if record is not None and record.get("settings") == settings:
+    record = world.share(read_record(path, "the reduction", settings) if world.first else None)
+    if record is not None:
         return bool(record["one_reduction"])
     fits = _whole_gradient_fits(session)
     if world.first:
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"one_reduction": fits, "settings": settings}, indent=2)
+            write_record(path, {"one_reduction": fits}, settings)
     return fits
 
 
