@@ -205,12 +205,12 @@ def _folder(source: RecipeSource, kind: str, *decisive: Any) -> Path:
 
 
 def _data(run: RunConfig, stage: int = 1) -> str:
-    """Return the fingerprint of the data; mined negatives count for stage 2 only."""
+    """Return the fingerprint of what the stage reads of the data."""
     try:
         manifest = Manifest.load(run.data.folder)
     except DataError:
         return "not prepared"  # a dry run may list jobs before there is data
-    return manifest.fingerprint if stage == 2 else manifest.prepared
+    return lineage.fingerprint_of(manifest, stage)
 
 
 def link(job: Job) -> None:

@@ -210,7 +210,6 @@ def steps(
     workers: int = 1,
     on_error: Literal["strict", "skip"] = "strict",
     cache_gib: float = CACHE_GIB,
-    fingerprint: str = "",
     mixing: Mixing | None = None,
 ) -> DataPipeline:
     """Return the pipeline that yields this rank's `Step`s start+worker, +workers, ... < stop.
@@ -230,18 +229,17 @@ def steps(
         workers: The number of loader processes of this rank.
         on_error: Whether an unreadable record ends the run or is replaced.
         cache_gib: Space on this disk for the shards of a URL.
-        fingerprint: Of the expected data; empty: any.
         mixing: How to draw from several sources (`mixture.py`); None: every record once per epoch.
 
     Raises:
         ConfigError: `world` does not divide `samples_per_step`.
-        DataError: The split is missing, (strict) damaged, too small, or not the expected one.
+        DataError: The split is missing, (strict) damaged, or too small.
     """
     assert 0 <= rank < world
     assert start >= 0 <= worker < workers
     check_world(samples_per_step, world)
     manifest = Manifest.load(folder, cache_gib)
-    _check_split(manifest, split, samples_per_step, fingerprint)
+    _check_split(manifest, split, samples_per_step)
     order = _order(manifest, split, seed, samples_per_step, mixing)
     if on_error == "strict":  # a share of the check for each process of the job
         manifest.check(split, rank * workers + worker, world * workers)
@@ -266,13 +264,8 @@ def _order(
     return mixture_of(shards, mixing, seed=seed, lanes=lanes)
 
 
-def _check_split(manifest: Manifest, split: str, samples_per_step: int, fingerprint: str) -> None:
+def _check_split(manifest: Manifest, split: str, samples_per_step: int) -> None:
     """Raise DataError unless the split can be read as `steps` describes."""
-    if fingerprint and manifest.fingerprint != fingerprint:
-        raise DataError(
-            f"{manifest.place} was prepared anew while the training started (data {fingerprint} -> "
-            f"{manifest.fingerprint}); start it again"
-        )
     total = manifest.records(split)
     if total < samples_per_step:
         raise DataError(

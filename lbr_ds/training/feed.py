@@ -17,6 +17,7 @@ from lbr_ds.batching import TextTokenizer
 from lbr_ds.config import STAGES, RunConfig
 from lbr_ds.distributed import World
 from lbr_ds.errors import DataError, LbrError
+from lbr_ds.lineage import fingerprint_of
 from lbr_ds.shards import Manifest, Step, steps
 from lbr_ds.system import children
 from lbr_ds.training.stages import Stage
@@ -49,7 +50,10 @@ class _Feed(IterableDataset):
     def _work(self) -> Iterator[Work]:
         """Yield the work of each step; stage 2 may replay a batch of stage 1 beside its own."""
         run = self.run
-        for step, *replayed in zip(*map(self._steps, run.parts(self.stage.number)), strict=True):
+        parts = [self._steps(number) for number in run.parts(self.stage.number)]
+        if error := self._changed():  # between the checks at the start and the reading of shards
+            raise error
+        for step, *replayed in zip(*parts, strict=True):
             if (step.skipped or any(s.skipped for s in replayed)) and (error := self._changed()):
                 raise error
             work = self.stage.collate(run, self.tokenizer, step)
@@ -75,7 +79,6 @@ class _Feed(IterableDataset):
             workers=info.num_workers if info else 1,
             on_error=self.run.data.on_error,
             cache_gib=self.run.data.cache_gib,
-            fingerprint=self.fingerprint,
             mixing=self.run.mixing(number),
         )
 
@@ -85,15 +88,13 @@ class _Feed(IterableDataset):
             now = Manifest.load(self.run.data.folder)
         except LbrError:
             return None
-        was, current = self.fingerprint, now.fingerprint
-        if self.stage.number == 1:  # `mine` changes the fingerprint, but no text of this stage
-            was, current = was.rpartition("-")[2], now.prepared
-        if not was or current == was:
+        current = fingerprint_of(now, self.stage.number)
+        if self.fingerprint in ("", current):
             return None
         return DataError(
             f"{now.place} was prepared again during the training (data {self.fingerprint} -> "
-            f"{now.fingerprint}); the last checkpoint was trained on the earlier data: "
-            "restore that data, or give a new run folder with run=..."
+            f"{current}); a checkpoint of this run was trained on the earlier data: restore that "
+            "data, or give a new run folder with run=..."
         )
 
 
@@ -118,7 +119,7 @@ def open_feed(
         world: This rank's place.
         start: First step, from 0.
         stop: Number of steps of the stage.
-        fingerprint: Of the data; see `shards.steps`.
+        fingerprint: Of the data that the stage expects (`lineage.fingerprint_of`); empty: any.
 
     Raises:
         DataError: Records cannot be read or encoded, also in a loader process; or, immediately, an

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from lbr_ds.config import RunConfig
 from lbr_ds.distributed import World, join
 from lbr_ds.errors import ConfigError
+from lbr_ds.lineage import fingerprint_of
 from lbr_ds.model.bottleneck import Card, prepare_backbone
 from lbr_ds.model.complete import check_positions
 from lbr_ds.runs import EVALUATIONS, step_of
@@ -166,7 +167,7 @@ def open_stage(
         force: Whether differences are only logged.
 
     Returns:
-        The fingerprint of the data.
+        The fingerprint of what the stage reads (`lineage.fingerprint_of`).
     """
     provenance.check_origin(run, origin, world, prepared=False, force=force)
     if world.first:
@@ -176,7 +177,7 @@ def open_stage(
     data = None
     if world.first:
         data = provenance.begin(run, stage.number, stage.split, origin, resumed=resumed)
-    return str(world.share(data and data.fingerprint))
+    return str(world.share(data and fingerprint_of(data, stage.number)))
 
 
 def open_run_folder(run: RunConfig) -> None:

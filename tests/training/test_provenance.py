@@ -205,7 +205,7 @@ def test_data_exchanged_during_a_training_ends_it_where_it_cannot_be_read(
     assert next(feed).samples == 2
     shutil.rmtree(data)
     make_data(data, "G", per_shard=2)
-    line = r"data was prepared again during the training \(data F0+ -> G0+\); the last checkpoint"
+    line = r"data was prepared again during the training \(data F0+ -> G0+\); a checkpoint of"
     with pytest.raises(DataError, match=line):
         list(feed)
     feed = opened()
@@ -233,6 +233,7 @@ def test_data_mined_during_a_training_is_that_of_stage_1(chain: Chain, tmp_path:
     replace(manifest, fingerprint=f"mined-{manifest.fingerprint}").save()
     works += feed
     assert [(work.names, work.skipped) for work in works] == expected
+    assert [(work.names, work.skipped) for work in opened()] == expected, "mined during the start"
 
 
 def test_an_export_keeps_what_its_bottleneck_rows_have_learnt(chain: Chain) -> None:
