@@ -35,7 +35,7 @@ from lbr_ds.plan.work import work_of
 from lbr_ds.training.stages import STAGES
 from lbr_ds.training.work import Work
 from tests.ranks import ROOT, run_cli
-from tests.tiny import tiny_recipe
+from tests.tiny import backbone, tiny_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -217,6 +217,23 @@ def test_random_texts_where_no_data_is_prepared(tmp_path: Path) -> None:
     assert row["figures"]["data"] == "random"
     assert row["figures"]["tokens_per_step"] == 8 * 2 * 32
     assert row["figures"]["micro_batches_per_rank"] == 2
+
+
+def test_a_backbone_whose_flops_are_not_counted(tmp_path: Path) -> None:
+    """GPT-2's config.json names its sizes otherwise; all other figures of the row are measured."""
+    recipe = tiny_recipe(tmp_path / "tiny")
+    raw = backbone(tmp_path / "gpt2", "gpt2", tie_word_embeddings=True)
+    gpu = tmp_path / "gpu.yaml"
+    gpu.write_text(GPU)
+    command = ["bench", "cluster", str(recipe), f"model.backbone={raw}", "--ranks", "1"]
+    command += ["--tokens", "256", "--steps", "2", "--gpu", str(gpu)]
+    done = run_cli(*command, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    (row,) = rows_of(tmp_path / "out")
+    assert row["reason"] is None, row["reason"]
+    assert row["figures"]["flops_per_second_per_rank"] is None
+    assert row["mfu"] is None
+    assert row["value"] == row["figures"]["tokens_per_second_per_rank"] > 0
 
 
 # --- without ranks -----------------------------------------------------------------------------

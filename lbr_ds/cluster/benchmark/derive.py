@@ -22,8 +22,9 @@ def derive(result: dict[str, Any], sweep: Sweep, run: RunConfig) -> dict[str, An
     """Add `gpu` to the result, and three keys to each row of training.
 
     mfu: model FLOPs by the strict count (plan/flops.py) over the GPU's dense bf16 peak; None if
-    the GPU is not known. planned: step_seconds, tokens_per_second_per_rank, mfu, memory_gib and
-    exposed_share by `lbr-ds plan`, which assumes texts as long as the recipe allows; None likewise.
+    the GPU is not known or the FLOPs were not counted. planned: step_seconds,
+    tokens_per_second_per_rank, mfu, memory_gib and exposed_share by `lbr-ds plan`, which assumes
+    texts as long as the recipe allows; None likewise.
     weak, strong: a rank's rate over that on the fewest ranks with the same samples per rank, or per
     step; None if there is nothing to compare with.
     """
@@ -34,8 +35,8 @@ def derive(result: dict[str, Any], sweep: Sweep, run: RunConfig) -> dict[str, An
     rows = [row for row in result["rows"] if row["kind"] == "training"]
     for row in rows:
         row["mfu"] = row["planned"] = None
-        if gpu and row["figures"]:
-            row["mfu"] = row["figures"]["flops_per_second_per_rank"] / (gpu.tflops * 1e12)
+        if gpu and row["figures"] and (rate := row["figures"]["flops_per_second_per_rank"]):
+            row["mfu"] = rate / (gpu.tflops * 1e12)
         if gpu and shape:
             row["planned"] = _planned(row, sweep, shape, gpu)
         row["weak"] = _efficiency(row, rows, lambda r: r["samples"] / r["ranks"])
