@@ -159,7 +159,7 @@ SHORT_STEP = [
         (2, "zero3_cpu", "shape", []),
         pytest.param(2, "zero3_cpu", "shape", ["lora.rank=16"], marks=pytest.mark.suites),
         pytest.param(2, "small", "table", SHORT_STEP, marks=pytest.mark.suites),
-        (2, "zero3_offload_params", "shape", []),
+        (2, "zero3_offload_params", "shape", SHORT_STEP),
     ],
 )
 def test_real_ranks_hold_what_was_planned(
