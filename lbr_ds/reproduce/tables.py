@@ -202,8 +202,8 @@ def _bottleneck(run: RunConfig) -> Table:
 def _beyond(run: RunConfig) -> Table:
     """Return a table that the paper lacks: variants of LBR, and CL with the samples of both stages.
 
-    A sample of either stage is a query with its answer, so that row has about as many tokens as
-    LBR. It is left out where a stage is measured in epochs, and so is the one stage that trains
+    A sample of either stage is a query with its answer, so these rows have about as many tokens as
+    LBR. They are left out where a stage is measured in epochs, and so is the one stage that trains
     both losses together.
     """
     rows = [
@@ -241,12 +241,13 @@ def _steps_of_both(run: RunConfig) -> tuple[int, int] | None:
 
 
 def _longer(run: RunConfig) -> list[Variant]:
-    """Return CL with as many samples as both stages have."""
+    """Return CL with as many samples as both stages have, read at an end token or without one."""
     if not (steps := _steps_of_both(run)):
         return []
     more = -(-steps[0] * run.stage1.samples_per_step // run.stage2.samples_per_step)
-    longer = f"stage2.num_steps={steps[1] + more}"
-    return [Variant("CL, samples of both stages", (2,), (*_PLAIN, longer))]
+    longer, name = f"stage2.num_steps={steps[1] + more}", "CL, samples of both stages"
+    forms = {name: _PLAIN, f"{name} (paper's form)": _PAPER_FORM}
+    return [Variant(row, (2,), (*form, longer)) for row, form in forms.items()]
 
 
 def _together(run: RunConfig) -> list[Variant]:

@@ -78,16 +78,20 @@ def test_every_variant_of_every_table_loads(recipe: str) -> None:
 def test_cl_alone_gets_the_samples_of_both_stages() -> None:
     run = load("demo", ["stage1.num_steps=30", "stage2.num_steps=20"])
     rows = {v.name: v for v in TABLES["beyond"](run).variants}
-    longer = load("demo", rows["CL, samples of both stages"].learn).stage2
     of_lbr = 30 * run.stage1.samples_per_step + 20 * run.stage2.samples_per_step
-    assert longer.num_steps is not None
-    assert 0 <= longer.num_steps * longer.samples_per_step - of_lbr < longer.samples_per_step
+    forms = {"": "eos", " (paper's form)": "none"}
+    for form, separator in forms.items():
+        longer = load("demo", rows[f"CL, samples of both stages{form}"].learn)
+        assert (longer.bottleneck.count, longer.bottleneck.separator) == (0, separator)
+        samples, steps = longer.stage2.samples_per_step, longer.stage2.num_steps
+        assert steps is not None
+        assert 0 <= steps * samples - of_lbr < samples
     one_stage = load("demo", rows["IB-GL and CL in one stage"].learn)
     assert one_stage.parts(2) == (2, 1)
     of_stage1 = one_stage.stage1.samples_per_step * 20 - 30 * run.stage1.samples_per_step
     assert 0 <= of_stage1 < 8 * 20
     epochs = load("demo", ["stage1.num_steps=null", "stage1.num_epochs=1"])
-    assert len(TABLES["beyond"](epochs).variants) == len(rows) - 2
+    assert len(TABLES["beyond"](epochs).variants) == len(rows) - 3
     names = [v.name for v in TABLES["forgetting"](run).variants]
     assert [v.name for v in TABLES["forgetting"](epochs).variants] == names[:-1]
 
