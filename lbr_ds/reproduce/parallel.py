@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 10.0  # for a job to save after it was asked to stop
 STATUS_SECONDS = 30.0  # between two lines on the state of all jobs
 _POLL_SECONDS = 0.1
-_STEP = re.compile(r"step (\d+/\d+)")
+# A step of training, or a line of progress (system/progress.py).
+_REACHED = re.compile(r"(step \d+/\d+)|^(.+: [\d,]+ of [\d,]+ \(\d+ %\))", re.MULTILINE)
 _ERROR = "lbr-ds: error: "
 
 
@@ -63,9 +64,9 @@ class Running:
     began: float = field(default_factory=time.monotonic)
 
     def state(self) -> str:
-        """Return its name and the step that it has reached, as its output says."""
-        found = _STEP.findall(_tail(self.output))
-        return f"{self.one.name} {f'step {found[-1]}' if found else 'without a step'}"
+        """Return its name and what it has reached, as its output says."""
+        found = _REACHED.findall(_tail(self.output))
+        return f"{self.one.name} {''.join(found[-1]) if found else 'starts'}"
 
 
 def run_jobs(

@@ -158,14 +158,16 @@ def test_a_job_that_does_not_stop_is_killed_with_its_children(
             time.sleep(0.05)
 
 
-def test_the_state_of_a_job_is_the_step_in_its_output(tmp_path: Path, recipe: Path) -> None:
+def test_the_state_of_a_job_is_the_progress_in_its_output(tmp_path: Path, recipe: Path) -> None:
     output, process = tmp_path / "x.log", Any
     one = Numbered(4, table_3(recipe)[4])
     job = parallel.Running(one, 0, process, output)  # type: ignore[arg-type]
     output.write_text("loading\n")
-    assert job.state() == f"{one.name} without a step"
+    assert job.state() == f"{one.name} starts"
     output.write_text("step 1/9  loss 3\nstep 2/9  loss 2\nscoring\n")
     assert job.state() == f"{one.name} step 2/9"
+    output.write_text("step 9/9  loss 1\nencode: 659 of 1,198 (55 %), 4.1/s, 0:02:11 left\n")
+    assert job.state() == f"{one.name} encode: 659 of 1,198 (55 %)"
 
 
 def test_cores_and_gpus_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
