@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Job:
         arguments: Recipe and overrides for the command line.
         links: (name, target) of the symbolic links in it.
         model: The name of a model of others; "" for our own.
+        needs_scores: Whether it is to be scored. A backbone is, if a row of the table shows it;
+            stage 1 always is, also for `results.separation_predicts`.
     """
 
     phase: int
@@ -61,6 +63,7 @@ class Job:
     arguments: tuple[str, ...]
     links: tuple[tuple[str, Path], ...] = ()
     model: str = ""
+    needs_scores: bool = True
 
     @property
     def scores(self) -> Path:
@@ -103,7 +106,9 @@ class Job:
         return bool(saved) and runs.step_of(saved[-1]) >= steps
 
     def scored(self, max_queries: int | None, generation: bool) -> bool:
-        """Return whether its evaluation exists with these options."""
+        """Return whether its evaluation exists with these options, or is not needed."""
+        if not self.needs_scores:
+            return True
         if not self.scores.is_file():
             return False
         result = json.loads(self.scores.read_text(encoding="utf-8"))
@@ -127,7 +132,11 @@ def jobs_of(variant: Variant, seed: int, source: RecipeSource) -> list[Job]:
 
 def sorted_jobs(rows: list[list[Job]]) -> list[Job]:
     """Return the jobs of all rows, each once, phase by phase."""
-    jobs = {job.folder: job for row in rows for job in row}
+    shown = {row[-1].folder for row in rows}
+    jobs = {}
+    for job in (job for row in rows for job in row):
+        needed = job.phase > 0 or job.folder in shown
+        jobs[job.folder] = replace(job, needs_scores=needed)
     return sorted(jobs.values(), key=lambda job: job.phase)
 
 

@@ -56,6 +56,17 @@ def test_table_3_shares_its_stage_1_runs(recipe: Path) -> None:
     assert sorted(f.name.split("-")[0] for f in more) == ["backbone"] * 2 + ["stage2"] * 2
 
 
+def test_a_backbone_is_scored_if_a_row_shows_it(recipe: Path) -> None:
+    rows, jobs = plan(recipe)
+    shown = {row[-1].folder for row in rows.values()}
+    scored = {job.folder for job in jobs if not job.scored(None, generation=False)}
+    assert scored == shown
+    assert sum(job.phase == 0 for job in jobs if job.folder in shown) == 2  # not IB-GL's
+    rows, jobs = plan(recipe, "beyond")
+    scored = {job.folder for job in jobs if not job.scored(None, generation=False)}
+    assert {job.folder for job in jobs} - scored == {job.folder for job in jobs if job.phase == 0}
+
+
 def test_a_folder_is_named_by_what_decides_its_numbers(recipe: Path) -> None:
     def folders(*more: str) -> set[str]:
         return {job.folder.name for job in plan(recipe, "table3", (0,), *more)[1]}
