@@ -206,15 +206,17 @@ def _beyond(run: RunConfig) -> Table:
     LBR. They are left out where a stage is measured in epochs, and so is the one stage that trains
     both losses together.
     """
+    alone = [Variant("CL", (2,), _PLAIN), *_longer(run)]
     rows = [
-        Variant("CL", (2,), _PLAIN),
-        *_longer(run),
+        *alone,
         Variant("GL+CL", (1, 2), _PLAIN),
         Variant(_LBR, (1, 2)),
         Variant(f"{_LBR}, r=8", (1, 2), ("bottleneck.ratio=8",)),
         *_together(run),
     ]
-    return Table(tuple(rows), tuple((_LBR, row.name) for row in rows if row.name != _LBR))
+    pairs = [(_LBR, row.name) for row in rows if row.name != _LBR]
+    pairs += [("GL+CL", row.name) for row in alone]
+    return Table(tuple(rows), tuple(pairs))
 
 
 def _forgetting(run: RunConfig) -> Table:
