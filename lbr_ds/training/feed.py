@@ -84,12 +84,14 @@ class _Feed(IterableDataset):
 
     def _changed(self) -> DataError | None:
         """Return the error for records that cannot be read because the data has been replaced."""
+        if not self.fingerprint:
+            return None
         try:
             now = Manifest.load(self.run.data.folder)
         except LbrError:
             return None
         current = fingerprint_of(now, self.stage.number)
-        if self.fingerprint in ("", current):
+        if current == self.fingerprint:
             return None
         return DataError(
             f"{now.place} was prepared again during the training (data {self.fingerprint} -> "
