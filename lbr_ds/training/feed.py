@@ -96,7 +96,7 @@ class _Feed(IterableDataset):
         return DataError(
             f"{now.place} was prepared again during the training (data {self.fingerprint} -> "
             f"{current}); a checkpoint of this run was trained on the earlier data: restore that "
-            "data, or give a new run folder with run=..."
+            "data, or give a new run folder with run=...; without a checkpoint, start again"
         )
 
 
