@@ -30,7 +30,6 @@ class Record:
         positive_scores: A teacher's score of each positive for the query, or empty. Only the
             differences between a record's scores mean something.
         negative_scores: The same for the negatives.
-        rationale: How the query leads to its answers; stage 1 may train it before the answer.
     """
 
     id: str
@@ -44,11 +43,10 @@ class Record:
     text: str = ""
     positive_scores: list[float] = field(default_factory=list)
     negative_scores: list[float] = field(default_factory=list)
-    rationale: str = ""
 
     def texts(self) -> list[str]:
         """Return every text that could leak from one split into another."""
-        own = (self.query, *self.positives, *self.negatives, self.text, self.rationale)
+        own = (self.query, *self.positives, *self.negatives, self.text)
         return [text for text in own if text]
 
     def instructed_query(self) -> str:

@@ -37,7 +37,6 @@ def generative_sequence(
     *,
     turn: int,
     max_target_length: int,
-    rationale_weight: float = 0.0,
 ) -> Sequence:
     """Return the sequence of one record.
 
@@ -47,8 +46,6 @@ def generative_sequence(
         tokenizer: the prepared one.
         turn: which of several positives is the answer, modulo their number.
         max_target_length: tokens of Y at most.
-        rationale_weight: of the tokens of the record's rationale, which Y then begins with, where X
-            is the query; 0: Y is the answer alone.
 
     Raises:
         DataError: the record lacks what the objective needs, or its instruction leaves no room for
@@ -58,10 +55,7 @@ def generative_sequence(
     passage = record.text or record.positives[turn % len(record.positives)]
     if not kind.bottleneck:
         question = record.instructed_query() if kind.x == "query" and record.query else ""
-        plain = _plain(question, passage, tokenizer, max_target_length)
-        if not question:
-            return plain
-        return _reasoned(plain, record, tokenizer, max_target_length, rationale_weight)
+        return _plain(question, passage, tokenizer, max_target_length)
     if kind.x == "prefix":
         ids = tokenizer.plain(passage, tokenizer.max_length + max_target_length)
         before = tokenizer.instruction_ids(record.instructed_passage(""))
@@ -77,24 +71,7 @@ def generative_sequence(
     source = record.instructed_query() if kind.x == "query" else record.instructed_passage(passage)
     target = tokenizer.target(passage, max_target_length)
     context = tokenizer.contexts([source])[0]
-    answered = Sequence(context, tokenizer.bottleneck_of(context), target, cut=kind.cut)
-    if kind.x != "query":
-        return answered
-    return _reasoned(answered, record, tokenizer, max_target_length, rationale_weight)
-
-
-def _reasoned(
-    sequence: Sequence, record: Record, tokenizer: TextTokenizer, limit: int, weight: float
-) -> Sequence:
-    """Return the sequence with the record's rationale and a line break before its target.
-
-    A rationale that leaves no room for the answer is truncated.
-    """
-    if not (weight and record.rationale):
-        return sequence
-    ids = tokenizer.plain(f"{record.rationale}\n", limit)[: limit - len(sequence.target)]
-    weights = [weight] * len(ids) + [1.0] * len(sequence.target) if weight != 1 else []
-    return replace(sequence, target=[*ids, *sequence.target], weights=weights)
+    return Sequence(context, tokenizer.bottleneck_of(context), target, cut=kind.cut)
 
 
 def with_bag(sequence: Sequence, tokenizer: TextTokenizer) -> Sequence:

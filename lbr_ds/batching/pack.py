@@ -43,7 +43,6 @@ class PackedBatch:
         read: (R,) int64, rows whose final state is read: those that predict a target, or each
             sequence's last row where there are no targets.
         targets: (R,) int64 token ids, or None.
-        weights: (R,) fp32, of each target in the loss, or None: all 1.
         starts: (N+1,) int64, where each sequence begins, for mean pooling.
         bags: what the bag-of-words loss predicts, or None.
         unpooled: (N,) int64, rows at the start of each sequence that mean pooling leaves out, or
@@ -58,7 +57,6 @@ class PackedBatch:
     read: Tensor
     targets: Tensor | None
     starts: Tensor
-    weights: Tensor | None = None
     bags: Bags | None = None
     unpooled: Tensor | None = None
     kind: Tensor | None = None
@@ -70,11 +68,9 @@ class PackedBatch:
         return None if self.kind is None else (self.kind, self.num_kinds)
 
     @property
-    def supervised(self) -> float:
-        """The number of targets, each by its weight."""
-        if self.weights is not None:
-            return float(self.weights.double().sum())
-        return 0.0 if self.targets is None else float(len(self.targets))
+    def supervised(self) -> int:
+        """The number of targets."""
+        return 0 if self.targets is None else len(self.targets)
 
     @property
     def num_tokens(self) -> int:
@@ -141,7 +137,6 @@ def pack(sequences: list[Sequence], num_kinds: int = 0) -> PackedBatch:
         read=torch.tensor(read if generative else [s - 1 for s in starts[1:]]),
         targets=torch.tensor(targets) if generative else None,
         starts=torch.tensor(starts),
-        weights=_weights(sequences),
         bags=_bags(bagged, bags),
         unpooled=torch.tensor(unpooled) if any(unpooled) else None,
         kind=_kinds(sequences) if num_kinds and generative else None,
@@ -152,13 +147,6 @@ def pack(sequences: list[Sequence], num_kinds: int = 0) -> PackedBatch:
 def _kinds(sequences: list[Sequence]) -> Tensor:
     """Return the kind of each target."""
     return torch.tensor([seq.kind for seq in sequences for _ in seq.target])
-
-
-def _weights(sequences: list[Sequence]) -> Tensor | None:
-    """Return the weight of each target; None: all are 1."""
-    if not any(seq.weights for seq in sequences):
-        return None
-    return torch.tensor([w for seq in sequences for w in seq.weights or [1.0] * len(seq.target)])
 
 
 def _bags(read: list[int], bags: list[list[int]]) -> Bags | None:

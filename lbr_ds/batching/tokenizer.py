@@ -29,7 +29,6 @@ class Sequence:
         num_bottleneck: how many ids at the end of `context` are bottleneck tokens.
         target: Y; empty for embedding.
         cut: whether Y sees only B and itself (the information bottleneck), or all of `context`.
-        weights: of each id of `target` in the loss; empty: all 1.
         bag: distinct ids that the state at the end of `context` predicts, whatever their order.
         unpooled: ids at the start of `context` (the instruction's) that mean pooling leaves out.
         kind: number of the sequence's source, for statistics; -1: none.
@@ -39,7 +38,6 @@ class Sequence:
     num_bottleneck: int
     target: list[int] = field(default_factory=list)
     cut: bool = True
-    weights: list[float] = field(default_factory=list)
     bag: list[int] = field(default_factory=list)
     unpooled: int = 0
     kind: int = -1

@@ -42,7 +42,6 @@ _DECISIVE_IN_REPLAY = (
     "objective",
     "samples_per_step",
     "max_target_length",
-    "rationale_weight",
     "bag_of_words",
 )
 

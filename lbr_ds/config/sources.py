@@ -69,12 +69,6 @@ class ColumnsConfig(Section):
         default="",
         description="Column of a teacher's scores of the wrong answers, one number for each.",
     )
-    rationale: str = Field(
-        default="",
-        description="Column of the rationale, the reasoning that leads from the query to the "
-        "answer (stage1.rationale_weight). Empty: the column rationale, reasoning, "
-        "reasoning_content, cot, chain_of_thought or explanation, if a row has one of them.",
-    )
     options: str | list[str] = Field(
         default="",
         description="For shape choices: one column with all options (a list or a mapping), or one "

@@ -134,14 +134,6 @@ class Stage1Config(StageConfig):
         json_schema_extra={"unit": "tokens"},
         description="Maximum length of the target Y. Longer targets are truncated.",
     )
-    rationale_weight: float = Field(
-        default=0,
-        ge=0,
-        le=1e6,
-        description="Weight of each token of a rationale in the loss; tokens of the answer have "
-        "the weight 1. Above 0, Y is the rationale followed by the answer, for records that have a "
-        "rationale (objectives ib_sft, ib_uncut and plain_sft). 0: Y is the answer alone.",
-    )
     bag_of_words: float = Field(
         default=0,
         ge=0,

@@ -16,7 +16,7 @@ from lbr_ds.corpora.curate.groups import largest, most_shared
 from lbr_ds.corpora.curate.segmentation import jaccard, shingles
 from lbr_ds.corpora.curate.tally import Tally
 from lbr_ds.corpora.store import Store
-from lbr_ds.corpora.stored import NEGATIVE, PASSAGE, POSITIVE, QUERY, RATIONALE
+from lbr_ds.corpora.stored import NEGATIVE, PASSAGE, POSITIVE, QUERY
 from lbr_ds.instructions import MAX_ROWS, Instructions, Used
 from lbr_ds.records import Record
 
@@ -28,7 +28,6 @@ _KINDS = {
     "positives": POSITIVE,
     "negatives": NEGATIVE,
     "text": PASSAGE,
-    "rationale": RATIONALE,
 }
 _GIANT = 0.1  # a component with a larger share of the records is reported in the log
 _SAMPLED_TEXTS = 32  # texts whose near duplicates are counted

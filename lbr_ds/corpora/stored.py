@@ -21,9 +21,9 @@ from lbr_ds.corpora.store_files import ValueReader
 from lbr_ds.records import Record
 from lbr_ds.shards.writer import Lazy
 
-# The roles of a text in a record. Those from NEGATIVE on do not link records that share a text.
-QUERY, POSITIVE, PASSAGE, NEGATIVE, RATIONALE = range(5)
-FIELDS = ("query", "positives", "text", "negatives", "rationale")  # of the record, by role
+# The roles of a text in a record. A negative does not link records that share it.
+QUERY, POSITIVE, PASSAGE, NEGATIVE = range(4)
+FIELDS = ("query", "positives", "text", "negatives")  # of the record, by role
 # A use as one number (USE in SQL), which orders uses by record, role and place in the role.
 ROLE_BIT, SEQ_BIT = 24, 28
 USE = f"(seq::BIGINT << {SEQ_BIT}) | (role::BIGINT << {ROLE_BIT}) | place"
@@ -167,10 +167,7 @@ class Records(_Reader):
             self._removed = np.fromfile(self._files.removed, np.int64)
         begin, end = np.searchsorted(self._removed, (seq << SEQ_BIT, (seq + 1) << SEQ_BIT))
         for use in self._removed[begin:end][::-1].tolist():
-            role, place = use >> ROLE_BIT & 15, use & ((1 << ROLE_BIT) - 1)
-            if role == RATIONALE:
-                fields["rationale"] = ""
-                continue
+            place = use & ((1 << ROLE_BIT) - 1)
             for name in ("negatives", "negative_scores"):
                 if name in fields:
                     del fields[name][place]

@@ -35,7 +35,6 @@ class Head(nn.Module):
         self,
         hidden: Tensor,
         targets: Tensor,
-        weights: Tensor | None = None,
         bags: Bags | None = None,
         kinds: Kinds | None = None,
     ) -> Tensor:
@@ -46,19 +45,12 @@ class Head(nn.Module):
         Args:
             hidden: (R, D) final states.
             targets: (R,) int64 token ids.
-            weights: (R,), of each row in the loss; None: all 1.
             bags: what the bag-of-words loss predicts.
             kinds: see `linear_cross_entropy`.
         """
         rows = (self.added, self.at)
         loss = ib_generative_loss(
-            hidden,
-            self.weight,
-            targets,
-            reduction="sum",
-            weights=weights,
-            added_rows=rows,
-            kinds=kinds,
+            hidden, self.weight, targets, reduction="sum", added_rows=rows, kinds=kinds
         )
         if bags is None:
             return loss

@@ -42,7 +42,6 @@ def ib_generative_loss(
     targets: Tensor,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    weights: Tensor | None = None,
     added_rows: AddedRows = NO_ROWS,
     kinds: Kinds | None = None,
     chunk: int | None = None,
@@ -55,21 +54,12 @@ def ib_generative_loss(
         hidden: (R, D) final states of the rows that predict a token of Y.
         weight: (V, D) weight of the language-model head, of the states' dtype; it may be frozen.
         targets: (R,) int64, the token that each row predicts.
-        reduction: over the rows; a mean is that by weight.
-        weights: (R,), of each row in the loss; None: all 1.
+        reduction: over the rows.
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
         kinds: see `linear_cross_entropy`.
         chunk: rows of logits held at a time; None: as `head_chunk` chooses.
     """
     loss = linear_cross_entropy(
-        hidden,
-        weight,
-        targets[:, None],
-        row_weights=weights,
-        added_rows=added_rows,
-        kinds=kinds,
-        chunk=chunk,
+        hidden, weight, targets[:, None], added_rows=added_rows, kinds=kinds, chunk=chunk
     )
-    if reduction == "sum":
-        return loss
-    return loss / (len(targets) if weights is None else weights.sum())
+    return loss / len(targets) if reduction == "mean" else loss

@@ -29,12 +29,11 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     *,
-    row_weights: Tensor | None = None,
     added_rows: AddedRows = NO_ROWS,
     kinds: Kinds | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Return sum_r -w_r mean_m log softmax(hidden[r] @ weight.T)[targets[r, m]], an fp32 scalar.
+    """Return sum_r -mean_m log softmax(hidden[r] @ weight.T)[targets[r, m]], an fp32 scalar.
 
     fp64 if the states are. With K kinds (1 + K,): that sum, and without gradient the part of it
     that the rows of each kind make up.
@@ -44,7 +43,6 @@ def linear_cross_entropy(
         weight: (V, D), of the states' dtype; it may be frozen.
         targets: (R, M) int64 token ids, distinct within a row; -1 fills up a row that has fewer,
             but at least one.
-        row_weights: (R,), the weights w; None: all 1.
         added_rows: a pair (K, D), (K,): what is added to which rows of `weight`.
         kinds: the kind of each row; None: no sums by kind.
         chunk: rows of logits held at a time; None: as `head_chunk` chooses.
@@ -52,7 +50,7 @@ def linear_cross_entropy(
     added, at = added_rows
     if not torch.is_grad_enabled():  # the forward below would compute gradients nevertheless
         weight, added = weight.detach(), None if added is None else added.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, added, at, targets, row_weights, kinds, chunk)
+    return _LinearCrossEntropy.apply(hidden, weight, added, at, targets, kinds, chunk)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -64,7 +62,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         added: Tensor | None,
         at: Tensor | None,
         targets: Tensor,
-        row_weights: Tensor | None,
         kinds: Kinds | None,
         chunk: int | None,
     ) -> Tensor:
@@ -90,16 +87,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             own = logits.gather(1, targets[rows]).to(wide)
             total = _softmax_(logits, wide)
             losses = total - (own * real[rows]).sum(1, keepdim=True) * share[rows]
-            if row_weights is not None:
-                losses *= row_weights[rows, None]
             loss += losses.sum()
             by_kind += sum_by_kind(losses[:, 0], kinds, rows)
             # d loss / d logits = softmax - share of the targets, written over the logits. The
             # targets' from the exact softmax: one near 1 leaves a difference that bf16 would lose.
             own.sub_(total).exp_().sub_(share[rows])
             slope = logits.scatter_(1, targets[rows], own.to(logits.dtype))
-            if row_weights is not None:
-                slope *= row_weights[rows, None]
             if grad_hidden is not None:
                 torch.mm(slope, weight, out=grad_hidden[rows])
             if added is not None:
@@ -117,7 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None  # scaled in place, so once
         slope = slope[0] if slope.dim() else slope  # the sums by kind have no gradient
-        return (*(_scaled(grad, slope, ctx.dtype) for grad in grads), *[None] * 5)
+        return (*(_scaled(grad, slope, ctx.dtype) for grad in grads), *[None] * 4)
 
 
 def _softmax_(logits: Tensor, wide: torch.dtype) -> Tensor:

@@ -23,12 +23,12 @@ class SourceCounts(NamedTuple):
     Attributes:
         samples: Number of samples.
         tokens: Tokens that go through the model.
-        targets: Supervised tokens, each by its weight (stage 1).
+        targets: Supervised tokens (stage 1).
     """
 
-    samples: float
-    tokens: float
-    targets: float
+    samples: int
+    tokens: int
+    targets: int
 
 
 def kinds_of(step: Step) -> list[int]:
@@ -39,10 +39,10 @@ def kinds_of(step: Step) -> list[int]:
 
 
 def count_by_source(
-    names: Sequence[str], kinds: Sequence[int], tokens: Iterable[int], targets: Iterable[float]
+    names: Sequence[str], kinds: Sequence[int], tokens: Iterable[int], targets: Iterable[int]
 ) -> dict[str, SourceCounts]:
     """Return what a rank's share has of each source, from each sample's kind and tokens."""
-    sums = [[0.0, 0.0, 0.0] for _ in names]
+    sums = [[0, 0, 0] for _ in names]
     for kind, own_tokens, own_targets in zip(kinds, tokens, targets, strict=True):
         if kind >= 0:
             for place, number in enumerate((1, own_tokens, own_targets)):

@@ -42,7 +42,7 @@ class Counts(NamedTuple):
 
     Attributes:
         micro_batches: the most that any rank has.
-        targets: supervised tokens, each by its weight (stage 1).
+        targets: supervised tokens (stage 1).
         bags: texts with a bag-of-words loss (stage 1).
         tokens: tokens that go through the model.
         samples: samples.
@@ -51,7 +51,7 @@ class Counts(NamedTuple):
     """
 
     micro_batches: int
-    targets: float
+    targets: int
     bags: int
     tokens: int
     samples: int
@@ -91,8 +91,8 @@ class Work:
         return sum(m.num_tokens for m in self.micro_batches)
 
     @property
-    def num_targets(self) -> float:
-        """Number of supervised tokens, each by its weight (stage 1)."""
+    def num_targets(self) -> int:
+        """Number of supervised tokens (stage 1)."""
         return sum(m.supervised for m in self.micro_batches)
 
     def pin_memory(self) -> Work:
@@ -110,11 +110,10 @@ class Work:
             self.skipped,
         )
         found = world.exchange(*own, *chain(*self.by_source.values()))
-        sums = [float(number) for number in found.sum(0)]
+        sums = [int(number) for number in found.sum(0)]
         each = zip(*[iter(sums[len(own) :])] * len(SourceCounts._fields), strict=True)
         by_source = zip(self.by_source, starmap(SourceCounts, each), strict=True)
-        targets = sums[1]
-        bags, tokens, samples, skipped = map(int, sums[2 : len(own)])
+        _, targets, bags, tokens, samples, skipped = sums[: len(own)]
         most = int(found[:, 0].max())
         return Counts(most, targets, bags, tokens, samples, skipped, dict(by_source))
 
@@ -165,13 +164,12 @@ def collate_generative(
             tokenizer,
             turn=sample.epoch,
             max_target_length=run.stage1.max_target_length,
-            rationale_weight=run.stage1.rationale_weight,
         )
         sequence = with_bag(sequence, tokenizer) if run.stage1.bag_of_words else sequence
         sequences.append(replace(sequence, kind=kind))
     budget, names = budget or run.stage1.micro_tokens, step.sources
     batches, members = split_into_micro_batches(sequences, budget, len(names))
-    targets = [sum(one.weights) if one.weights else len(one.target) for one in sequences]
+    targets = [len(one.target) for one in sequences]
     counts = count_by_source(names, kinds, map(len, sequences), targets)
     return Work(
         step.index,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from lbr_ds.batching import Sequence, TextTokenizer, pack
+from lbr_ds.batching import TextTokenizer, pack
 from lbr_ds.batching.contrastive import contrastive_pairs
 from lbr_ds.batching.generative import draw, generative_sequence, with_bag
 from lbr_ds.config import OBJECTIVES, BottleneckConfig, ModelConfig
@@ -261,40 +261,3 @@ def test_mixture_follows_its_weights_and_its_key() -> None:
     drawn = [draw(weights, 0, 0, step, 0) for step in range(2000)]
     assert drawn == [draw(dict(reversed(weights.items())), 0, 0, step, 0) for step in range(2000)]
     assert Counter(drawn)["ib_sft"] / 2000 == pytest.approx(0.75, abs=0.04)
-
-
-WHY = "heat is what a fever is"
-
-
-@pytest.mark.parametrize("objective", ["ib_sft", "ib_uncut", "plain_sft"])
-def test_a_rationale_comes_before_the_answer(tokenizer: TextTokenizer, objective: str) -> None:
-    """With the weight 1 it is as if the answer were both, and with 0 as if it were not there."""
-    reasoned = replace(PAIR, rationale=WHY)
-    both = replace(PAIR, positives=[f"{WHY}\n{answer}" for answer in PAIR.positives])
-
-    def made(record: Record, weight: float, limit: int = 64) -> Sequence:
-        return generative_sequence(
-            record, objective, tokenizer, turn=1, max_target_length=limit, rationale_weight=weight
-        )
-
-    assert made(reasoned, 1) == made(both, 0)
-    assert made(reasoned, 0) == made(PAIR, 0) == made(PAIR, 1)
-    answer, size = made(PAIR, 0).target, len(ids(tokenizer, f"{WHY}\n"))
-    half = made(reasoned, 0.5)
-    assert half.target == made(both, 0).target
-    assert half.weights == [0.5] * size + [1.0] * len(answer)
-    assert pack([half, made(PAIR, 1)]).supervised == 0.5 * size + 2 * len(answer)
-    truncated = made(reasoned, 0.5, limit=len(answer) + 3)
-    assert truncated.target == [*half.target[:3], *answer]
-    assert truncated.weights == [0.5] * 3 + [1.0] * len(answer)
-
-
-@pytest.mark.parametrize("objective", ["ib_reconstruct", "ib_continue", "plain_lm"])
-def test_passages_have_no_rationale(tokenizer: TextTokenizer, objective: str) -> None:
-    one, other = (
-        generative_sequence(
-            r, objective, tokenizer, turn=0, max_target_length=64, rationale_weight=1
-        )
-        for r in (PAIR, replace(PAIR, rationale=WHY))
-    )
-    assert one == other

@@ -35,7 +35,6 @@ def drawn(draw: random.Random, number: int) -> Record:
     name = f"r{number if draw.random() < 0.9 else draw.randrange(number + 1)}"
     if draw.random() < 0.3:
         return Record(id=name, text=text(), source="s", group=draw.choice(["", "g"]))
-    rationale = text() if draw.random() < 0.2 else ""
     positives, negatives = [text(), text()], [text() for _ in range(draw.randrange(3))]
     return Record(
         id=name,
@@ -43,7 +42,6 @@ def drawn(draw: random.Random, number: int) -> Record:
         positives=positives,
         negatives=negatives,
         source="s",
-        rationale=rationale,
     )
 
 
@@ -176,10 +174,8 @@ def test_records_are_read_as_they_are_written(made: tuple[Store, Plain, Tally, T
     for seq, record in oracle.records.items():
         kept = record.negatives[1:] if seq % 2 else record.negatives
         removed += [(seq, FIELDS.index("negatives"), 0)] * (len(kept) < len(record.negatives))
-        removed += [(seq, FIELDS.index("rationale"), 0)] * bool(record.rationale and seq % 3)
-        rationale = "" if seq % 3 else record.rationale
         label = f"label {seq % 4}"
-        expected[seq] = replace(record, group=label, negatives=kept, rationale=rationale)
+        expected[seq] = replace(record, group=label, negatives=kept)
     with store.step():
         store.insert("members", seq=list(expected), grp=[10 * (seq % 4) for seq in expected])
         store.insert("groups", grp=[30, 0, 10, 20], label=[f"label {n}" for n in (3, 0, 1, 2)])

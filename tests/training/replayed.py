@@ -18,7 +18,7 @@ from lbr_ds.training.feed import open_feed
 from lbr_ds.training.session import build_engine, build_session, text_tokenizer
 from tests.training.probe import learned, run_probes
 
-WEIGHT, BAG, RATIONALE = 0.3, 0.7, 0.4
+WEIGHT, BAG = 0.3, 0.7
 # name: (layout in OUT, tokens of a micro-batch)
 CASES = {
     "zero1-cached": ("zero1", 60),
@@ -38,7 +38,6 @@ def probe(name: str, recipe: str, out: Path, world: World) -> None:
             "stage2.from=backbone",
             f"stage2.generative={WEIGHT}",
             f"stage1.bag_of_words={BAG}",
-            f"stage1.rationale_weight={RATIONALE}",
             f"stage2.micro_batch_tokens={tokens}",
         ],
     )

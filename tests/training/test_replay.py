@@ -13,15 +13,14 @@ import torch
 
 from lbr_ds import lineage
 from lbr_ds.config import RunConfig, load
-from lbr_ds.corpora.prepare import prepare
 from lbr_ds.distributed import World
 from lbr_ds.errors import CheckpointError
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.runs import checkpoints
 from lbr_ds.training.checkpoint.resume import find_checkpoint
 from tests.ranks import run_ranks
-from tests.tiny import records, tiny_recipe
-from tests.training.replayed import BAG, CASES, RATIONALE, WEIGHT
+from tests.tiny import tiny_recipe
+from tests.training.replayed import BAG, CASES, WEIGHT
 from tests.training.test_resume import metrics
 from tests.training.test_stages import contrastive_oracle, distance, generative_oracle
 
@@ -33,14 +32,8 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A run in which two records of three have a rationale."""
     folder = tmp_path_factory.mktemp("replay")
-    run = load(tiny_recipe(folder, group_every=20, prepared=False), ["stage1.samples_per_step=12"])
-    raws = records(240, group_every=20)
-    for number, raw in enumerate(raws):
-        raw["rationale"] = f"step {number}: {raw['query'][8:20]}" * (number % 3 > 0)
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(raw) + "\n" for raw in raws))
-    prepare(run.data, run.seed)
+    run = load(tiny_recipe(folder, group_every=20), ["stage1.samples_per_step=12"])
     prepare_backbone(run.model, run.bottleneck, run.run / "backbone", run.seed)
     (run.run / "recipe.yaml").write_text(run.dump())
     for stage in (1, 2, 3):
@@ -60,7 +53,7 @@ def probed(run: RunConfig, case: str, world: int) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_step_is_the_sum_of_both_losses(run: RunConfig, case: str, world: int) -> None:
-    generative, bag, of_generative = generative_oracle(run, BAG, RATIONALE)
+    generative, bag, of_generative = generative_oracle(run, BAG)
     contrastive, of_contrastive = contrastive_oracle(run)
     found = probed(run, case, world)
     wanted = {name: WEIGHT * grad for name, grad in of_generative.items()}

@@ -77,33 +77,19 @@ def text_tokenizer(run: RunConfig) -> TextTokenizer:
     )
 
 
-def generative_oracle(
-    run: RunConfig, bag: float, rationale: float = 0
-) -> tuple[float, float, dict[str, Tensor]]:
-    """Stage 1 one sequence at a time, dense mask, logits whole.
-
-    bag, rationale: weights of the words' loss, and of the rationale's tokens.
-    """
+def generative_oracle(run: RunConfig, bag: float) -> tuple[float, float, dict[str, Tensor]]:
+    """Stage 1 one sequence at a time, dense mask, logits whole; bag: weight of the words' loss."""
     model, tokenizer = plain_model(run), text_tokenizer(run)
-    loss, bags, count = torch.zeros(()), [], 0.0
+    loss, bags, count = torch.zeros(()), [], 0
     for sample in samples(run, 1):
-        seq = generative_sequence(
-            sample.record,
-            "ib_sft",
-            tokenizer,
-            turn=0,
-            max_target_length=32,
-            rationale_weight=rationale,
-        )
+        seq = generative_sequence(sample.record, "ib_sft", tokenizer, turn=0, max_target_length=32)
         ids = torch.tensor([seq.context + seq.target])
         logits = model(ids, attention_mask=dense_mask([seq])[None, None]).logits[0]
         first = len(seq.context) - 1
-        losses = torch.nn.functional.cross_entropy(
-            logits[first:-1], torch.tensor(seq.target), reduction="none"
+        loss = loss + torch.nn.functional.cross_entropy(
+            logits[first:-1], torch.tensor(seq.target), reduction="sum"
         )
-        weights = torch.tensor(seq.weights or [1.0] * len(seq.target))
-        loss = loss + (weights * losses).sum()
-        count += float(weights.sum())
+        count += len(seq.target)
         words = list(
             dict.fromkeys(i for i in seq.target if i not in tokenizer.backend.all_special_ids)
         )

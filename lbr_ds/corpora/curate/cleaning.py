@@ -104,10 +104,7 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
         if fault := rules.fault(text):
             removed.append((f"negative_{fault[0]}", f"{record.id}: {fault[1]}: {text[:200]}"))
             del negatives[known]
-    query, rationale = tidy(record.query), tidy(record.rationale)
-    if rationale and (fault := rules.fault(rationale)):
-        removed.append((f"rationale_{fault[0]}", f"{record.id}: {fault[1]}: {rationale[:200]}"))
-        rationale = ""
+    query = tidy(record.query)
     only_answer_is_query = _remove_repeated(
         record, key(query) if query else b"", positives, negatives, removed
     )
@@ -120,7 +117,6 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
         negatives=list(negatives.values()),
         text=tidy(record.text),
         group=record.group.strip(),
-        rationale=rationale,
     )
     for text in [record.text] if record.text else [record.query, *record.positives]:
         if fault := rules.fault(text):
@@ -137,7 +133,6 @@ def clean_record(record: Record, rules: Rules) -> Cleaned:
         "positives": list(positives),
         "negatives": list(negatives),
         "text": [key(record.text)] if record.text else [],
-        "rationale": [key(rationale)] if rationale else [],
     }
     return Cleaned(record, None, removed, keys)
 

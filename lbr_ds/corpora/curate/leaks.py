@@ -1,9 +1,8 @@
 """Keep every text of eval, and every near duplicate of one, out of gl and cl, and verify this.
 
 Queries, positives and passages cannot leak, since components stay in one split (`groups.py`).
-Negatives are texts of other records, and a rationale may repeat one, so they can: those that would
-leak are removed. Records of eval are written without a rationale, so theirs cannot. Then the texts
-are counted from the shards as written.
+Negatives are texts of other records, so they can: those that would leak are removed. Then the
+texts are counted from the shards as written.
 
 Under the knowledge protocol (`knowledge.py`) the same holds for control. It also holds for eval
 except in gl, which states the facts of eval's entities: a text of eval may occur in gl, but only in
@@ -26,7 +25,7 @@ from lbr_ds.corpora.curate.segmentation import key
 from lbr_ds.corpora.curate.tally import EXAMPLES, Tally
 from lbr_ds.corpora.parts import KEY_BYTES, halves
 from lbr_ds.corpora.store import Store
-from lbr_ds.corpora.stored import NEGATIVE, POSITIVE, RATIONALE, distinct
+from lbr_ds.corpora.stored import NEGATIVE, POSITIVE, distinct
 from lbr_ds.errors import DataError
 from lbr_ds.shards import Manifest, read_records
 from lbr_ds.system.process_pool import map_in_order
@@ -41,17 +40,16 @@ def remove_leaking_texts(store: Store, removed: Tally) -> None:
     """Remove negatives that are an answer of their own group, or that leak between splits.
 
     A negative leaks if a split for training would share it with eval or control, or the other way
-    round, and a rationale if it would share it with texts that these judge by. Between splits near
-    duplicates count as equal. Within a group they do not: the source says that they are wrong, and
-    a single word may be the reason.
+    round. Between splits near duplicates count as equal. Within a group they do not: the source
+    says that they are wrong, and a single word may be the reason.
     """
-    if not store.number("SELECT EXISTS (SELECT 1 FROM uses WHERE role >= ?)", NEGATIVE):
+    if not store.number("SELECT EXISTS (SELECT 1 FROM uses WHERE role = ?)", NEGATIVE):
         return
     store.db.execute(f"""
         CREATE TEMP TABLE extra AS
         SELECT seq, role, place, num, family, grp, split IN {JUDGED} AS judged FROM uses
             JOIN families USING (num) JOIN placed USING (seq) JOIN members USING (seq)
-        WHERE role >= {NEGATIVE};
+        WHERE role = {NEGATIVE};
         CREATE TEMP TABLE answers AS
         SELECT DISTINCT grp, num FROM uses JOIN placed USING (seq) JOIN members USING (seq)
         WHERE role = {POSITIVE} AND num IN (SELECT num FROM extra);
@@ -59,22 +57,18 @@ def remove_leaking_texts(store: Store, removed: Tally) -> None:
         SELECT DISTINCT family, split IN {JUDGED} AS judged FROM uses
             JOIN families USING (num) JOIN placed USING (seq)
         WHERE role < {NEGATIVE} AND family IN (SELECT family FROM extra)""")
-    _remove(store, f"judged AND role = {RATIONALE}")
-    judging = (
-        "family IN (SELECT family FROM linked WHERE judged"
-        f" UNION ALL SELECT family FROM extra WHERE judged AND role = {NEGATIVE})"
-    )
-    for role, rule, leaks in (
-        (NEGATIVE, "negative_is_a_positive", "(grp, num) IN (FROM answers)"),
+    for rule, condition in (
+        ("negative_is_a_positive", "(grp, num) IN (FROM answers)"),
         (
-            NEGATIVE,
             "negative_is_in_other_split",
             "judged AND family IN (SELECT family FROM linked WHERE NOT judged)",
         ),
-        (NEGATIVE, "negative_is_in_other_split", f"NOT judged AND {judging}"),
-        (RATIONALE, "rationale_is_in_other_split", f"NOT judged AND {judging}"),
+        (
+            "negative_is_in_other_split",
+            "NOT judged AND family IN (SELECT family FROM linked WHERE judged"
+            " UNION ALL SELECT family FROM extra WHERE judged)",
+        ),
     ):
-        condition = f"role = {role} AND {leaks}"
         rows = store.rows(
             "SELECT id, num FROM extra JOIN records USING (seq)"
             f" WHERE {condition} ORDER BY id, place LIMIT {EXAMPLES}"

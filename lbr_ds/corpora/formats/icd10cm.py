@@ -1,14 +1,11 @@
 """Read the ICD-10-CM tabular list (XML): inclusion term -> title of its code and its parents.
 
 "Ragpicker's disease" -> "Pulmonary anthrax. In: Anthrax". Parents are codes, nearest first;
-chapters and sections are left out. Codes without inclusion terms give no row. The rationale has the
-titles from the chapter to the code: "Certain infectious and parasitic diseases; Certain zoonotic
-bacterial diseases; Anthrax".
+chapters and sections are left out. Codes without inclusion terms give no row.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,9 +14,6 @@ from lbr_ds.config import SourceConfig
 from lbr_ds.corpora.formats.interface import Format, Row
 from lbr_ds.errors import DataError
 
-_LEVELS = ("chapter", "section", "diag")
-_RANGE = re.compile(r" \([A-Z0-9]+(-[A-Z0-9]+)?\)$")  # of codes, after the title of a chapter
-
 
 def read_icd10cm(path: Path, source: SourceConfig) -> Iterator[Row]:
     """Yield a row per inclusion term, in the form of a record: id CODE-N, group CODE.
@@ -27,18 +21,17 @@ def read_icd10cm(path: Path, source: SourceConfig) -> Iterator[Row]:
     Raises:
         DataError: The file is not well-formed XML.
     """
-    outer: list[ElementTree.Element] = []  # the enclosing chapter, section and codes
+    outer: list[ElementTree.Element] = []  # the enclosing codes
     try:
         for event, element in ElementTree.iterparse(path, ("start", "end")):
-            if element.tag not in _LEVELS:
+            if element.tag != "diag":
                 continue
             if event == "start":
                 outer.append(element)
                 continue
             outer.pop()
-            if element.tag == "diag":
-                yield from _terms(path, element, outer)
-            element.clear()  # keeps memory at one code; its title is read before this
+            yield from _terms(path, element, outer)
+            element.clear()  # keeps memory at one chapter; a code's titles are read before this
     except (ElementTree.ParseError, OSError) as error:
         raise DataError(f"{path}: not the ICD-10-CM tabular XML ({error})") from None
 
@@ -47,8 +40,7 @@ def _terms(
     path: Path, code: ElementTree.Element, outer: list[ElementTree.Element]
 ) -> Iterator[Row]:
     label = (code.findtext("name") or "").strip()
-    parents = "; ".join(_title(parent) for parent in reversed(outer) if parent.tag == "diag")
-    way = "; ".join(_RANGE.sub("", _title(parent)) for parent in outer)
+    parents = "; ".join(_title(parent) for parent in reversed(outer))
     passage = f"{_title(code)}. In: {parents}" if parents else _title(code)
     for number, note in enumerate(code.findall("inclusionTerm/note"), 1):
         where = f"{path}: code {label}, inclusion term {number}"
@@ -58,7 +50,6 @@ def _terms(
             "query": "".join(note.itertext()),
             "positives": [passage],
             "group": label,
-            "rationale": way,
         }
         yield Row(where, name, raw)
 

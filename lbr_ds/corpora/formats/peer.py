@@ -18,7 +18,6 @@ from lbr_ds.corpora.formats.scores import (
     without_empty,
 )
 from lbr_ds.corpora.formats.values import (
-    RATIONALE_NAMES,
     MissingColumn,
     cell_text,
     column_value,
@@ -131,7 +130,6 @@ class Peer:
         """Return those of a row's columns that are read."""
         known = {*self.query, *self.positives, *self.score, self.instruction, *self.tuple_scores}
         known |= {name for names in self.teacher for name in names}
-        known.update(RATIONALE_NAMES)
         return [n for n in names if n in known or re.fullmatch(self.negatives, n)]
 
     def read(self, row: dict[str, Any], source: SourceConfig, where: str) -> Made:

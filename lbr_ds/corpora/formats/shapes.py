@@ -132,7 +132,6 @@ def _records(
         raw = {**_instructions(source), "id": f"{name}-{key}", "source": name, **raw}
         if raw.get("text"):
             raw.pop("instruction", None)  # a plain passage has no query
-            raw.pop("rationale", None)
         try:
             yield row.where, Record.from_valid(raw) or Record.from_dict(raw, row.where)
         except DataError as error:

@@ -17,14 +17,6 @@ from lbr_ds.errors import DataError
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _TEXT_NAMES = ("text", "content", "contents")
-RATIONALE_NAMES = (
-    "rationale",
-    "reasoning",
-    "reasoning_content",
-    "cot",
-    "chain_of_thought",
-    "explanation",
-)
 ID_NAMES = ("docid", "doc_id", "_id", "id")
 
 
@@ -108,19 +100,16 @@ def template_texts(row: dict[str, Any], template: str, where: str) -> list[str]:
 
 
 def named_parts(row: dict[str, Any], source: SourceConfig, where: str) -> dict[str, Any]:
-    """Return id, group, instructions, scores and rationale if the recipe names columns for them.
+    """Return id, group, instructions and scores if the recipe names columns for them.
 
-    A rationale also has names of its own. An empty cell does not replace the instruction of the
-    source.
+    An empty cell does not replace the instruction of the source.
     """
     named: dict[str, Any] = {}
     for name in ("positive_scores", "negative_scores"):
         if column := getattr(source.columns, name):
             named[name] = numbers(column_value(row, column, where), column, where)
-    usual = next((name for name in RATIONALE_NAMES if isinstance(row.get(name), str)), "")
-    for name in ("id", "group", "instruction", "document_instruction", "rationale"):
-        column = getattr(source.columns, name) or (usual if name == "rationale" else "")
-        if column:
+    for name in ("id", "group", "instruction", "document_instruction"):
+        if column := getattr(source.columns, name):
             if "{" in column:
                 named[name] = "".join(template_texts(row, column, where))
             else:
