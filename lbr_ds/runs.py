@@ -41,18 +41,18 @@ def saved(stage_folder: Path) -> list[Path]:
 
 
 def checkpoints(stage_folder: Path) -> list[Path]:
-    """Return the checkpoints of `RUN/stageN` whose files have their full size, oldest first."""
-    return [p for p in saved(stage_folder) if not fault(p, part=0, parts=0)]
+    """Return the checkpoints of `RUN/stageN` whose models have their full size, oldest first."""
+    return [p for p in saved(stage_folder) if not fault(p, parts=0, state=False)]
 
 
-def fault(checkpoint: Path, *, part: int = 0, parts: int = 1) -> str:
+def fault(checkpoint: Path, *, part: int = 0, parts: int = 1, state: bool = True) -> str:
     """Return what is wrong with a checkpoint's files, as `name: reason`; "" when it is complete.
 
-    Sizes are always compared. Contents are read (at the disk's or sha256's speed, whichever is
-    less) and compared for every `parts`-th file from `part` on, so that ranks can share the
-    reading; parts=0 reads none.
+    Sizes are always compared. Contents are read and compared for every `parts`-th file from `part`
+    on, so that ranks can share the reading; parts=0 reads none. With state=False, `state/` may be
+    missing: only a resume needs it.
     """
-    files = _listed(checkpoint)
+    files = _listed(checkpoint, state)
     if isinstance(files, str):
         return files
     if "state.json" not in files:
@@ -64,14 +64,13 @@ def fault(checkpoint: Path, *, part: int = 0, parts: int = 1) -> str:
 def changed(folder: Path) -> str:
     """Return what changed in a folder since its files.json, as `name: reason`; "" for nothing.
 
-    Of a checkpoint the contents of `state/` are not read, which only training needs. A file is read
-    once and then known by its times (`cached_sha256`). A folder without files.json has not changed.
+    `state/` may be missing. A file is read once and then known by its times (`cached_sha256`). A
+    folder without files.json has not changed.
     """
-    files = _listed(folder)
+    files = _listed(folder, state=False)
     if isinstance(files, str):
         return files if (folder / MANIFEST).exists() else ""
-    read = [name for name in sorted(files) if not name.startswith("state/")]
-    return _compare(folder, files, read, cached_sha256)
+    return _compare(folder, files, sorted(files), cached_sha256)
 
 
 def seal_folder(folder: Path, leave: Sequence[str] = ()) -> None:
@@ -87,11 +86,12 @@ def seal_folder(folder: Path, leave: Sequence[str] = ()) -> None:
     (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
 
-def _listed(folder: Path) -> dict[str, tuple[int, str]] | str:
-    """{name: (size, sha256)} of files.json, or what is wrong with it."""
+def _listed(folder: Path, state: bool) -> dict[str, tuple[int, str]] | str:
+    """{name: (size, sha256)} of files.json, or what is wrong with it; state: with `state/`."""
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {name: (int(is_["bytes"]), str(is_["sha256"])) for name, is_ in listed.items()}
+        kept = {n: v for n, v in listed.items() if state or not n.startswith("state/")}
+        return {name: (int(is_["bytes"]), str(is_["sha256"])) for name, is_ in kept.items()}
     except FileNotFoundError:
         return f"{MANIFEST}: missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -273,7 +273,7 @@ def choice(folder: Path, checkpoint: str) -> str:
 def _first_unchanged(found: list[Path]) -> Path:
     """Return the first complete one of these checkpoints; log those before it."""
     for path in found:
-        if not (why := changed(path) or fault(path, parts=0)):
+        if not (why := changed(path) or fault(path, parts=0, state=False)):
             return path
         log.warning("%s is damaged and skipped: %s", path, why)
     raise CheckpointError(

@@ -12,12 +12,14 @@ import pytest
 
 from lbr_ds import runs
 from lbr_ds.config import BottleneckConfig, ModelConfig
+from lbr_ds.distributed import World
 from lbr_ds.encoder import Encoder
 from lbr_ds.errors import CheckpointError
 from lbr_ds.evaluation import load_model
 from lbr_ds.exporting import export
 from lbr_ds.model.bottleneck import prepare_backbone
 from lbr_ds.system.locate import file_sha256
+from lbr_ds.training.checkpoint.resume import first_complete
 from tests.tiny import backbone
 
 
@@ -78,6 +80,20 @@ def test_a_checkpoint_with_flipped_bytes_is_never_used(
     flip(older / "model" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"all 2 checkpoints are damaged \(step-000005"):
         read(run)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_checkpoint_without_its_state_is_used(run: Path, read: Callable[[Path], Any]) -> None:
+    """It may be deleted to save space; a resume needs it."""
+    newest = runs.saved(run / "stage2")[-1]
+    shutil.rmtree(newest / "state")
+    for place in (run, newest):
+        assert runs.model_folder(place) == newest / "model"
+    assert runs.checkpoints(run / "stage2")[-1] == newest
+    read(run)
+    with pytest.raises(CheckpointError, match=r"state/optimizer.pt: missing\); restore one, or"):
+        first_complete([newest], World())
+    assert first_complete([newest], World(), state=False) == newest
 
 
 def test_what_is_read_is_verified_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def starting_point(run: RunConfig, number: int, world: World) -> Path:
         best = best_first(newest[::-1]) if source == "best" else []
         # The others follow, in case the best one is damaged.
         order = world.share(best + [path for path in newest if path not in best])
-        if chosen := first_complete(order, world):
+        if chosen := first_complete(order, world, state=False):
             log.info("stage 2 starts from %s (%s)", chosen, _why(chosen, source, len(best)))
             return chosen
     if source.isdigit():

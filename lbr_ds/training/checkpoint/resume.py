@@ -80,16 +80,21 @@ def newest_complete(stage_folder: Path, world: World) -> Path | None:
     return first_complete(world.share(saved(stage_folder)[::-1]), world)
 
 
-def first_complete(checkpoints: list[Path], world: World) -> Path | None:
+def first_complete(checkpoints: list[Path], world: World, *, state: bool = True) -> Path | None:
     """Return the first checkpoint whose files are as they were saved; each rank reads a share.
 
     Damaged ones are logged and skipped.
+
+    Args:
+        checkpoints: In the order of preference.
+        world: This rank's place.
+        state: Whether `state/` is needed, for a resume.
 
     Raises:
         CheckpointError: All are damaged.
     """
     for path in checkpoints:
-        mine = fault(path, part=world.rank, parts=world.size)
+        mine = fault(path, part=world.rank, parts=world.size, state=state)
         (finder,) = world.max(world.rank + 1 if mine else 0)
         if not finder:
             return Path(path)
