@@ -38,12 +38,7 @@ from lbr_ds.system import resources
 from lbr_ds.system.masking import mask_secrets
 from lbr_ds.system.yaml_json import parse_yaml, read_yaml
 
-_DECISIVE_IN_REPLAY = (
-    "objective",
-    "samples_per_step",
-    "max_target_length",
-    "bag_of_words",
-)
+_DECISIVE_IN_REPLAY = ("objective", "samples_per_step", "max_target_length", "bag_of_words")
 
 
 class RunConfig(Section):

@@ -165,7 +165,7 @@ def _make(
         ),
         "groups": lambda: group_records(store, manifest.seed),
         "divide": lambda: split(store, data.splits, dropped),
-        "negatives": lambda: leaks.remove_leaking_texts(store, removed),
+        "negatives": lambda: leaks.remove_leaking_negatives(store, removed),
         "labels": store.write_labels,
     }
     for name, work in stages.items():

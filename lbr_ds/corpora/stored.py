@@ -150,7 +150,7 @@ def distinct(values: NDArray[Any]) -> NDArray[Any]:
 
 
 class Records(_Reader):
-    """Returns records as they will be written: with groups, and without the texts that leak."""
+    """Returns records as they will be written: with groups, and without the negatives that leak."""
 
     def __init__(self, files: Files) -> None:
         super().__init__(files)

@@ -60,8 +60,7 @@ class Embedder(nn.Module):
         """
         hidden = self._body(batch, read=self._read(batch)).last_hidden_state[0]
         if batch.targets is not None:
-            states = hidden[batch.read]
-            return self.head(states, batch.targets, batch.bags, batch.kinds)
+            return self.head(hidden[batch.read], batch.targets, batch.bags, batch.kinds)
         if self.pooling == "mean":
             pooled = _means(hidden.float(), batch)
         else:

@@ -55,7 +55,7 @@ STOPS = [  # where it is interrupted, at which call
     ("lbr_ds.corpora.store.Store.gather_texts", 1),
     ("lbr_ds.corpora.prepare.find_families", 1),
     ("lbr_ds.corpora.prepare.group_records", 1),
-    ("lbr_ds.corpora.curate.leaks.remove_leaking_texts", 1),
+    ("lbr_ds.corpora.curate.leaks.remove_leaking_negatives", 1),
     ("lbr_ds.corpora.store.Store.write_labels", 1),
     ("lbr_ds.corpora.prepare.write_split", 2),
     ("lbr_ds.corpora.curate.leaks.prove_no_leaks", 1),

@@ -36,7 +36,7 @@ JUDGED = ("eval", CONTROL)
 _RECORDS_ALONE = 1 << 13  # records read by this process before others are started
 
 
-def remove_leaking_texts(store: Store, removed: Tally) -> None:
+def remove_leaking_negatives(store: Store, removed: Tally) -> None:
     """Remove negatives that are an answer of their own group, or that leak between splits.
 
     A negative leaks if a split for training would share it with eval or control, or the other way
@@ -46,17 +46,17 @@ def remove_leaking_texts(store: Store, removed: Tally) -> None:
     if not store.number("SELECT EXISTS (SELECT 1 FROM uses WHERE role = ?)", NEGATIVE):
         return
     store.db.execute(f"""
-        CREATE TEMP TABLE extra AS
+        CREATE TEMP TABLE negatives AS
         SELECT seq, role, place, num, family, grp, split IN {JUDGED} AS judged FROM uses
             JOIN families USING (num) JOIN placed USING (seq) JOIN members USING (seq)
         WHERE role = {NEGATIVE};
         CREATE TEMP TABLE answers AS
         SELECT DISTINCT grp, num FROM uses JOIN placed USING (seq) JOIN members USING (seq)
-        WHERE role = {POSITIVE} AND num IN (SELECT num FROM extra);
+        WHERE role = {POSITIVE} AND num IN (SELECT num FROM negatives);
         CREATE TEMP TABLE linked AS
         SELECT DISTINCT family, split IN {JUDGED} AS judged FROM uses
             JOIN families USING (num) JOIN placed USING (seq)
-        WHERE role < {NEGATIVE} AND family IN (SELECT family FROM extra)""")
+        WHERE role < {NEGATIVE} AND family IN (SELECT family FROM negatives)""")
     for rule, condition in (
         ("negative_is_a_positive", "(grp, num) IN (FROM answers)"),
         (
@@ -66,26 +66,26 @@ def remove_leaking_texts(store: Store, removed: Tally) -> None:
         (
             "negative_is_in_other_split",
             "NOT judged AND family IN (SELECT family FROM linked WHERE judged"
-            " UNION ALL SELECT family FROM extra WHERE judged)",
+            " UNION ALL SELECT family FROM negatives WHERE judged)",
         ),
     ):
         rows = store.rows(
-            "SELECT id, num FROM extra JOIN records USING (seq)"
+            "SELECT id, num FROM negatives JOIN records USING (seq)"
             f" WHERE {condition} ORDER BY id, place LIMIT {EXAMPLES}"
         )
         examples = [f"{name}: {store.text(number)}" for name, number in rows]
         removed.add_some(rule, examples, _remove(store, condition))
     store.db.execute("DELETE FROM uses WHERE (seq, role, place) IN (FROM removed)")
-    for table in ("extra", "answers", "linked"):
+    for table in ("negatives", "answers", "linked"):
         store.db.execute(f"DROP TABLE {table}")
 
 
 def _remove(store: Store, condition: str) -> int:
-    """Move what fulfils a condition from `extra` to `removed`; return how many these are."""
+    """Move what fulfils a condition from `negatives` to `removed`; return how many these are."""
     before = store.number("SELECT count(*) FROM removed")
     store.db.execute(f"""
-        INSERT INTO removed SELECT seq, role, place FROM extra WHERE {condition};
-        DELETE FROM extra WHERE (seq, role, place) IN (FROM removed)""")
+        INSERT INTO removed SELECT seq, role, place FROM negatives WHERE {condition};
+        DELETE FROM negatives WHERE (seq, role, place) IN (FROM removed)""")
     return store.number("SELECT count(*) FROM removed") - before
 
 

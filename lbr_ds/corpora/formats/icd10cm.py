@@ -31,7 +31,7 @@ def read_icd10cm(path: Path, source: SourceConfig) -> Iterator[Row]:
                 continue
             outer.pop()
             yield from _terms(path, element, outer)
-            element.clear()  # keeps memory at one chapter; a code's titles are read before this
+            element.clear()  # frees what a code holds; the codes inside it have read its title
     except (ElementTree.ParseError, OSError) as error:
         raise DataError(f"{path}: not the ICD-10-CM tabular XML ({error})") from None
 
