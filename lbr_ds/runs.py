@@ -40,9 +40,9 @@ def saved(stage_folder: Path) -> list[Path]:
     return sorted(named, key=lambda p: int(p.name.removeprefix("step-")))
 
 
-def checkpoints(stage_folder: Path) -> list[Path]:
-    """Return the checkpoints of `RUN/stageN` whose models have their full size, oldest first."""
-    return [p for p in saved(stage_folder) if not fault(p, parts=0, state=False)]
+def checkpoints(stage_folder: Path, *, state: bool = False) -> list[Path]:
+    """Return the checkpoints of `RUN/stageN` whose files have their full size, oldest first."""
+    return [p for p in saved(stage_folder) if not fault(p, parts=0, state=state)]
 
 
 def fault(checkpoint: Path, *, part: int = 0, parts: int = 1, state: bool = True) -> str:

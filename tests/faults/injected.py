@@ -211,7 +211,11 @@ def storage_faults(scene: Scene) -> list[Outcome]:
 def _stands(ended: Ended) -> bool:
     """The save failed on all ranks, and the checkpoints before it are whole."""
     failed = set(ended.codes) == {CheckpointError.exit_code}
-    return failed and bool(checkpoints(ended.stage)) and not list(ended.stage.rglob("*.part"))
+    return (
+        failed
+        and bool(checkpoints(ended.stage, state=True))
+        and not list(ended.stage.rglob("*.part"))
+    )
 
 
 def _full(scene: Scene) -> Outcome:
@@ -250,7 +254,9 @@ def _read_only(scene: Scene) -> Outcome:
     try:
         ended = scene.train("read-only", 500, "every.save=2", act=act)
         reason = "Read-only file system" if os.geteuid() == 0 else "Permission denied"
-        whole = set(ended.codes) == {CheckpointError.exit_code} and checkpoints(ended.stage)
+        whole = set(ended.codes) == {CheckpointError.exit_code} and checkpoints(
+            ended.stage, state=True
+        )
         return scene.outcome(
             "read-only folder",
             ended,
@@ -269,7 +275,9 @@ def _slow(scene: Scene) -> Outcome:
     hook = functools.partial(slow_flushes, seconds=0.2)
     ended = scene.train("slow", 6, "every.save=2", hook=hook)
     stalls = [line["save_seconds"] for line in ended.metrics()]
-    right = ended.codes == [0, 0] and stalls[-1] > 1 and len(checkpoints(ended.stage)) == 2
+    right = (
+        ended.codes == [0, 0] and stalls[-1] > 1 and len(checkpoints(ended.stage, state=True)) == 2
+    )
     return scene.outcome("slow file system", ended, right)
 
 

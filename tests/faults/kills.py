@@ -75,7 +75,7 @@ class Victim:
 
     def newest(self) -> int:
         """The step of the newest whole checkpoint on disk; 0 without one."""
-        found = checkpoints(self.stage)
+        found = checkpoints(self.stage, state=True)
         return step_of(found[-1]) if found else 0
 
     def unfinished(self) -> list[Path]:

@@ -178,7 +178,7 @@ def test_what_is_kept(tmp_path: Path, keep: int, keep_every: int | None, left: l
         rewrite(folder, {"step": step})
     prune(tmp_path / "checkpoints" / "step-000010", keep, keep_every, keep_best=False)
     assert [int(path.name[5:]) for path in saved(tmp_path)] == [*left, 12]
-    assert saved(tmp_path) == checkpoints(tmp_path)
+    assert saved(tmp_path) == checkpoints(tmp_path, state=True)
 
 
 def test_storage_that_fails_or_is_slow(copied: RunConfig) -> None:

@@ -132,7 +132,7 @@ def prune(newest: Path, keep: int, keep_every: int | None, keep_best: bool) -> N
         keep_every: Those whose step is a multiple of it are kept too; None: no others.
         keep_best: Whether the best one, by the evaluation saved with each, is kept too.
     """
-    saved = [p for p in runs.saved(newest.parent.parent) if not runs.fault(p, parts=0)]
+    saved = runs.checkpoints(newest.parent.parent, state=True)
     saved = saved[: saved.index(newest) + 1]
     best = runs.best_first(saved)[:1] if keep_best else []
     for old in saved[:-keep]:
